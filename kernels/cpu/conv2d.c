@@ -1,0 +1,2 @@
+#define KERNEL "conv2d_impl.h"
+#include "typed.h"

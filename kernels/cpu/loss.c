@@ -1,0 +1,2 @@
+#define KERNEL "loss_impl.h"
+#include "typed.h"

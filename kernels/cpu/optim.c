@@ -1,0 +1,2 @@
+#define KERNEL "optim_impl.h"
+#include "typed.h"

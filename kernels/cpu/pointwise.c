@@ -1,0 +1,2 @@
+#define KERNEL "pointwise_impl.h"
+#include "typed.h"

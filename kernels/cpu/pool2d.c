@@ -1,0 +1,2 @@
+#define KERNEL "pool2d_impl.h"
+#include "typed.h"

@@ -1,0 +1,1 @@
+"""Who we are among the ranks, and how buffers travel between them."""

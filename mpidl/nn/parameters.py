@@ -1,0 +1,93 @@
+"""The flat buffer: every parameter of a model is a view into one contiguous array, every gradient into a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mpidl.backend import Array, Ops
+from mpidl.nn.init import INITIALIZERS
+
+ALIGNMENT = 16  # elements: each float32 parameter starts on a 64-byte line
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """What a layer declares: a name, a shape, an initialiser (see mpidl.nn.init) and its fan-in."""
+
+    name: str
+    shape: tuple[int, ...]
+    init: str = "zeros"
+    fan_in: int = 1
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a parameter lies in the flat buffer: elements [start, stop)."""
+
+    spec: ParameterSpec
+    start: int
+    stop: int
+
+
+class FlatParameters:
+    """values: (n,) parameters; gradients: (n,); message: (n + spare,) gradients with `spare` elements behind them.
+
+    The spare elements let a training step send its scalars (loss, counts, flags) in the same message as its gradients.
+    Padding between parameters is always zero, in values as in gradients.
+    """
+
+    def __init__(self, specs: Sequence[ParameterSpec], ops: Ops, dtype: DTypeLike = np.float32, spare: int = 8) -> None:
+        self.ops, self.dtype = ops, np.dtype(dtype)
+        self.slots: dict[str, Slot] = {}
+        end = 0
+        for spec in specs:
+            start = -(-end // ALIGNMENT) * ALIGNMENT
+            end = start + spec.size
+            self.slots[spec.name] = Slot(spec, start, end)
+        self.length = -(-end // ALIGNMENT) * ALIGNMENT
+        self.values: Array = ops.xp.zeros(self.length, self.dtype)
+        self.message: Array = ops.xp.zeros(self.length + spare, self.dtype)
+        self.gradients: Array = self.message[: self.length]
+        self.spare: Array = self.message[self.length :]
+
+    @property
+    def count(self) -> int:
+        """Number of parameters, padding not counted."""
+        return sum(slot.spec.size for slot in self.slots.values())
+
+    def value(self, name: str) -> Array:
+        """The parameter `name` in its own shape, a view."""
+        return self._view(self.values, name)
+
+    def gradient(self, name: str) -> Array:
+        """The gradient of `name` in its own shape, a view."""
+        return self._view(self.gradients, name)
+
+    def _view(self, flat: Array, name: str) -> Array:
+        slot = self.slots[name]
+        return flat[slot.start : slot.stop].reshape(slot.spec.shape)
+
+    def initialise(self, seed: int) -> None:
+        """Fill the values; the same on every rank and backend, whatever the number of ranks."""
+        for index, (name, slot) in enumerate(self.slots.items()):
+            generator = np.random.Generator(np.random.Philox(key=[seed, index]))
+            host = INITIALIZERS[slot.spec.init](generator, slot.spec.shape, slot.spec.fan_in)
+            self.value(name)[...] = self.ops.to_device(host.astype(self.dtype))
+
+    def first_nonfinite(self, flat: Array) -> str | None:
+        """The first parameter whose part of `flat` (values or gradients) holds a NaN or an infinity, or None."""
+        xp: Any = self.ops.xp
+        for name, slot in self.slots.items():
+            if not bool(xp.isfinite(flat[slot.start : slot.stop]).all()):
+                return name
+        return None

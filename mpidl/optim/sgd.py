@@ -1,0 +1,24 @@
+"""Stochastic gradient descent with momentum and weight decay."""
+
+from __future__ import annotations
+
+from mpidl.backend import Array, Ops
+from mpidl.nn import FlatParameters
+
+
+class SGD:
+    """One fused pass over the flat buffer a step (Sutskever et al., 2013). State: "momentum", (n,)."""
+
+    def __init__(
+        self, parameters: FlatParameters, ops: Ops, *, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False
+    ) -> None:
+        self.parameters, self.ops = parameters, ops
+        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
+        self.state: dict[str, Array] = {"momentum": ops.xp.zeros_like(parameters.values)}
+
+    def step(self, lr: float) -> None:
+        """Update the parameters from the gradients with learning rate `lr`."""
+        self.ops.sgd_step(
+            self.parameters.values, self.parameters.gradients, self.state["momentum"],
+            lr=lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov,
+        )  # fmt: skip

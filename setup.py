@@ -1,0 +1,56 @@
+"""Builds the C kernels of kernels/cpu as plain shared libraries, one for each instruction-set level.
+
+The libraries do not depend on Python; mpidl.backend.kernels loads the best one that the processor can run.
+Where no compiler is found the package installs without them and mpidl runs on NumPy alone.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+HERE = Path(__file__).parent
+SOURCES = sorted(str(p.relative_to(HERE)) for p in (HERE / "kernels" / "cpu").glob("*.c"))
+X86_LEVELS = {
+    "v2": ["-march=x86-64-v2"],
+    "v3": ["-march=x86-64-v3"],
+    "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+}
+LEVELS = X86_LEVELS if platform.machine() in ("x86_64", "AMD64") else {"generic": []}
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-Wall"]
+
+
+class BuildKernels(build_ext):
+    """Compile all sources into one library per level, beside the sources' package."""
+
+    def build_extension(self, ext: Extension) -> None:
+        level = ext.name.rsplit("_", 1)[1]
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = ["cc", *FLAGS, *LEVELS[level], "-o", str(target), *ext.sources, "-lm"]
+        try:
+            subprocess.run(command, check=True, cwd=HERE, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            detail = getattr(error, "stderr", "") or str(error)
+            print(f"mpidl: C kernels of level {level} were not built, NumPy will be used instead: {detail}", file=sys.stderr)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+    def copy_extensions_to_source(self) -> None:
+        for ext in self.extensions:
+            built = Path(self.build_lib) / self.get_ext_filename(ext.name)
+            wanted = HERE / "kernels" / built.name
+            if built.exists():
+                wanted.write_bytes(built.read_bytes())
+
+
+setup(
+    ext_modules=[Extension(f"mpidl._kernels.libmpidl_cpu_{level}", SOURCES, optional=True) for level in LEVELS],
+    cmdclass={"build_ext": BuildKernels},
+)
