@@ -1,0 +1,1 @@
+"""What the batch system does to a job: signals before the time limit."""

@@ -16,6 +16,7 @@ from mpidl.errors import MpidlError, wrap
 
 T = TypeVar("T")
 _context: Context | None = None
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,16 @@ def _portable(error: MpidlError, rank: int) -> MpidlError:
     """A copy of `error` that can be pickled and says which rank saw it."""
     where = error.where if error.where.startswith("rank ") else f"rank {rank}" + (f", {error.where}" if error.where else "")
     return type(error)(error.what, where=where, remedy=error.remedy)
+
+
+def launcher_rank() -> int:
+    """The rank that the launcher gave this process; 0 without a launcher."""
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
+
+
+def current() -> Context | None:
+    """The context of this process if `init` has been called."""
+    return _context
 
 
 def init(comm: Any = None) -> Context:

@@ -1,0 +1,31 @@
+"""Look at MPI, HDF5, BLAS, the C kernels and the GPU of this machine, and say what to do about each problem."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+NAME = "doctor"
+HELP = "check this machine and say what to do"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options of its own."""
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Examine this process's machine; does not initialise MPI here, so that it runs on a login node."""
+    from mpidl.comm.context import launcher_rank
+    from mpidl.observe.doctor import examine
+
+    if launcher_rank() != 0:
+        return {}
+    findings = examine()
+    if not args.json:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            print(f"{finding.state:>7}  {finding.name:<{width}}  {finding.value}")
+            if finding.advice:
+                print(f"{'':>7}  {'':<{width}}  -> {finding.advice}")
+    worst = "problem" if any(finding.state == "problem" for finding in findings) else "ok"
+    return {"state": worst, "findings": [vars(finding) for finding in findings], "status": int(worst == "problem")}

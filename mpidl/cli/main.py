@@ -1,0 +1,82 @@
+"""`mpidl COMMAND ...`: parses the command line, runs the command, and ends all ranks together when it fails.
+
+Exit status: 0 success; 1 an error, with one message on stderr; 2 a wrong command line; 75 stopped by a signal after saving
+(go on with --resume).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import mpidl
+from mpidl.cli import doctor, evaluate, predict, shard, train
+from mpidl.comm import context as ranks
+from mpidl.comm.context import launcher_rank
+from mpidl.errors import MpidlError
+
+COMMANDS = (shard, train, evaluate, predict, doctor)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains on rank 0 only; before MPI is initialised the launcher's environment tells the rank."""
+
+    def error(self, message: str) -> NoReturn:
+        if launcher_rank() == 0:
+            super().error(message)
+        sys.exit(2)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser with all commands."""
+    parser = _Parser(prog="mpidl", description=mpidl.__doc__)
+    parser.add_argument("--version", action="version", version=f"mpidl {mpidl.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for module in COMMANDS:
+        command = commands.add_parser(module.NAME, help=module.HELP, description=module.__doc__)
+        module.add_arguments(command)
+        command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = make_parser().parse_args(argv)
+    try:
+        result: dict[str, Any] | None = args.run(args)
+    except MpidlError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        traceback.print_exc()
+        if ranks.current() is not None:
+            ranks.init().abort(1)
+        return 1
+    if result is None:
+        return 0
+    status = int(result.pop("status", 0))
+    if args.json and launcher_rank() == 0:
+        sys.stderr.flush()
+        print(json.dumps(result), flush=True)
+    return status
+
+
+def _fail(error: MpidlError) -> int:
+    """One message. An error that all ranks know of ends them in order; one that they do not know of aborts the job."""
+    context = ranks.current()
+    alone = context is None or context.size == 1
+    if alone or error.agreed:
+        if context is None or context.is_root:
+            print(f"mpidl: error: {error}", file=sys.stderr, flush=True)
+        if context is not None and not alone:
+            context.barrier()  # a launcher kills the other ranks when the first one ends: let rank 0 speak first
+        return 1
+    assert context is not None
+    print(f"mpidl: error on rank {context.rank}: {error}", file=sys.stderr, flush=True)
+    context.abort(1)

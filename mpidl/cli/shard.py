@@ -1,0 +1,48 @@
+"""Turn raw data into a sharded data set: shard files and manifest.json. Under mpirun, ranks write their shards in parallel."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+NAME = "shard"
+HELP = "make a sharded data set from raw files"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    parser.add_argument(
+        "source", type=Path, nargs="+",
+        help="IDX(.gz) or .npy files (features, then labels), one .npz, .csv or HDF5 file, or a folder of class folders with images",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--shards", type=int, default=0, help="number of shard files (default: one per rank, at least 4)")
+    parser.add_argument("--shared", action="store_true", help="one file that all ranks share")
+    parser.add_argument("--compress", choices=("gzip", "lzf"), help="compress the shards")
+    parser.add_argument("--label", help="name of the label field or CSV column")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Shard; all ranks call it together."""
+    from mpidl.comm.context import init
+    from mpidl.data.importers import open_source
+    from mpidl.data.manifest import describe
+    from mpidl.data.writer import WriteOptions, write_dataset
+    from mpidl.observe.progress import Progress
+
+    context = init()
+    with context.together("opening the source"):
+        source = open_source(args.source, args.label)
+    shards = args.shards or min(max(4, context.size), source.samples)
+    options = WriteOptions(shards, args.shared, args.compress, args.label, args.overwrite)
+    progress = Progress(source.samples // context.size, "samples", label="sharding", quiet=not context.is_root)
+    manifest = write_dataset(source, args.out, options, context, progress.advance)
+    progress.close()
+    summary = describe(manifest) | {"out": str(args.out)}
+    if context.is_root and not args.json:
+        print(f"{manifest.samples:,} samples in {len(manifest.shards)} file(s) in {args.out}:")
+        for name, text in summary["fields"].items():
+            print(f"  {name}: {text}")
+    return summary

@@ -1,0 +1,49 @@
+"""Train a model as a TOML file says; run it under mpirun for several ranks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from typing import Any
+
+NAME = "train"
+HELP = "train a model from a TOML file"
+STOPPED = 75
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    parser.add_argument("config", help="the run configuration, a TOML file (docs/configuration.md)")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one value, e.g. optim.lr=0.1")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in train.output")
+    parser.add_argument("--overwrite", action="store_true", help="throw away an earlier run in train.output")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Train; all ranks call it together."""
+    from mpidl.comm.context import init
+    from mpidl.train.config import load_config
+
+    context = init()
+    config = context.on_root(lambda: load_config(args.config, args.overrides), "reading the configuration")
+    from mpidl.train.trainer import Trainer
+
+    def say(text: str) -> None:
+        if context.is_root:
+            print(text, file=sys.stderr, flush=True)
+
+    trainer = Trainer(config, context, say=say)
+    say(
+        f"{config.model.name}: {trainer.model.parameters.count:,} parameters; {len(trainer.reader):,} samples in "
+        f"{len(trainer.reader.manifest.shards)} shard(s); {context.size} rank(s) on {context.nodes} node(s), "
+        f"{context.threads} thread(s) each; {trainer.ops.describe()}"
+    )
+    trainer.prepare(resume=args.resume, overwrite=args.overwrite)
+    result = trainer.run()
+    say(
+        f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): accuracy {100 * result.accuracy:.2f} %, "
+        f"loss {result.loss:.4f} on {result.samples:,} samples; {result.seconds:.1f} s, {result.samples_per_second:,.0f} samples/s\n"
+        f"checkpoint: {result.checkpoint}; curves: {trainer.output / 'training.png'}"
+    )
+    return asdict(result) | {"status": STOPPED if result.stopped else 0}

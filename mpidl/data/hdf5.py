@@ -1,0 +1,93 @@
+"""The one door to h5py: loaded after MPI, asked for parallel access in one place, and files from outside not trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mpidl.comm import mpi
+from mpidl.errors import DataError
+
+mpi.preload()  # before h5py, see mpidl.comm.mpi
+import h5py  # noqa: E402
+
+REBUILD = (
+    "rebuild it: HDF5_MPI=ON CC=mpicc HDF5_DIR=<prefix of a parallel HDF5> "
+    "pip install --no-build-isolation --no-binary=h5py --no-deps --force-reinstall h5py"
+)
+
+
+def is_parallel() -> bool:
+    """Whether this h5py has the `mpio` driver."""
+    return bool(h5py.get_config().mpi)
+
+
+def open_file(path: Path | str, mode: str = "r", *, comm: Any = None) -> Any:
+    """An h5py File; with `comm`, opened by all its ranks together through the mpio driver.
+
+    Raises DataError naming the file if HDF5 cannot open it.
+    """
+    options: dict[str, Any] = {"driver": "mpio", "comm": comm} if comm is not None else {}
+    try:
+        return h5py.File(path, mode, **options)
+    except FileNotFoundError as error:
+        raise DataError("the file does not exist", where=str(path), remedy="check the path, or shard the data again") from error
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"HDF5 cannot open the file: {error}", where=str(path), remedy="the file is damaged or not HDF5: shard the data again"
+        ) from error
+
+
+def early_allocation() -> Any:
+    """Creation properties that reserve all chunks at once, which independent parallel writes need."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return properties
+
+
+def trusted_dataset(file: Any, name: str, path: Path | str) -> Any:
+    """The dataset `name`, refused if it would read other files or claims more data than the file holds.
+
+    External storage, external links and virtual datasets can read any file of the user (compare CVE-2026-1669).
+    """
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise DataError(f"has no dataset {name!r}, only {sorted(file)}", where=str(path), remedy="shard the data again")
+    if not isinstance(link, h5py.HardLink):
+        raise DataError(f"{name!r} is a link to elsewhere, which is not allowed", where=str(path), remedy="copy the data in")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{name!r} is not a dataset", where=str(path), remedy="shard the data again")
+    if dataset.is_virtual or dataset.external:
+        raise DataError(f"{name!r} keeps its data in other files, which is not allowed", where=str(path), remedy="copy the data in")
+    size = Path(path).stat().st_size
+    if dataset.compression is None and dataset.nbytes > size:
+        raise DataError(
+            f"{name!r} claims {dataset.nbytes} bytes, but the whole file has {size}: it is truncated or forged",
+            where=str(path), remedy="shard the data again",
+        )  # fmt: skip
+    return dataset
+
+
+def read_ranges(dataset: Any, ranges: Sequence[tuple[int, int]], out: NDArray[Any], *, collective: bool = False) -> None:
+    """Read the row ranges of a dataset one after another into `out`, by one H5Dread.
+
+    ranges: ascending, not overlapping; may be empty, for a rank that only takes part in a collective read.
+    """
+    here = dataset.id.get_space()
+    here.select_none()
+    for start, stop in ranges:
+        begin, extent = (start, *(0 for _ in dataset.shape[1:])), (stop - start, *dataset.shape[1:])
+        here.select_hyperslab(begin, extent, op=h5py.h5s.SELECT_OR)
+    there = h5py.h5s.create_simple(out.shape) if out.size else h5py.h5s.create(h5py.h5s.NULL)
+    transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
+    if collective:
+        transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
+        if not out.size:
+            there = here
+    if out.size or collective:
+        dataset.id.read(there, here, out, dxpl=transfer)

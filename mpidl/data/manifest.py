@@ -1,0 +1,182 @@
+"""`manifest.json`: what a sharded data set holds, and the checksums that make its files trustworthy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from mpidl.errors import DataError
+
+NAME = "manifest.json"
+FORMAT = "mpidl-shards"
+VERSION = 1
+BLOCK = 1 << 20
+
+
+class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Mean and standard deviation over all elements of a field, for normalising inputs."""
+
+    mean: float
+    std: float
+
+
+class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One array a sample has. shape: of one sample. classes: for labels, they lie in [0, classes)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    meaning: Literal["feature", "label", "other"]
+    classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    statistics: Statistics | None = None
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample."""
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+
+class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file, relative to the manifest. sha256: of the whole file, as sha256sum prints it."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The description of a data set. layout: "shards" (one file per shard) or "shared" (one file that all ranks share)."""
+
+    format: str
+    version: int
+    layout: Literal["shards", "shared"]
+    samples: int
+    fields: dict[str, Field]
+    shards: tuple[Shard, ...]
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample over all fields."""
+        return sum(field.sample_bytes for field in self.fields.values())
+
+    def only(self, meaning: str, wanted: str | None, where: str) -> str:
+        """The name of the field with this meaning, or `wanted` if given; DataError if there is not exactly one."""
+        names = [wanted] if wanted else [name for name, field in self.fields.items() if field.meaning == meaning]
+        if len(names) != 1 or names[0] not in self.fields:
+            raise DataError(
+                f"cannot tell which field is the {meaning}: the data set has {sorted(self.fields)}, asked for {wanted or 'any'}",
+                where=where, remedy=f"name it in the configuration: data.{meaning} = \"...\"",
+            )  # fmt: skip
+        return names[0]
+
+
+def new_manifest(layout: Literal["shards", "shared"], fields: dict[str, Field], shards: tuple[Shard, ...]) -> Manifest:
+    """A manifest of the current version; the number of samples is the sum over the shards."""
+    return Manifest(FORMAT, VERSION, layout, sum(shard.samples for shard in shards), fields, shards)
+
+
+def load_manifest(folder: Path | str) -> Manifest:
+    """Read and check `folder`/manifest.json; DataError names what is wrong with it."""
+    path = Path(folder) / NAME
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"cannot read the manifest: {error.strerror}", where=str(path), remedy="make a data set with 'mpidl shard', or fix the path"
+        ) from error
+    try:
+        head = msgspec.json.decode(raw)
+        if not isinstance(head, dict) or head.get("format") != FORMAT:
+            raise _bad(path, "it is not a manifest of mpidl")
+        if head.get("version") != VERSION:
+            raise _bad(path, f"it has version {head.get('version')}, this mpidl reads version {VERSION}")
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise _bad(path, str(error)) from error
+    _check(path, manifest)
+    return manifest
+
+
+def _bad(path: Path, what: str) -> DataError:
+    return DataError(what, where=str(path), remedy="shard the data again with 'mpidl shard'")
+
+
+def _check(path: Path, manifest: Manifest) -> None:
+    if manifest.samples != sum(shard.samples for shard in manifest.shards):
+        raise _bad(path, f"it claims {manifest.samples} samples, but its shards add up to {sum(s.samples for s in manifest.shards)}")
+    if not manifest.fields or not manifest.shards or any(shard.samples < 0 for shard in manifest.shards):
+        raise _bad(path, "it has no fields, no shards, or a negative count")
+    for shard in manifest.shards:
+        if Path(shard.file).name != shard.file or shard.file in ("", ".", ".."):
+            raise _bad(path, f"shard file {shard.file!r} is not a plain file name")
+    for name, field in manifest.fields.items():
+        try:
+            np.dtype(field.dtype)
+        except TypeError:
+            raise _bad(path, f"field {name!r} has the unknown dtype {field.dtype!r}") from None
+        if any(extent < 1 for extent in field.shape):
+            raise _bad(path, f"field {name!r} has the impossible shape {field.shape}")
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `folder`/manifest.json, readable by people, beside and renamed."""
+    write_beside(folder / NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def write_beside(path: Path, content: bytes) -> None:
+    """Write `content` beside `path`, force it to disk and rename it into place: no reader ever sees half of it."""
+    beside = path.with_name(path.name + ".partial")
+    with open(beside, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the entries of `folder` to disk, so that a rename in it survives a crash."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_shard(folder: Path, shard: Shard) -> None:
+    """DataError if the shard's file is missing, has another size, or other contents than the manifest says."""
+    path = folder / shard.file
+    remedy = "copy the file again from where it was made, or shard the data again"
+    if not path.is_file():
+        raise DataError("the shard is missing", where=str(path), remedy=remedy)
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise DataError(f"the shard has {size} bytes where the manifest says {shard.bytes}", where=str(path), remedy=remedy)
+    found = file_sha256(path)
+    if found != shard.sha256:
+        raise DataError(
+            f"the shard is damaged: its SHA-256 is {found[:16]}..., the manifest says {shard.sha256[:16]}...",
+            where=str(path), remedy=remedy,
+        )  # fmt: skip
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """A short summary for people and for --json."""
+    return {
+        "samples": manifest.samples,
+        "shards": len(manifest.shards),
+        "layout": manifest.layout,
+        "fields": {name: f"{field.dtype}{list(field.shape)} ({field.meaning})" for name, field in manifest.fields.items()},
+    }

@@ -1,0 +1,158 @@
+"""Reads ranges of samples from a sharded data set, wherever the borders of its shards are."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpidl.comm.context import Context
+from mpidl.data.hdf5 import is_parallel, open_file, read_ranges, trusted_dataset
+from mpidl.data.manifest import Field, Manifest, Shard, load_manifest, verify_shard
+from mpidl.errors import DataError
+
+Arrays = dict[str, NDArray[Any]]
+DRIVERS = ("auto", "posix", "mpio", "mpio-collective")
+
+
+class Reader:
+    """A sharded data set, opened for reading by one rank of `context` (or alone, with context=None).
+
+    driver: "posix" (each rank opens the files it needs), "mpio" (all ranks open the shared file together, independent
+    reads), "mpio-collective" (collective reads: every rank must call `read` equally often), or "auto": mpio for a shared
+    file where h5py is parallel, else posix.
+    verify: check the SHA-256 of every shard first, shards divided among the ranks.
+    Collective with a context: a problem that one rank finds is raised on every rank.
+    """
+
+    def __init__(
+        self, folder: Path | str, *, context: Context | None = None, driver: str = "auto", verify: bool = True,
+        fields: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self.context = Path(folder), context
+        self._files: dict[int, Any] = {}
+        if context is None:
+            self._open(driver, verify, fields)
+            return
+        with context.together(f"opening the data set {folder}"):
+            self._open(driver, verify, fields)
+        if self.driver != "posix":
+            self._files[0] = open_file(self.folder / self.manifest.shards[0].file, comm=context.comm)
+
+    def _open(self, driver: str, verify: bool, fields: Sequence[str] | None) -> None:
+        self.manifest: Manifest = load_manifest(self.folder)
+        names = list(self.manifest.fields) if fields is None else list(fields)
+        self.fields: dict[str, Field] = {name: self.manifest.fields[name] for name in names}
+        self.starts = [0, *accumulate(shard.samples for shard in self.manifest.shards)]
+        self.driver = self._choose(driver)
+        rank, size = (self.context.rank, self.context.size) if self.context else (0, 1)
+        for index, shard in enumerate(self.manifest.shards):
+            if index % size == rank:
+                self._check(shard, verify)
+
+    def _choose(self, driver: str) -> str:
+        if driver not in DRIVERS:
+            raise DataError(f"unknown data.driver {driver!r}", remedy=f"choose one of {', '.join(DRIVERS)}")
+        shared = self.manifest.layout == "shared" and len(self.manifest.shards) == 1
+        several = self.context is not None and self.context.size > 1
+        if driver == "auto":
+            return "mpio" if shared and several and is_parallel() else "posix"
+        if driver.startswith("mpio"):
+            if not is_parallel():
+                raise DataError(
+                    "this h5py is serial: it has no mpio driver", where=f"data.driver = {driver!r}",
+                    remedy="use driver 'posix' (works for shards and for reading a shared file), or see 'mpidl doctor'",
+                )  # fmt: skip
+            if not shared or self.context is None:
+                raise DataError(
+                    "mpio reads one shared file on all ranks, and this is not one", where=str(self.folder),
+                    remedy="use data.driver = 'posix', or shard with --shared",
+                )  # fmt: skip
+        return driver
+
+    def _check(self, shard: Shard, verify: bool) -> None:
+        path = self.folder / shard.file
+        if verify:
+            verify_shard(self.folder, shard)
+        elif not path.is_file():
+            raise DataError("the shard is missing", where=str(path), remedy="copy it again or shard the data again")
+        with open_file(path) as file:
+            for name, field in self.fields.items():
+                dataset = trusted_dataset(file, name, path)
+                wanted = (shard.samples, *field.shape)
+                if dataset.shape != wanted or dataset.dtype != np.dtype(field.dtype):
+                    raise DataError(
+                        f"field {name!r} is {dataset.dtype}{list(dataset.shape)} where the manifest says {field.dtype}{list(wanted)}",
+                        where=str(path), remedy="the manifest belongs to other files: shard the data again",
+                    )  # fmt: skip
+
+    def __len__(self) -> int:
+        """Samples in the data set."""
+        return self.manifest.samples
+
+    @property
+    def uses_mpi(self) -> bool:
+        """Whether reading calls MPI, so that a prefetch thread needs MPI_THREAD_MULTIPLE."""
+        return self.driver != "posix"
+
+    def locate(self, sample: int) -> tuple[str, int]:
+        """The shard file of a sample and its row there, for messages to people."""
+        index = min(bisect_right(self.starts, sample) - 1, len(self.manifest.shards) - 1)
+        return str(self.folder / self.manifest.shards[index].file), sample - self.starts[index]
+
+    def read(self, pieces: Sequence[tuple[int, int]]) -> Arrays:
+        """The samples of `pieces`, (start, stop) ranges in ascending order, one after another: (n, *shape) per field.
+
+        One HDF5 read per file and field. With the driver "mpio-collective" every rank must call it equally often.
+        Raises DataError naming the file where a read fails.
+        """
+        total = sum(stop - start for start, stop in pieces)
+        arrays = {name: np.empty((total, *field.shape), field.dtype) for name, field in self.fields.items()}
+        row = 0
+        for index, ranges in self._by_shard(pieces).items():
+            count = sum(stop - start for start, stop in ranges)
+            for name, array in arrays.items():
+                self._read_ranges(index, name, ranges, array[row : row + count])
+            row += count
+        return arrays
+
+    def _by_shard(self, pieces: Sequence[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
+        """The pieces as row ranges within each shard."""
+        ranges: dict[int, list[tuple[int, int]]] = {0: []} if self.driver == "mpio-collective" else {}
+        for start, stop in pieces:
+            while start < stop:
+                index = bisect_right(self.starts, start) - 1
+                end = min(stop, self.starts[index + 1])
+                ranges.setdefault(index, []).append((start - self.starts[index], end - self.starts[index]))
+                start = end
+        return ranges
+
+    def _read_ranges(self, index: int, name: str, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
+        path = self.folder / self.manifest.shards[index].file
+        if index not in self._files:
+            self._files[index] = open_file(path)
+        try:
+            read_ranges(self._files[index][name], ranges, out, collective=self.driver == "mpio-collective")
+        except OSError as error:
+            raise DataError(
+                f"reading {len(out)} samples of {name!r} failed: {error}", where=str(path),
+                remedy="the file is damaged or the file system failed: check it, or shard the data again",
+            ) from error  # fmt: skip
+
+    def close(self) -> None:
+        """Close all files; collective if the reader uses mpio."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None or self.driver == "posix":
+            self.close()

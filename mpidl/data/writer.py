@@ -1,0 +1,221 @@
+"""Writes a sharded data set: every rank its own shards, or all ranks into one shared file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpidl.comm.context import Context
+from mpidl.data import hdf5
+from mpidl.data.importers import Arrays, Source, meaning_of
+from mpidl.data.manifest import (
+    Field, Manifest, Shard, Statistics, file_sha256, new_manifest, save_manifest, sync_folder,
+)  # fmt: skip
+from mpidl.errors import DataError
+
+CHUNK_BYTES = 256 << 10  # a chunk holds some batches of small samples, or one large sample
+READ_BYTES = 32 << 20  # how much of the source is in memory at a time
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """shards: number of files (ignored where shared); shared: one file for all ranks; compression: None, "gzip", "lzf"."""
+
+    shards: int
+    shared: bool = False
+    compression: str | None = None
+    label: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class _Tally:
+    """What is learnt of a field while its samples pass by."""
+
+    total: float = 0.0
+    squares: float = 0.0
+    count: int = 0
+    lowest: int = 0
+    highest: int = -1
+
+    def add(self, array: NDArray[Any], meaning: str) -> None:
+        if meaning == "label" and array.size and array.dtype.kind in "iu":
+            self.lowest, self.highest = min(self.lowest, int(array.min())), max(self.highest, int(array.max()))
+        elif meaning == "feature":
+            exact = array.astype(np.float64, copy=False).reshape(-1)
+            self.total += float(exact.sum())
+            self.squares += float(exact @ exact)
+            self.count += exact.size
+
+
+def write_dataset(source: Source, folder: Path, options: WriteOptions, context: Context, progress: Progress) -> Manifest:
+    """Shard `source` into `folder`, which appears complete or not at all. Collective; returns the manifest on every rank.
+
+    progress: told the number of samples written, on every rank. Raises DataError on every rank together.
+    """
+    schema = context.on_root(lambda: _schema(source, options), "reading the schema of the source")
+    partial = folder.with_name(folder.name + ".partial")
+    context.on_root(lambda: _prepare(folder, partial, options), f"preparing {folder}")
+    tallies = {name: _Tally() for name in schema}
+    shards: list[tuple[int, Shard]] = []
+    if options.shared:
+        _write_shared(source, partial / "shard-00000.h5", schema, context, tallies, progress)
+        if context.is_root:
+            shards = [(0, _describe(partial / "shard-00000.h5", source.samples))]
+    else:
+        with context.together(f"writing {folder}"):
+            for index in range(context.rank, options.shards, context.size):
+                shards.append((index, _write_shard(source, partial, index, schema, options, tallies, progress)))
+    ordered = [shard for _, shard in sorted(item for part in context.gather(shards) for item in part)]
+    fields = _finish_fields(schema, context.gather(tallies), source)
+    manifest = new_manifest("shared" if options.shared else "shards", fields, tuple(ordered))
+    context.on_root(lambda: _publish(folder, partial, manifest), f"publishing {folder}")
+    return manifest
+
+
+def _schema(source: Source, options: WriteOptions) -> dict[str, Field]:
+    if source.samples < 1:
+        raise DataError("the source holds no samples", remedy="check the input files")
+    if not options.shared and not 1 <= options.shards <= source.samples:
+        raise DataError(f"cannot cut {source.samples} samples into {options.shards} shards", remedy="choose another --shards")
+    if options.compression and options.shared:
+        raise DataError("a shared file cannot be compressed", remedy="leave out --compress or --shared")
+    fields = {}
+    for name, array in source.read(0, 1).items():
+        stored = _storable(array)
+        if stored.dtype.kind not in "biuf":
+            raise DataError(f"field {name!r} has dtype {array.dtype}, which cannot be trained on", remedy="convert it to numbers")
+        fields[name] = Field(stored.dtype.name, array.shape[1:], meaning_of(name, array, options.label))
+    return fields
+
+
+def _storable(array: NDArray[Any]) -> NDArray[Any]:
+    """Booleans as bytes, label bytes stay bytes, anything else in native byte order."""
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _prepare(folder: Path, partial: Path, options: WriteOptions) -> None:
+    if folder.exists() and not options.overwrite:
+        raise DataError("exists already", where=str(folder), remedy="choose another --out, or add --overwrite")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+
+
+def _publish(folder: Path, partial: Path, manifest: Manifest) -> None:
+    save_manifest(partial, manifest)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    sync_folder(folder.parent)
+
+
+def _ranges(start: int, stop: int, schema: dict[str, Field]) -> Iterator[tuple[int, int]]:
+    step = max(1, READ_BYTES // max(1, sum(field.sample_bytes for field in schema.values())))
+    for low in range(start, stop, step):
+        yield low, min(low + step, stop)
+
+
+def _create(file: Any, name: str, field: Field, samples: int, compression: str | None) -> Any:
+    chunk = max(1, min(samples, CHUNK_BYTES // max(1, field.sample_bytes)))
+    options: dict[str, Any] = {"compression": compression, "shuffle": True} if compression else {"dcpl": hdf5.early_allocation()}
+    return file.create_dataset(name, (samples, *field.shape), field.dtype, chunks=(chunk, *field.shape), **options)
+
+
+def _checked(source: Source, low: int, high: int, schema: dict[str, Field], tallies: dict[str, _Tally]) -> Arrays:
+    arrays = {name: _storable(array) for name, array in source.read(low, high).items()}
+    for name, field in schema.items():
+        if arrays[name].dtype.name != field.dtype or arrays[name].shape[1:] != field.shape:
+            raise DataError(f"field {name!r} changes its dtype or shape at sample {low}", remedy="make the source uniform")
+        _refuse_nonfinite(name, arrays[name], low)
+        tallies[name].add(arrays[name], field.meaning)
+    return arrays
+
+
+def _refuse_nonfinite(name: str, array: NDArray[Any], low: int) -> None:
+    if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
+        bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        if bad.any():
+            raise DataError(
+                f"field {name!r} of sample {low + int(bad.argmax())} of the source holds a NaN or an infinity",
+                remedy="remove or repair that sample",
+            )
+
+
+def _write_shard(
+    source: Source, folder: Path, index: int, schema: dict[str, Field], options: WriteOptions, tallies: dict[str, _Tally],
+    progress: Progress,
+) -> Shard:  # fmt: skip
+    start, stop = index * source.samples // options.shards, (index + 1) * source.samples // options.shards
+    path = folder / f"shard-{index:05d}.h5"
+    with hdf5.open_file(path, "w") as file:
+        sets = {name: _create(file, name, field, stop - start, options.compression) for name, field in schema.items()}
+        for low, high in _ranges(start, stop, schema):
+            for name, array in _checked(source, low, high, schema, tallies).items():
+                sets[name][low - start : high - start] = array
+            progress(high - low)
+    return _describe(path, stop - start)
+
+
+def _write_shared(
+    source: Source, path: Path, schema: dict[str, Field], context: Context, tallies: dict[str, _Tally], progress: Progress
+) -> None:
+    """Rank 0 creates the file; all ranks fill their hyperslabs through mpio, or rank 0 alone where h5py is serial."""
+    parallel = hdf5.is_parallel() and context.size > 1
+    writers = context.size if parallel else 1
+
+    def create() -> None:
+        with hdf5.open_file(path, "w") as file:
+            for name, field in schema.items():
+                _create(file, name, field, source.samples, None)
+
+    context.on_root(create, f"creating {path}")
+    file = hdf5.open_file(path, "r+", comm=context.comm) if parallel else None
+    with context.together(f"writing {path}"):
+        if context.rank < writers:
+            target = file or hdf5.open_file(path, "r+")
+            start, stop = context.rank * source.samples // writers, (context.rank + 1) * source.samples // writers
+            for low, high in _ranges(start, stop, schema):
+                for name, array in _checked(source, low, high, schema, tallies).items():
+                    target[name][low:high] = array
+                progress(high - low)
+            if not parallel:
+                target.close()
+    if file is not None:
+        file.close()
+
+
+def _describe(path: Path, samples: int) -> Shard:
+    return Shard(path.name, samples, path.stat().st_size, file_sha256(path))
+
+
+def _finish_fields(schema: dict[str, Field], parts: list[dict[str, _Tally]], source: Source) -> dict[str, Field]:
+    """Add what was learnt: classes of labels, mean and standard deviation of features."""
+    fields = {}
+    for name, field in schema.items():
+        tallies = [part[name] for part in parts]
+        classes, names, statistics = None, None, None
+        if field.meaning == "label":
+            lowest = min(tally.lowest for tally in tallies)
+            if lowest < 0:
+                raise DataError(f"label {name!r} has the negative value {lowest}", remedy="number the classes from 0")
+            classes = max(tally.highest for tally in tallies) + 1
+            if source.class_names:
+                classes, names = max(classes, len(source.class_names)), source.class_names
+            classes = classes or None
+        elif field.meaning == "feature":
+            count = sum(tally.count for tally in tallies)
+            mean = sum(tally.total for tally in tallies) / count
+            variance = sum(tally.squares for tally in tallies) / count - mean * mean
+            statistics = Statistics(mean, float(np.sqrt(max(variance, 0.0))))
+        fields[name] = Field(field.dtype, field.shape, field.meaning, classes, names, statistics)
+    return fields

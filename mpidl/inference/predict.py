@@ -1,0 +1,118 @@
+"""Loads a trained model, and predicts over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from mpidl.backend import Ops, create_ops
+from mpidl.comm.context import Context
+from mpidl.data.importers import Source, meaning_of, open_source
+from mpidl.data.manifest import NAME as MANIFEST
+from mpidl.data.reader import Arrays, Reader
+from mpidl.data.sampler import contiguous_batches
+from mpidl.errors import CheckpointError, DataError
+from mpidl.nn import Model
+from mpidl.train import checkpoint as ckpt
+from mpidl.train.build import build_model
+from mpidl.train.config import Config
+from mpidl.train.inputs import Inputs, InputSpec
+
+BATCH = 256
+
+
+class Predictor:
+    """A trained model with its input normalisation, on every rank. Collective to make.
+
+    path: a checkpoint file, or the output folder of a run (its best checkpoint, else its newest).
+    """
+
+    def __init__(self, path: Path, context: Context, *, backend: str = "auto") -> None:
+        saved = ckpt.load_for(context, lambda: ckpt.read(find_checkpoint(path)), f"loading {path}")
+        with context.together(f"building the model of {saved.path}"):
+            self.config = msgspec.convert(saved.meta.config, Config)
+            self.spec = msgspec.convert(saved.meta.inputs, InputSpec)
+            self.ops: Ops = create_ops(backend, context.local_rank)
+            self.model: Model = build_model(self.config.model, self.spec, self.ops)
+            self.inputs = Inputs(self.spec, self.ops)
+            values = self.model.parameters.values
+            if values.shape != saved.buffers["parameters"].shape:
+                raise CheckpointError("does not fit its own model", where=str(saved.path), remedy="use the mpidl that wrote it")
+            values[...] = self.ops.to_device(saved.buffers["parameters"])
+        self.path = saved.path
+
+    def probabilities(self, raw: NDArray[Any]) -> NDArray[Any]:
+        """Softmax over the classes, (n, classes) float32, for raw samples (n, *field shape)."""
+        logits = self.ops.to_host(self.model.forward(self.inputs.features(raw))[0]).astype(np.float64)
+        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+        result: NDArray[Any] = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+        return result
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file that `path` means."""
+    if path.is_file():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    candidates = [folder / ckpt.BEST, *ckpt.list_checkpoints(folder)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError("no checkpoint found", where=str(path), remedy="name a .h5 checkpoint or the output folder of a run")
+
+
+class Samples(Protocol):
+    """Something with random access to samples: a Reader, or raw files."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, pieces: Sequence[tuple[int, int]]) -> Arrays:
+        """The samples of the pieces, by field."""
+
+
+class _RawSamples:
+    """Raw files as samples; their first feature takes the name that the model knows."""
+
+    def __init__(self, source: Source, spec: InputSpec, where: str) -> None:
+        self._source, self._spec = source, spec
+        arrays = source.read(0, min(1, source.samples))
+        features = [name for name, array in arrays.items() if meaning_of(name, array, spec.label) == "feature"]
+        self._name = spec.feature if spec.feature in arrays else (features[0] if features else "")
+        if not self._name or arrays[self._name].shape[1:] != spec.field_shape:
+            found = {name: array.shape[1:] for name, array in arrays.items()}
+            raise DataError(
+                f"the model takes samples of shape {spec.field_shape}, found {found}", where=where, remedy="give data of that shape"
+            )
+
+    def __len__(self) -> int:
+        return self._source.samples
+
+    def read(self, pieces: Sequence[tuple[int, int]]) -> Arrays:
+        return {self._spec.feature: np.concatenate([self._source.read(*piece)[self._name] for piece in pieces])}
+
+
+def open_samples(paths: Sequence[Path], spec: InputSpec) -> Samples:
+    """A sharded data set or raw files, checked against what the model takes."""
+    if len(paths) == 1 and (paths[0] / MANIFEST).is_file():
+        reader = Reader(paths[0], driver="posix", fields=[spec.feature])
+        spec.check(reader.manifest, str(paths[0]), needs_label=False)
+        return reader
+    return _RawSamples(open_source(paths), spec, ", ".join(map(str, paths)))
+
+
+def predict(predictor: Predictor, reader: Samples, context: Context) -> NDArray[Any] | None:
+    """Probabilities (samples, classes) for a whole data set, on rank 0 (None elsewhere); each rank does its part."""
+    own: list[NDArray[Any]] = []
+    with context.together("predicting"):
+        for piece in contiguous_batches(len(reader), context.rank, context.size, BATCH):
+            own.append(predictor.probabilities(reader.read([piece])[predictor.spec.feature]))
+    local = np.concatenate(own) if own else np.empty((0, predictor.spec.classes), np.float32)
+    counts = context.gather(local.size)
+    result = np.empty((len(reader), predictor.spec.classes), np.float32) if context.is_root else None
+    context.comm.Gatherv(np.ascontiguousarray(local), (result, counts) if context.is_root else None, root=0)
+    return result

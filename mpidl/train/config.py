@@ -1,0 +1,160 @@
+"""The run configuration: a TOML file, checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from mpidl.errors import ConfigError
+
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Rate = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the sections: unknown keys are errors."""
+
+
+class DataConfig(Section):
+    """train, test: folders made by `mpidl shard`, relative to the working directory."""
+
+    train: str
+    test: str | None = None
+    feature: str | None = None
+    label: str | None = None
+    mean: float | None = None
+    std: Rate | None = None
+    shuffle: bool = True
+    window_bytes: Positive = 1 << 30
+    driver: Literal["auto", "posix", "mpio", "mpio-collective"] = "auto"
+    verify: bool = True
+
+
+class ModelConfig(Section):
+    """name: see mpidl.models; options: that model's own keyword arguments."""
+
+    name: str = "cnn"
+    options: dict[str, Any] = {}
+
+
+class OptimConfig(Section):
+    """SGD and the learning-rate schedule. Times are in epochs."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: Rate = 0.05
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    warmup_epochs: Annotated[float, Meta(ge=0)] = 0.0
+    milestones: tuple[Annotated[float, Meta(gt=0)], ...] = ()
+    gamma: Rate = 0.1
+    floor: Fraction = 0.0
+
+
+class TrainConfig(Section):
+    """global_batch: samples per step over all ranks; max_steps: end early (0: never); log_every: steps between metrics."""
+
+    epochs: Positive = 1
+    global_batch: Positive = 128
+    seed: NotNegative = 0
+    output: str = "runs/default"
+    log_every: Positive = 20
+    max_steps: NotNegative = 0
+
+
+class SyncConfig(Section):
+    """How gradients are combined."""
+
+    strategy: Literal["allreduce"] = "allreduce"
+    algorithm: Literal["ring", "native"] = "ring"
+
+
+class CheckpointConfig(Section):
+    """every_steps: also within epochs (0: only at the end of each); keep: newest checkpoints to keep, besides the best."""
+
+    every_steps: NotNegative = 0
+    keep: Positive = 2
+
+
+class BackendConfig(Section):
+    """Where to compute."""
+
+    name: Literal["auto", "numpy", "cupy"] = "auto"
+
+
+class Config(Section):
+    """A whole run."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    sync: SyncConfig = SyncConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    backend: BackendConfig = BackendConfig()
+
+
+def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
+    """Read and check a TOML file, with overrides of the form "section.key=value" applied. Raises ConfigError."""
+    try:
+        tree = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path), remedy="check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"is not valid TOML: {error}", where=str(path), remedy="correct that line") from error
+    for override in overrides or []:
+        _override(tree, override)
+    return build_config(tree, str(path))
+
+
+def build_config(tree: dict[str, Any], where: str) -> Config:
+    """Check a nested dictionary and turn it into a Config."""
+    _refuse_unknown(tree, Config, (), where)
+    try:
+        config = msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error), where=where, remedy="correct that value (see docs/configuration.md)") from error
+    if config.optim.schedule == "step" and not config.optim.milestones:
+        raise ConfigError("the step schedule needs optim.milestones", where=where, remedy="for example milestones = [3, 5]")
+    return config
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, separator, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"cannot understand {text!r}", where="--set", remedy="write it as section.key=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()  # a bare word is a string
+    for part in parts[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{part!r} is a value, not a section", where=f"--set {text}", remedy="check the name")
+    tree[parts[-1]] = parsed
+
+
+def _refuse_unknown(tree: dict[str, Any], kind: type[msgspec.Struct], path: tuple[str, ...], where: str) -> None:
+    known = typing.get_type_hints(kind)
+    for key, value in tree.items():
+        name = ".".join((*path, key))
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+            remedy = f"did you mean {'.'.join((*path, close[0]))!r}?" if close else f"known are {', '.join(sorted(known))}"
+            raise ConfigError(f"unknown key {name!r}", where=where, remedy=remedy)
+        inner = known[key]
+        if isinstance(inner, type) and not isinstance(inner, types.GenericAlias) and issubclass(inner, msgspec.Struct):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{name!r} must be a section", where=where, remedy=f"write [{name}] and keys below it")
+            _refuse_unknown(value, inner, (*path, key), where)

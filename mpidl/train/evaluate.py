@@ -1,0 +1,41 @@
+"""Evaluation over all ranks: exact sums, every sample once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpidl.comm.context import Context
+from mpidl.data.reader import Reader
+from mpidl.data.sampler import contiguous_batches
+from mpidl.data.validate import check_values
+from mpidl.nn import Model, SoftmaxCrossEntropy
+from mpidl.train.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and accuracy over a data set."""
+
+    loss: float
+    accuracy: float
+    samples: int
+
+
+def evaluate(model: Model, loss: SoftmaxCrossEntropy, inputs: Inputs, reader: Reader, context: Context, batch: int) -> Evaluation:
+    """Mean loss and accuracy of `model` over all samples, each rank its contiguous part. Collective.
+
+    batch: samples at a time on one rank. reader: must not read collectively.
+    """
+    sums = np.zeros(3)
+    with context.together("evaluating"):
+        for piece in contiguous_batches(len(reader), context.rank, context.size, batch):
+            arrays = reader.read([piece])
+            check_values(reader, arrays, [piece])
+            logits, _ = model.forward(inputs.features(arrays[inputs.spec.feature]))
+            result = loss(logits, inputs.labels(arrays[inputs.spec.label]), 1)
+            sums += result.total, result.correct, len(logits)
+    total = np.empty_like(sums)
+    context.comm.Allreduce(sums, total)
+    return Evaluation(float(total[0] / total[2]), float(total[1] / total[2]), int(total[2]))

@@ -1,0 +1,310 @@
+"""The training loop: read, forward, backward, exchange, update; evaluate and checkpoint; stop together."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from mpidl.backend import create_ops
+from mpidl.cluster.signals import StopRequest
+from mpidl.comm.context import Context
+from mpidl.data import Batch, LaneSampler, Loader, Reader
+from mpidl.data.sampler import window_steps
+from mpidl.errors import CheckpointError, ConfigError, NumericsError
+from mpidl.nn import SoftmaxCrossEntropy
+from mpidl.observe.metrics import MetricsLog, read_metrics
+from mpidl.observe.progress import Progress
+from mpidl.optim import SGD, LearningRate
+from mpidl.sync import AllReduce, StepScalars
+from mpidl.train import checkpoint as ckpt
+from mpidl.train.build import build_model
+from mpidl.train.config import Config
+from mpidl.train.evaluate import Evaluation, evaluate
+from mpidl.train.inputs import Inputs, input_spec
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to. loss, accuracy, samples: of the last evaluation (of the last epoch's batches without a test set)."""
+
+    loss: float
+    accuracy: float
+    samples: int
+    epochs: int
+    steps: int
+    seconds: float
+    samples_per_second: float
+    ranks: int
+    checkpoint: str | None
+    stopped: bool
+
+
+class Trainer:
+    """Trains one model as a configuration says. All ranks make one, and call `run`, together."""
+
+    def __init__(self, config: Config, context: Context, *, say: Callable[[str], None] = lambda text: None) -> None:
+        self.config, self.context, self.say = config, context, say
+        self.output = Path(config.train.output)
+        data, driver = config.data, config.data.driver
+        self.reader = Reader(data.train, context=context, driver=driver, verify=data.verify)
+        with context.together("setting up the model"):
+            self.spec = input_spec(self.reader.manifest, data, data.train)
+            self.ops = create_ops(config.backend.name, context.local_rank)
+            self.model = build_model(config.model, self.spec, self.ops)
+            self.inputs = Inputs(self.spec, self.ops)
+            manifest, batch = self.reader.manifest, config.train.global_batch
+            self.sampler = LaneSampler(
+                manifest.samples, batch, context.rank, context.size, seed=config.train.seed, shuffle=data.shuffle,
+                window=window_steps(manifest.samples, batch, manifest.sample_bytes, data.window_bytes),
+            )  # fmt: skip
+        self.test: Reader | None = None
+        if data.test is not None:
+            self.test = Reader(data.test, context=context, driver="posix", verify=data.verify)
+            with context.together("checking the test data"):
+                self.spec.check(self.test.manifest, data.test)
+        self.loader = Loader(self.reader, self.sampler, context=context)
+        self.loss = SoftmaxCrossEntropy(self.ops)
+        parameters, optim = self.model.parameters, config.optim
+        self.optimizer = SGD(
+            parameters, self.ops, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
+        )
+        self.strategy = AllReduce(parameters, context, algorithm=config.sync.algorithm)
+        steps = self.loader.steps
+        self.rate = LearningRate(
+            optim.lr, steps * config.train.epochs, optim.schedule, int(optim.warmup_epochs * steps), optim.floor,
+            [int(epoch * steps) for epoch in optim.milestones], optim.gamma,
+        )  # fmt: skip
+        self.step, self.best_accuracy = 0, -1.0
+        self.last: Evaluation | None = None
+        self.saved: Path | None = None
+        self._saved_step = -1
+        self._recent = Evaluation(math.nan, 0.0, 0)
+
+    # --- start and end ------------------------------------------------------------------------------------------------
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """Start from fresh parameters, or from the newest intact checkpoint. Collective."""
+        folder = self.output / "checkpoints"
+        if resume:
+            self._restore(ckpt.load_for(self.context, lambda: ckpt.load_latest(folder, self.say), "resuming"))
+        else:
+            self.context.on_root(lambda: self._claim(folder, overwrite), f"preparing {self.output}")
+            self.model.parameters.initialise(self.config.train.seed)
+        self.strategy.begin()
+
+    def _claim(self, folder: Path, overwrite: bool) -> None:
+        existing = ckpt.list_checkpoints(folder)
+        if existing and not overwrite:
+            raise ConfigError(
+                "holds the checkpoints of an earlier run", where=str(self.output),
+                remedy="go on with --resume, throw them away with --overwrite, or choose another train.output",
+            )  # fmt: skip
+        for path in [*existing, folder / ckpt.BEST, self.output / "metrics.jsonl"]:
+            path.unlink(missing_ok=True)
+        for path in (self.output / "tensorboard").glob("events.*"):
+            path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        msgspec_config = msgspec.json.format(msgspec.json.encode(self.config), indent=2)
+        (self.output / "config.json").write_bytes(msgspec_config + b"\n")
+
+    def _restore(self, saved: ckpt.Checkpoint) -> None:
+        meta, values = saved.meta, self.model.parameters.values
+        if meta.parameters != self._layout() or meta.inputs != msgspec.to_builtins(self.spec):
+            raise _agreed(
+                CheckpointError(
+                    "belongs to another model or another kind of data", where=str(saved.path),
+                    remedy="resume with the configuration it was made with, or choose another train.output",
+                )  # fmt: skip
+            )
+        before = meta.config["train"]
+        for key in ("global_batch", "seed"):
+            if before[key] != getattr(self.config.train, key):
+                raise _agreed(
+                    ConfigError(
+                        f"train.{key} is {getattr(self.config.train, key)}, but the run to resume has {before[key]}",
+                        where=str(saved.path), remedy="the order of the data depends on it: keep it, or start anew",
+                    )  # fmt: skip
+                )
+        values[...] = self.ops.to_device(saved.buffers["parameters"])
+        for name, array in self.optimizer.state.items():
+            array[...] = self.ops.to_device(saved.buffers[f"optimizer.{name}"])
+        self.step, self.best_accuracy, self.saved, self._saved_step = meta.step, meta.best_accuracy, saved.path, meta.step
+        if "accuracy" in meta.metrics:
+            self.last = Evaluation(meta.metrics["loss"], meta.metrics["accuracy"], int(meta.metrics["samples"]))
+        self.say(f"resuming at step {meta.step} (epoch {meta.epoch + 1}) from {saved.path}")
+
+    def _layout(self) -> dict[str, tuple[int, list[int]]]:
+        return {name: (slot.start, list(slot.spec.shape)) for name, slot in self.model.parameters.slots.items()}
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+    def run(self, *, quiet: bool = False) -> Result:
+        """Train to the end, or until a signal asks to stop. Collective; returns the same on every rank."""
+        train, steps = self.config.train, self.loader.steps
+        total = min(train.epochs * steps, train.max_steps or train.epochs * steps)
+        metrics = MetricsLog(self.output) if self.context.is_root else None
+        if metrics and self.step:
+            metrics.add("resume", self.step, {"ranks": self.context.size})
+        progress = Progress(
+            total * train.global_batch, "samples", initial=self.step * train.global_batch,
+            quiet=quiet or not self.context.is_root,
+        )  # fmt: skip
+        request, started, first, stopped = StopRequest(), time.monotonic(), self.step, False
+        try:
+            while self.step < total and not stopped:
+                stopped = self._epoch(self.step // steps, self.step % steps, total, request, metrics, progress)
+                whole_epoch = self.step % steps == 0
+                if self.test is not None and (whole_epoch or self.step == total) and not stopped:
+                    self._evaluate(metrics, progress)
+                if self.step != self._saved_step:
+                    self._save()
+        finally:
+            request.release()
+            self.loader.close()
+            progress.close()
+            if metrics:
+                metrics.close()
+        return self._result(time.monotonic() - started, (self.step - first) * train.global_batch, stopped)
+
+    def _epoch(
+        self, epoch: int, first: int, total: int, request: StopRequest, metrics: MetricsLog | None, progress: Progress
+    ) -> bool:
+        """Steps of one epoch from `first` on; True when all ranks have agreed to stop."""
+        batches = self.loader.epoch(epoch, first)
+        for _ in range(first, self.loader.steps):
+            if self.step >= total:
+                return False
+            sums = self._train_step(batches, epoch, request, progress, metrics)
+            if sums.stop:
+                progress.say(f"asked to stop by a signal: saving at step {self.step}")
+                return True
+            every = self.config.checkpoint.every_steps
+            if every and self.step % every == 0 and self.step % self.loader.steps:
+                self._save()
+        return False
+
+    def _train_step(
+        self, batches: Any, epoch: int, request: StopRequest, progress: Progress, metrics: MetricsLog | None
+    ) -> StepScalars:
+        scalars, error = StepScalars(stop=float(request.requested)), None
+        try:
+            batch = next(batches)
+            scalars.loss, scalars.correct = self._forward_backward(batch)
+        except Exception as caught:
+            error, scalars.failed = caught, 1.0
+        sums = self.strategy.finish(scalars)
+        if sums.failed:
+            self.context.agree(error, f"training step {self.step + 1}")
+        if not math.isfinite(sums.loss):
+            self._stop_on_nonfinite(scalars.loss)
+        lr = self.rate.at(self.step)
+        self.optimizer.step(lr)
+        self.step += 1
+        count = self.sampler.count((self.step - 1) % self.loader.steps)
+        self._report(epoch, sums, count, lr, metrics, progress)
+        return sums
+
+    def _forward_backward(self, batch: Batch) -> tuple[float, float]:
+        """Gradients of this rank's part, already divided by the global batch; returns its sums of loss and hits."""
+        if batch.count == 0:
+            self.model.parameters.gradients[...] = 0
+            return 0.0, 0.0
+        x = self.inputs.features(batch.arrays[self.spec.feature])
+        labels = self.inputs.labels(batch.arrays[self.spec.label])
+        logits, backward = self.model.forward(x, train=True)
+        result = self.loss(logits, labels, batch.global_count)
+        backward(result.gradient, self.strategy.ready)
+        return result.total, float(result.correct)
+
+    def _stop_on_nonfinite(self, own_loss: float) -> None:
+        """Raise on every rank, naming what can be known: the rank, and the first parameter that went wrong."""
+        parameters = self.model.parameters
+        broken = parameters.first_nonfinite(parameters.values)
+        what = f"the loss is not finite at step {self.step + 1}"
+        what += f"; parameter {broken} is not finite: the training diverged" if broken else ""
+        remedy = "lower optim.lr or add optim.warmup_epochs; check the inputs; the last checkpoint is intact"
+        error = NumericsError(what, remedy=remedy)
+        self.context.agree(None if math.isfinite(own_loss) else error, "training")
+        raise _agreed(error)
+
+    def _report(
+        self, epoch: int, sums: StepScalars, count: int, lr: float, metrics: MetricsLog | None, progress: Progress
+    ) -> None:
+        loss, accuracy = sums.loss / count, sums.correct / count
+        self._recent = Evaluation(loss, accuracy, count)
+        progress.advance(count, f"epoch {epoch + 1}/{self.config.train.epochs} loss {loss:.4f}")
+        if metrics and (self.step % self.config.train.log_every == 0 or self.step == 1):
+            metrics.add("step", self.step, {"epoch": epoch, "loss": loss, "accuracy": accuracy, "lr": lr})
+
+    # --- evaluation and checkpoints -------------------------------------------------------------------------------------
+    def _evaluate(self, metrics: MetricsLog | None, progress: Progress) -> None:
+        assert self.test is not None
+        self.last = evaluate(self.model, self.loss, self.inputs, self.test, self.context, EVALUATION_BATCH)
+        if metrics:
+            metrics.add("evaluation", self.step, asdict(self.last))
+        done = math.ceil(self.step / self.loader.steps)
+        progress.say(
+            f"epoch {done}/{self.config.train.epochs}: test accuracy {100 * self.last.accuracy:.2f} %, "
+            f"test loss {self.last.loss:.4f}"
+        )
+
+    def _save(self) -> None:
+        parameters, steps = self.model.parameters, self.loader.steps
+        broken = parameters.first_nonfinite(parameters.values)
+        if broken:
+            self.context.agree(NumericsError(
+                f"parameter {broken} is not finite after step {self.step}; it was not saved",
+                remedy="lower optim.lr; go on from the last checkpoint with --resume",
+            ), "checkpointing")  # fmt: skip
+        fresh = self.last is not None and self.step % steps == 0
+        best = fresh and self.last is not None and self.last.accuracy > self.best_accuracy
+        if best and self.last is not None:
+            self.best_accuracy = self.last.accuracy
+        meta = ckpt.Meta(
+            version=ckpt.VERSION, step=self.step, epoch=self.step // steps, epoch_step=self.step % steps,
+            config=msgspec.to_builtins(self.config), inputs=msgspec.to_builtins(self.spec), parameters=self._layout(),
+            metrics=asdict(self.last) if self.last else {}, best_accuracy=self.best_accuracy,
+        )  # fmt: skip
+        buffers = {"parameters": self.ops.to_host(parameters.values)}
+        buffers |= {f"optimizer.{name}": self.ops.to_host(array) for name, array in self.optimizer.state.items()}
+        self.saved = ckpt.save(
+            self.output / "checkpoints", meta, buffers, self.context, keep=self.config.checkpoint.keep, best=best
+        )
+        self._saved_step = self.step
+
+    def _result(self, seconds: float, samples: int, stopped: bool) -> Result:
+        final = self.last or self._recent
+        if self.context.is_root:
+            self._plot()
+        return Result(
+            loss=final.loss, accuracy=final.accuracy, samples=final.samples, epochs=math.ceil(self.step / self.loader.steps),
+            steps=self.step, seconds=seconds, samples_per_second=samples / seconds if seconds else 0.0,
+            ranks=self.context.size, checkpoint=str(self.saved) if self.saved else None, stopped=stopped,
+        )  # fmt: skip
+
+    def _plot(self) -> None:
+        from mpidl.observe.plot import plot_run
+
+        records = read_metrics(self.output / "metrics.jsonl")
+        title = f"{self.config.model.name}, {self.context.size} rank(s), global batch {self.config.train.global_batch}"
+        plot_run(records, self.output / "training.png", title)
+
+
+def _agreed(error: Any) -> Any:
+    """Mark an error that every rank raises by itself."""
+    error.agreed = True
+    return error
+
+
+def flat_digest(trainer: Trainer) -> str:
+    """SHA-256 of the parameters, for comparing replicas and runs bit for bit."""
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(trainer.ops.to_host(trainer.model.parameters.values)).tobytes()).hexdigest()
