@@ -22,7 +22,16 @@ X86_LEVELS = {
     "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
 LEVELS = X86_LEVELS if platform.machine() in ("x86_64", "AMD64") else {"generic": []}
-FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-Wall"]
+FLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-shared",
+    "-Wall",
+]
 
 
 class BuildKernels(build_ext):
@@ -37,7 +46,10 @@ class BuildKernels(build_ext):
             subprocess.run(command, check=True, cwd=HERE, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
             detail = getattr(error, "stderr", "") or str(error)
-            print(f"mpidl: C kernels of level {level} were not built, NumPy will be used instead: {detail}", file=sys.stderr)
+            print(
+                f"mpidl: C kernels of level {level} were not built, NumPy will be used instead: {detail}",
+                file=sys.stderr,
+            )
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"

@@ -80,9 +80,7 @@ def maxpool2d_backward(dy: NDArr, x: NDArr, y: NDArr, out: NDArr, k: int, relu: 
     )
 
 
-def softmax_cross_entropy(
-    logits: NDArr, labels: NDArr, loss: NDArr, dlogits: NDArr, hit: NDArr, scale: float
-) -> None:
+def softmax_cross_entropy(logits: NDArr, labels: NDArr, loss: NDArr, dlogits: NDArr, hit: NDArr, scale: float) -> None:
     """Ops.softmax_cross_entropy."""
     rows = np.arange(len(labels))
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -94,9 +92,7 @@ def softmax_cross_entropy(
     dlogits[rows, labels] -= logits.dtype.type(scale)
 
 
-def sgd_step(
-    p: NDArr, g: NDArr, v: NDArr, lr: float, momentum: float, weight_decay: float, nesterov: bool
-) -> None:
+def sgd_step(p: NDArr, g: NDArr, v: NDArr, lr: float, momentum: float, weight_decay: float, nesterov: bool) -> None:
     """Ops.sgd_step."""
     real = p.dtype.type
     grad = g + real(weight_decay) * p

@@ -17,7 +17,7 @@ from mpidl.backend.ops import Conv2DGeometry, Ops
 from mpidl.errors import BackendError
 
 NDArr = NDArray[Any]
-_SUFFIX = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
+_SUFFIX: dict[np.dtype[Any], str] = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 _VOID, _LONG, _DOUBLE, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
 # name -> argument types; every kernel returns 0 or an error code
 _SIGNATURES: dict[str, list[Any]] = {
@@ -74,6 +74,11 @@ class NumpyOps(Ops):
     def describe(self) -> str:
         kind = f"C kernels, level {self.level}" if self._c else "pure NumPy (the C kernels were not built: slower)"
         return f"CPU, NumPy {np.__version__}, {kind}"
+
+    def dense_forward(self, x: NDArr, w: NDArr, b: NDArr, out: NDArr, *, relu: bool) -> None:
+        # The transposed product is the same numbers, but OpenBLAS runs it up to 3 times faster for a few rows and many columns.
+        np.matmul(w.T, x.T, out=out.T)
+        self.bias_act(out, b, relu=relu)
 
     def bias_act(self, y: NDArr, bias: NDArr, *, relu: bool) -> None:
         if not self._run("bias_act", y.dtype, y, bias, y.shape[0], y.shape[1], relu):
@@ -132,6 +137,15 @@ class NumpyOps(Ops):
 
 def _numbers(batch: NDArr, g: Conv2DGeometry) -> tuple[int, ...]:
     return (
-        batch.shape[0], g.height, g.width, g.in_channels, g.out_channels,
-        g.kh, g.kw, g.stride, g.pad, g.out_height, g.out_width,
-    )  # fmt: skip
+        batch.shape[0],
+        g.height,
+        g.width,
+        g.in_channels,
+        g.out_channels,
+        g.kh,
+        g.kw,
+        g.stride,
+        g.pad,
+        g.out_height,
+        g.out_width,
+    )

@@ -63,7 +63,7 @@ class Ops(ABC):
     name: str
     xp: Any
 
-    # --- memory -----------------------------------------------------------------------------------------------------
+    # --- memory ---
     def workspace(self) -> Workspace:
         """A new, empty set of reused arrays."""
         return Workspace(self)
@@ -84,7 +84,7 @@ class Ops(ABC):
     def describe(self) -> str:
         """One line for people: the device and the kernels in use."""
 
-    # --- dense ------------------------------------------------------------------------------------------------------
+    # --- dense ---
     def dense_forward(self, x: Array, w: Array, b: Array, out: Array, *, relu: bool) -> None:
         """out (n, o) = act(x (n, i) @ w (i, o) + b (o))."""
         self.xp.matmul(x, w, out=out)
@@ -123,7 +123,7 @@ class Ops(ABC):
         self.xp.multiply(x, out.dtype.type(scale), out=out, casting="same_kind")
         self.xp.add(out, out.dtype.type(shift), out=out)
 
-    # --- convolution and pooling ----------------------------------------------------------------------------------------
+    # --- convolution and pooling ---
     @abstractmethod
     def conv2d_forward(self, x: Array, w: Array, b: Array, out: Array, geometry: Conv2DGeometry, *, relu: bool) -> None:
         """Out (n, oh, ow, co) = act(b (co) + x (n, h, w, ci) convolved with w (kh, kw, ci, co))."""
@@ -144,7 +144,7 @@ class Ops(ABC):
     def maxpool2d_backward(self, dy: Array, x: Array, y: Array, out: Array, k: int, *, relu: bool) -> None:
         """Out (n, h, w, c): dy at the first maximum of each window, 0 elsewhere; with relu also 0 where x <= 0."""
 
-    # --- losses and optimizers ------------------------------------------------------------------------------------------
+    # --- losses and optimizers ---
     @abstractmethod
     def softmax_cross_entropy(
         self, logits: Array, labels: Array, loss: Array, dlogits: Array, hit: Array, scale: float

@@ -13,9 +13,11 @@ HELP = "make a sharded data set from raw files"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
     parser.add_argument(
-        "source", type=Path, nargs="+",
-        help="IDX(.gz) or .npy files (features, then labels), one .npz, .csv or HDF5 file, or a folder of class folders with images",
-    )  # fmt: skip
+        "source",
+        type=Path,
+        nargs="+",
+        help="IDX(.gz) or .npy files (features, then labels), one .npz, .csv or HDF5 file, or class folders with images",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--shards", type=int, default=0, help="number of shard files (default: one per rank, at least 4)")
     parser.add_argument("--shared", action="store_true", help="one file that all ranks share")

@@ -15,7 +15,14 @@ STOPPED = 75
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
     parser.add_argument("config", help="the run configuration, a TOML file (docs/configuration.md)")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one value, e.g. optim.lr=0.1")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one value, e.g. optim.lr=0.1",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in train.output")
     parser.add_argument("--overwrite", action="store_true", help="throw away an earlier run in train.output")
 
@@ -43,7 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     result = trainer.run()
     say(
         f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): accuracy {100 * result.accuracy:.2f} %, "
-        f"loss {result.loss:.4f} on {result.samples:,} samples; {result.seconds:.1f} s, {result.samples_per_second:,.0f} samples/s\n"
+        f"loss {result.loss:.4f} on {result.samples:,} samples; {result.seconds:.1f} s, "
+        f"{result.samples_per_second:,.0f} samples/s\n"
         f"checkpoint: {result.checkpoint}; curves: {trainer.output / 'training.png'}"
     )
     return asdict(result) | {"status": STOPPED if result.stopped else 0}

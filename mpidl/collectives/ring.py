@@ -12,18 +12,24 @@ def reduce_scatter(rank: int, size: int, length: int) -> Schedule:
     """After P - 1 rounds part (rank + 1) % P of the buffer holds the reduction over all ranks."""
     for step in range(size - 1):
         yield Exchange(
-            to=(rank + 1) % size, send=part((rank - step) % size, size, length),
-            source=(rank - 1) % size, receive=part((rank - step - 1) % size, size, length), combine=True,
-        )  # fmt: skip
+            to=(rank + 1) % size,
+            send=part((rank - step) % size, size, length),
+            source=(rank - 1) % size,
+            receive=part((rank - step - 1) % size, size, length),
+            combine=True,
+        )
 
 
 def all_gather(rank: int, size: int, length: int) -> Schedule:
     """Hands the finished parts of `reduce_scatter` around until every rank has all of them."""
     for step in range(size - 1):
         yield Exchange(
-            to=(rank + 1) % size, send=part((rank + 1 - step) % size, size, length),
-            source=(rank - 1) % size, receive=part((rank - step) % size, size, length), combine=False,
-        )  # fmt: skip
+            to=(rank + 1) % size,
+            send=part((rank + 1 - step) % size, size, length),
+            source=(rank - 1) % size,
+            receive=part((rank - step) % size, size, length),
+            combine=False,
+        )
 
 
 def ring(rank: int, size: int, length: int) -> Schedule:

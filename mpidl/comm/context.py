@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from mpidl.comm import binding, mpi
-from mpidl.errors import MpidlError, wrap
+from mpidl.errors import EnvironmentProblem, MpidlError, wrap
 
 T = TypeVar("T")
 _context: Context | None = None
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Context:
         with self.together(doing):
             if self.is_root:
                 result = function()
-        return self.broadcast(result)
+        shared: T = self.broadcast(result)
+        return shared
 
     def abort(self, status: int = 1) -> NoReturn:
         """End the whole job at once; for errors that the other ranks cannot know of."""
@@ -113,6 +115,16 @@ def launcher_rank() -> int:
     return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
 
 
+def _check_launcher(size: int, library: str) -> None:
+    """A launcher of another MPI starts N processes that each believe to be alone: refuse to train N times."""
+    started = next((int(os.environ[name]) for name in SIZE_VARIABLES if os.environ.get(name, "").isdigit()), 1)
+    if started > 1 and size == 1:
+        raise EnvironmentProblem(
+            f"the launcher started {started} processes, but MPI ({library.splitlines()[0].strip()}) sees only one",
+            remedy="use the mpirun of the same MPI library (activate the environment first; 'mpidl doctor' shows both)",
+        )
+
+
 def current() -> Context | None:
     """The context of this process if `init` has been called."""
     return _context
@@ -128,6 +140,7 @@ def init(comm: Any = None) -> Context:
     if _context is not None and comm is None:
         return _context
     MPI = mpi.initialise()
+    _check_launcher(MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())
     own = (comm or MPI.COMM_WORLD).Clone()
     node_comm = own.Split_type(MPI.COMM_TYPE_SHARED, own.Get_rank())
     leaders = own.allgather(node_comm.Get_rank() == 0)
@@ -135,9 +148,16 @@ def init(comm: Any = None) -> Context:
     node = heads.index(node_comm.bcast(own.Get_rank(), root=0))
     threads = binding.bind(node_comm.Get_rank(), node_comm.allgather(binding.allowed_cores()))
     context = Context(
-        comm=own, rank=own.Get_rank(), size=own.Get_size(), local_rank=node_comm.Get_rank(), local_size=node_comm.Get_size(),
-        node=node, nodes=len(heads), threads=threads, thread_level=MPI.Query_thread(),
-    )  # fmt: skip
+        comm=own,
+        rank=own.Get_rank(),
+        size=own.Get_size(),
+        local_rank=node_comm.Get_rank(),
+        local_size=node_comm.Get_size(),
+        node=node,
+        nodes=len(heads),
+        threads=threads,
+        thread_level=MPI.Query_thread(),
+    )
     node_comm.Free()
     if comm is None:
         _context = context

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 _pinned: dict[tuple[int, str], Any] = {}
@@ -18,7 +17,7 @@ def host_view(buffer: Any) -> Iterator[NDArray[Any]]:
 
     The device stream is synchronised before MPI may read the copy.
     """
-    if isinstance(buffer, np.ndarray):
+    if not hasattr(buffer, "__cuda_array_interface__"):
         yield buffer
         return
     host = _pinned_like(buffer)

@@ -37,7 +37,9 @@ def open_file(path: Path | str, mode: str = "r", *, comm: Any = None) -> Any:
         raise DataError("the file does not exist", where=str(path), remedy="check the path, or shard the data again") from error
     except (OSError, ValueError) as error:
         raise DataError(
-            f"HDF5 cannot open the file: {error}", where=str(path), remedy="the file is damaged or not HDF5: shard the data again"
+            f"HDF5 cannot open the file: {error}",
+            where=str(path),
+            remedy="the file is damaged or not HDF5: shard the data again",
         ) from error
 
 
@@ -63,13 +65,16 @@ def trusted_dataset(file: Any, name: str, path: Path | str) -> Any:
     if not isinstance(dataset, h5py.Dataset):
         raise DataError(f"{name!r} is not a dataset", where=str(path), remedy="shard the data again")
     if dataset.is_virtual or dataset.external:
-        raise DataError(f"{name!r} keeps its data in other files, which is not allowed", where=str(path), remedy="copy the data in")
+        raise DataError(
+            f"{name!r} keeps its data in other files, which is not allowed", where=str(path), remedy="copy the data in"
+        )
     size = Path(path).stat().st_size
     if dataset.compression is None and dataset.nbytes > size:
         raise DataError(
             f"{name!r} claims {dataset.nbytes} bytes, but the whole file has {size}: it is truncated or forged",
-            where=str(path), remedy="shard the data again",
-        )  # fmt: skip
+            where=str(path),
+            remedy="shard the data again",
+        )
     return dataset
 
 

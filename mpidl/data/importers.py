@@ -58,7 +58,9 @@ def open_source(paths: Sequence[Path], label: str | None = None) -> Source:
 
 def _one(paths: Sequence[Path], reader: Callable[[Path], Source]) -> Source:
     if len(paths) != 1:
-        raise DataError(f"expected one input of this kind, got {len(paths)}", where=str(paths[1]), remedy="shard each on its own")
+        raise DataError(
+            f"expected one input of this kind, got {len(paths)}", where=str(paths[1]), remedy="shard each on its own"
+        )
     return reader(paths[0])
 
 
@@ -102,7 +104,9 @@ def _npz(path: Path) -> Source:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, KeyError) as error:
-        raise DataError(f"cannot be read: {error}", where=str(path), remedy="save it with numpy.savez, without objects") from error
+        raise DataError(
+            f"cannot be read: {error}", where=str(path), remedy="save it with numpy.savez, without objects"
+        ) from error
     return _from_arrays(arrays, str(path))
 
 
@@ -129,7 +133,9 @@ def _csv(path: Path, label: str | None) -> Source:
             features[number - 2] = values
         except ValueError as error:
             raise DataError(
-                f"line {number} is not {features.shape[1]} numbers: {error}", where=str(path), remedy="correct the line or the header"
+                f"line {number} is not {features.shape[1]} numbers: {error}",
+                where=str(path),
+                remedy="correct the line or the header",
             ) from error
     arrays: Arrays = {"features": features}
     if place is None:
@@ -175,7 +181,9 @@ def _images(folder: Path) -> Source:
             image = load(path)
             if image.shape != shape:
                 raise DataError(
-                    f"has the shape {image.shape} where the first image has {shape}", where=str(path), remedy="resize the images"
+                    f"has the shape {image.shape} where the first image has {shape}",
+                    where=str(path),
+                    remedy="resize the images",
                 )
             images[row] = image
         return {"image": images, "label": np.array([number for _, number in files[start:stop]], np.int64)}

@@ -79,7 +79,10 @@ class Loader:
         return arrays
 
     def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
-        return {name: np.take(array, rows, axis=0, out=self._buffer(name, array, len(rows)), mode="clip") for name, array in arrays.items()}
+        return {
+            name: np.take(array, rows, axis=0, out=self._buffer(name, array, len(rows)), mode="clip")
+            for name, array in arrays.items()
+        }
 
     def _buffer(self, name: str, array: NDArray[Any], count: int) -> NDArray[Any]:
         held = self._buffers.get(name)

@@ -70,9 +70,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         names = [wanted] if wanted else [name for name, field in self.fields.items() if field.meaning == meaning]
         if len(names) != 1 or names[0] not in self.fields:
             raise DataError(
-                f"cannot tell which field is the {meaning}: the data set has {sorted(self.fields)}, asked for {wanted or 'any'}",
-                where=where, remedy=f"name it in the configuration: data.{meaning} = \"...\"",
-            )  # fmt: skip
+                f"cannot tell which field is the {meaning}: the data set has {sorted(self.fields)}, asked for {wanted}",
+                where=where,
+                remedy=f'name it in the configuration: data.{meaning} = "..."',
+            )
         return names[0]
 
 
@@ -88,7 +89,9 @@ def load_manifest(folder: Path | str) -> Manifest:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"cannot read the manifest: {error.strerror}", where=str(path), remedy="make a data set with 'mpidl shard', or fix the path"
+            f"cannot read the manifest: {error.strerror}",
+            where=str(path),
+            remedy="make a data set with 'mpidl shard', or fix the path",
         ) from error
     try:
         head = msgspec.json.decode(raw)
@@ -109,7 +112,10 @@ def _bad(path: Path, what: str) -> DataError:
 
 def _check(path: Path, manifest: Manifest) -> None:
     if manifest.samples != sum(shard.samples for shard in manifest.shards):
-        raise _bad(path, f"it claims {manifest.samples} samples, but its shards add up to {sum(s.samples for s in manifest.shards)}")
+        raise _bad(
+            path,
+            f"it claims {manifest.samples} samples, but its shards add up to {sum(s.samples for s in manifest.shards)}",
+        )
     if not manifest.fields or not manifest.shards or any(shard.samples < 0 for shard in manifest.shards):
         raise _bad(path, "it has no fields, no shards, or a negative count")
     for shard in manifest.shards:
@@ -168,8 +174,9 @@ def verify_shard(folder: Path, shard: Shard) -> None:
     if found != shard.sha256:
         raise DataError(
             f"the shard is damaged: its SHA-256 is {found[:16]}..., the manifest says {shard.sha256[:16]}...",
-            where=str(path), remedy=remedy,
-        )  # fmt: skip
+            where=str(path),
+            remedy=remedy,
+        )
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:

@@ -32,9 +32,14 @@ class Reader:
     """
 
     def __init__(
-        self, folder: Path | str, *, context: Context | None = None, driver: str = "auto", verify: bool = True,
+        self,
+        folder: Path | str,
+        *,
+        context: Context | None = None,
+        driver: str = "auto",
+        verify: bool = True,
         fields: Sequence[str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder, self.context = Path(folder), context
         self._files: dict[int, Any] = {}
         if context is None:
@@ -66,14 +71,16 @@ class Reader:
         if driver.startswith("mpio"):
             if not is_parallel():
                 raise DataError(
-                    "this h5py is serial: it has no mpio driver", where=f"data.driver = {driver!r}",
+                    "this h5py is serial: it has no mpio driver",
+                    where=f"data.driver = {driver!r}",
                     remedy="use driver 'posix' (works for shards and for reading a shared file), or see 'mpidl doctor'",
-                )  # fmt: skip
+                )
             if not shared or self.context is None:
                 raise DataError(
-                    "mpio reads one shared file on all ranks, and this is not one", where=str(self.folder),
+                    "mpio reads one shared file on all ranks, and this is not one",
+                    where=str(self.folder),
                     remedy="use data.driver = 'posix', or shard with --shared",
-                )  # fmt: skip
+                )
         return driver
 
     def _check(self, shard: Shard, verify: bool) -> None:
@@ -88,9 +95,10 @@ class Reader:
                 wanted = (shard.samples, *field.shape)
                 if dataset.shape != wanted or dataset.dtype != np.dtype(field.dtype):
                     raise DataError(
-                        f"field {name!r} is {dataset.dtype}{list(dataset.shape)} where the manifest says {field.dtype}{list(wanted)}",
-                        where=str(path), remedy="the manifest belongs to other files: shard the data again",
-                    )  # fmt: skip
+                        f"field {name!r} is {dataset.dtype}{list(dataset.shape)}, the manifest says {field.dtype}{list(wanted)}",
+                        where=str(path),
+                        remedy="the manifest belongs to other files: shard the data again",
+                    )
 
     def __len__(self) -> int:
         """Samples in the data set."""
@@ -141,9 +149,10 @@ class Reader:
             read_ranges(self._files[index][name], ranges, out, collective=self.driver == "mpio-collective")
         except OSError as error:
             raise DataError(
-                f"reading {len(out)} samples of {name!r} failed: {error}", where=str(path),
+                f"reading {len(out)} samples of {name!r} failed: {error}",
+                where=str(path),
                 remedy="the file is damaged or the file system failed: check it, or shard the data again",
-            ) from error  # fmt: skip
+            ) from error
 
     def close(self) -> None:
         """Close all files; collective if the reader uses mpio."""

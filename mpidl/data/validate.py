@@ -36,8 +36,9 @@ def _error(reader: Reader, name: str, array: NDArray[Any], bad: NDArray[Any], pi
     file, local = reader.locate(_sample(int(place[0]), pieces))
     return DataError(
         f"sample {local} has {name!r} = {array[place]} ({int(bad.sum())} bad value(s) in this part of the data), but {rule}",
-        where=file, remedy="correct the source data and shard it again",
-    )  # fmt: skip
+        where=file,
+        remedy="correct the source data and shard it again",
+    )
 
 
 def _sample(row: int, pieces: Pieces) -> int:

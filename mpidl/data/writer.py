@@ -15,8 +15,15 @@ from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.data.importers import Arrays, Source, meaning_of
 from mpidl.data.manifest import (
-    Field, Manifest, Shard, Statistics, file_sha256, new_manifest, save_manifest, sync_folder,
-)  # fmt: skip
+    Field,
+    Manifest,
+    Shard,
+    Statistics,
+    file_sha256,
+    new_manifest,
+    save_manifest,
+    sync_folder,
+)
 from mpidl.errors import DataError
 
 CHUNK_BYTES = 256 << 10  # a chunk holds some batches of small samples, or one large sample
@@ -91,7 +98,9 @@ def _schema(source: Source, options: WriteOptions) -> dict[str, Field]:
     for name, array in source.read(0, 1).items():
         stored = _storable(array)
         if stored.dtype.kind not in "biuf":
-            raise DataError(f"field {name!r} has dtype {array.dtype}, which cannot be trained on", remedy="convert it to numbers")
+            raise DataError(
+                f"field {name!r} has dtype {array.dtype}, which cannot be trained on", remedy="convert it to numbers"
+            )
         fields[name] = Field(stored.dtype.name, array.shape[1:], meaning_of(name, array, options.label))
     return fields
 
@@ -127,7 +136,9 @@ def _ranges(start: int, stop: int, schema: dict[str, Field]) -> Iterator[tuple[i
 
 def _create(file: Any, name: str, field: Field, samples: int, compression: str | None) -> Any:
     chunk = max(1, min(samples, CHUNK_BYTES // max(1, field.sample_bytes)))
-    options: dict[str, Any] = {"compression": compression, "shuffle": True} if compression else {"dcpl": hdf5.early_allocation()}
+    options: dict[str, Any] = (
+        {"compression": compression, "shuffle": True} if compression else {"dcpl": hdf5.early_allocation()}
+    )
     return file.create_dataset(name, (samples, *field.shape), field.dtype, chunks=(chunk, *field.shape), **options)
 
 
@@ -152,9 +163,14 @@ def _refuse_nonfinite(name: str, array: NDArray[Any], low: int) -> None:
 
 
 def _write_shard(
-    source: Source, folder: Path, index: int, schema: dict[str, Field], options: WriteOptions, tallies: dict[str, _Tally],
+    source: Source,
+    folder: Path,
+    index: int,
+    schema: dict[str, Field],
+    options: WriteOptions,
+    tallies: dict[str, _Tally],
     progress: Progress,
-) -> Shard:  # fmt: skip
+) -> Shard:
     start, stop = index * source.samples // options.shards, (index + 1) * source.samples // options.shards
     path = folder / f"shard-{index:05d}.h5"
     with hdf5.open_file(path, "w") as file:
@@ -167,7 +183,12 @@ def _write_shard(
 
 
 def _write_shared(
-    source: Source, path: Path, schema: dict[str, Field], context: Context, tallies: dict[str, _Tally], progress: Progress
+    source: Source,
+    path: Path,
+    schema: dict[str, Field],
+    context: Context,
+    tallies: dict[str, _Tally],
+    progress: Progress,
 ) -> None:
     """Rank 0 creates the file; all ranks fill their hyperslabs through mpio, or rank 0 alone where h5py is serial."""
     parallel = hdf5.is_parallel() and context.size > 1

@@ -86,7 +86,9 @@ class _RawSamples:
         if not self._name or arrays[self._name].shape[1:] != spec.field_shape:
             found = {name: array.shape[1:] for name, array in arrays.items()}
             raise DataError(
-                f"the model takes samples of shape {spec.field_shape}, found {found}", where=where, remedy="give data of that shape"
+                f"the model takes samples of shape {spec.field_shape}, found {found}",
+                where=where,
+                remedy="give data of that shape",
             )
 
     def __len__(self) -> int:

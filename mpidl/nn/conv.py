@@ -23,7 +23,8 @@ class Conv2D(Layer):
         self.relu_is_masked = False  # True when the next layer's backward has applied the ReLU's gradient already
 
     def _geometry(self, shape: Shape) -> Conv2DGeometry:
-        return Conv2DGeometry(*shape, self.channels, self.kernel, self.kernel, self.stride, self.pad)
+        height, width, channels = shape
+        return Conv2DGeometry(height, width, channels, self.channels, self.kernel, self.kernel, self.stride, self.pad)
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3:

@@ -52,6 +52,7 @@ class Layer(ABC):
 
     def _refuse(self, shape: Shape, wanted: str) -> ShapeError:
         return ShapeError(
-            f"input samples have shape {shape}, but {wanted}", where=f"layer {self.name}",
+            f"input samples have shape {shape}, but {wanted}",
+            where=f"layer {self.name}",
             remedy="change the model's layers or its input shape",
-        )  # fmt: skip
+        )

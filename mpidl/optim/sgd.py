@@ -10,7 +10,13 @@ class SGD:
     """One fused pass over the flat buffer a step (Sutskever et al., 2013). State: "momentum", (n,)."""
 
     def __init__(
-        self, parameters: FlatParameters, ops: Ops, *, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False
+        self,
+        parameters: FlatParameters,
+        ops: Ops,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
     ) -> None:
         self.parameters, self.ops = parameters, ops
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
@@ -19,6 +25,11 @@ class SGD:
     def step(self, lr: float) -> None:
         """Update the parameters from the gradients with learning rate `lr`."""
         self.ops.sgd_step(
-            self.parameters.values, self.parameters.gradients, self.state["momentum"],
-            lr=lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov,
-        )  # fmt: skip
+            self.parameters.values,
+            self.parameters.gradients,
+            self.state["momentum"],
+            lr=lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+        )

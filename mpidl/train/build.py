@@ -19,9 +19,10 @@ def build_model(config: ModelConfig, spec: InputSpec, ops: Ops) -> Model:
         unknown = sorted(set(config.options) - set(known))
         if unknown:
             raise ConfigError(
-                f"model {config.name!r} has no option {unknown[0]!r}", where="model.options",
+                f"model {config.name!r} has no option {unknown[0]!r}",
+                where="model.options",
                 remedy=f"it knows {', '.join(known)}",
-            )  # fmt: skip
+            )
     try:
         layers = layers_of(config.name, spec.shape, spec.classes, config.options)
     except (TypeError, ValueError) as error:

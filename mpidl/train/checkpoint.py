@@ -82,16 +82,17 @@ def save(folder: Path, meta: Meta, buffers: Buffers, context: Context, *, keep: 
         if context.is_root:
             partial.unlink(missing_ok=True)
         raised = CheckpointError(
-            f"the checkpoint could not be written: {error.what}", where=str(path),
+            f"the checkpoint could not be written: {error.what}",
+            where=str(path),
             remedy=f"{error.remedy or 'check the file system'}; earlier checkpoints in {folder} are intact: go on with --resume",
-        )  # fmt: skip
+        )
         raised.agreed = error.agreed
         raise raised from error
     return path
 
 
 def _create(partial: Path, buffers: Buffers) -> None:
-    """Create the file and reserve its blocks, so that a full disk is noticed here, by one rank, not in the middle of writing."""
+    """Create the file and reserve its blocks, so that a full disk is noticed here and not in the middle of writing."""
     partial.parent.mkdir(parents=True, exist_ok=True)
     with hdf5.open_file(partial, "w") as file:
         for name, array in buffers.items():
@@ -174,7 +175,9 @@ def read(path: Path) -> Checkpoint:
             meta = msgspec.json.decode(encoded, type=Meta)
             if meta.version != VERSION:
                 raise CheckpointError(
-                    f"has version {meta.version}, this mpidl reads version {VERSION}", where=str(path), remedy="use that mpidl"
+                    f"has version {meta.version}, this mpidl reads version {VERSION}",
+                    where=str(path),
+                    remedy="use that mpidl",
                 )
             buffers = {name: hdf5.trusted_dataset(file, name, path)[...] for name in file}
     except (OSError, msgspec.MsgspecError) as error:
@@ -188,9 +191,10 @@ def _verify(path: Path, meta: Meta, buffers: Buffers) -> None:
     for part in meta.parts:
         if part.dataset not in buffers or _digest(buffers[part.dataset][part.start : part.stop]) != part.sha256:
             raise CheckpointError(
-                f"the checksum of {part.dataset!r}[{part.start}:{part.stop}] is wrong", where=str(path),
+                f"the checksum of {part.dataset!r}[{part.start}:{part.stop}] is wrong",
+                where=str(path),
                 remedy="the file is damaged: use an earlier checkpoint",
-            )  # fmt: skip
+            )
         covered[part.dataset] += part.stop - part.start
     if any(covered[name] != array.size for name, array in buffers.items()):
         raise CheckpointError("its checksums do not cover its data", where=str(path), remedy="use an earlier checkpoint")
@@ -212,7 +216,9 @@ def load_for(context: Context, find: Callable[[], Checkpoint], doing: str) -> Ch
     with context.together(doing):
         if context.is_root:
             loaded = find()
-    head = context.broadcast((loaded.path, loaded.meta, {k: (v.size, v.dtype) for k, v in loaded.buffers.items()}) if loaded else None)
+    head = context.broadcast(
+        (loaded.path, loaded.meta, {k: (v.size, v.dtype) for k, v in loaded.buffers.items()}) if loaded else None
+    )
     assert head is not None
     path, meta, shapes = head
     buffers = loaded.buffers if loaded else {name: np.empty(size, dtype) for name, (size, dtype) in shapes.items()}

@@ -24,7 +24,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of the sections: unknown keys are errors."""
 
 
-class DataConfig(Section):
+class DataConfig(Section, frozen=True):
     """train, test: folders made by `mpidl shard`, relative to the working directory."""
 
     train: str
@@ -39,14 +39,14 @@ class DataConfig(Section):
     verify: bool = True
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True):
     """name: see mpidl.models; options: that model's own keyword arguments."""
 
     name: str = "cnn"
     options: dict[str, Any] = {}
 
 
-class OptimConfig(Section):
+class OptimConfig(Section, frozen=True):
     """SGD and the learning-rate schedule. Times are in epochs."""
 
     name: Literal["sgd"] = "sgd"
@@ -61,7 +61,7 @@ class OptimConfig(Section):
     floor: Fraction = 0.0
 
 
-class TrainConfig(Section):
+class TrainConfig(Section, frozen=True):
     """global_batch: samples per step over all ranks; max_steps: end early (0: never); log_every: steps between metrics."""
 
     epochs: Positive = 1
@@ -72,27 +72,27 @@ class TrainConfig(Section):
     max_steps: NotNegative = 0
 
 
-class SyncConfig(Section):
+class SyncConfig(Section, frozen=True):
     """How gradients are combined."""
 
     strategy: Literal["allreduce"] = "allreduce"
     algorithm: Literal["ring", "native"] = "ring"
 
 
-class CheckpointConfig(Section):
+class CheckpointConfig(Section, frozen=True):
     """every_steps: also within epochs (0: only at the end of each); keep: newest checkpoints to keep, besides the best."""
 
     every_steps: NotNegative = 0
     keep: Positive = 2
 
 
-class BackendConfig(Section):
+class BackendConfig(Section, frozen=True):
     """Where to compute."""
 
     name: Literal["auto", "numpy", "cupy"] = "auto"
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """A whole run."""
 
     data: DataConfig

@@ -23,7 +23,9 @@ class Evaluation:
     samples: int
 
 
-def evaluate(model: Model, loss: SoftmaxCrossEntropy, inputs: Inputs, reader: Reader, context: Context, batch: int) -> Evaluation:
+def evaluate(
+    model: Model, loss: SoftmaxCrossEntropy, inputs: Inputs, reader: Reader, context: Context, batch: int
+) -> Evaluation:
     """Mean loss and accuracy of `model` over all samples, each rank its contiguous part. Collective.
 
     batch: samples at a time on one rank. reader: must not read collectively.

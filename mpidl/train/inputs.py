@@ -35,16 +35,18 @@ class InputSpec(msgspec.Struct, frozen=True):
         if field is None or field.shape != self.field_shape:
             found = "no such field" if field is None else f"shape {field.shape}"
             raise DataError(
-                f"the model takes {self.feature!r} of shape {self.field_shape}, the data set has {found}", where=where,
+                f"the model takes {self.feature!r} of shape {self.field_shape}, the data set has {found}",
+                where=where,
                 remedy="use the data set the model was made for, or train a new model",
-            )  # fmt: skip
+            )
         label = manifest.fields.get(self.label)
         if needs_label and (label is None or (label.classes or 0) > self.classes):
             raise DataError(
                 f"the model knows {self.classes} classes in {self.label!r}, the data set has "
-                + ("no such field" if label is None else str(label.classes)), where=where,
+                + ("no such field" if label is None else str(label.classes)),
+                where=where,
                 remedy="use the data set the model was made for, or train a new model",
-            )  # fmt: skip
+            )
 
 
 def input_spec(manifest: Manifest, config: DataConfig, where: str) -> InputSpec:

@@ -63,9 +63,14 @@ class Trainer:
             self.inputs = Inputs(self.spec, self.ops)
             manifest, batch = self.reader.manifest, config.train.global_batch
             self.sampler = LaneSampler(
-                manifest.samples, batch, context.rank, context.size, seed=config.train.seed, shuffle=data.shuffle,
+                manifest.samples,
+                batch,
+                context.rank,
+                context.size,
+                seed=config.train.seed,
+                shuffle=data.shuffle,
                 window=window_steps(manifest.samples, batch, manifest.sample_bytes, data.window_bytes),
-            )  # fmt: skip
+            )
         self.test: Reader | None = None
         if data.test is not None:
             self.test = Reader(data.test, context=context, driver="posix", verify=data.verify)
@@ -80,16 +85,21 @@ class Trainer:
         self.strategy = AllReduce(parameters, context, algorithm=config.sync.algorithm)
         steps = self.loader.steps
         self.rate = LearningRate(
-            optim.lr, steps * config.train.epochs, optim.schedule, int(optim.warmup_epochs * steps), optim.floor,
-            [int(epoch * steps) for epoch in optim.milestones], optim.gamma,
-        )  # fmt: skip
+            optim.lr,
+            steps * config.train.epochs,
+            optim.schedule,
+            int(optim.warmup_epochs * steps),
+            optim.floor,
+            [int(epoch * steps) for epoch in optim.milestones],
+            optim.gamma,
+        )
         self.step, self.best_accuracy = 0, -1.0
         self.last: Evaluation | None = None
         self.saved: Path | None = None
         self._saved_step = -1
         self._recent = Evaluation(math.nan, 0.0, 0)
 
-    # --- start and end ------------------------------------------------------------------------------------------------
+    # --- start and end ---
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Start from fresh parameters, or from the newest intact checkpoint. Collective."""
         folder = self.output / "checkpoints"
@@ -104,9 +114,10 @@ class Trainer:
         existing = ckpt.list_checkpoints(folder)
         if existing and not overwrite:
             raise ConfigError(
-                "holds the checkpoints of an earlier run", where=str(self.output),
+                "holds the checkpoints of an earlier run",
+                where=str(self.output),
                 remedy="go on with --resume, throw them away with --overwrite, or choose another train.output",
-            )  # fmt: skip
+            )
         for path in [*existing, folder / ckpt.BEST, self.output / "metrics.jsonl"]:
             path.unlink(missing_ok=True)
         for path in (self.output / "tensorboard").glob("events.*"):
@@ -120,9 +131,10 @@ class Trainer:
         if meta.parameters != self._layout() or meta.inputs != msgspec.to_builtins(self.spec):
             raise _agreed(
                 CheckpointError(
-                    "belongs to another model or another kind of data", where=str(saved.path),
+                    "belongs to another model or another kind of data",
+                    where=str(saved.path),
                     remedy="resume with the configuration it was made with, or choose another train.output",
-                )  # fmt: skip
+                )
             )
         before = meta.config["train"]
         for key in ("global_batch", "seed"):
@@ -130,13 +142,19 @@ class Trainer:
                 raise _agreed(
                     ConfigError(
                         f"train.{key} is {getattr(self.config.train, key)}, but the run to resume has {before[key]}",
-                        where=str(saved.path), remedy="the order of the data depends on it: keep it, or start anew",
-                    )  # fmt: skip
+                        where=str(saved.path),
+                        remedy="the order of the data depends on it: keep it, or start anew",
+                    )
                 )
         values[...] = self.ops.to_device(saved.buffers["parameters"])
         for name, array in self.optimizer.state.items():
             array[...] = self.ops.to_device(saved.buffers[f"optimizer.{name}"])
-        self.step, self.best_accuracy, self.saved, self._saved_step = meta.step, meta.best_accuracy, saved.path, meta.step
+        self.step, self.best_accuracy, self.saved, self._saved_step = (
+            meta.step,
+            meta.best_accuracy,
+            saved.path,
+            meta.step,
+        )
         if "accuracy" in meta.metrics:
             self.last = Evaluation(meta.metrics["loss"], meta.metrics["accuracy"], int(meta.metrics["samples"]))
         self.say(f"resuming at step {meta.step} (epoch {meta.epoch + 1}) from {saved.path}")
@@ -144,7 +162,7 @@ class Trainer:
     def _layout(self) -> dict[str, tuple[int, list[int]]]:
         return {name: (slot.start, list(slot.spec.shape)) for name, slot in self.model.parameters.slots.items()}
 
-    # --- the loop -----------------------------------------------------------------------------------------------------
+    # --- the loop ---
     def run(self, *, quiet: bool = False) -> Result:
         """Train to the end, or until a signal asks to stop. Collective; returns the same on every rank."""
         train, steps = self.config.train, self.loader.steps
@@ -153,9 +171,11 @@ class Trainer:
         if metrics and self.step:
             metrics.add("resume", self.step, {"ranks": self.context.size})
         progress = Progress(
-            total * train.global_batch, "samples", initial=self.step * train.global_batch,
+            total * train.global_batch,
+            "samples",
+            initial=self.step * train.global_batch,
             quiet=quiet or not self.context.is_root,
-        )  # fmt: skip
+        )
         request, started, first, stopped = StopRequest(), time.monotonic(), self.step, False
         try:
             while self.step < total and not stopped:
@@ -243,7 +263,7 @@ class Trainer:
         if metrics and (self.step % self.config.train.log_every == 0 or self.step == 1):
             metrics.add("step", self.step, {"epoch": epoch, "loss": loss, "accuracy": accuracy, "lr": lr})
 
-    # --- evaluation and checkpoints -------------------------------------------------------------------------------------
+    # --- evaluation and checkpoints ---
     def _evaluate(self, metrics: MetricsLog | None, progress: Progress) -> None:
         assert self.test is not None
         self.last = evaluate(self.model, self.loss, self.inputs, self.test, self.context, EVALUATION_BATCH)
@@ -259,19 +279,28 @@ class Trainer:
         parameters, steps = self.model.parameters, self.loader.steps
         broken = parameters.first_nonfinite(parameters.values)
         if broken:
-            self.context.agree(NumericsError(
-                f"parameter {broken} is not finite after step {self.step}; it was not saved",
-                remedy="lower optim.lr; go on from the last checkpoint with --resume",
-            ), "checkpointing")  # fmt: skip
+            self.context.agree(
+                NumericsError(
+                    f"parameter {broken} is not finite after step {self.step}; it was not saved",
+                    remedy="lower optim.lr; go on from the last checkpoint with --resume",
+                ),
+                "checkpointing",
+            )
         fresh = self.last is not None and self.step % steps == 0
         best = fresh and self.last is not None and self.last.accuracy > self.best_accuracy
         if best and self.last is not None:
             self.best_accuracy = self.last.accuracy
         meta = ckpt.Meta(
-            version=ckpt.VERSION, step=self.step, epoch=self.step // steps, epoch_step=self.step % steps,
-            config=msgspec.to_builtins(self.config), inputs=msgspec.to_builtins(self.spec), parameters=self._layout(),
-            metrics=asdict(self.last) if self.last else {}, best_accuracy=self.best_accuracy,
-        )  # fmt: skip
+            version=ckpt.VERSION,
+            step=self.step,
+            epoch=self.step // steps,
+            epoch_step=self.step % steps,
+            config=msgspec.to_builtins(self.config),
+            inputs=msgspec.to_builtins(self.spec),
+            parameters=self._layout(),
+            metrics=asdict(self.last) if self.last else {},
+            best_accuracy=self.best_accuracy,
+        )
         buffers = {"parameters": self.ops.to_host(parameters.values)}
         buffers |= {f"optimizer.{name}": self.ops.to_host(array) for name, array in self.optimizer.state.items()}
         self.saved = ckpt.save(
@@ -284,10 +313,17 @@ class Trainer:
         if self.context.is_root:
             self._plot()
         return Result(
-            loss=final.loss, accuracy=final.accuracy, samples=final.samples, epochs=math.ceil(self.step / self.loader.steps),
-            steps=self.step, seconds=seconds, samples_per_second=samples / seconds if seconds else 0.0,
-            ranks=self.context.size, checkpoint=str(self.saved) if self.saved else None, stopped=stopped,
-        )  # fmt: skip
+            loss=final.loss,
+            accuracy=final.accuracy,
+            samples=final.samples,
+            epochs=math.ceil(self.step / self.loader.steps),
+            steps=self.step,
+            seconds=seconds,
+            samples_per_second=samples / seconds if seconds else 0.0,
+            ranks=self.context.size,
+            checkpoint=str(self.saved) if self.saved else None,
+            stopped=stopped,
+        )
 
     def _plot(self) -> None:
         from mpidl.observe.plot import plot_run

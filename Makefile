@@ -1,0 +1,73 @@
+# mpidl: `make train` trains on sample data, `make test` proves the toolkit; both set everything up themselves.
+SHELL := bash
+VENV ?= .venv
+PY := $(VENV)/bin/python
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MPIDL_VENV := $(VENV)
+
+# A laptop, a container or CI may have fewer cores than ranks, and may run as root: that is said here, not in the library.
+MPI_ENV := OMPI_MCA_mpi_yield_when_idle=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe \
+           $(if $(filter 0,$(shell id -u)),OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1)
+export MPI_ENV
+RANKS ?= 2
+LIMIT ?= 900
+MPIRUN := env $(MPI_ENV) timeout --signal=TERM --kill-after=20 $(LIMIT) mpirun -n $(RANKS)
+SAMPLE := data/fashion-mnist
+CONFIG ?= scripts/configs/fashion-cnn.toml
+
+.PHONY: help setup data train test test-unit test-mpi test-slurm test-gpu test-peer setup-peers lint bench lock clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: ## make .venv ready: system packages, locked Python packages, parallel h5py, mpidl (idempotent)
+	@scripts/setup.sh
+
+data: setup $(SAMPLE)/train/manifest.json $(SAMPLE)/test/manifest.json ## shard the sample data (Fashion-MNIST)
+
+$(SAMPLE)/%/manifest.json:
+	@scripts/fashion_mnist.sh $* $(dir $@)
+
+train: data ## train the sample CNN on RANKS=2 ranks (CONFIG=... for another run)
+	$(MPIRUN) mpidl train $(CONFIG) --overwrite
+
+test: setup data ## everything that proves the toolkit: lint, unit tests, MPI tests, SLURM
+	@$(MAKE) --no-print-directory lint
+	@scripts/test.sh
+
+test-unit: setup ## unit tests only (no MPI launcher)
+	@scripts/test.sh unit
+
+test-mpi: setup data ## tests under mpirun with 1, 2, 3 and 4 ranks
+	@scripts/test.sh mpi
+
+test-slurm: setup data ## train through a real SLURM on this machine
+	@scripts/test.sh slurm
+
+test-gpu: setup ## the backend tests on a real GPU
+	MPIDL_TEST_GPU=1 $(PY) -m pytest tests/backend -m "gpu or not gpu" -q
+
+setup-peers: setup ## install PyTorch, for comparison only
+	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install -qq torch==2.13.0
+
+test-peer: setup-peers ## compare a whole step with PyTorch
+	@scripts/test.sh peer
+
+bench: setup-peers data ## all benchmarks, beside their peers
+	@scripts/bench/run.sh
+
+lint: setup ## ruff, mypy, import-linter
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+lock: ## renew requirements/dev.txt (needs uv)
+	uv pip compile -q --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 pyproject.toml -o requirements/dev.txt
+
+clean: ## remove what builds and runs have left (keeps .venv)
+	rm -rf build *.egg-info runs $(SAMPLE) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +
+
+distclean: clean ## also remove .venv and the compiled kernels
+	rm -rf $(VENV) kernels/*.so

@@ -1,0 +1,30 @@
+// Softmax and cross-entropy, fused. One warp a row; blocks of (32, rows per block).
+
+extern "C" __global__ void softmax_cross_entropy(const REAL *logits, const i64 *labels, REAL *loss, REAL *dlogits, u8 *hit, i64 rows,
+                                                 i64 classes, REAL scale) {
+    const int lane = threadIdx.x;
+    for (i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y; row < rows; row += (i64)gridDim.x * blockDim.y) {
+        const REAL *z = logits + row * classes;
+        REAL *d = dlogits + row * classes;
+        REAL top = z[0];
+        i64 best = 0;
+        for (i64 c = lane; c < classes; c += WARP)
+            if (z[c] > top || (z[c] == top && c < best)) top = z[c], best = c;
+        for (int offset = WARP / 2; offset > 0; offset /= 2) {
+            const REAL other = __shfl_down_sync(0xffffffffu, top, offset);
+            const i64 place = __shfl_down_sync(0xffffffffu, best, offset);
+            if (other > top || (other == top && place < best)) top = other, best = place;
+        }
+        top = __shfl_sync(0xffffffffu, top, 0);
+        best = __shfl_sync(0xffffffffu, best, 0);
+        REAL sum = REAL(0);
+        for (i64 c = lane; c < classes; c += WARP) sum += exp(z[c] - top);
+        sum = __shfl_sync(0xffffffffu, warp_sum(sum), 0);
+        const i64 label = labels[row];
+        for (i64 c = lane; c < classes; c += WARP) d[c] = (exp(z[c] - top) / sum - (c == label ? REAL(1) : REAL(0))) * scale;
+        if (lane == 0) {
+            loss[row] = log(sum) - (z[label] - top);
+            hit[row] = best == label;
+        }
+    }
+}

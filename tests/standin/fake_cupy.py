@@ -1,0 +1,100 @@
+"""A CuPy over NumPy memory whose RawModule is the host harness: drives `cupy_ops` end to end without a GPU.
+
+Device arrays are a subclass of ndarray that refuses to mix with host arrays, as CuPy does, so that a forgotten transfer fails.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import numpy as np
+
+from tests.standin.harness import HostModule
+
+
+class DeviceArray(np.ndarray):
+    """NumPy memory that behaves like device memory towards host arrays."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.ctypes.data, False), "version": 3}
+
+    def get(self, out: Any = None) -> Any:
+        if out is None:
+            return np.array(self.view(np.ndarray))
+        out[...] = self.view(np.ndarray)
+        return out
+
+    def set(self, host: Any) -> None:
+        assert type(host) is np.ndarray
+        self.view(np.ndarray)[...] = host
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+        for value in (*inputs, *(out or ())):
+            if type(value) is np.ndarray and value.ndim:
+                raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        plain = [_plain(value) for value in inputs]
+        if out is not None:
+            kwargs["out"] = tuple(_plain(value) for value in out)
+        result = getattr(ufunc, method)(*plain, **kwargs)
+        return out[0] if out is not None else _device(result)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if type(value) is np.ndarray and value.ndim:
+            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        super().__setitem__(key, value)
+
+
+def _plain(value: Any) -> Any:
+    return value.view(np.ndarray) if isinstance(value, DeviceArray) else value
+
+
+def _device(value: Any) -> Any:
+    return np.asarray(value).view(DeviceArray)
+
+
+class _Device:
+    def __init__(self, number: int = 0) -> None:
+        assert number == 0
+
+    def use(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+def _count_nonzero(array: Any) -> Any:
+    return _device(np.count_nonzero(_plain(array)))
+
+
+def make() -> tuple[types.ModuleType, types.ModuleType]:
+    """The modules `cupy` and `cupyx`."""
+    cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
+    for name in ("empty", "zeros"):
+        setattr(cupy, name, lambda *args, _f=getattr(np, name), **kw: _device(_f(*args, **kw)))
+    for name in ("empty_like", "zeros_like"):
+        setattr(cupy, name, lambda array, _f=getattr(np, name), **kw: _device(_f(_plain(array), **kw)))
+    for name in ("matmul", "multiply", "add", "isfinite"):
+        setattr(cupy, name, getattr(np, name))
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"})
+    values = {
+        "__version__": "stand-in",
+        "ndarray": DeviceArray,
+        "asarray": lambda host, dtype=None: _device(np.array(_plain(host), dtype)),
+        "asnumpy": lambda array: np.array(_plain(array)),
+        "count_nonzero": _count_nonzero,
+        "RawModule": HostModule,
+        "cuda": types.SimpleNamespace(Device=_Device, runtime=runtime),
+    }
+    for name, value in values.items():
+        setattr(cupy, name, value)
+    cupyx.empty_pinned = lambda shape, dtype: np.empty(shape, dtype)  # type: ignore[attr-defined]
+    return cupy, cupyx
+
+
+def install() -> None:
+    """Put the stand-in where `import cupy` finds it."""
+    sys.modules["cupy"], sys.modules["cupyx"] = make()

@@ -1,0 +1,124 @@
+// Runs CUDA C++ on the CPU, one block at a time, so that kernels are executed where there is no GPU.
+//
+// The threads of a block are fibers. __syncthreads and warp shuffles suspend a fiber until its block or warp has arrived;
+// anything that a GPU would leave undefined (a thread that returned while others wait, a warp of which only a part shuffles)
+// ends with a message. The order in which fibers run is forward, reversed or random: a missing __syncthreads shows in one.
+#pragma once
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <vector>
+
+using std::exp; using std::log; using std::sqrt; using std::fabs;
+struct dim3 { unsigned x, y, z; };
+static dim3 gridDim, blockDim, blockIdx, threadIdx;
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __restrict__
+#define __launch_bounds__(...)
+#define __shared__ static
+
+namespace host {
+enum State { READY, AT_BLOCK, AT_WARP, DONE };
+struct Fiber { ucontext_t context; State state; dim3 index; char *stack; };
+static std::vector<Fiber> fibers;
+static ucontext_t scheduler;
+static int current, order_seed;
+static void (*body)(void **);
+static void **arguments;
+static char slots[1024][16];
+static const size_t STACK = 64 << 10;
+static char problem[160];
+
+static void suspend(State state) {
+    Fiber &self = fibers[current];
+    self.state = state;
+    swapcontext(&self.context, &scheduler);
+}
+static void entry() { body(arguments); suspend(DONE); }
+
+static bool release(State state, int first, int last) {  // lets [first, last) go on if all of them have arrived
+    int waiting = 0, done = 0;
+    for (int i = first; i < last; i++) waiting += fibers[i].state == state, done += fibers[i].state == DONE;
+    if (!waiting || waiting + done < last - first) return false;
+    if (done) { snprintf(problem, sizeof problem, "%d thread(s) returned while %d wait in %s", done, waiting, state == AT_BLOCK ? "__syncthreads" : "a shuffle"); return false; }
+    for (int i = first; i < last; i++) fibers[i].state = READY;
+    return true;
+}
+
+static void run_block() {
+    const int count = int(blockDim.x * blockDim.y * blockDim.z);
+    std::vector<int> order(count);
+    std::iota(order.begin(), order.end(), 0);
+    if (order_seed == 1) std::reverse(order.begin(), order.end());
+    if (order_seed > 1) { std::mt19937 g(order_seed); std::shuffle(order.begin(), order.end(), g); }
+    while ((int)fibers.size() < count) { fibers.emplace_back(); fibers.back().stack = (char *)malloc(STACK); }
+    for (int i = 0; i < count; i++) {
+        Fiber &f = fibers[i];
+        f.state = READY;
+        f.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
+        getcontext(&f.context);
+        f.context.uc_stack = {.ss_sp = f.stack, .ss_flags = 0, .ss_size = STACK};
+        f.context.uc_link = &scheduler;
+        makecontext(&f.context, entry, 0);
+    }
+    for (int done = 0; done < count && !problem[0];) {
+        bool moved = false;
+        done = 0;
+        for (int i : order) {
+            Fiber &f = fibers[i];
+            if (f.state == READY) { current = i; threadIdx = f.index; swapcontext(&scheduler, &f.context); moved = true; }
+            done += f.state == DONE;
+        }
+        if (moved || done == count) continue;
+        for (int w = 0; w < count; w += 32) moved |= release(AT_WARP, w, std::min(w + 32, count));
+        moved |= release(AT_BLOCK, 0, count);
+        if (!moved && !problem[0]) snprintf(problem, sizeof problem, "threads wait for each other at different places");
+    }
+}
+
+template <class T> static T exchange(T value, int from_lane, bool valid) {
+    const int self = current, warp = self / 32 * 32;
+    memcpy(slots[self], &value, sizeof value);
+    suspend(AT_WARP);
+    T result = value;
+    if (valid && from_lane < 32 && warp + from_lane < (int)fibers.size()) memcpy(&result, slots[warp + from_lane], sizeof result);
+    suspend(AT_WARP);
+    return result;
+}
+}  // namespace host
+
+inline void __syncthreads() { host::suspend(host::AT_BLOCK); }
+inline void __syncwarp(unsigned = 0xffffffffu) { host::suspend(host::AT_WARP); }
+template <class T> T __shfl_down_sync(unsigned, T v, int by) { int lane = host::current % 32; return host::exchange(v, lane + by, lane + by < 32); }
+template <class T> T __shfl_xor_sync(unsigned, T v, int mask) { int lane = host::current % 32; return host::exchange(v, lane ^ mask, true); }
+template <class T> T __shfl_sync(unsigned, T v, int from) { return host::exchange(v, from, true); }
+template <class T> T atomicAdd(T *p, T v) { T old = *p; *p += v; return old; }
+template <class T> T atomicMax(T *p, T v) { T old = *p; if (v > old) *p = v; return old; }
+
+// Runs a whole grid. cooperative: threads synchronise, so they must be fibers; otherwise they simply run one after another.
+static const char *launch(void (*kernel)(void **), const unsigned *grid, const unsigned *block, void **args, int cooperative, int seed) {
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    host::body = kernel; host::arguments = args; host::order_seed = seed; host::problem[0] = 0;
+    for (blockIdx.z = 0; blockIdx.z < gridDim.z; blockIdx.z++)
+        for (blockIdx.y = 0; blockIdx.y < gridDim.y; blockIdx.y++)
+            for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++) {
+                if (cooperative) {
+                    host::run_block();
+                    if (host::problem[0]) return host::problem;
+                    continue;
+                }
+                for (threadIdx.z = 0; threadIdx.z < blockDim.z; threadIdx.z++)
+                    for (threadIdx.y = 0; threadIdx.y < blockDim.y; threadIdx.y++)
+                        for (threadIdx.x = 0; threadIdx.x < blockDim.x; threadIdx.x++) kernel(args);
+            }
+    return nullptr;
+}
