@@ -4,7 +4,7 @@ rank=${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}
 export MPI_ENV=
 if [ "$rank" = 0 ]; then exec python -m pytest --with-mpi "$@"; fi
 log=$(mktemp)
-python -m pytest --with-mpi "$@" >"$log" 2>&1
+python -m pytest --color=no --with-mpi "$@" >"$log" 2>&1
 status=$?
 [ "$status" = 0 ] || { printf -- '--- rank %s\n' "$rank"; cat "$log"; }
 rm -f "$log"

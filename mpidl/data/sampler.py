@@ -124,9 +124,9 @@ class LaneSampler:
         steps = list(np.stack([order[first:even] for order in orders], axis=1)) if even > first else []
         if last > even:
             steps.append(np.array([order[even] for order in orders if len(order) > even], dtype=np.int64))
-        starts = np.array([start for start, _ in pieces])
-        ends = np.cumsum([stop - start for start, stop in pieces])
-        shift = starts - np.concatenate([[0], ends[:-1]])  # sample - shift = row
+        starts = np.array([start for start, _ in pieces], dtype=np.int64)
+        lengths = np.array([stop - start for start, stop in pieces], dtype=np.int64)
+        shift = starts - (np.cumsum(lengths) - lengths)  # sample - shift = row
         if len(pieces) == 1:
             return tuple(samples - shift[0] for samples in steps)
         return tuple(samples - shift[np.searchsorted(starts, samples, side="right") - 1] for samples in steps)

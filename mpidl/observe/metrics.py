@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,31 @@ class MetricsLog:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / "metrics.jsonl", "a", buffering=1)
+        self._broken = False
         self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def add(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One record at `step`; numbers also go to TensorBoard under kind/name."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and name != "epoch":
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        """One record at `step`; numbers also go to TensorBoard under kind/name.
+
+        A file that can no longer be written (a full disk) is said once and given up: it must not end the training.
+        """
+        if self._broken:
+            return
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and name != "epoch":
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            self._broken = True
+            print(f"mpidl: metrics are no longer written: {error}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Flush everything."""
-        self._file.close()
-        self._board.close()
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

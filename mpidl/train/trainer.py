@@ -27,7 +27,7 @@ from mpidl.train import checkpoint as ckpt
 from mpidl.train.build import build_model
 from mpidl.train.config import Config
 from mpidl.train.evaluate import Evaluation, evaluate
-from mpidl.train.inputs import Inputs, input_spec
+from mpidl.train.inputs import Inputs, InputSpec, input_spec
 
 EVALUATION_BATCH = 256
 
@@ -128,7 +128,7 @@ class Trainer:
 
     def _restore(self, saved: ckpt.Checkpoint) -> None:
         meta, values = saved.meta, self.model.parameters.values
-        if meta.parameters != self._layout() or meta.inputs != msgspec.to_builtins(self.spec):
+        if meta.parameters != self._layout() or msgspec.convert(meta.inputs, InputSpec) != self.spec:
             raise _agreed(
                 CheckpointError(
                     "belongs to another model or another kind of data",

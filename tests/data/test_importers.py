@@ -1,0 +1,88 @@
+"""Every kind of raw data, and what is wrong with it."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpidl.data.hdf5 import h5py
+from mpidl.data.importers import open_source, read_idx
+from mpidl.errors import DataError
+
+
+def idx(array: np.ndarray, code: int) -> bytes:
+    return b"\0\0" + bytes([code, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.mark.parametrize(("code", "dtype"), [(8, ">u1"), (9, ">i1"), (11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8")])
+@pytest.mark.parametrize("packed", [True, False])
+def test_idx(tmp_path: Path, code: int, dtype: str, packed: bool) -> None:
+    array = np.arange(24).reshape(4, 3, 2).astype(dtype)
+    path = tmp_path / ("a.idx.gz" if packed else "a-ubyte")
+    path.write_bytes(gzip.compress(idx(array, code)) if packed else idx(array, code))
+    found = read_idx(path)
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype.isnative
+
+
+def test_idx_pair(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(idx(np.arange(24, dtype=np.uint8).reshape(4, 3, 2), 8))
+    (tmp_path / "y").write_bytes(idx(np.arange(4, dtype=np.uint8), 8))
+    source = open_source([tmp_path / "x", tmp_path / "y"])
+    arrays = source.read(1, 3)
+    assert source.samples == 4 and arrays["image"].shape == (2, 3, 2) and list(arrays["label"]) == [1, 2]
+
+
+def test_npz_npy_hdf5(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32), np.arange(6)
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"], file["y"] = x, y
+    for paths in (["a.npz"], ["x.npy", "y.npy"], ["a.h5"]):
+        arrays = open_source([tmp_path / path for path in paths]).read(2, 6)
+        first, second = arrays.values()
+        np.testing.assert_array_equal(first, x[2:])
+        np.testing.assert_array_equal(second, y[2:])
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = tmp_path / "iris.csv"
+    path.write_text("a,species,b\n1,setosa,2\n3,virginica,4.5\n5,setosa,6\n")
+    source = open_source([path], label="species")
+    arrays = source.read(0, 3)
+    np.testing.assert_array_equal(arrays["features"], np.array([[1, 2], [3, 4.5], [5, 6]], np.float32))
+    assert list(arrays["label"]) == [0, 1, 0] and source.class_names == ("setosa", "virginica")
+
+
+def test_folder_of_images(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for name, value in (("cat", 10), ("dog", 200)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(2):
+            image.fromarray(np.full((4, 5, 3), value + number, np.uint8)).save(tmp_path / "pets" / name / f"{number}.png")
+    source = open_source([tmp_path / "pets"])
+    arrays = source.read(0, 4)
+    assert source.class_names == ("cat", "dog") and list(arrays["label"]) == [0, 0, 1, 1]
+    assert arrays["image"].shape == (4, 4, 5, 3) and list(arrays["image"][:, 0, 0, 0]) == [10, 11, 200, 201]
+
+
+def test_wrong_sources(tmp_path: Path) -> None:
+    (tmp_path / "short.gz").write_bytes(gzip.compress(idx(np.zeros((4, 3), np.uint8), 8)[:-1]))
+    (tmp_path / "junk").write_bytes(b"hello")
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n3,four\n")
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "uneven.npz", x=np.zeros(3), y=np.zeros(4))
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
+    for name, words in [
+        ("short.gz", "promises"), ("junk", "not an IDX"), ("bad.csv", "line 3"), ("empty", "no class folders"),
+        ("uneven.npz", "different numbers"), ("objects.npz", "cannot be read"), ("nothing.npz", "does not exist"),
+    ]:  # fmt: skip
+        with pytest.raises(DataError, match=words) as caught:
+            open_source([tmp_path / name])
+        assert name in caught.value.where

@@ -1,0 +1,208 @@
+"""Everything that can be wrong: all ranks stop together, within seconds, with one message, a remedy and a non-zero status."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpidl.data.hdf5 import h5py
+from mpidl.train import checkpoint as ckpt
+from tests.data.test_dataset import edit_manifest, flip_a_bit, reseal
+from tests.jobs.conftest import blobs, write
+from tests.jobs.helpers import Job, finish, mpidl, start
+
+SECONDS = 30
+
+
+def expect(job: Job, *words: str, took: float = 0) -> None:
+    """One message with these words, no success, no hang."""
+    assert job.status not in (0, 124, 137), job.err
+    assert job.err.count("mpidl: error") == 1, job.err
+    for word in (*words, "what to do:"):
+        assert word in job.err, f"{word!r} is missing in:\n{job.err}"
+    assert "Traceback" not in job.err, job.err
+    assert took < SECONDS
+
+
+def bad_label(folder: Path) -> None:
+    with h5py.File(folder / "train" / "shard-00002.h5", "r+") as file:
+        file["label"][7] = 9
+    reseal(folder / "train", 2)
+
+
+def nan_data(folder: Path) -> None:
+    arrays = blobs(500, 0)
+    write(folder / "train", {"image": arrays["image"].astype(np.float32), "label": arrays["label"]})
+    write(folder / "test", {"image": blobs(101, 1)["image"].astype(np.float32), "label": blobs(101, 1)["label"]})
+    with h5py.File(folder / "train" / "shard-00002.h5", "r+") as file:
+        file["image"][7, 3, 3] = np.nan
+    reseal(folder / "train", 2)
+
+
+def other_shape(folder: Path) -> None:
+    arrays = blobs(101, 1)
+    write(folder / "test", {"image": arrays["image"][:, :8], "label": arrays["label"]})
+
+
+DATA: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "truncated shard": (lambda f: (f / "train/shard-00001.h5").open("r+b").truncate(999), ["shard-00001.h5", "999 bytes"]),
+    "bit-flipped shard": (lambda f: flip_a_bit(f / "train/shard-00002.h5"), ["shard-00002.h5", "damaged"]),
+    "missing shard": (lambda f: (f / "train/shard-00000.h5").unlink(), ["shard-00000.h5", "missing"]),
+    "manifest that lies": (
+        lambda f: edit_manifest(lambda t: (t["shards"][0].update(samples=999), t.update(samples=1333)))(f / "train"),
+        ["manifest"],
+    ),
+    "no data set": (lambda f: (f / "train/manifest.json").unlink(), ["manifest.json", "mpidl shard"]),
+    "shape mismatch between train and test": (other_shape, ["(10, 10)", "(8, 10)"]),
+    "label out of range": (bad_label, ["shard-00002.h5", "sample 7", "[0, 4)"]),
+    "NaN in the data": (nan_data, ["shard-00002.h5", "sample 7", "finite"]),
+}  # fmt: skip
+
+SETTINGS: dict[str, tuple[list[str], list[str]]] = {
+    "too few samples for the batch": (["train.global_batch=501"], ["500 samples", "501"]),
+    "too small a batch for the ranks": (["train.global_batch=2"], ["global batch of 2", "3 ranks"]),
+    "an unknown key": (["optim.learning_rat=0.1"], ["unknown key 'optim.learning_rat'"]),
+    "a misspelt key": (["optim.momentun=0.1"], ["did you mean 'optim.momentum'?"]),
+    "a value out of range": (["optim.lr=-1"], ["optim.lr"]),
+    "a value of the wrong type": (["train.epochs=many"], ["train.epochs"]),
+    "an unknown model": (["model.name=cmm"], ["cmm", "cnn"]),
+    "an unknown model option": (["model.options={chanels=[3]}"], ["chanels", "channels"]),
+    "a model that does not fit": (["model.options={channels=[4,4,4,4,4]}"], ["pool4"]),
+    "a GPU that is not there": (["backend.name=cupy"], ["cupy"]),
+    "a loss that is not finite": (["optim.lr=1e30"], ["not finite", "optim.lr"]),
+    "an output that cannot be written": (["train.output=/dev/null/run"], ["/dev/null/run"]),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_bad_data(run_folder: Path, name: str) -> None:
+    damage, words = DATA[name]
+    damage(run_folder)
+    started = time.monotonic()
+    expect(mpidl(3, "train", str(run_folder / "run.toml")), *words, took=time.monotonic() - started)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_bad_settings(run_folder: Path, name: str) -> None:
+    settings, words = SETTINGS[name]
+    started = time.monotonic()
+    options = [part for setting in settings for part in ("--set", setting)]
+    expect(mpidl(3, "train", str(run_folder / "run.toml"), *options), *words, took=time.monotonic() - started)
+
+
+def test_absent_and_malformed_configurations(run_folder: Path) -> None:
+    expect(mpidl(2, "train", str(run_folder / "none.toml")), "none.toml", "check the path")
+    (run_folder / "run.toml").write_text("[data\ntrain = 3")
+    expect(mpidl(2, "train", str(run_folder / "run.toml")), "run.toml", "line 1")
+    (run_folder / "run.toml").write_text("[model]\nname = 'cnn'")
+    expect(mpidl(2, "train", str(run_folder / "run.toml")), "data")
+
+
+def test_a_shard_that_breaks_while_training(run_folder: Path) -> None:
+    """Damage behind the checks (verify is off): only the rank that owns the shard notices, all stop with its message."""
+    with h5py.File(run_folder / "train" / "shard-00002.h5", "r+") as file:
+        raw = file["image"][...]
+        del file["image"]
+        file.create_dataset("image", data=raw, chunks=(40, 10, 10), fletcher32=True)
+        offset = file["image"].id.get_chunk_info(2).byte_offset
+    with (run_folder / "train" / "shard-00002.h5").open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff" * 64)
+    job = mpidl(3, "train", str(run_folder / "run.toml"), "--set", "data.verify=false", "--set", "data.window_bytes=5000")
+    expect(job, "rank 2", "shard-00002.h5")
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_disk_full_while_checkpointing(run_folder: Path, ranks: int) -> None:
+    """A file-size limit stands for a full disk: the job ends with a message, the earlier checkpoint survives and is used."""
+    toml = str(run_folder / "run.toml")
+    assert mpidl(ranks, "train", toml, "--set", "train.max_steps=21").status == 0
+    before = ckpt.read(ckpt.list_checkpoints(run_folder / "run/checkpoints")[0])
+    script = run_folder / "limited.py"
+    script.write_text(LIMITED)
+    expect(finish(start(ranks, "python", str(script), "train", toml, "--resume")), "checkpoint", "intact")
+    assert not list((run_folder / "run/checkpoints").glob("*.partial"))
+    after = ckpt.read(ckpt.list_checkpoints(run_folder / "run/checkpoints")[0])
+    assert after.path == before.path and after.buffers["parameters"].tobytes() == before.buffers["parameters"].tobytes()
+    assert mpidl(ranks, "train", toml, "--resume").status == 0
+
+
+LIMITED = """
+import resource, sys, mpidl.cli.main
+from mpidl.comm.context import init
+init()  # MPI makes large files of its own
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+sys.exit(mpidl.cli.main.main(sys.argv[1:]))
+"""
+
+
+def test_nothing_to_resume(run_folder: Path) -> None:
+    expect(mpidl(2, "train", str(run_folder / "run.toml"), "--resume"), "no usable checkpoint")
+
+
+def test_resuming_with_another_model_or_order_of_data(run_folder: Path) -> None:
+    toml = str(run_folder / "run.toml")
+    assert mpidl(2, "train", toml, "--set", "train.max_steps=3").status == 0
+    expect(mpidl(2, "train", toml, "--resume", "--set", "model.name=mlp", "--set", "model.options={}"), "another model")
+    expect(mpidl(2, "train", toml, "--resume", "--set", "train.seed=1"), "train.seed")
+
+
+CRASH = """
+import sys, mpidl.cli.main
+from mpidl.train.trainer import Trainer
+from mpidl.comm.context import init
+original = Trainer._{method}
+def broken(self, *args, **kw):
+    if init().rank == 1 and self.step == 5:
+        raise {error}
+    return original(self, *args, **kw)
+Trainer._{method} = broken
+sys.exit(mpidl.cli.main.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("method", ["forward_backward", "report"])
+@pytest.mark.parametrize("error", ["ValueError('a bug')", "MemoryError()"])
+def test_an_exception_on_one_rank_ends_the_job(run_folder: Path, method: str, error: str) -> None:
+    """Inside the guarded part of a step all ranks agree; outside it the rank that fails ends the job. Never a hang."""
+    script = run_folder / "crash.py"
+    script.write_text(CRASH.format(method=method, error=error))
+    started = time.monotonic()
+    job = finish(start(3, "python", str(script), "train", str(run_folder / "run.toml")))
+    assert job.status not in (0, 124, 137)
+    assert time.monotonic() - started < SECONDS
+    assert ("a bug" if "Value" in error else "emory") in job.err
+
+
+def test_wrong_command_lines_are_reported_once() -> None:
+    job = mpidl(3, "train")
+    assert job.status == 2 and job.err.count("usage:") == 1
+    job = mpidl(2, "tarin")
+    assert job.status == 2 and job.err.count("invalid choice") == 1
+
+
+def test_the_wrong_launcher_is_noticed(run_folder: Path) -> None:
+    """Another MPI's mpirun starts processes that each see one rank."""
+    job = mpidl(1, "train", str(run_folder / "run.toml"), OMPI_COMM_WORLD_SIZE="4", PMI_SIZE="4")
+    if job.status == 0:
+        pytest.skip("the launcher replaces the variable")
+    expect(job, "sees only one")
+
+
+def test_errors_in_json_mode_leave_stdout_clean(run_folder: Path) -> None:
+    job = mpidl(2, "evaluate", str(run_folder / "run"), "--json")
+    expect(job, "no checkpoint")
+    assert not [line for line in job.out.splitlines() if line.startswith("{")]
+
+
+def test_manifest_from_json_tools_still_loads(run_folder: Path) -> None:
+    """People edit JSON with tools that change its layout."""
+    path = run_folder / "train" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    assert mpidl(1, "train", str(run_folder / "run.toml"), "--set", "train.max_steps=1").status == 0
