@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from mpidl.comm import context as ranks
 from mpidl.comm.context import launcher_rank
 from mpidl.errors import MpidlError
 
+HEAD_START = 2.0  # seconds; before MPI is initialised rank 0 can only be given time to speak first
 COMMANDS = (shard, train, evaluate, predict, doctor)
 
 
@@ -28,6 +30,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if launcher_rank() == 0:
             super().error(message)
+        time.sleep(HEAD_START)
         sys.exit(2)
 
 
@@ -64,7 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json and launcher_rank() == 0:
         sys.stderr.flush()
         print(json.dumps(result), flush=True)
+    if status:
+        _wait_for_root()
     return status
+
+
+def _wait_for_root() -> None:
+    """A launcher kills all ranks when the first one fails: let rank 0 finish speaking."""
+    context = ranks.current()
+    if context is not None:
+        context.barrier()
 
 
 def _fail(error: MpidlError) -> int:
@@ -74,8 +86,7 @@ def _fail(error: MpidlError) -> int:
     if alone or error.agreed:
         if context is None or context.is_root:
             print(f"mpidl: error: {error}", file=sys.stderr, flush=True)
-        if context is not None and not alone:
-            context.barrier()  # a launcher kills the other ranks when the first one ends: let rank 0 speak first
+        _wait_for_root()
         return 1
     assert context is not None
     print(f"mpidl: error on rank {context.rank}: {error}", file=sys.stderr, flush=True)
