@@ -24,7 +24,11 @@ case $what in all | mpi)
     for ranks in 1 2 3 4; do section "MPI tests, $ranks rank(s)" mpi_tests "$ranks"; done
     section "whole jobs under mpirun" python -m pytest -q tests/jobs ;;
 esac
-case $what in all | slurm) section "SLURM" python -m pytest -q -m slurm tests/cluster ;; esac
+case $what in all | slurm)
+    scripts/setup.sh slurm
+    section "SLURM" python -m pytest -q -m slurm tests/cluster
+    ;;
+esac
 case $what in peer) section "PyTorch as a reference" python -m pytest -q -m peer tests ;; esac
 
 if [ "$failed" != 0 ]; then printf '\n%s section(s) failed\n' "$failed"; exit 1; fi

@@ -23,8 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override one value, e.g. optim.lr=0.1",
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in train.output")
-    parser.add_argument("--overwrite", action="store_true", help="throw away an earlier run in train.output")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in train.output")
+    start.add_argument("--auto-resume", action="store_true", help="as --resume where there is a checkpoint, else start anew")
+    start.add_argument("--overwrite", action="store_true", help="throw away an earlier run in train.output")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{len(trainer.reader.manifest.shards)} shard(s); {context.size} rank(s) on {context.nodes} node(s), "
         f"{context.threads} thread(s) each; {trainer.ops.describe()}"
     )
-    trainer.prepare(resume=args.resume, overwrite=args.overwrite)
+    trainer.prepare(resume=args.resume, auto_resume=args.auto_resume, overwrite=args.overwrite)
     result = trainer.run()
     say(
         f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): accuracy {100 * result.accuracy:.2f} %, "

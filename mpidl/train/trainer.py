@@ -100,9 +100,14 @@ class Trainer:
         self._recent = Evaluation(math.nan, 0.0, 0)
 
     # --- start and end ---
-    def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Start from fresh parameters, or from the newest intact checkpoint. Collective."""
+    def prepare(self, *, resume: bool = False, auto_resume: bool = False, overwrite: bool = False) -> None:
+        """Start from fresh parameters, or from the newest intact checkpoint. Collective.
+
+        auto_resume: resume if the output folder has a checkpoint; overwrite: throw away what is there.
+        """
         folder = self.output / "checkpoints"
+        if auto_resume:
+            resume = self.context.on_root(lambda: bool(ckpt.list_checkpoints(folder)), f"looking into {folder}")
         if resume:
             self._restore(ckpt.load_for(self.context, lambda: ckpt.load_latest(folder, self.say), "resuming"))
         else:
