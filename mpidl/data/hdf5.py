@@ -25,12 +25,16 @@ def is_parallel() -> bool:
     return bool(h5py.get_config().mpi)
 
 
-def open_file(path: Path | str, mode: str = "r", *, comm: Any = None) -> Any:
+def open_file(path: Path | str, mode: str = "r", *, comm: Any = None, chunk_cache: bool = True) -> Any:
     """An h5py File; with `comm`, opened by all its ranks together through the mpio driver.
+
+    chunk_cache=False: large reads of uncompressed chunks go straight into the caller's memory.
 
     Raises DataError naming the file if HDF5 cannot open it.
     """
     options: dict[str, Any] = {"driver": "mpio", "comm": comm} if comm is not None else {}
+    if not chunk_cache:
+        options["rdcc_nbytes"] = 0
     try:
         return h5py.File(path, mode, **options)
     except FileNotFoundError as error:
@@ -78,21 +82,32 @@ def trusted_dataset(file: Any, name: str, path: Path | str) -> Any:
     return dataset
 
 
-def read_ranges(dataset: Any, ranges: Sequence[tuple[int, int]], out: NDArray[Any], *, collective: bool = False) -> None:
-    """Read the row ranges of a dataset one after another into `out`, by one H5Dread.
+def read_ranges(dataset: Any, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
+    """Read the row ranges of a dataset one after another into `out`, by one H5Dread each.
 
-    ranges: ascending, not overlapping; may be empty, for a rank that only takes part in a collective read.
+    One read for the union of many ranges would be slower: HDF5 walks the elements of a selection that is not a single block.
     """
-    here = dataset.id.get_space()
+    here, rest = dataset.id.get_space(), dataset.shape[1:]
+    origin, row = (0,) * len(rest), 0
+    for start, stop in ranges:
+        if stop == start:
+            continue
+        extent = (stop - start, *rest)
+        here.select_hyperslab((start, *origin), extent)
+        dataset.id.read(h5py.h5s.create_simple(extent), here, out[row : row + stop - start])
+        row += stop - start
+
+
+def read_ranges_collectively(dataset: Any, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
+    """As read_ranges, by exactly one collective H5Dread, in which a rank without any range takes part too.
+
+    ranges: ascending, not overlapping. The ranks may bring different numbers of ranges.
+    """
+    here, rest = dataset.id.get_space(), dataset.shape[1:]
     here.select_none()
     for start, stop in ranges:
-        begin, extent = (start, *(0 for _ in dataset.shape[1:])), (stop - start, *dataset.shape[1:])
-        here.select_hyperslab(begin, extent, op=h5py.h5s.SELECT_OR)
-    there = h5py.h5s.create_simple(out.shape) if out.size else h5py.h5s.create(h5py.h5s.NULL)
+        here.select_hyperslab((start, *(0,) * len(rest)), (stop - start, *rest), op=h5py.h5s.SELECT_OR)
     transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
-    if collective:
-        transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
-        if not out.size:
-            there = here
-    if out.size or collective:
-        dataset.id.read(there, here, out, dxpl=transfer)
+    transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
+    there = h5py.h5s.create_simple(out.shape) if out.size else here
+    dataset.id.read(there, here, out, dxpl=transfer)

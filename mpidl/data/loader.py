@@ -40,6 +40,7 @@ class Loader:
         self._kept: tuple[tuple[tuple[int, int], ...], Arrays] | None = None
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
+        self._spare: Arrays | None = None  # the memory of a window that is no longer used
         collective = reader.driver == "mpio-collective"
         threads = not collective and (not reader.uses_mpi or (context is not None and context.threads_allowed))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mpidl-prefetch") if threads else None
@@ -52,37 +53,39 @@ class Loader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of `epoch`, from step `first_step` on (for a resumed job)."""
         windows = self.sampler.windows(epoch, first_step)
+        arrays: Arrays | None = None
         current = next(windows, None)
-        pending = self._fetch(current) if current else None
+        pending = self._fetch(current, self._spare) if current else None
         while current is not None and pending is not None:
-            arrays = pending.result()
+            used, arrays = arrays, pending.result()
             following = next(windows, None)
-            pending = self._fetch(following) if following else None
+            pending = self._fetch(following, used) if following else None
             for step, rows in enumerate(current.rows, current.first_step):
                 yield Batch(self._gather(arrays, rows), epoch, step, len(rows), self.sampler.count(step))
             current = following
+        self._spare = arrays
 
-    def _fetch(self, window: Window) -> Future[Arrays]:
+    def _fetch(self, window: Window, memory: Arrays | None) -> Future[Arrays]:
         if self._pool is not None:
-            return self._pool.submit(self._load, window)
+            return self._pool.submit(self._load, window, memory)
         done: Future[Arrays] = Future()
-        done.set_result(self._load(window))
+        done.set_result(self._load(window, memory))
         return done
 
-    def _load(self, window: Window) -> Arrays:
+    def _load(self, window: Window, memory: Arrays | None) -> Arrays:
         if self._kept is not None and self._kept[0] == window.pieces:
             return self._kept[1]
-        arrays = self.reader.read(window.pieces)
+        arrays = self.reader.read(window.pieces, None if self._keep else memory)
         check_values(self.reader, arrays, window.pieces)
         if self._keep:
             self._kept = (window.pieces, arrays)
         return arrays
 
     def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
-        return {
-            name: np.take(array, rows, axis=0, out=self._buffer(name, array, len(rows)), mode="clip")
-            for name, array in arrays.items()
-        }
+        batch = {name: self._buffer(name, array, len(rows)) for name, array in arrays.items()}
+        for name, array in arrays.items():
+            np.take(array, rows, axis=0, out=batch[name], mode="clip")  # "clip" writes straight into out
+        return batch
 
     def _buffer(self, name: str, array: NDArray[Any], count: int) -> NDArray[Any]:
         held = self._buffers.get(name)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
-from mpidl.data.hdf5 import is_parallel, open_file, read_ranges, trusted_dataset
+from mpidl.data.hdf5 import is_parallel, open_file, read_ranges, read_ranges_collectively, trusted_dataset
 from mpidl.data.manifest import Field, Manifest, Shard, load_manifest, verify_shard
 from mpidl.errors import DataError
 
@@ -114,14 +114,15 @@ class Reader:
         index = min(bisect_right(self.starts, sample) - 1, len(self.manifest.shards) - 1)
         return str(self.folder / self.manifest.shards[index].file), sample - self.starts[index]
 
-    def read(self, pieces: Sequence[tuple[int, int]]) -> Arrays:
+    def read(self, pieces: Sequence[tuple[int, int]], memory: Arrays | None = None) -> Arrays:
         """The samples of `pieces`, (start, stop) ranges in ascending order, one after another: (n, *shape) per field.
 
-        One HDF5 read per file and field. With the driver "mpio-collective" every rank must call it equally often.
+        memory: what an earlier read returned and nobody uses any more, to be used again where it is large enough.
+        With the driver "mpio-collective" every rank must call it equally often.
         Raises DataError naming the file where a read fails.
         """
         total = sum(stop - start for start, stop in pieces)
-        arrays = {name: np.empty((total, *field.shape), field.dtype) for name, field in self.fields.items()}
+        arrays = {name: _room(memory, name, (total, *field.shape), field.dtype) for name, field in self.fields.items()}
         row = 0
         for index, ranges in self._by_shard(pieces).items():
             count = sum(stop - start for start, stop in ranges)
@@ -144,9 +145,10 @@ class Reader:
     def _read_ranges(self, index: int, name: str, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
         path = self.folder / self.manifest.shards[index].file
         if index not in self._files:
-            self._files[index] = open_file(path)
+            self._files[index] = open_file(path, chunk_cache=False)
         try:
-            read_ranges(self._files[index][name], ranges, out, collective=self.driver == "mpio-collective")
+            read = read_ranges_collectively if self.driver == "mpio-collective" else read_ranges
+            read(self._files[index][name], ranges, out)
         except OSError as error:
             raise DataError(
                 f"reading {len(out)} samples of {name!r} failed: {error}",
@@ -165,3 +167,11 @@ class Reader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None or self.driver == "posix":
             self.close()
+
+
+def _room(memory: Arrays | None, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """An array of `shape`, in the memory of an earlier one where that is large enough: fresh pages cost as much as the read."""
+    held = memory.get(name) if memory else None
+    while held is not None and isinstance(held.base, np.ndarray):
+        held = held.base
+    return held[: shape[0]] if held is not None and len(held) >= shape[0] else np.empty(shape, dtype)

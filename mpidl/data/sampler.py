@@ -120,16 +120,22 @@ class LaneSampler:
 
     def _rows(self, orders: list[Indices], first: int, last: int, pieces: list[tuple[int, int]]) -> tuple[Indices, ...]:
         """The samples of each step, as rows of the concatenated pieces."""
-        even = min(last, self.samples // self.global_batch)  # up to here every lane has a sample
-        steps = list(np.stack([order[first:even] for order in orders], axis=1)) if even > first else []
-        if last > even:
-            steps.append(np.array([order[even] for order in orders if len(order) > even], dtype=np.int64))
-        starts = np.array([start for start, _ in pieces], dtype=np.int64)
         lengths = np.array([stop - start for start, stop in pieces], dtype=np.int64)
+        starts = np.array([start for start, _ in pieces], dtype=np.int64)
         shift = starts - (np.cumsum(lengths) - lengths)  # sample - shift = row
-        if len(pieces) == 1:
-            return tuple(samples - shift[0] for samples in steps)
-        return tuple(samples - shift[np.searchsorted(starts, samples, side="right") - 1] for samples in steps)
+
+        def rows(samples: Indices) -> Indices:
+            if len(pieces) == 1:
+                return samples - shift[0]
+            return samples - shift[np.searchsorted(starts, samples, side="right") - 1]
+
+        even = min(last, self.samples // self.global_batch)  # up to here every lane has a sample
+        steps: list[Indices] = []
+        if even > first:
+            steps += list(rows(np.array([order[first:even] for order in orders]).T.copy()))
+        if last > even:
+            steps.append(rows(np.array([order[even] for order in orders if len(order) > even], dtype=np.int64)))
+        return tuple(steps)
 
 
 def _blocks(length: int, window: int, generator: np.random.Generator) -> list[tuple[int, int]]:

@@ -1,0 +1,123 @@
+"""The loader beside a bare h5py read of the same bytes: python scripts/bench/loader.py [--batch 64]
+
+Contenders, alternating in one run, medians over rounds; in each round all samples are read once, all but "ours kept" open their
+files anew:
+  ours        Loader over a sharded data set, shuffled, batches of --batch (what training uses)
+  ours kept   the same, one Loader over all rounds: later epochs find their part in memory, as in a training run
+  ours windows  the same, but read anew in every epoch through two windows, as for data larger than memory
+  h5py        one process reading each shard with h5py in contiguous slices of --batch, in order, unshuffled
+  h5py bulk   one process reading each shard with one contiguous h5py read: the roof, no batches at all
+Files are in the page cache for all. Checksums are verified once when a run starts, not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mpidl.comm.context import init
+from mpidl.data import LaneSampler, Loader, Reader
+from mpidl.data.hdf5 import h5py
+from mpidl.data.importers import Source
+from mpidl.data.manifest import load_manifest
+from mpidl.data.writer import WriteOptions, write_dataset
+
+
+def make(folder: Path, samples: int, shape: tuple[int, ...]) -> Path:
+    """A sharded data set of random bytes, and the same samples in contiguous files for the bare reads."""
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (samples, *shape), dtype=np.uint8), rng.integers(0, 10, samples)
+    source = Source(samples, lambda low, high: {"image": image[low:high], "label": label[low:high]})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_dataset(source, folder / "set", WriteOptions(4), init(), lambda count: None)
+    for number in range(4):
+        low, high = number * samples // 4, (number + 1) * samples // 4
+        with h5py.File(folder / f"plain-{number}.h5", "w") as file:
+            file["image"], file["label"] = image[low:high], label[low:high]
+    return folder
+
+
+def ours(folder: Path, batch: int, epoch: int) -> int:
+    reader = Reader(folder / "set", verify=False)
+    loader = Loader(reader, LaneSampler(len(reader), batch), keep=False)
+    count = drain(loader, epoch)
+    loader.close()
+    reader.close()
+    return count
+
+
+def drain(loader: Loader, epoch: int) -> int:
+    return sum(item.arrays["image"].nbytes + item.arrays["label"].nbytes for item in loader.epoch(epoch))
+
+
+def bare(folder: Path, batch: int | None) -> int:
+    count = 0
+    for number in range(4):
+        with h5py.File(folder / f"plain-{number}.h5", "r") as file:
+            image, label = file["image"], file["label"]
+            step = batch or len(image)
+            for low in range(0, len(image), step):
+                count += image[low : low + step].nbytes + label[low : low + step].nbytes
+    return count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=60_000)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        for label, shape, samples in [("28x28 bytes", (28, 28), args.samples), ("64x64x3 bytes", (64, 64, 3), args.samples // 10)]:
+            folder = make(Path(name) / label, samples, shape)
+            results[label] = measure(folder, args.batch, args.rounds)
+    if args.json:
+        print(json.dumps(results))
+        return
+    for label, row in results.items():
+        print(f"{label}, batch {args.batch}:")
+        for contender, rate in row["mb_s"].items():
+            print(f"  {contender:<12} {rate:8.0f} MB/s")
+        for pair, ratio in row["ratios"].items():
+            print(f"  {pair:<24} {ratio:5.2f}")
+
+
+def measure(folder: Path, batch: int, rounds: int) -> dict[str, dict[str, float]]:
+    kept = Loader(Reader(folder / "set", verify=False), LaneSampler(load_manifest(folder / "set").samples, batch))
+    manifest = load_manifest(folder / "set")
+    depth = manifest.samples // batch // 2 + 1
+    windows = Loader(Reader(folder / "set", verify=False), LaneSampler(manifest.samples, batch, window=depth))
+    contenders: dict[str, Callable[[int], int]] = {
+        "ours": lambda epoch: ours(folder, batch, epoch),
+        "ours kept": lambda epoch: drain(kept, epoch),
+        "ours windows": lambda epoch: drain(windows, epoch),
+        "h5py": lambda epoch: bare(folder, batch),
+        "h5py bulk": lambda epoch: bare(folder, None),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for epoch in range(-1, rounds):
+        for name, read in contenders.items():
+            begin = time.perf_counter()
+            count = read(max(epoch, 0))
+            if epoch >= 0:
+                rates[name].append(count / (time.perf_counter() - begin) / 1e6)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {
+        f"{mine} / {peer}": statistics.median(a / b for a, b in zip(rates[mine], rates[peer], strict=True))
+        for mine in ("ours", "ours kept", "ours windows")
+        for peer in ("h5py", "h5py bulk")
+    }
+    return {"mb_s": medians, "ratios": ratios}
+
+
+if __name__ == "__main__":
+    main()
