@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("MPIDL_BACKEND", "numpy")  # the stand-in for CuPy must not be chosen by itself
-import mpidl  # noqa: E402, F401  (loads MPI before anything can import h5py)
+import mpidl  # noqa: F401  (loads MPI before anything can import h5py)
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))

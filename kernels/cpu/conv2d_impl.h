@@ -91,23 +91,6 @@ ALWAYS_INLINE void NAME(weight_tile)(const int rows, const REAL *a, long a_step,
         for (int v = 0; v < TILE_VECTORS; v++) *(VEC *)(dw + r * dw_channels + v * LANES) = acc[r][v];
 }
 
-/* A tile needs its number of rows at compile time to live in registers. */
-#if TILE_ROWS == 14
-#define FOR_ROWS(rows, CALL)                                                                                           \
-    switch (rows) {                                                                                                    \
-    case 1: CALL(1); break; case 2: CALL(2); break; case 3: CALL(3); break; case 4: CALL(4); break;                    \
-    case 5: CALL(5); break; case 6: CALL(6); break; case 7: CALL(7); break; case 8: CALL(8); break;                    \
-    case 9: CALL(9); break; case 10: CALL(10); break; case 11: CALL(11); break; case 12: CALL(12); break;              \
-    case 13: CALL(13); break; default: CALL(14);                                                                       \
-    }
-#else
-#define FOR_ROWS(rows, CALL)                                                                                           \
-    switch (rows) {                                                                                                    \
-    case 1: CALL(1); break; case 2: CALL(2); break; case 3: CALL(3); break; case 4: CALL(4); break;                    \
-    case 5: CALL(5); break; default: CALL(6);                                                                          \
-    }
-#endif
-
 static void NAME(image_forward)(const REAL *padded, long padded_width, long in_channels, long stride, long kh, long kw, const REAL *panels,
                                 const REAL *bias, int relu, REAL *out, long out_height, long out_width, long out_channels) {
     const long depth = kw * in_channels, a_line = padded_width * in_channels, a_step = stride * in_channels;
@@ -225,4 +208,3 @@ int NAME(conv2d_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, RE
 #undef LANES
 #undef PANEL
 #undef PANELS
-#undef FOR_ROWS

@@ -23,3 +23,20 @@
 #define TILE_ROWS 6
 #endif
 #define TILE_VECTORS 2
+
+/* A tile needs its number of rows at compile time to live in registers. */
+#if TILE_ROWS == 14
+#define FOR_ROWS(rows, CALL)                                                                                           \
+    switch (rows) {                                                                                                    \
+    case 1: CALL(1); break; case 2: CALL(2); break; case 3: CALL(3); break; case 4: CALL(4); break;                    \
+    case 5: CALL(5); break; case 6: CALL(6); break; case 7: CALL(7); break; case 8: CALL(8); break;                    \
+    case 9: CALL(9); break; case 10: CALL(10); break; case 11: CALL(11); break; case 12: CALL(12); break;              \
+    case 13: CALL(13); break; default: CALL(14);                                                                       \
+    }
+#else
+#define FOR_ROWS(rows, CALL)                                                                                           \
+    switch (rows) {                                                                                                    \
+    case 1: CALL(1); break; case 2: CALL(2); break; case 3: CALL(3); break; case 4: CALL(4); break;                    \
+    case 5: CALL(5); break; default: CALL(6);                                                                          \
+    }
+#endif

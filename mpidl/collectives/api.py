@@ -8,12 +8,13 @@ import numpy as np
 
 from mpidl.collectives.execute import execute
 from mpidl.collectives.native import native
+from mpidl.collectives.rabenseifner import rabenseifner
 from mpidl.collectives.ring import ring
 from mpidl.collectives.schedule import Algorithm
 from mpidl.comm.transport import host_view
 from mpidl.errors import CollectiveError
 
-ALL_REDUCE: dict[str, Algorithm] = {"ring": ring, "native": native}
+ALL_REDUCE: dict[str, Algorithm] = {"ring": ring, "rabenseifner": rabenseifner, "native": native}
 _DTYPES = frozenset("bBhHiIlLqQfdFD")
 
 
@@ -21,8 +22,8 @@ def all_reduce(buffer: Any, *, comm: Any, algorithm: str = "ring") -> None:
     """Sum `buffer` over all ranks of `comm`, in place; afterwards all ranks hold the same bits.
 
     buffer: (n,) array, C-contiguous and writable, in host or device memory; the same length and dtype on every rank; any
-    real or complex dtype that MPI can send (not float16). algorithm: "ring" or "native".
-    Cost of the ring: 2 (P - 1) rounds, 2 (P - 1) / P * n elements sent per rank.
+    real or complex dtype that MPI can send (not float16). algorithm: "ring", "rabenseifner" or "native".
+    Cost: 2 (P - 1) / P * n elements sent per rank, in 2 (P - 1) rounds (ring) or 2 log2 P (rabenseifner).
     Raises CollectiveError for a buffer that cannot be reduced in place or an unknown algorithm.
     """
     if algorithm not in ALL_REDUCE:

@@ -95,7 +95,8 @@ class Reader:
                 wanted = (shard.samples, *field.shape)
                 if dataset.shape != wanted or dataset.dtype != np.dtype(field.dtype):
                     raise DataError(
-                        f"field {name!r} is {dataset.dtype}{list(dataset.shape)}, the manifest says {field.dtype}{list(wanted)}",
+                        f"field {name!r} is {dataset.dtype}{list(dataset.shape)}, "
+                        f"the manifest says {field.dtype}{list(wanted)}",
                         where=str(path),
                         remedy="the manifest belongs to other files: shard the data again",
                     )

@@ -11,6 +11,7 @@ Lanes differ by one sample at most where B does not divide N; the last batch the
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,20 @@ class LaneSampler:
         """The contiguous range of samples that this rank reads, in every epoch."""
         return self.lane(self.lanes.start)[0], self.lane(self.lanes.stop - 1)[1]
 
+    def cuts(self, step: int, parts: int) -> list[int]:
+        """Where this rank's batch of `step` is cut into its share of `parts` micro-batches: parts // size + 1 positions.
+
+        The cuts are between the same lanes for any number of ranks that divides `parts`.
+        """
+        borders = [self.lanes.start, self.lanes.stop]
+        if parts % self.size == 0:
+            own = parts // self.size
+            borders = [(self.rank * own + k) * self.global_batch // parts for k in range(own + 1)]
+        if self.count(step) == self.global_batch:
+            return [border - self.lanes.start for border in borders]
+        present = [lane for lane in self.lanes if self.lane(lane)[1] - self.lane(lane)[0] > step]
+        return [bisect_left(present, border) for border in borders]
+
     def count(self, step: int) -> int:
         """Samples in batch `step` over all ranks."""
         if step < self.steps - 1 or self.samples % self.global_batch == 0:
@@ -126,8 +141,8 @@ class LaneSampler:
 
         def rows(samples: Indices) -> Indices:
             if len(pieces) == 1:
-                return samples - shift[0]
-            return samples - shift[np.searchsorted(starts, samples, side="right") - 1]
+                return np.asarray(samples - shift[0])
+            return np.asarray(samples - shift[np.searchsorted(starts, samples, side="right") - 1])
 
         even = min(last, self.samples // self.global_batch)  # up to here every lane has a sample
         steps: list[Indices] = []

@@ -47,9 +47,11 @@ def fault_tolerant():
         return True
     except (NotImplementedError, AttributeError, MPI.Exception):
         return False
-out = {"version": MPI.Get_library_version().split("\n")[0].strip("\0 ,"), "vendor": " ".join([MPI.get_vendor()[0], ".".join(map(str, MPI.get_vendor()[1]))]),
-       "thread": {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled", MPI.THREAD_SERIALIZED: "serialized",
-                  MPI.THREAD_MULTIPLE: "multiple"}[MPI.Query_thread()], "ft": fault_tolerant(), "gpu": cuda_aware()}
+levels = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled", MPI.THREAD_SERIALIZED: "serialized",
+          MPI.THREAD_MULTIPLE: "multiple"}
+name, version = MPI.get_vendor()
+out = {"version": MPI.Get_library_version().split("\n")[0].strip("\0 ,"), "vendor": f"{name} {'.'.join(map(str, version))}",
+       "thread": levels[MPI.Query_thread()], "ft": fault_tolerant(), "gpu": cuda_aware()}
 try:
     import h5py
     out["h5py"] = [h5py.version.version, h5py.version.hdf5_version, bool(h5py.get_config().mpi)]
@@ -191,7 +193,8 @@ def _compute() -> list[Finding]:
     findings = []
     for pool in threadpool_info():
         if pool["user_api"] == "blas":
-            value = f"{pool['internal_api']} {pool.get('version', '')}, kernel {pool.get('architecture', '?')}, NumPy {numpy.__version__}"
+            value = f"{pool['internal_api']} {pool.get('version', '')}, kernel {pool.get('architecture', '?')}"
+            value += f", NumPy {numpy.__version__}"
             forced = os.environ.get("OPENBLAS_CORETYPE")
             findings.append(
                 Finding(
@@ -214,7 +217,8 @@ def _gpu() -> list[Finding]:
     if problem is None:
         import cupy
 
-        names = [cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(cupy.cuda.runtime.getDeviceCount())]
+        runtime = cupy.cuda.runtime
+        names = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
         return [Finding("GPU", ", ".join(names))]
     return [
         Finding(

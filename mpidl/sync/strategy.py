@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class StepScalars:
-    """The scalars of one step: this rank's before `finish`, the sums over all ranks after it.
+    """The scalars of one step: this rank's in `note`, the sums over all ranks from `finish`.
 
     They travel behind the gradients in the same message. failed: ranks on which something went wrong; stop: ranks that
     were asked to stop by a signal.
@@ -32,5 +32,11 @@ class Strategy(ABC):
         """During backward: the gradients [start, stop) are final and may leave."""
 
     @abstractmethod
-    def finish(self, scalars: StepScalars) -> StepScalars:
-        """After backward: complete the exchange; the gradients are then those of the global batch. Collective."""
+    def note(self, scalars: StepScalars) -> None:
+        """Put this rank's scalars behind its gradients."""
+
+    @abstractmethod
+    def finish(self) -> StepScalars:
+        """After backward: complete the exchange; the gradients are then those of the global batch, and the scalars their
+        sums over all ranks. Collective.
+        """

@@ -92,7 +92,7 @@ def save(folder: Path, meta: Meta, buffers: Buffers, context: Context, *, keep: 
 
 
 def _create(partial: Path, buffers: Buffers) -> None:
-    """Create the file and reserve its blocks, so that a full disk is noticed here and not in the middle of writing."""
+    """Create the file and reserve its blocks, so that a full disk is noticed here, not in mid-write."""
     partial.parent.mkdir(parents=True, exist_ok=True)
     with hdf5.open_file(partial, "w") as file:
         for name, array in buffers.items():

@@ -62,10 +62,14 @@ class OptimConfig(Section, frozen=True):
 
 
 class TrainConfig(Section, frozen=True):
-    """global_batch: samples per step over all ranks; max_steps: end early (0: never); log_every: steps between metrics."""
+    """global_batch: samples per step over all ranks; max_steps: end early (0: never); log_every: steps between metrics.
+
+    micro_batches: a power of two; any number of ranks that divides it gives the same bits (see mpidl.train.accumulate).
+    """
 
     epochs: Positive = 1
     global_batch: Positive = 128
+    micro_batches: Positive = 4
     seed: NotNegative = 0
     output: str = "runs/default"
     log_every: Positive = 20
@@ -73,10 +77,12 @@ class TrainConfig(Section, frozen=True):
 
 
 class SyncConfig(Section, frozen=True):
-    """How gradients are combined."""
+    """How gradients are combined. algorithm "auto": rabenseifner where it makes results independent of the number of ranks
+    (see train.micro_batches), else ring.
+    """
 
     strategy: Literal["allreduce"] = "allreduce"
-    algorithm: Literal["ring", "native"] = "ring"
+    algorithm: Literal["auto", "ring", "rabenseifner", "native"] = "auto"
 
 
 class CheckpointConfig(Section, frozen=True):
@@ -124,6 +130,10 @@ def build_config(tree: dict[str, Any], where: str) -> Config:
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error), where=where, remedy="correct that value (see docs/configuration.md)") from error
+    if config.train.micro_batches & (config.train.micro_batches - 1):
+        raise ConfigError(
+            f"train.micro_batches is {config.train.micro_batches}", where=where, remedy="choose a power of two: 1, 2, 4, 8, ..."
+        )
     if config.optim.schedule == "step" and not config.optim.milestones:
         raise ConfigError("the step schedule needs optim.milestones", where=where, remedy="for example milestones = [3, 5]")
     return config

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mpidl.observe.progress import Progress
 from mpidl.optim import SGD, LearningRate
 from mpidl.sync import AllReduce, StepScalars
 from mpidl.train import checkpoint as ckpt
+from mpidl.train.accumulate import TreeSum, tree_fits
 from mpidl.train.build import build_model
 from mpidl.train.config import Config
 from mpidl.train.evaluate import Evaluation, evaluate
@@ -82,7 +84,12 @@ class Trainer:
         self.optimizer = SGD(
             parameters, self.ops, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
         )
-        self.strategy = AllReduce(parameters, context, algorithm=config.sync.algorithm)
+        exact, algorithm = tree_fits(config.train.micro_batches, context.size), config.sync.algorithm
+        if algorithm == "auto":
+            algorithm = "rabenseifner" if exact else "ring"
+        self.strategy = AllReduce(parameters, context, algorithm=algorithm)
+        whole = config.train.micro_batches % context.size == 0
+        self.tree = TreeSum(parameters, config.train.micro_batches // context.size if whole else 1)
         steps = self.loader.steps
         self.rate = LearningRate(
             optim.lr,
@@ -218,17 +225,18 @@ class Trainer:
     def _train_step(
         self, batches: Any, epoch: int, request: StopRequest, progress: Progress, metrics: MetricsLog | None
     ) -> StepScalars:
-        scalars, error = StepScalars(stop=float(request.requested)), None
+        own, error = StepScalars(stop=float(request.requested)), None
         try:
-            batch = next(batches)
-            scalars.loss, scalars.correct = self._forward_backward(batch)
+            self._gradients(next(batches), own)
         except Exception as caught:
-            error, scalars.failed = caught, 1.0
-        sums = self.strategy.finish(scalars)
+            error, own.failed = caught, 1.0
+            self.tree.reset()
+            self.strategy.note(own)
+        sums = self.strategy.finish()
         if sums.failed:
             self.context.agree(error, f"training step {self.step + 1}")
         if not math.isfinite(sums.loss):
-            self._stop_on_nonfinite(scalars.loss)
+            self._stop_on_nonfinite(own.loss)
         lr = self.rate.at(self.step)
         self.optimizer.step(lr)
         self.step += 1
@@ -236,13 +244,22 @@ class Trainer:
         self._report(epoch, sums, count, lr, metrics, progress)
         return sums
 
-    def _forward_backward(self, batch: Batch) -> tuple[float, float]:
-        """Gradients of this rank's part, already divided by the global batch; returns its sums of loss and hits."""
-        if batch.count == 0:
+    def _gradients(self, batch: Batch, own: StepScalars) -> None:
+        """Leave the gradients of this rank's part in the message, summed over its micro-batches; `own` gets its scalars."""
+        cuts = self.sampler.cuts(batch.step, self.config.train.micro_batches)
+        for low, high in pairwise(cuts):
+            loss, correct = self._micro_batch(batch, low, high)
+            self.strategy.note(StepScalars(loss, correct, stop=own.stop if low == cuts[0] else 0.0))
+            self.tree.add()
+            own.loss, own.correct = own.loss + loss, own.correct + correct
+
+    def _micro_batch(self, batch: Batch, low: int, high: int) -> tuple[float, float]:
+        """Gradients of samples [low, high) of the batch, divided by the global batch; returns the sums of loss and hits."""
+        if low == high:
             self.model.parameters.gradients[...] = 0
             return 0.0, 0.0
-        x = self.inputs.features(batch.arrays[self.spec.feature])
-        labels = self.inputs.labels(batch.arrays[self.spec.label])
+        x = self.inputs.features(batch.arrays[self.spec.feature][low:high])
+        labels = self.inputs.labels(batch.arrays[self.spec.label][low:high])
         logits, backward = self.model.forward(x, train=True)
         result = self.loss(logits, labels, batch.global_count)
         backward(result.gradient, self.strategy.ready)

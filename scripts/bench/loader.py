@@ -77,7 +77,10 @@ def main() -> None:
     args = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as name:
-        for label, shape, samples in [("28x28 bytes", (28, 28), args.samples), ("64x64x3 bytes", (64, 64, 3), args.samples // 10)]:
+        for label, shape, samples in [
+            ("28x28 bytes", (28, 28), args.samples),
+            ("64x64x3 bytes", (64, 64, 3), args.samples // 10),
+        ]:
             folder = make(Path(name) / label, samples, shape)
             results[label] = measure(folder, args.batch, args.rounds)
     if args.json:

@@ -39,7 +39,8 @@ def our_stepper(context: Context, name: str) -> tuple[Model, Callable[[Any, Any]
         logits, backward = model.forward(ops.to_device(x), train=True)
         result = loss(logits, ops.to_device(y), len(x) * context.size)
         backward(result.gradient, strategy.ready)
-        sums = strategy.finish(StepScalars(loss=result.total))
+        strategy.note(StepScalars(loss=result.total))
+        sums = strategy.finish()
         optimizer.step(LR)
         return sums.loss / (len(x) * context.size)
 
@@ -51,7 +52,6 @@ def torch_stepper(context: Context, model: Model) -> Callable[[Any, Any], float]
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
-
     from torch_models import twin
 
     torch.set_num_threads(1)
@@ -137,7 +137,9 @@ def main() -> None:
         "roofline_fraction": roofline_ms(model, args.batch) / medians["ours"], "loss_gap": max(gaps),
     }  # fmt: skip
     if context.is_root:
-        print(json.dumps(result) if args.json else "\n".join(f"{key:>18}: {value}" for key, value in result.items()), flush=True)
+        print(
+            json.dumps(result) if args.json else "\n".join(f"{key:>18}: {value}" for key, value in result.items()), flush=True
+        )
     import torch.distributed as dist
 
     dist.destroy_process_group()

@@ -110,7 +110,10 @@ def reference_conv(x: np.ndarray, w: np.ndarray, g: Conv2DGeometry) -> np.ndarra
 @given(DTYPES, st.integers(0, 3), GEOMETRIES, st.booleans(), st.integers(0, 99))
 @settings(FEW, max_examples=40)
 def test_conv2d_forward(ops: Any, dtype: Any, n: int, g: Conv2DGeometry, relu: bool, seed: int) -> None:
-    x, w = draw(seed, n, g.height, g.width, g.in_channels, dtype=dtype), draw(seed + 1, g.kh, g.kw, g.in_channels, g.out_channels, dtype=dtype)
+    x, w = (
+        draw(seed, n, g.height, g.width, g.in_channels, dtype=dtype),
+        draw(seed + 1, g.kh, g.kw, g.in_channels, g.out_channels, dtype=dtype),
+    )
     b, y = draw(seed + 2, g.out_channels, dtype=dtype), empty(ops, n, g.out_height, g.out_width, g.out_channels, dtype=dtype)
     ops.conv2d_forward(ops.to_device(x), ops.to_device(w), ops.to_device(b), y, g, relu=relu)
     wanted = reference_conv(x, w, g) + b
@@ -121,9 +124,17 @@ def test_conv2d_forward(ops: Any, dtype: Any, n: int, g: Conv2DGeometry, relu: b
 @settings(FEW, max_examples=40)
 def test_conv2d_gradients_are_adjoint(ops: Any, dtype: Any, n: int, g: Conv2DGeometry, seed: int) -> None:
     """conv is linear in x and in w: for every dy, <conv(x, w), dy> = <x, dx> = <w, dw> for random directions."""
-    shapes = [(n, g.height, g.width, g.in_channels), (g.kh, g.kw, g.in_channels, g.out_channels), (n, g.out_height, g.out_width, g.out_channels)]
+    shapes = [
+        (n, g.height, g.width, g.in_channels),
+        (g.kh, g.kw, g.in_channels, g.out_channels),
+        (n, g.out_height, g.out_width, g.out_channels),
+    ]
     x, w, dy = (draw(seed + k, *shape, dtype=dtype) for k, shape in enumerate(shapes))
-    dx, dw, db = empty(ops, *shapes[0], dtype=dtype), empty(ops, *shapes[1], dtype=dtype), empty(ops, g.out_channels, dtype=dtype)
+    dx, dw, db = (
+        empty(ops, *shapes[0], dtype=dtype),
+        empty(ops, *shapes[1], dtype=dtype),
+        empty(ops, g.out_channels, dtype=dtype),
+    )
     ops.conv2d_backward_input(ops.to_device(dy), ops.to_device(w), dx, g)
     ops.conv2d_backward_weights(ops.to_device(x), ops.to_device(dy), dw, db, g)
     double = dy.astype(np.float64)
@@ -141,13 +152,26 @@ def test_conv2d_gradients_are_adjoint(ops: Any, dtype: Any, n: int, g: Conv2DGeo
     np.testing.assert_allclose(ops.to_host(dx), inner, **tolerance(dtype))
 
 
-@given(DTYPES, st.integers(0, 3), st.integers(2, 9), st.integers(2, 9), st.integers(1, 20), st.integers(1, 3), st.booleans(), st.integers(0, 99))
+@given(
+    DTYPES,
+    st.integers(0, 3),
+    st.integers(2, 9),
+    st.integers(2, 9),
+    st.integers(1, 20),
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(0, 99),
+)
 @FEW
 def test_maxpool2d(ops: Any, dtype: Any, n: int, h: int, w: int, c: int, k: int, relu: bool, seed: int) -> None:
     k = min(k, h, w)
     x = np.round(draw(seed, n, h, w, c, dtype=dtype) * 2)  # rounded, so that there are ties
     oh, ow = h // k, w // k
-    dy, y, dx = draw(seed + 1, n, oh, ow, c, dtype=dtype), empty(ops, n, oh, ow, c, dtype=dtype), empty(ops, n, h, w, c, dtype=dtype)
+    dy, y, dx = (
+        draw(seed + 1, n, oh, ow, c, dtype=dtype),
+        empty(ops, n, oh, ow, c, dtype=dtype),
+        empty(ops, n, h, w, c, dtype=dtype),
+    )
     ops.maxpool2d_forward(ops.to_device(x), y, k)
     ops.maxpool2d_backward(ops.to_device(dy), ops.to_device(x), y, dx, k, relu=relu)
     wanted, gradient = np.zeros((n, oh, ow, c)), np.zeros(x.shape)
@@ -189,7 +213,9 @@ def test_sgd_step(ops: Any, dtype: Any, n: int, nesterov: bool, seed: int) -> No
     grad = g + 0.01 * p.astype(np.float64)
     speed = 0.9 * v + grad
     np.testing.assert_allclose(ops.to_host(device[2]), speed, **tolerance(dtype))
-    np.testing.assert_allclose(ops.to_host(device[0]), p - 0.1 * (grad + 0.9 * speed if nesterov else speed), **tolerance(dtype))
+    np.testing.assert_allclose(
+        ops.to_host(device[0]), p - 0.1 * (grad + 0.9 * speed if nesterov else speed), **tolerance(dtype)
+    )
 
 
 def test_the_backends_do_not_write_past_their_output(ops: Any) -> None:
@@ -198,7 +224,9 @@ def test_the_backends_do_not_write_past_their_output(ops: Any) -> None:
     x, w, b = draw(0, 2, 7, 5, 3, dtype=np.float32), draw(1, 3, 3, 3, 17, dtype=np.float32), draw(2, 17, dtype=np.float32)
     size = 2 * 7 * 5 * 17
     frame = ops.to_device(np.full(size + 64, 5.0, np.float32))
-    ops.conv2d_forward(ops.to_device(x), ops.to_device(w), ops.to_device(b), frame[32 : 32 + size].reshape(2, 7, 5, 17), g, relu=False)
+    ops.conv2d_forward(
+        ops.to_device(x), ops.to_device(w), ops.to_device(b), frame[32 : 32 + size].reshape(2, 7, 5, 17), g, relu=False
+    )
     host = ops.to_host(frame)
     assert (host[:32] == 5).all() and (host[-32:] == 5).all()
 

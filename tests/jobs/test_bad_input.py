@@ -168,7 +168,7 @@ sys.exit(mpidl.cli.main.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("method", ["forward_backward", "report"])
+@pytest.mark.parametrize("method", ["micro_batch", "report"])
 @pytest.mark.parametrize("error", ["ValueError('a bug')", "MemoryError()"])
 def test_an_exception_on_one_rank_ends_the_job(run_folder: Path, method: str, error: str) -> None:
     """Inside the guarded part of a step all ranks agree; outside it the rank that fails ends the job. Never a hang."""

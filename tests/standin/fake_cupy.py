@@ -70,13 +70,15 @@ def _count_nonzero(array: Any) -> Any:
     return _device(np.count_nonzero(_plain(array)))
 
 
+def _wrapped(function: Any) -> Any:
+    return lambda first, *args, **kwargs: _device(function(_plain(first), *args, **kwargs))
+
+
 def make() -> tuple[types.ModuleType, types.ModuleType]:
     """The modules `cupy` and `cupyx`."""
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
-    for name in ("empty", "zeros"):
-        setattr(cupy, name, lambda *args, _f=getattr(np, name), **kw: _device(_f(*args, **kw)))
-    for name in ("empty_like", "zeros_like"):
-        setattr(cupy, name, lambda array, _f=getattr(np, name), **kw: _device(_f(_plain(array), **kw)))
+    for name in ("empty", "zeros", "empty_like", "zeros_like"):
+        setattr(cupy, name, _wrapped(getattr(np, name)))
     for name in ("matmul", "multiply", "add", "isfinite"):
         setattr(cupy, name, getattr(np, name))
     runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"})

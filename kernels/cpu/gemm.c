@@ -1,0 +1,2 @@
+#define KERNEL "gemm_impl.h"
+#include "typed.h"

@@ -1,0 +1,64 @@
+"""Checkpoints on one rank: what is kept, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpidl.errors import CheckpointError
+from mpidl.train import checkpoint as ckpt
+
+
+def meta(step: int) -> ckpt.Meta:
+    return ckpt.Meta(ckpt.VERSION, step, 0, step, {}, {}, {}, {"accuracy": 0.5}, 0.5)
+
+
+def save(folder: Path, step: int, context: Any, *, keep: int = 2, best: bool = False) -> Path:
+    buffers = {"parameters": np.full(1001, step, np.float32), "optimizer.momentum": np.arange(1001.0)}
+    return ckpt.save(folder, meta(step), buffers, context, keep=keep, best=best)
+
+
+def test_round_trip_and_retention(tmp_path: Path, context: Any) -> None:
+    for step in range(1, 6):
+        save(tmp_path, step, context, best=step == 2)
+    assert [path.name for path in ckpt.list_checkpoints(tmp_path)] == ["step-00000005.h5", "step-00000004.h5"]
+    assert ckpt.read(tmp_path / ckpt.BEST).meta.step == 2
+    newest = ckpt.load_latest(tmp_path, print)
+    assert newest.meta.step == 5 and (newest.buffers["parameters"] == 5).all()
+    np.testing.assert_array_equal(newest.buffers["optimizer.momentum"], np.arange(1001.0))
+
+
+@pytest.mark.parametrize("place", range(12))
+def test_any_flipped_byte_is_noticed_or_harmless(tmp_path: Path, context: Any, place: int) -> None:
+    """A byte flipped anywhere either is found, or lies where it changes nothing that is loaded."""
+    path = save(tmp_path, 3, context)
+    before = ckpt.read(path)
+    raw = bytearray(path.read_bytes())
+    raw[(len(raw) - 1) * place // 11] ^= 0x10
+    path.write_bytes(raw)
+    try:
+        after = ckpt.read(path)
+    except CheckpointError as error:
+        assert str(path) in str(error) and error.remedy
+        return
+    except Exception as error:
+        assert "HDF5" in str(error) or "dataset" in str(error), error
+        return
+    assert after.meta == before.meta
+    for name, array in before.buffers.items():
+        assert after.buffers[name].tobytes() == array.tobytes()
+
+
+def test_an_unfinished_file_is_not_a_checkpoint(tmp_path: Path, context: Any) -> None:
+    path = save(tmp_path, 3, context)
+    path.rename(path.with_name(path.name + ".partial"))
+    with pytest.raises(CheckpointError, match="no usable"):
+        ckpt.load_latest(tmp_path, print)
+    path.write_bytes(b"")
+    said: list[str] = []
+    with pytest.raises(CheckpointError, match="no usable"):
+        ckpt.load_latest(tmp_path, said.append)
+    assert said and "passing over" in said[0]
