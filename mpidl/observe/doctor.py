@@ -180,8 +180,8 @@ def _hdf5(probe: dict[str, Any]) -> list[Finding]:
             "HDF5",
             text,
             "note",
-            "works: one shard per rank, reading a shared file. Lost: ranks writing one file together (rank 0 writes alone), mpio "
-            f"drivers. To gain it, {REBUILD}",
+            "works: one shard per rank, reading a shared file. Lost: ranks writing one file together (rank 0 "
+            f"writes alone), mpio drivers. To gain it, {REBUILD}",
         )
     ]
 

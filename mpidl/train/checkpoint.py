@@ -84,7 +84,7 @@ def save(folder: Path, meta: Meta, buffers: Buffers, context: Context, *, keep: 
         raised = CheckpointError(
             f"the checkpoint could not be written: {error.what}",
             where=str(path),
-            remedy=f"{error.remedy or 'check the file system'}; earlier checkpoints in {folder} are intact: go on with --resume",
+            remedy=f"{error.remedy or 'check the file system'}; earlier checkpoints in {folder} are intact: use --resume",
         )
         raised.agreed = error.agreed
         raise raised from error

@@ -84,5 +84,8 @@ def test_a_launcher_of_another_mpi_is_a_problem(tmp_path: Path, monkeypatch: pyt
 
 
 def test_help_does_not_start_mpi() -> None:
-    code = "import sys, mpidl.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\nfrom mpidl.comm import mpi\nassert not mpi.load().Is_initialized()"
+    code = (
+        "import mpidl.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
+        "from mpidl.comm import mpi\nassert not mpi.load().Is_initialized()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
