@@ -105,6 +105,11 @@ class LaneSampler:
             return self.global_batch
         return self.samples % self.global_batch
 
+    def seen(self, steps: int) -> int:
+        """Samples over all ranks in the first `steps` steps of a run."""
+        epochs, rest = divmod(steps, self.steps)
+        return epochs * self.samples + rest * self.global_batch
+
     def lane_order(self, epoch: int, index: int) -> Indices:
         """The samples of lane `index` in the order in which epoch `epoch` sees them."""
         start, stop = self.lane(index)

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 LINE_SECONDS = 10.0
 
 
+def find_terminal() -> TextIO | None:
+    """The terminal that stderr ends up on, for writing, or None.
+
+    Under mpirun a rank's stderr is a pipe to its parent, the launcher. On the launcher's node it is written to directly if
+    that has a terminal: the launcher itself hands on whole lines only, which would swallow a live bar.
+    """
+    if sys.stderr.isatty():
+        return sys.stderr
+    try:
+        target = Path(f"/proc/{os.getppid()}/fd/2").readlink()
+        if str(target).startswith(("/dev/pts/", "/dev/tty")):
+            return open(target, "w", opener=lambda path, flags: os.open(path, flags | os.O_NOCTTY))
+    except OSError:
+        pass
+    return None
+
+
 class Progress:
-    """Counts up to `total` units. live: draw a bar (default: whether stderr is a terminal). quiet: show nothing."""
+    """Counts up to `total` units: a live bar where stderr ends up on a terminal, else a line now and then. quiet: nothing."""
 
     def __init__(self, total: int, unit: str, *, label: str = "", initial: int = 0, quiet: bool = False) -> None:
         self.total, self.unit, self.label, self.done, self.initial = total, unit, label, initial, initial
@@ -18,11 +37,13 @@ class Progress:
         self._started = self._last = time.monotonic()
         self._note = ""
         self._bar: Any = None
-        if not quiet and sys.stderr.isatty():
+        self._terminal = None if quiet else find_terminal()
+        if self._terminal is not None:
             from tqdm import tqdm
 
+            columns = os.get_terminal_size(self._terminal.fileno()).columns
             self._bar = tqdm(
-                total=total, initial=initial, unit=f" {unit}", desc=label or None, dynamic_ncols=True, file=sys.stderr
+                total=total, initial=initial, unit=f" {unit}", desc=label or None, ncols=columns, file=self._terminal
             )
 
     def advance(self, count: int, note: str = "") -> None:
@@ -51,7 +72,7 @@ class Progress:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(text, file=self._terminal)
         else:
             print(text, file=sys.stderr, flush=True)
 

@@ -36,7 +36,9 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. loss, accuracy, samples: of the last evaluation (of the last epoch's batches without a test set)."""
+    """What a run came to.
+
+    loss, accuracy, samples: of the last evaluation; without test data, of the last epoch's batches as they were trained on."""
 
     loss: float
     accuracy: float
@@ -104,7 +106,7 @@ class Trainer:
         self.last: Evaluation | None = None
         self.saved: Path | None = None
         self._saved_step = -1
-        self._recent = Evaluation(math.nan, 0.0, 0)
+        self._seen = Evaluation(math.nan, 0.0, 0)  # over the training batches of the epoch so far
 
     # --- start and end ---
     def prepare(self, *, resume: bool = False, auto_resume: bool = False, overwrite: bool = False) -> None:
@@ -183,9 +185,9 @@ class Trainer:
         if metrics and self.step:
             metrics.add("resume", self.step, {"ranks": self.context.size})
         progress = Progress(
-            total * train.global_batch,
+            self.sampler.seen(total),
             "samples",
-            initial=self.step * train.global_batch,
+            initial=self.sampler.seen(self.step),
             quiet=quiet or not self.context.is_root,
         )
         request, started, first, stopped = StopRequest(), time.monotonic(), self.step, False
@@ -203,7 +205,7 @@ class Trainer:
             progress.close()
             if metrics:
                 metrics.close()
-        return self._result(time.monotonic() - started, (self.step - first) * train.global_batch, stopped)
+        return self._result(time.monotonic() - started, self.sampler.seen(self.step) - self.sampler.seen(first), stopped)
 
     def _epoch(
         self, epoch: int, first: int, total: int, request: StopRequest, metrics: MetricsLog | None, progress: Progress
@@ -280,7 +282,10 @@ class Trainer:
         self, epoch: int, sums: StepScalars, count: int, lr: float, metrics: MetricsLog | None, progress: Progress
     ) -> None:
         loss, accuracy = sums.loss / count, sums.correct / count
-        self._recent = Evaluation(loss, accuracy, count)
+        before = self._seen.samples if (self.step - 1) % self.loader.steps else 0
+        seen = before + count
+        total_loss = (self._seen.loss * before if before else 0.0) + sums.loss
+        self._seen = Evaluation(total_loss / seen, (self._seen.accuracy * before + sums.correct) / seen, seen)
         progress.advance(count, f"epoch {epoch + 1}/{self.config.train.epochs} loss {loss:.4f}")
         if metrics and (self.step % self.config.train.log_every == 0 or self.step == 1):
             metrics.add("step", self.step, {"epoch": epoch, "loss": loss, "accuracy": accuracy, "lr": lr})
@@ -331,7 +336,7 @@ class Trainer:
         self._saved_step = self.step
 
     def _result(self, seconds: float, samples: int, stopped: bool) -> Result:
-        final = self.last or self._recent
+        final = self.last or self._seen
         if self.context.is_root:
             self._plot()
         return Result(

@@ -1,0 +1,30 @@
+"""All-reduce over real MPI on 5 to 9 ranks (1 to 4 are in tests/mpi), any length."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.jobs.helpers import finish, start
+
+CODE = """
+import numpy as np
+from mpidl.collectives import all_reduce
+from mpidl.collectives.api import ALL_REDUCE
+from mpidl.comm.context import init
+context = init()
+for algorithm in sorted(ALL_REDUCE):
+    for dtype in (np.float32, np.float64, np.int64):
+        for length in (0, 1, 2, 7, 8, 9, 64, 1001):
+            draw = lambda rank: np.random.default_rng([rank, length]).integers(-99, 99, length).astype(dtype)
+            buffer = draw(context.rank)
+            all_reduce(buffer, comm=context.comm, algorithm=algorithm)
+            assert np.array_equal(buffer, sum(draw(rank) for rank in range(context.size))), (algorithm, dtype, length)
+if context.is_root:
+    print("exact on", context.size)
+"""
+
+
+@pytest.mark.parametrize("ranks", [5, 6, 7, 8, 9])
+def test_all_reduce_is_exact(ranks: int) -> None:
+    job = finish(start(ranks, "python", "-c", CODE))
+    assert job.status == 0 and f"exact on {ranks}" in job.out, job.err
