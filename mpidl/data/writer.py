@@ -134,12 +134,28 @@ def _ranges(start: int, stop: int, schema: dict[str, Field]) -> Iterator[tuple[i
         yield low, min(low + step, stop)
 
 
-def _create(file: Any, name: str, field: Field, samples: int, compression: str | None) -> Any:
+def _create(file: Any, name: str, field: Field, samples: int, compression: str | None) -> None:
     chunk = max(1, min(samples, CHUNK_BYTES // max(1, field.sample_bytes)))
     options: dict[str, Any] = (
         {"compression": compression, "shuffle": True} if compression else {"dcpl": hdf5.early_allocation()}
     )
-    return file.create_dataset(name, (samples, *field.shape), field.dtype, chunks=(chunk, *field.shape), **options)
+    file.create_dataset(name, (samples, *field.shape), field.dtype, chunks=(chunk, *field.shape), **options)
+
+
+def _fill(
+    file: Any,
+    first: int,
+    source: Source,
+    samples: tuple[int, int],
+    schema: dict[str, Field],
+    tallies: dict[str, _Tally],
+    progress: Progress,
+) -> None:
+    """Copy the samples [start, stop) of the source into a file whose row 0 is sample `first`."""
+    for low, high in _ranges(*samples, schema):
+        for name, array in _checked(source, low, high, schema, tallies).items():
+            file[name][low - first : high - first] = array
+        progress(high - low)
 
 
 def _checked(source: Source, low: int, high: int, schema: dict[str, Field], tallies: dict[str, _Tally]) -> Arrays:
@@ -174,11 +190,9 @@ def _write_shard(
     start, stop = index * source.samples // options.shards, (index + 1) * source.samples // options.shards
     path = folder / f"shard-{index:05d}.h5"
     with hdf5.open_file(path, "w") as file:
-        sets = {name: _create(file, name, field, stop - start, options.compression) for name, field in schema.items()}
-        for low, high in _ranges(start, stop, schema):
-            for name, array in _checked(source, low, high, schema, tallies).items():
-                sets[name][low - start : high - start] = array
-            progress(high - low)
+        for name, field in schema.items():
+            _create(file, name, field, stop - start, options.compression)
+        _fill(file, start, source, (start, stop), schema, tallies, progress)
     return _describe(path, stop - start)
 
 
@@ -205,10 +219,7 @@ def _write_shared(
         if context.rank < writers:
             target = file or hdf5.open_file(path, "r+")
             start, stop = context.rank * source.samples // writers, (context.rank + 1) * source.samples // writers
-            for low, high in _ranges(start, stop, schema):
-                for name, array in _checked(source, low, high, schema, tallies).items():
-                    target[name][low:high] = array
-                progress(high - low)
+            _fill(target, 0, source, (start, stop), schema, tallies, progress)
             if not parallel:
                 target.close()
     if file is not None:

@@ -143,6 +143,16 @@ sys.exit(mpidl.cli.main.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.parametrize("driver", ["auto", "mpio-collective"])
+def test_bad_data_behind_mpio(run_folder: Path, driver: str) -> None:
+    """The shared file is open on all ranks together when one of them finds a bad label: still no hang, one message."""
+    write(run_folder / "train", blobs(500, 0), shared=True)
+    with h5py.File(run_folder / "train" / "shard-00000.h5", "r+") as file:
+        file["label"][499] = 9
+    reseal(run_folder / "train", 0)
+    expect(mpidl(3, "train", str(run_folder / "run.toml"), "--set", f"data.driver={driver}"), "rank 2", "sample 499")
+
+
 def test_nothing_to_resume(run_folder: Path) -> None:
     expect(mpidl(2, "train", str(run_folder / "run.toml"), "--resume"), "no usable checkpoint")
 
