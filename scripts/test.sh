@@ -19,7 +19,7 @@ mpi_tests() {  # mpi_tests RANKS: rank 0 reports, the others are silent unless t
         mpirun -n "$1" scripts/pytest_rank.sh -q -m mpi tests/mpi
 }
 
-case $what in all | unit) section "unit tests" python -m pytest -q -m "not mpi and not slurm and not peer" tests ;; esac
+case $what in all | unit) section "unit tests" python -m pytest -q -m "not mpi and not slurm and not peer" --ignore=tests/jobs tests ;; esac
 case $what in all | mpi)
     for ranks in 1 2 3 4; do section "MPI tests, $ranks rank(s)" mpi_tests "$ranks"; done
     section "whole jobs under mpirun" python -m pytest -q tests/jobs ;;
