@@ -22,7 +22,7 @@ mpi_tests() {  # mpi_tests RANKS: rank 0 reports, the others are silent unless t
 case $what in all | unit) section "unit tests" python -m pytest -q -m "not mpi and not slurm and not peer" --ignore=tests/jobs tests ;; esac
 case $what in all | mpi)
     for ranks in 1 2 3 4; do section "MPI tests, $ranks rank(s)" mpi_tests "$ranks"; done
-    section "whole jobs under mpirun" python -m pytest -q tests/jobs ;;
+    section "whole jobs under mpirun" python -m pytest -q --timeout=400 tests/jobs ;;
 esac
 case $what in all | slurm)
     scripts/setup.sh slurm

@@ -76,7 +76,7 @@ def test_a_submitted_job_trains(slurm: dict[str, str], run_folder: Path) -> None
 
 
 def test_the_signal_before_the_time_limit_saves_and_requeues(slurm: dict[str, str], run_folder: Path) -> None:  # noqa: F811
-    job = submit(slurm, run_folder, "--set", "train.epochs=60")
+    job = submit(slurm, run_folder, "--set", "train.epochs=200")
     metrics = run_folder / "run" / "metrics.jsonl"
     for _ in range(200):
         if metrics.exists() and '"step": 50,' in metrics.read_text():
@@ -87,5 +87,5 @@ def test_the_signal_before_the_time_limit_saves_and_requeues(slurm: dict[str, st
     log = (run_folder / "err.txt").read_text()
     assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", log
     assert "asked to stop by a signal" in log and "resuming at step" in log
-    assert result(run_folder)["steps"] == 60 * 21
+    assert result(run_folder)["steps"] == 200 * 21
     assert '"kind": "resume"' in metrics.read_text()
