@@ -41,15 +41,15 @@ class BuildKernels(build_ext):
         level = ext.name.rsplit("_", 1)[1]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        command = ["cc", *FLAGS, *LEVELS[level], "-o", str(target), *ext.sources, "-lm"]
-        try:
-            subprocess.run(command, check=True, cwd=HERE, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            detail = getattr(error, "stderr", "") or str(error)
-            print(
-                f"mpidl: C kernels of level {level} were not built, NumPy will be used instead: {detail}",
-                file=sys.stderr,
-            )
+        detail = ""
+        for threads in (["-fopenmp"], []):  # a compiler without OpenMP still gives kernels, for one thread
+            command = ["cc", *FLAGS, *threads, *LEVELS[level], "-o", str(target), *ext.sources, "-lm"]
+            try:
+                subprocess.run(command, check=True, cwd=HERE, capture_output=True, text=True)
+                return
+            except (OSError, subprocess.CalledProcessError) as error:
+                detail = getattr(error, "stderr", "") or str(error)
+        print(f"mpidl: no C kernels of level {level}, NumPy will be used instead: {detail}", file=sys.stderr)
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"

@@ -123,17 +123,22 @@ int NAME(conv2d_forward)(const REAL *in, const REAL *w, const REAL *bias, REAL *
                          long kh, long kw, long stride, long pad, long out_height, long out_width, int relu) {
     const NAME(padding_t) p = {height, width, ci, 1, pad, pad, height + 2 * pad, width + 2 * pad};
     const long depth = kh * kw * ci, panels = PANELS(co);
-    REAL *padded = NAME(zeros)(p.padded_height * p.padded_width * ci);
+    const long space = p.padded_height * p.padded_width * ci;
+    REAL *padded = NAME(zeros)(space * mpidl_threads);
     REAL *packed = NAME(zeros)(panels * PANEL * (depth + 1));
     if (!padded || !packed) { free(padded); free(packed); return MPIDL_NO_MEMORY; }
     REAL *full_bias = packed + panels * PANEL * depth;
     if (bias) memcpy(full_bias, bias, (size_t)co * sizeof(REAL));
     for (long k = 0; k < depth; k++)
         for (long o = 0; o < co; o++) packed[((o / PANEL) * depth + k) * PANEL + o % PANEL] = w[k * co + o];
-    for (long i = 0; i < n; i++) {
-        NAME(pad)(&p, in + i * height * width * ci, padded);
-        NAME(image_forward)(padded, p.padded_width, ci, stride, kh, kw, packed, full_bias, relu,
-                            out + i * out_height * out_width * co, out_height, out_width, co);
+    PARALLEL {
+        REAL *own = padded + THREAD * space;
+        SHARED_FOR
+        for (long i = 0; i < n; i++) {
+            NAME(pad)(&p, in + i * height * width * ci, own);
+            NAME(image_forward)(own, p.padded_width, ci, stride, kh, kw, packed, full_bias, relu,
+                                out + i * out_height * out_width * co, out_height, out_width, co);
+        }
     }
     free(padded);
     free(packed);
@@ -145,7 +150,8 @@ int NAME(conv2d_backward_input)(const REAL *dout, const REAL *w, REAL *din, long
                                 long kw, long stride, long pad, long out_height, long out_width) {
     const NAME(padding_t) p = {out_height, out_width, co, stride, kh - 1 - pad, kw - 1 - pad, height + kh - 1, width + kw - 1};
     const long depth = kh * kw * co, panels = PANELS(ci);
-    REAL *padded = NAME(zeros)(p.padded_height * p.padded_width * co);
+    const long space = p.padded_height * p.padded_width * co;
+    REAL *padded = NAME(zeros)(space * mpidl_threads);
     REAL *packed = NAME(zeros)(panels * PANEL * (depth + 1));
     if (!padded || !packed) { free(padded); free(packed); return MPIDL_NO_MEMORY; }
     for (long ky = 0; ky < kh; ky++)
@@ -155,10 +161,14 @@ int NAME(conv2d_backward_input)(const REAL *dout, const REAL *w, REAL *din, long
                     const long k = ((kh - 1 - ky) * kw + (kw - 1 - kx)) * co + o;
                     packed[((c / PANEL) * depth + k) * PANEL + c % PANEL] = w[((ky * kw + kx) * ci + c) * co + o];
                 }
-    for (long i = 0; i < n; i++) {
-        NAME(pad)(&p, dout + i * out_height * out_width * co, padded);
-        NAME(image_forward)(padded, p.padded_width, co, 1, kh, kw, packed, packed + panels * PANEL * depth, 0,
-                            din + i * height * width * ci, height, width, ci);
+    PARALLEL {
+        REAL *own = padded + THREAD * space;
+        SHARED_FOR
+        for (long i = 0; i < n; i++) {
+            NAME(pad)(&p, dout + i * out_height * out_width * co, own);
+            NAME(image_forward)(own, p.padded_width, co, 1, kh, kw, packed, packed + panels * PANEL * depth, 0,
+                                din + i * height * width * ci, height, width, ci);
+        }
     }
     free(padded);
     free(packed);
@@ -170,32 +180,34 @@ int NAME(conv2d_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, RE
                                   long kh, long kw, long stride, long pad, long out_height, long out_width) {
     const NAME(padding_t) p = {height, width, ci, 1, pad, pad, height + 2 * pad, width + 2 * pad};
     const long depth = kw * ci, wide = PANELS(co) * PANEL, pixels = out_height * out_width, tiles = (depth + TILE_ROWS - 1) / TILE_ROWS;
-    const long a_line = p.padded_width * ci;
-    REAL *padded = NAME(zeros)(p.padded_height * p.padded_width * ci);
+    const long a_line = p.padded_width * ci, space = p.padded_height * a_line, jobs = wide / PANEL * kh * tiles;
+    REAL *padded = NAME(zeros)(space * mpidl_threads);
     REAL *sums = NAME(zeros)((kh * depth + 1) * wide);
-    REAL *widened = wide == co ? NULL : NAME(zeros)(pixels * wide);
+    REAL *widened = wide == co ? NULL : NAME(zeros)(pixels * wide * mpidl_threads);
     if (!padded || !sums || (wide != co && !widened)) { free(padded); free(sums); free(widened); return MPIDL_NO_MEMORY; }
     REAL *bias_sums = sums + kh * depth * wide;
-    for (long i = 0; i < n; i++) {
-        const REAL *g = dout + i * pixels * co;
-        NAME(pad)(&p, in + i * height * width * ci, padded);
-        if (widened) {
-            for (long q = 0; q < pixels; q++) memcpy(widened + q * wide, g + q * co, (size_t)co * sizeof(REAL));
-            g = widened;
-        }
-        for (long c = 0; c < wide; c += PANEL) {
-            for (long ky = 0; ky < kh; ky++)
-                for (long t = 0; t < tiles; t++) {
-                    const long k = t * depth / tiles, rows = (t + 1) * depth / tiles - k;
-                    const REAL *a = padded + ky * a_line + k;
-                    REAL *d = sums + (ky * depth + k) * wide + c;
+    PARALLEL { /* each thread goes through all images for its own tiles of dw */
+        REAL *own = padded + THREAD * space, *wider = widened ? widened + THREAD * pixels * wide : NULL;
+        for (long i = 0; i < n; i++) {
+            const REAL *g = dout + i * pixels * co;
+            NAME(pad)(&p, in + i * height * width * ci, own);
+            if (wider) {
+                for (long q = 0; q < pixels; q++) memcpy(wider + q * wide, g + q * co, (size_t)co * sizeof(REAL));
+                g = wider;
+            }
+            for (long job = jobs * THREAD / THREADS; job < jobs * (THREAD + 1) / THREADS; job++) {
+                const long c = job / (kh * tiles) * PANEL, ky = job / tiles % kh, t = job % tiles;
+                const long k = t * depth / tiles, rows = (t + 1) * depth / tiles - k;
+                const REAL *a = own + ky * a_line + k;
+                REAL *d = sums + (ky * depth + k) * wide + c;
 #define CALL(R) NAME(weight_tile)(R, a, stride * ci, stride * a_line, g + c, wide, out_height, out_width, d, wide)
-                    FOR_ROWS(rows, CALL)
+                FOR_ROWS(rows, CALL)
 #undef CALL
-                }
+            }
+            if (THREAD == 0)
+                for (long q = 0; q < pixels; q++)
+                    for (long o = 0; o < wide; o++) bias_sums[o] += g[q * wide + o];
         }
-        for (long q = 0; q < pixels; q++)
-            for (long o = 0; o < wide; o++) bias_sums[o] += g[q * wide + o];
     }
     for (long k = 0; k < kh * depth; k++) memcpy(dw + k * co, sums + k * wide, (size_t)co * sizeof(REAL));
     memcpy(db, bias_sums, (size_t)co * sizeof(REAL));

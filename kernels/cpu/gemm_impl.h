@@ -82,6 +82,7 @@ int NAME(gemm)(const REAL *a, long a_row, long a_k, const REAL *b, long b_k, lon
     for (long k0 = 0; k0 < k || k0 == 0; k0 += DEPTH) {
         const long depth = k - k0 < DEPTH ? k - k0 : DEPTH;
         const int small = depth * wide * (long)sizeof(REAL) <= SMALL; /* all of B stays in the cache: go along the rows of C */
+        PARALLEL_FOR(m * n * depth / 16)
         for (long s = 0; s < tiles * panels; s++) {
             const long t = small ? s / panels : s % tiles, j = (small ? s % panels : s / tiles) * PANEL;
             const long i = t * m / tiles, rows = (t + 1) * m / tiles - i;

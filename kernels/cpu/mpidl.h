@@ -9,6 +9,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#define THREADS omp_get_num_threads()
+#else
+#define THREAD 0
+#define THREADS 1
+#endif
+
+/* Threads divide the results among them and never a sum, so that their number does not change a single bit. */
+extern int mpidl_threads;
+#define PRAGMA(text) _Pragma(#text)
+#define PARALLEL PRAGMA(omp parallel num_threads(mpidl_threads) if (mpidl_threads > 1))
+#define PARALLEL_FOR(work) PRAGMA(omp parallel for schedule(static) num_threads(mpidl_threads) if (mpidl_threads > 1 && (work) > (1 << 15)))
+#define SHARED_FOR PRAGMA(omp for schedule(static))
+
 #define MPIDL_NO_MEMORY 1
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 

@@ -3,15 +3,17 @@
 /* y[n, i, j, c] = max over the window of x; a NaN in the window is kept. */
 int NAME(maxpool2d_forward)(const REAL *x, REAL *y, long n, long height, long width, long channels, long k) {
     const long oh = height / k, ow = width / k;
+    PARALLEL_FOR(n * height * width * channels)
     for (long i = 0; i < n; i++)
         for (long r = 0; r < oh; r++)
-            for (long q = 0; q < ow; q++, y += channels) {
+            for (long q = 0; q < ow; q++) {
+                REAL *top = y + ((i * oh + r) * ow + q) * channels;
                 const REAL *window = x + ((i * height + r * k) * width + q * k) * channels;
-                memcpy(y, window, (size_t)channels * sizeof(REAL));
+                memcpy(top, window, (size_t)channels * sizeof(REAL));
                 for (long a = 0; a < k; a++)
                     for (long b = a ? 0 : 1; b < k; b++) {
                         const REAL *p = window + (a * width + b) * channels;
-                        for (long c = 0; c < channels; c++) y[c] = (p[c] > y[c]) | (p[c] != p[c]) ? p[c] : y[c];
+                        for (long c = 0; c < channels; c++) top[c] = (p[c] > top[c]) | (p[c] != p[c]) ? p[c] : top[c];
                     }
             }
     return 0;
@@ -22,25 +24,28 @@ int NAME(maxpool2d_forward)(const REAL *x, REAL *y, long n, long height, long wi
 int NAME(maxpool2d_backward)(const REAL *dy, const REAL *x, const REAL *y, REAL *dx, long n, long height, long width, long channels, long k,
                              int relu) {
     const long oh = height / k, ow = width / k, line = width * channels;
-    MASK *open = malloc((size_t)channels * sizeof(MASK));
-    if (!open) return MPIDL_NO_MEMORY;
+    MASK *masks = malloc((size_t)(channels * mpidl_threads) * sizeof(MASK));
+    if (!masks) return MPIDL_NO_MEMORY;
     if (height % k || width % k) memset(dx, 0, (size_t)(n * height * line) * sizeof(REAL));
+    PARALLEL_FOR(n * height * width * channels)
     for (long i = 0; i < n; i++)
         for (long r = 0; r < oh; r++)
-            for (long q = 0; q < ow; q++, y += channels, dy += channels) {
+            for (long q = 0; q < ow; q++) {
+                MASK *open = masks + THREAD * channels;
+                const REAL *top = y + ((i * oh + r) * ow + q) * channels, *grad = dy + ((i * oh + r) * ow + q) * channels;
                 const long at = (i * height + r * k) * line + q * k * channels;
-                for (long c = 0; c < channels; c++) open[c] = !relu | (y[c] > 0);
+                for (long c = 0; c < channels; c++) open[c] = !relu | (top[c] > 0);
                 for (long a = 0; a < k; a++)
                     for (long b = 0; b < k; b++) {
                         const REAL *p = x + at + a * line + b * channels;
                         REAL *d = dx + at + a * line + b * channels;
                         for (long c = 0; c < channels; c++) {
-                            const MASK hit = open[c] & ((p[c] == y[c]) | (y[c] != y[c]));
-                            d[c] = hit ? dy[c] : 0;
+                            const MASK hit = open[c] & ((p[c] == top[c]) | (top[c] != top[c]));
+                            d[c] = hit ? grad[c] : 0;
                             open[c] &= ~hit;
                         }
                     }
             }
-    free(open);
+    free(masks);
     return 0;
 }

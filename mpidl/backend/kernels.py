@@ -53,7 +53,12 @@ def library_path(level: str) -> Path:
 
 @cache
 def load_library() -> tuple[ctypes.CDLL, str] | None:
-    """The best C library for this processor and its level; None where none was built or can run."""
+    """The best C library for this processor and its level; None where none was built or can run.
+
+    OpenMP is told to sleep where its threads wait, unless the user says otherwise: on a node shared with other ranks spinning
+    takes the cores that they need.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for level in supported_levels():
         try:
             return ctypes.CDLL(str(library_path(level))), level

@@ -38,16 +38,17 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 
 class NumpyOps(Ops):
-    """CPU backend. use_c=False forces the pure NumPy paths (for tests and for comparison)."""
+    """CPU backend. threads: for the C kernels; use_c=False forces the pure NumPy paths (for tests and for comparison)."""
 
     name = "numpy"
     xp: Any = np
 
-    def __init__(self, *, use_c: bool = True) -> None:
+    def __init__(self, threads: int = 1, *, use_c: bool = True) -> None:
         loaded = kernels.load_library() if use_c else None
         self.level = loaded[1] if loaded else "none"
         self._c: dict[tuple[str, np.dtype[Any]], Any] = {}
         if loaded:
+            loaded[0].mpidl_set_threads(threads)
             for name, types in _SIGNATURES.items():
                 for dtype, suffix in _SUFFIX.items():
                     function = getattr(loaded[0], f"mpidl_{name}_{suffix}")

@@ -10,10 +10,11 @@ from mpidl.errors import BackendError
 BACKENDS = ("auto", "numpy", "cupy")
 
 
-def create_ops(name: str = "auto", local_rank: int = 0) -> Ops:
+def create_ops(name: str = "auto", local_rank: int = 0, threads: int = 1) -> Ops:
     """The backend `name` ("auto", "numpy" or "cupy"); MPIDL_BACKEND, where set, stands in for "auto".
 
-    local_rank: picks the GPU, modulo the number of GPUs. Raises BackendError if "cupy" was asked for and cannot run.
+    local_rank: picks the GPU, modulo the number of GPUs. threads: for the kernels on a CPU.
+    Raises BackendError if "cupy" was asked for and cannot run.
     """
     if name == "auto":
         name = os.environ.get("MPIDL_BACKEND", "auto")
@@ -28,7 +29,7 @@ def create_ops(name: str = "auto", local_rank: int = 0) -> Ops:
         return CupyOps(local_rank)
     from mpidl.backend.numpy_ops import NumpyOps
 
-    return NumpyOps()
+    return NumpyOps(threads)
 
 
 def gpu_problem() -> str | None:

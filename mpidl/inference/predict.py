@@ -37,7 +37,7 @@ class Predictor:
         with context.together(f"building the model of {saved.path}"):
             self.config = msgspec.convert(saved.meta.config, Config)
             self.spec = msgspec.convert(saved.meta.inputs, InputSpec)
-            self.ops: Ops = create_ops(backend, context.local_rank)
+            self.ops: Ops = create_ops(backend, context.local_rank, context.threads)
             self.model: Model = build_model(self.config.model, self.spec, self.ops)
             self.inputs = Inputs(self.spec, self.ops)
             values = self.model.parameters.values

@@ -62,7 +62,7 @@ class Trainer:
         self.reader = Reader(data.train, context=context, driver=driver, verify=data.verify)
         with context.together("setting up the model"):
             self.spec = input_spec(self.reader.manifest, data, data.train)
-            self.ops = create_ops(config.backend.name, context.local_rank)
+            self.ops = create_ops(config.backend.name, context.local_rank, context.threads)
             self.model = build_model(config.model, self.spec, self.ops)
             self.inputs = Inputs(self.spec, self.ops)
             manifest, batch = self.reader.manifest, config.train.global_batch

@@ -28,7 +28,7 @@ LR, MOMENTUM = 0.02, 0.9
 
 def our_stepper(context: Context, name: str) -> tuple[Model, Callable[[Any, Any], float]]:
     """One training step of mpidl: takes (n, 28, 28, 1) and labels, returns the loss over all ranks."""
-    ops = create_ops("auto", context.local_rank)
+    ops = create_ops("auto", context.local_rank, context.threads)
     model = Model(layers_of(name, SHAPE, CLASSES, {}), SHAPE, ops)
     model.parameters.initialise(0)
     optimizer, loss = SGD(model.parameters, ops, momentum=MOMENTUM), SoftmaxCrossEntropy(ops)

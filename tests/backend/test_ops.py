@@ -250,3 +250,25 @@ def test_every_c_level_that_runs_here_agrees(level: str, monkeypatch: pytest.Mon
         np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-4)
     finally:
         kernels.load_library.cache_clear()
+
+
+def test_threads_do_not_change_a_bit(rng: np.random.Generator) -> None:
+    from mpidl.backend.numpy_ops import NumpyOps
+    from mpidl.models import layers_of
+    from mpidl.nn import Model, SoftmaxCrossEntropy
+    from mpidl.optim import SGD
+
+    x, y = rng.standard_normal((33, 20, 20, 3)).astype(np.float32), rng.integers(0, 7, 33)
+    results = []
+    for threads in (1, 2, 3):
+        ops = NumpyOps(threads)
+        model = Model(layers_of("cnn", (20, 20, 3), 7, {"channels": [20, 40], "hidden": [70]}), (20, 20, 3), ops)
+        model.parameters.initialise(0)
+        optimizer, loss = SGD(model.parameters, ops), SoftmaxCrossEntropy(ops)
+        for _ in range(3):
+            logits, backward = model.forward(x, train=True)
+            backward(loss(logits, y, 33).gradient, None)
+            optimizer.step(0.1)
+        results.append(model.parameters.values.tobytes())
+    NumpyOps(1)
+    assert results[0] == results[1] == results[2]
