@@ -54,32 +54,33 @@ class Loader:
         """The batches of `epoch`, from step `first_step` on (for a resumed job)."""
         windows = self.sampler.windows(epoch, first_step)
         arrays: Arrays | None = None
-        current = next(windows, None)
-        pending = self._fetch(current, self._spare) if current else None
-        while current is not None and pending is not None:
-            used, arrays = arrays, pending.result()
-            following = next(windows, None)
-            pending = self._fetch(following, used) if following else None
-            for step, rows in enumerate(current.rows, current.first_step):
+        pending = self._fetch(windows, self._spare)
+        while (loaded := pending.result()) is not None:
+            used, (window, arrays) = arrays, loaded
+            pending = self._fetch(windows, used)
+            for step, rows in enumerate(window.rows, window.first_step):
                 yield Batch(self._gather(arrays, rows), epoch, step, len(rows), self.sampler.count(step))
-            current = following
         self._spare = arrays
 
-    def _fetch(self, window: Window, memory: Arrays | None) -> Future[Arrays]:
+    def _fetch(self, windows: Iterator[Window], memory: Arrays | None) -> Future[tuple[Window, Arrays] | None]:
+        """The next window with its data, or None after the last: worked out and read by the thread, where there is one."""
         if self._pool is not None:
-            return self._pool.submit(self._load, window, memory)
-        done: Future[Arrays] = Future()
-        done.set_result(self._load(window, memory))
+            return self._pool.submit(self._load, windows, memory)
+        done: Future[tuple[Window, Arrays] | None] = Future()
+        done.set_result(self._load(windows, memory))
         return done
 
-    def _load(self, window: Window, memory: Arrays | None) -> Arrays:
+    def _load(self, windows: Iterator[Window], memory: Arrays | None) -> tuple[Window, Arrays] | None:
+        window = next(windows, None)
+        if window is None:
+            return None
         if self._kept is not None and self._kept[0] == window.pieces:
-            return self._kept[1]
+            return window, self._kept[1]
         arrays = self.reader.read(window.pieces, None if self._keep else memory)
         check_values(self.reader, arrays, window.pieces)
         if self._keep:
             self._kept = (window.pieces, arrays)
-        return arrays
+        return window, arrays
 
     def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
         batch = {name: self._buffer(name, array, len(rows)) for name, array in arrays.items()}

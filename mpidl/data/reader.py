@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
+from mpidl.data.direct import DirectRows
 from mpidl.data.hdf5 import is_parallel, open_file, read_ranges, read_ranges_collectively, trusted_dataset
 from mpidl.data.manifest import Field, Manifest, Shard, load_manifest, verify_shard
 from mpidl.errors import DataError
@@ -42,6 +44,8 @@ class Reader:
     ) -> None:
         self.folder, self.context = Path(folder), context
         self._files: dict[int, Any] = {}
+        self._handles: dict[int, int] = {}
+        self._direct: dict[tuple[int, str], DirectRows | None] = {}
         if context is None:
             self._open(driver, verify, fields)
             return
@@ -148,6 +152,10 @@ class Reader:
         if index not in self._files:
             self._files[index] = open_file(path, chunk_cache=False)
         try:
+            direct = self._direct_rows(index, name)
+            if direct is not None:
+                direct.read(ranges, out)
+                return
             read = read_ranges_collectively if self.driver == "mpio-collective" else read_ranges
             read(self._files[index][name], ranges, out)
         except OSError as error:
@@ -157,8 +165,23 @@ class Reader:
                 remedy="the file is damaged or the file system failed: check it, or shard the data again",
             ) from error
 
+    def _direct_rows(self, index: int, name: str) -> DirectRows | None:
+        """Straight access to a field of a shard, for the posix driver and where its layout allows it."""
+        if self.driver != "posix":
+            return None
+        if (index, name) not in self._direct:
+            path = self.folder / self.manifest.shards[index].file
+            if index not in self._handles:
+                self._handles[index] = os.open(path, os.O_RDONLY)
+            wanted = np.dtype(self.fields[name].dtype)
+            self._direct[index, name] = DirectRows.make(self._files[index][name], self._handles[index], wanted)
+        return self._direct[index, name]
+
     def close(self) -> None:
         """Close all files; collective if the reader uses mpio."""
+        self._direct.clear()
+        while self._handles:
+            os.close(self._handles.popitem()[1])
         while self._files:
             self._files.popitem()[1].close()
 

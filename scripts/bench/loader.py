@@ -4,7 +4,7 @@ Contenders, alternating in one run, medians over rounds; in each round all sampl
 files anew:
   ours        Loader over a sharded data set, shuffled, batches of --batch (what training uses)
   ours kept   the same, one Loader over all rounds: later epochs find their part in memory, as in a training run
-  ours windows  the same, but read anew in every epoch through two windows, as for data larger than memory
+  ours windows  the same, but read anew in every epoch through windows of 8 MiB, as for data larger than memory
   h5py        one process reading each shard with h5py in contiguous slices of --batch, in order, unshuffled
   h5py bulk   one process reading each shard with one contiguous h5py read: the roof, no batches at all
 Files are in the page cache for all. Checksums are verified once when a run starts, not here.
@@ -27,6 +27,7 @@ from mpidl.data import LaneSampler, Loader, Reader
 from mpidl.data.hdf5 import h5py
 from mpidl.data.importers import Source
 from mpidl.data.manifest import load_manifest
+from mpidl.data.sampler import window_steps
 from mpidl.data.writer import WriteOptions, write_dataset
 
 
@@ -97,7 +98,7 @@ def main() -> None:
 def measure(folder: Path, batch: int, rounds: int) -> dict[str, dict[str, float]]:
     kept = Loader(Reader(folder / "set", verify=False), LaneSampler(load_manifest(folder / "set").samples, batch))
     manifest = load_manifest(folder / "set")
-    depth = manifest.samples // batch // 2 + 1
+    depth = window_steps(manifest.samples, batch, manifest.sample_bytes, 8 << 20)
     windows = Loader(Reader(folder / "set", verify=False), LaneSampler(manifest.samples, batch, window=depth))
     contenders: dict[str, Callable[[int], int]] = {
         "ours": lambda epoch: ours(folder, batch, epoch),
