@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from mpidl.backend import create_ops
 from mpidl.cluster.signals import StopRequest
@@ -364,10 +363,3 @@ def _agreed(error: Any) -> Any:
     """Mark an error that every rank raises by itself."""
     error.agreed = True
     return error
-
-
-def flat_digest(trainer: Trainer) -> str:
-    """SHA-256 of the parameters, for comparing replicas and runs bit for bit."""
-    import hashlib
-
-    return hashlib.sha256(np.ascontiguousarray(trainer.ops.to_host(trainer.model.parameters.values)).tobytes()).hexdigest()
