@@ -38,6 +38,9 @@ class BuildKernels(build_ext):
     """Compile all sources into one library per level, beside the sources' package."""
 
     def build_extension(self, ext: Extension) -> None:
+        if not ext.name.rsplit(".", 1)[1].startswith("lib"):
+            super().build_extension(ext)  # optional: without Python.h mpidl calls the kernels through ctypes
+            return
         level = ext.name.rsplit("_", 1)[1]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +55,8 @@ class BuildKernels(build_ext):
         print(f"mpidl: no C kernels of level {level}, NumPy will be used instead: {detail}", file=sys.stderr)
 
     def get_ext_filename(self, fullname: str) -> str:
+        if not fullname.rsplit(".", 1)[-1].startswith("lib"):
+            return str(super().get_ext_filename(fullname))
         return fullname.replace(".", "/") + ".so"
 
     def copy_extensions_to_source(self) -> None:
@@ -63,6 +68,7 @@ class BuildKernels(build_ext):
 
 
 setup(
-    ext_modules=[Extension(f"mpidl._kernels.libmpidl_cpu_{level}", SOURCES, optional=True) for level in LEVELS],
+    ext_modules=[Extension(f"mpidl._kernels.libmpidl_cpu_{level}", SOURCES, optional=True) for level in LEVELS]
+    + [Extension("mpidl._kernels.fast_shared", ["kernels/python/fast_shared.c"], optional=True)],
     cmdclass={"build_ext": BuildKernels},
 )

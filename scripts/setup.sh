@@ -120,7 +120,7 @@ parallel_h5py() {
 # --- 4. mpidl with its C kernels ----------------------------------------------------------------------------------------
 this_package() {
     local want
-    want=$( { cat pyproject.toml setup.py kernels/cpu/*; pwd; command -v gcc cc || true; } | sha256sum | cut -d' ' -f1)
+    want=$( { cat pyproject.toml setup.py kernels/cpu/* kernels/python/*; pwd; command -v gcc cc || true; } | sha256sum | cut -d' ' -f1)
     stamp_is mpidl "$want" && return
     say "installing mpidl and compiling its C kernels"
     "$VENV/bin/python" -m pip install -qq --no-build-isolation --no-deps -e .

@@ -1,5 +1,32 @@
-"""Collective operations as schedules: one text that is executed over MPI and simulated in one process."""
+"""Collective operations as schedules: one text that is executed over MPI, simulated in one process, and predicted at scale."""
 
-from mpidl.collectives.api import all_reduce
+from mpidl.collectives.api import (
+    all_gather,
+    all_reduce,
+    all_to_all,
+    barrier,
+    broadcast,
+    gather,
+    recv,
+    reduce,
+    reduce_scatter,
+    scatter,
+    send,
+)
+from mpidl.collectives.group import Group, group_of
 
-__all__ = ["all_reduce"]
+__all__ = [
+    "Group",
+    "all_gather",
+    "all_reduce",
+    "all_to_all",
+    "barrier",
+    "broadcast",
+    "gather",
+    "group_of",
+    "recv",
+    "reduce",
+    "reduce_scatter",
+    "scatter",
+    "send",
+]

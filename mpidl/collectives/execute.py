@@ -1,46 +1,143 @@
-"""Runs a schedule on real memory over MPI: explicit `Sendrecv` for each exchange, `Allreduce` for native rounds."""
+"""Runs a schedule on real memory over MPI: explicit `Sendrecv` for each exchange, or two in flight where they are large."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mpidl.collectives.schedule import Exchange, Schedule
+from mpidl.collectives.combine import OPERATIONS, Reducer, is_half
+from mpidl.collectives.group import Group, Plan
+from mpidl.collectives.schedule import Exchange, Native, Range, Round, Shared
 from mpidl.comm import mpi
 
-TAG = 7001
-_scratch: dict[str, NDArray[Any]] = {}
+FIRST_TAG, TAGS = 128, 30_011
+LARGE = 1 << 16  # bytes; from here on exchanges are started and completed separately
+_NATIVE = {"sum": "SUM", "product": "PROD", "min": "MIN", "max": "MAX"}
 
 
-def _borrow(count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Reused memory for received parts; grows to the largest part ever asked for."""
-    held = _scratch.get(dtype.char)
-    if held is None or held.size < count:
-        held = _scratch[dtype.char] = np.empty(count, dtype)
-    return held
+def tag_of(length: int, code: int, op_code: int) -> int:
+    """A message tag that differs, nearly always, between calls that differ: their messages can then never be mixed up."""
+    return FIRST_TAG + (length * 131 + code * 7 + op_code) % TAGS
 
 
-def execute(schedule: Schedule, buffer: NDArray[Any], comm: Any) -> None:
-    """Run this rank's `schedule` in place; the reduction is the sum.
+def execute(schedule: Iterable[Round], buffer: Any, group: Group, *, op: str = "sum", tag: int = FIRST_TAG) -> None:
+    """Run this rank's `schedule` in place.
 
-    buffer: (n,) array in host memory, C-contiguous, of a dtype that MPI can send.
+    buffer: (n,) array, C-contiguous, in host memory, or in device memory if MPI can read that. op: see `OPERATIONS`.
     """
-    MPI = mpi.load()
-    for step in schedule:
-        if isinstance(step, Exchange):
-            _exchange(MPI, step, buffer, comm)
+    small = buffer.nbytes < LARGE and not is_half(buffer.dtype)
+    if small and isinstance(schedule, Plan) and schedule.plain:
+        _small(schedule, buffer, group, OPERATIONS[op], tag)
+    else:
+        _Execution(buffer, group, op, tag).run(schedule)
+
+
+def _small(rounds: list[Any], buffer: Any, group: Group, function: Any, tag: int) -> None:
+    """A few small exchanges, where the time goes into Python: the same as below, without its steps."""
+    sendrecv, nobody, scratch = group.comm.Sendrecv, group.nobody, group.scratch(buffer, buffer.size, 0)
+    for to, (low, high), source, (start, stop), combine in rounds:
+        if high == low:
+            to = nobody
+        if stop == start:
+            source = nobody
+        target = buffer[start:stop]
+        if combine:
+            incoming = scratch[: stop - start]
+            sendrecv(buffer[low:high], to, tag, incoming, source, tag)
+            function(target, incoming, out=target)
         else:
-            comm.Allreduce(MPI.IN_PLACE, buffer[step.start : step.stop], op=MPI.SUM)
+            sendrecv(buffer[low:high], to, tag, target, source, tag)
 
 
-def _exchange(MPI: Any, step: Exchange, buffer: NDArray[Any], comm: Any) -> None:
-    outgoing = buffer[step.send[0] : step.send[1]]
-    target = buffer[step.receive[0] : step.receive[1]]
-    to = step.to if outgoing.size else MPI.PROC_NULL
-    source = step.source if target.size else MPI.PROC_NULL
-    incoming = _borrow(target.size, buffer.dtype)[: target.size] if step.combine else target
-    comm.Sendrecv(outgoing, to, TAG, incoming, source, TAG)
-    if step.combine and target.size:
-        np.add(target, incoming, out=target)
+class _Execution:
+    """One schedule on one buffer; at most one exchange is in flight while the next one is being prepared."""
+
+    def __init__(self, buffer: Any, group: Group, op: str, tag: int) -> None:
+        self.buffer, self.group, self.op, self.tag = buffer, group, op, tag
+        self.reducer = Reducer(buffer, op)
+        self.wire = buffer.view(np.uint16) if self.reducer.half else buffer  # MPI has no 16-bit floats
+        self.comm, self.MPI = group.comm, mpi.load()
+        self.pending: tuple[Exchange, list[Any], Any] | None = None
+        self.turn = 0
+
+    def run(self, schedule: Iterable[Round]) -> None:
+        itemsize = self.buffer.dtype.itemsize
+        for step in schedule:
+            if isinstance(step, Exchange):
+                if (step.receive[1] - step.receive[0]) * itemsize >= LARGE:
+                    self._start(step)
+                else:
+                    self._exchange(step)
+            else:
+                self._whole(step)
+        self._complete()
+        if self.reducer.half:
+            self.reducer.settle()
+
+    def _incoming(self, step: Exchange) -> tuple[Any, Any]:
+        """Where the message is received: (as MPI sees it, as the reducer sees it)."""
+        start, stop = step.receive
+        if not step.combine:
+            return self.wire[start:stop], None
+        self.turn ^= 1
+        scratch = self.group.scratch(self.buffer, stop - start, self.turn)
+        return (scratch.view(np.uint16) if self.reducer.half else scratch), scratch
+
+    def _exchange(self, step: Exchange) -> None:
+        if self.pending is not None:
+            self._complete()
+        to, send, source, receive, combine = step
+        if self.reducer.half:
+            self.reducer.settle(send)
+        outgoing, nobody = self.wire[send[0] : send[1]], self.MPI.PROC_NULL
+        target, values = self._incoming(step)
+        self.comm.Sendrecv(
+            outgoing,
+            to if send[1] > send[0] else nobody,
+            self.tag,
+            target,
+            source if receive[1] > receive[0] else nobody,
+            self.tag,
+        )
+        if combine and receive[1] > receive[0]:
+            self.reducer.combine(receive, values)
+
+    def _start(self, step: Exchange) -> None:
+        """Post this exchange, then finish the one before it, unless it has to be finished first."""
+        if self.pending is not None and _depends(step, self.pending[0]):
+            self._complete()
+        if self.reducer.half:
+            self.reducer.settle(step.send)
+        target, values = self._incoming(step)
+        requests = [self.comm.Irecv(target, step.source, self.tag)]
+        if step.send[1] > step.send[0]:
+            requests.append(self.comm.Isend(self.wire[step.send[0] : step.send[1]], step.to, self.tag))
+        self._complete()
+        self.pending = (step, requests, values)
+
+    def _complete(self) -> None:
+        if self.pending is None:
+            return
+        step, requests, values = self.pending
+        self.pending = None
+        self.MPI.Request.Waitall(requests)
+        if step.combine:
+            self.reducer.combine(step.receive, values)
+
+    def _whole(self, step: Native | Shared) -> None:
+        self._complete()
+        part = self.buffer[step.start : step.stop]
+        if isinstance(step, Native):
+            self.comm.Allreduce(self.MPI.IN_PLACE, part, op=getattr(self.MPI, _NATIVE[self.op]))
+        else:
+            self.group.shared.run(part, self.op, step.what)
+
+
+def _overlap(a: Range, b: Range) -> bool:
+    return a[0] < b[1] and b[0] < a[1]
+
+
+def _depends(step: Exchange, before: Exchange) -> bool:
+    return _overlap(step.send, before.receive) or _overlap(step.receive, before.receive) or _overlap(step.receive, before.send)

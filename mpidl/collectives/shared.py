@@ -1,0 +1,133 @@
+"""The ranks of one node and a window of memory that all of them map (`MPI.Win.Allocate_shared`)."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpidl.backend.kernels import load_library
+from mpidl.collectives.combine import CODES, NUMBERS, OP_CODES, is_half, tree_reduce
+from mpidl.comm import binding, mpi
+from mpidl.errors import CollectiveError
+
+LINES, SLOT = 4096, 1 << 18  # bytes: of a rank's control line (with room), and of each of its two slots
+SMALL, DIRECT = 1 << 14, 8 << 20  # bytes: up to here one round is enough; from here on ranks read each other's memory
+SEGMENT = 128 << 10  # bytes of scratch for each rank; as in shared.c
+SPINS = 4000
+WHAT = {"all_reduce": 0, "reduce": 1, "broadcast": 2}
+# dtypes (by number) that Python's buffer protocol knows and that need no care: these can take the fast way
+FAST_CODES = {dtype.num: code for dtype, code in CODES.items() if not is_half(dtype)}
+
+
+class _Node(ctypes.Structure):
+    """`node_t` of shared.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rank", "size", "slot_bytes", "small_bytes", "direct_bytes", "spins")),
+        ("turn", ctypes.c_uint64),
+        *((name, ctypes.c_void_p) for name in ("lines", "slots", "scratch")),
+    ]
+
+
+class SharedNode:
+    """Collectives among the ranks of a node. `compiled` is False where there are no C kernels: NumPy and barriers then."""
+
+    def __init__(self, comm: Any, owner: Any) -> None:
+        self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
+        self.ranks: list[int] = comm.allgather(owner.rank)  # their numbers in the group
+        MPI = mpi.load()
+        self._window = MPI.Win.Allocate_shared(LINES + 2 * SLOT, 1, comm=comm)
+        self._memory = [np.frombuffer(self._window.Shared_query(rank)[0], np.uint8) for rank in range(self.size)]
+        self._memory[self.rank][:] = 0
+        library = load_library()
+        self.compiled = bool(comm.allreduce(int(library is not None), op=MPI.MIN))  # also: all memory is zero
+        if self.compiled and library is not None:
+            self._prepare(library[0])
+
+    def _prepare(self, library: ctypes.CDLL) -> None:
+        addresses = [memory.ctypes.data for memory in self._memory]
+        pointers = ctypes.c_void_p * self.size
+        self._lines, self._slots = pointers(*addresses), pointers(*(address + LINES for address in addresses))
+        self._scratch: NDArray[Any] = np.zeros(self.size * SEGMENT, np.uint8)
+        crowded = self.size > len(set().union(*self.comm.allgather(binding.allowed_cores())))
+        self._node = _Node(
+            *(self.rank, self.size, SLOT, SMALL, DIRECT, 0 if crowded else SPINS, 0),
+            ctypes.cast(self._lines, ctypes.c_void_p),
+            ctypes.cast(self._slots, ctypes.c_void_p),
+            self._scratch.ctypes.data,
+        )
+        self._kernel = library.mpidl_shared
+        self._kernel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_int] * 5]
+        self.node_address = ctypes.addressof(self._node)
+        self.kernel_address = ctypes.cast(self._kernel, ctypes.c_void_p).value
+        MPI = mpi.load()
+        readable = library.mpidl_shared_probe(ctypes.c_void_p(self.node_address))
+        if not self.comm.allreduce(readable, op=MPI.MIN):
+            self._node.direct_bytes = 1 << 62
+
+    def run(self, buffer: NDArray[Any], op: str, what: str, root: int = 0) -> None:
+        """Reduce or broadcast `buffer` (n,) in place; root: a rank of the node. Raises CollectiveError on a mismatch."""
+        dtype, n = buffer.dtype, buffer.size
+        if dtype.kind == "c":
+            buffer, dtype, n = buffer.view(buffer.real.dtype), buffer.real.dtype, 2 * n
+        if not self.compiled:
+            self._without_kernels(buffer, op, what, root)
+            return
+        status = self._kernel(
+            self.node_address, buffer.ctypes.data, n, dtype.itemsize, NUMBERS[dtype.num], OP_CODES[op], WHAT[what], root
+        )
+        if status:
+            self.fail(status)
+
+    def fail(self, status: int) -> None:
+        """Raise the error of a status that the kernel returned."""
+        if status == 1:
+            raise self._mismatch()
+        raise CollectiveError(
+            "another rank's memory could not be read in a large all-reduce",
+            where=f"rank {self.ranks[self.rank]}",
+            remedy="choose another algorithm (sync.algorithm or algorithm=...), and tell us what 'mpidl doctor' says",
+        )
+
+    def _mismatch(self) -> CollectiveError:
+        parity = int(self._node.turn & 1)
+        calls = [_decode(int(memory[8 : 8 + 16].view(np.uint64)[parity])) for memory in self._memory]
+        listed = "; ".join(f"rank {rank}: {call}" for rank, call in zip(self.ranks, calls, strict=True))
+        error = CollectiveError(
+            f"the ranks disagree on the collective: {listed}",
+            remedy="all ranks must call the same collectives in the same order, with equal lengths and dtypes",
+        )
+        error.agreed = True
+        return error
+
+    def _without_kernels(self, buffer: NDArray[Any], op: str, what: str, root: int) -> None:
+        raw, step = buffer.view(np.uint8), SLOT
+        for at in range(0, raw.size, step):
+            piece = raw[at : at + step]
+            self._memory[self.rank][LINES : LINES + piece.size] = piece
+            self.comm.Barrier()
+            parts = [memory[LINES : LINES + piece.size].view(buffer.dtype) for memory in self._memory]
+            if what == "broadcast":
+                piece[:] = parts[root].view(np.uint8)
+            elif what == "all_reduce" or self.rank == root:
+                piece[:] = np.ascontiguousarray(tree_reduce(parts, op)).view(np.uint8)
+            self.comm.Barrier()
+
+    def free(self) -> None:
+        """Release the window. Collective among the ranks of the node."""
+        self._memory = []
+        self._window.Free()
+
+
+def _decode(signature: int) -> str:
+    """What a signature of shared.c stands for."""
+    rest, root = divmod(signature, 1024)
+    rest, what = divmod(rest, 4)
+    rest, op = divmod(rest, 4)
+    length, code = divmod(rest, 16)
+    dtype = next(dtype for dtype, known in CODES.items() if known == code)
+    names = list(WHAT)[what], list(OP_CODES)[op]
+    return f"{names[0]} ({names[1]}) of {length} x {dtype}" if what < 2 else f"broadcast from {root} of {length} x {dtype}"
