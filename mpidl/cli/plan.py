@@ -104,7 +104,7 @@ def show(machine: Any, args: argparse.Namespace, steps: list[Any]) -> None:
 def working(args: argparse.Namespace, step: Any) -> None:
     """How the last row came about."""
     forward, backward = args.compute_ms / 3, args.compute_ms * 2 / 3
-    hidden = "after the last gradient" if args.no_overlap else f"when ready, every {backward / step.buckets:.2f} ms of backward"
+    hidden = "after backward" if args.no_overlap else f"when ready, every {backward / step.buckets:.2f} ms of backward"
     print(
         f"\nworking, {step.ranks} ranks: forward {forward:.1f} ms + backward {backward:.1f} ms; {step.buckets} bucket(s) of "
         f"{step.bucket_bytes / 1e6:.1f} MB leave {hidden};\n  each takes {1e3 * step.bucket_seconds:.2f} ms "

@@ -1,29 +1,84 @@
-"""Synchronous data-parallel SGD: gradients are summed over all ranks by an all-reduce in every step (MPI-SGD)."""
+"""Synchronous data-parallel SGD: gradients are summed over all ranks by an all-reduce in every step (MPI-SGD).
+
+One message after backward, or buckets that leave while backward still runs: handed to a communication thread where MPI allows
+several threads ("thread"), else exchanged between layers ("layers"). A compressor may stand between bucket and collective.
+"""
 
 from __future__ import annotations
 
+import time
+from functools import partial
+from typing import Any, Protocol
+
 import numpy as np
 
-from mpidl.collectives import all_reduce
+from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.comm import mpi
 from mpidl.comm.context import Context
 from mpidl.comm.transport import host_view
+from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
+from mpidl.sync.buckets import Bucket, BucketTuner, Departures, cut
 from mpidl.sync.strategy import StepScalars, Strategy
+from mpidl.sync.worker import Worker
+
+BUCKET = 4 << 20  # bytes
+TUNED = tuple(1 << power for power in (19, 20, 21, 22, 23, 24, 25))
+
+
+class Compression(Protocol):
+    """What `mpidl.compression` makes: sums a bucket (n,) over the ranks in place, sending fewer bytes."""
+
+    def reduce(self, values: Any, group: Group, key: str) -> None:
+        """Replace `values` by their sum over the ranks, nearly; key: names the bucket from step to step."""
 
 
 class AllReduce(Strategy):
-    """Sums gradients and scalars in one message. Ranks scale their gradients by the global batch, so the sum is the mean."""
+    """Sums gradients and scalars. Ranks scale their gradients by the global batch, so the sum is the mean.
 
-    def __init__(self, parameters: FlatParameters, context: Context, *, algorithm: str = "ring") -> None:
-        self.parameters, self.context, self.algorithm = parameters, context, algorithm
+    algorithm: see `mpidl.collectives.all_reduce`; exact: only algorithms of fixed order. overlap: "thread", "layers", "off", or
+    "auto": a thread where it can win, that is between nodes or with a GPU. bucket_bytes: 0 means 4 MiB; tune_buckets: try
+    several sizes during the first steps.
+    """
+
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        context: Context,
+        *,
+        algorithm: str = "auto",
+        exact: bool = False,
+        overlap: str = "auto",
+        bucket_bytes: int = 0,
+        tune_buckets: bool = False,
+        compression: Compression | None = None,
+        guard: str = "auto",
+    ) -> None:
+        self.parameters, self.context, self.algorithm, self.exact = parameters, context, algorithm, exact
+        self.compression = compression
+        self.group = Group(context.comm, name="gradients")
+        self.group.guard = guard if guard != "auto" else self.group.guard
+        self.overlap = _choose_overlap(overlap, self.group, context, parameters.ops.xp is np)
+        self.worker = Worker() if self.overlap == "thread" and context.size > 1 else None
+        self.tuner = BucketTuner(TUNED) if tune_buckets and self.overlap != "off" else None
+        self._cut(self.tuner.current if self.tuner else bucket_bytes or BUCKET)
+        self._started = time.monotonic()
+
+    def _cut(self, nbytes: int) -> None:
+        self.bucket_bytes = nbytes
+        whole = self.compression is None and self.overlap == "off"
+        length = len(self.parameters.message) if whole else self.parameters.length
+        buckets = [Bucket(0, length, "all gradients")] if self.overlap == "off" else cut(self.parameters, nbytes)
+        self.single = whole
+        self.departures = Departures(buckets, self._send)
 
     def begin(self) -> None:
         """Rank 0's parameters reach every rank."""
-        with host_view(self.parameters.values) as values:
-            self.context.comm.Bcast(values, root=0)
+        broadcast(self.parameters.values, comm=self.group, name="parameters")
 
     def ready(self, start: int, stop: int) -> None:
-        """Nothing leaves before `finish`: one message is the fastest for models of this size."""
+        if self.overlap != "off":
+            self.departures.ready(start)
 
     def note(self, scalars: StepScalars) -> None:
         spare = self.parameters.spare
@@ -31,5 +86,46 @@ class AllReduce(Strategy):
         spare[:4] = self.parameters.ops.to_device(own)
 
     def finish(self) -> StepScalars:
-        all_reduce(self.parameters.message, comm=self.context.comm, algorithm=self.algorithm)
+        self.departures.flush()
+        if self.worker is not None:
+            self.worker.drain()
+        if not self.single:
+            all_reduce(self.parameters.spare, comm=self.group, algorithm=self.algorithm, exact=self.exact, name="scalars")
+        if self.tuner is not None:
+            self._tune()
         return StepScalars(*(float(value) for value in self.parameters.ops.to_host(self.parameters.spare[:4])))
+
+    def _send(self, bucket: Bucket) -> None:
+        if self.worker is None:
+            self._exchange(bucket)
+            return
+        if self.parameters.ops.xp is not np:
+            self.parameters.ops.synchronize()  # the thread reads what the stream of this one has written
+        self.worker.submit(partial(self._exchange, bucket))
+
+    def _exchange(self, bucket: Bucket) -> None:
+        part = self.parameters.message[bucket.start : bucket.stop]
+        if self.compression is None:
+            all_reduce(part, comm=self.group, algorithm=self.algorithm, exact=self.exact, name=bucket.name)
+            return
+        with host_view(part) as values:
+            self.compression.reduce(values, self.group, bucket.name)
+
+    def _tune(self) -> None:
+        assert self.tuner is not None
+        now = time.monotonic()
+        slowest = self.context.comm.allreduce(now - self._started, op=mpi.load().MAX)
+        if self.tuner.record(slowest):
+            self._cut(self.tuner.current)
+        self._started = time.monotonic()
+
+
+def _choose_overlap(wanted: str, group: Group, context: Context, host: bool) -> str:
+    if wanted == "auto":
+        gains = group.node_count > 1 or not host
+        wanted = ("thread" if context.threads_allowed else "layers") if gains else "off"
+    if wanted == "thread" and not context.threads_allowed:
+        raise ConfigError(
+            "this MPI does not allow several threads", where="sync.overlap", remedy='use "layers", "off" or "auto"'
+        )
+    return wanted

@@ -25,15 +25,28 @@ class TreeSum:
         self._partial: list[Array] = [parameters.ops.xp.empty_like(self._message) for _ in range(count.bit_length() - 1)]
         self._count = count
 
+    @property
+    def at_last(self) -> bool:
+        """Whether the next leaf is the last one: what it adds is final."""
+        return self._seen == self._count - 1
+
     def add(self) -> None:
         """Take the message as the next leaf; after the last one the message holds the sum."""
-        level, place = 0, self._seen
+        self.add_part(0, len(self._message))
+        self.advance()
+
+    def add_part(self, start: int, stop: int) -> None:
+        """Take elements [start, stop) of the message as those of the next leaf, before `advance`; each element once."""
+        own, level, place = self._message[start:stop], 0, self._seen
         while place & 1:
-            self._message += self._partial[level]
+            own += self._partial[level][start:stop]
             level, place = level + 1, place >> 1
+        if not self.at_last:
+            self._partial[level][start:stop] = own
+
+    def advance(self) -> None:
+        """The next leaf is complete."""
         self._seen = (self._seen + 1) % self._count
-        if self._seen:
-            self._partial[level][...] = self._message
 
     def reset(self) -> None:
         """Forget the leaves of an unfinished step."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from mpidl.backend import Ops
 from mpidl.errors import ConfigError
 from mpidl.models import MODELS, layers_of
-from mpidl.nn import Model
-from mpidl.train.config import ModelConfig
+from mpidl.comm.context import Context
+from mpidl.nn import FlatParameters, Model
+from mpidl.sync import AllReduce, Strategy
+from mpidl.train.accumulate import tree_fits
+from mpidl.train.config import Config, ModelConfig, SyncConfig
 from mpidl.train.inputs import InputSpec
 
 
@@ -28,3 +32,31 @@ def build_model(config: ModelConfig, spec: InputSpec, ops: Ops) -> Model:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"cannot build {config.name!r}: {error}", where="model.options", remedy="check the values") from error
     return Model(layers, spec.shape, ops)
+
+
+def make_strategy(config: Config, parameters: FlatParameters, context: Context) -> Strategy:
+    """How the ranks keep together, by the configuration. Collective."""
+    sync, seed = config.sync, config.train.seed
+    return AllReduce(
+        parameters,
+        context,
+        algorithm=sync.algorithm,
+        exact=tree_fits(config.train.micro_batches, context.size),
+        overlap=sync.overlap,
+        bucket_bytes=int(sync.bucket_mib * (1 << 20)),
+        tune_buckets=sync.tune_buckets,
+        compression=make_compression(sync, seed),
+        guard=sync.guard,
+    )
+
+
+def make_compression(sync: SyncConfig, seed: int) -> Any:
+    """The compressor that the configuration asks for, with error feedback if wanted; None for none."""
+    if sync.compression == "none":
+        return None
+    from mpidl.compression import create
+
+    options: dict[str, Any] = {"topk": {"ratio": sync.topk_ratio}, "powersgd": {"rank": sync.powersgd_rank}}.get(
+        sync.compression, {}
+    )
+    return create(sync.compression, seed=seed, error_feedback=sync.error_feedback, **options)

@@ -77,12 +77,23 @@ class TrainConfig(Section, frozen=True):
 
 
 class SyncConfig(Section, frozen=True):
-    """How gradients are combined. algorithm "auto": rabenseifner where it makes results independent of the number of ranks
-    (see train.micro_batches), else ring.
+    """How gradients are combined. algorithm "auto": one that makes results independent of the number of ranks where there is one
+    (see train.micro_batches), else by size and placement. overlap, bucket_mib (0: 4 MiB), tune_buckets: see mpidl.sync.allreduce.
+    compression: see mpidl.compression. guard: compare what the ranks do before each exchange; watchdog: seconds until ranks
+    that wait for others give up (0: never).
     """
 
     strategy: Literal["allreduce"] = "allreduce"
-    algorithm: Literal["auto", "ring", "rabenseifner", "native"] = "auto"
+    algorithm: Literal["auto", "ring", "rabenseifner", "doubling", "tree", "direct", "hierarchical", "native"] = "auto"
+    overlap: Literal["auto", "thread", "layers", "off"] = "auto"
+    bucket_mib: Annotated[float, Meta(ge=0)] = 0.0
+    tune_buckets: bool = False
+    compression: Literal["none", "fp16", "bf16", "int8", "sign", "topk", "powersgd"] = "none"
+    error_feedback: bool = True
+    topk_ratio: Annotated[float, Meta(gt=0, le=1)] = 0.01
+    powersgd_rank: Positive = 4
+    guard: Literal["auto", "on", "off"] = "auto"
+    watchdog: Annotated[float, Meta(ge=0)] = 300.0
 
 
 class CheckpointConfig(Section, frozen=True):

@@ -14,18 +14,19 @@ import msgspec
 
 from mpidl.backend import create_ops
 from mpidl.cluster.signals import StopRequest
+from mpidl.collectives import watchdog
 from mpidl.comm.context import Context
 from mpidl.data import Batch, LaneSampler, Loader, Reader
 from mpidl.data.sampler import window_steps
 from mpidl.errors import CheckpointError, ConfigError, NumericsError
-from mpidl.nn import SoftmaxCrossEntropy
+from mpidl.nn import GradientsReady, SoftmaxCrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
 from mpidl.observe.progress import Progress
 from mpidl.optim import SGD, LearningRate
-from mpidl.sync import AllReduce, StepScalars
+from mpidl.sync import StepScalars
 from mpidl.train import checkpoint as ckpt
-from mpidl.train.accumulate import TreeSum, tree_fits
-from mpidl.train.build import build_model
+from mpidl.train.accumulate import TreeSum
+from mpidl.train.build import build_model, make_strategy
 from mpidl.train.config import Config
 from mpidl.train.evaluate import Evaluation, evaluate
 from mpidl.train.inputs import Inputs, InputSpec, input_spec
@@ -85,10 +86,8 @@ class Trainer:
         self.optimizer = SGD(
             parameters, self.ops, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
         )
-        exact, algorithm = tree_fits(config.train.micro_batches, context.size), config.sync.algorithm
-        if algorithm == "auto":
-            algorithm = "rabenseifner" if exact else "ring"
-        self.strategy = AllReduce(parameters, context, algorithm=algorithm)
+        watchdog.start(context.comm, config.sync.watchdog)
+        self.strategy = make_strategy(config, parameters, context)
         whole = config.train.micro_batches % context.size == 0
         self.tree = TreeSum(parameters, config.train.micro_batches // context.size if whole else 1)
         steps = self.loader.steps
@@ -248,22 +247,32 @@ class Trainer:
     def _gradients(self, batch: Batch, own: StepScalars) -> None:
         """Leave the gradients of this rank's part in the message, summed over its micro-batches; `own` gets its scalars."""
         cuts = self.sampler.cuts(batch.step, self.config.train.micro_batches)
+        length, whole = self.model.parameters.length, len(self.model.parameters.message)
         for low, high in pairwise(cuts):
-            loss, correct = self._micro_batch(batch, low, high)
+            last = self.tree.at_last  # only then do gradients leave
+            loss, correct = self._micro_batch(batch, low, high, self._final if last else None)
             self.strategy.note(StepScalars(loss, correct, stop=own.stop if low == cuts[0] else 0.0))
-            self.tree.add()
+            self.tree.add_part(length if last else 0, whole)
+            self.tree.advance()
             own.loss, own.correct = own.loss + loss, own.correct + correct
 
-    def _micro_batch(self, batch: Batch, low: int, high: int) -> tuple[float, float]:
+    def _final(self, start: int, stop: int) -> None:
+        """Gradients [start, stop) of the last micro-batch are there."""
+        self.tree.add_part(start, stop)
+        self.strategy.ready(start, stop)
+
+    def _micro_batch(self, batch: Batch, low: int, high: int, ready: GradientsReady | None) -> tuple[float, float]:
         """Gradients of samples [low, high) of the batch, divided by the global batch; returns the sums of loss and hits."""
         if low == high:
             self.model.parameters.gradients[...] = 0
+            if ready is not None:
+                ready(0, self.model.parameters.length)
             return 0.0, 0.0
         x = self.inputs.features(batch.arrays[self.spec.feature][low:high])
         labels = self.inputs.labels(batch.arrays[self.spec.label][low:high])
         logits, backward = self.model.forward(x, train=True)
         result = self.loss(logits, labels, batch.global_count)
-        backward(result.gradient, self.strategy.ready)
+        backward(result.gradient, ready)
         return result.total, float(result.correct)
 
     def _stop_on_nonfinite(self, own_loss: float) -> None:

@@ -1,0 +1,57 @@
+"""What a compressor is, and the table of them by name."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mpidl.collectives import Group
+from mpidl.errors import ConfigError
+
+# name -> (module, class)
+COMPRESSORS: dict[str, tuple[str, str]] = {
+    "fp16": ("half", "Half16"),
+    "bf16": ("half", "BrainHalf"),
+    "int8": ("quantised", "Int8"),
+    "sign": ("quantised", "Sign"),
+    "topk": ("topk", "TopK"),
+    "powersgd": ("powersgd", "PowerSGD"),
+}
+
+
+class Compressor(ABC):
+    """Sums a float32 bucket over the ranks, nearly. sent: bytes that this rank has put on the wire so far."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    @abstractmethod
+    def reduce(self, values: NDArray[Any], group: Group, key: str) -> None:
+        """Replace `values` (n,) float32 by their sum over the ranks, nearly; the same bits on all of them. Collective.
+
+        key: names the bucket from step to step.
+        """
+
+    @abstractmethod
+    def own(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What the others got of the `values` (n,) that this rank gave to the latest `reduce`."""
+
+
+def create(name: str, *, seed: int = 0, error_feedback: bool = True, **options: Any) -> Compressor:
+    """The compressor `name`, with error feedback around it if wanted. Raises ConfigError for an unknown name or option."""
+    from mpidl.compression.error_feedback import ErrorFeedback
+
+    if name not in COMPRESSORS:
+        raise ConfigError(
+            f"unknown compression {name!r}", where="sync.compression", remedy=f"choose one of {sorted(COMPRESSORS)}"
+        )
+    module, kind = COMPRESSORS[name]
+    made = getattr(importlib.import_module(f"mpidl.compression.{module}"), kind)
+    try:
+        compressor: Compressor = made(seed=seed, **options)
+    except TypeError as error:
+        raise ConfigError(str(error), where=f"compression {name}", remedy="check the options") from error
+    return ErrorFeedback(compressor) if error_feedback else compressor

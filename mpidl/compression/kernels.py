@@ -1,0 +1,104 @@
+"""The C kernels of kernels/cpu/compress.c, or NumPy where they could not be built."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpidl.backend.kernels import load_library
+
+_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+_SIGNATURES: dict[str, list[Any]] = {
+    "mpidl_int8_pack": [_POINTER, _COUNT, _COUNT, ctypes.c_uint32, _POINTER, _POINTER],
+    "mpidl_int8_unpack": [_POINTER, _POINTER, _COUNT, _COUNT, ctypes.c_int, _POINTER],
+    "mpidl_sign_pack": [_POINTER, _COUNT, _COUNT, _POINTER, _POINTER],
+    "mpidl_sign_unpack": [_POINTER, _POINTER, _COUNT, _COUNT, ctypes.c_int, _POINTER],
+    "mpidl_topk": [_POINTER, _COUNT, _COUNT, _POINTER, _POINTER],
+    "mpidl_scatter_add": [_POINTER, _POINTER, _COUNT, _POINTER],
+}
+
+
+@cache
+def library() -> Any:
+    """The compiled kernels with their signatures, or None."""
+    loaded = load_library()
+    if loaded is None:
+        return None
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(loaded[0], name)
+        function.argtypes, function.restype = arguments, ctypes.c_int64 if name == "mpidl_topk" else None
+    return loaded[0]
+
+
+def int8_pack(x: NDArray[Any], block: int, seed: int, scales: NDArray[Any], q: NDArray[Any]) -> None:
+    """x (n,) float32 -> scales (blocks,) float32 and q (n,) int8, stochastically rounded."""
+    if (c := library()) is not None:
+        c.mpidl_int8_pack(x.ctypes.data, x.size, block, seed & 0xFFFFFFFF, scales.ctypes.data, q.ctypes.data)
+        return
+    rows = _blocks(x, block)
+    scales[...] = np.abs(rows).max(1) / 127
+    noise = np.random.default_rng(seed).random(rows.shape, np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = np.where(scales[:, None] > 0, rows / scales[:, None], 0)
+        q[...] = np.clip(np.floor(scaled + noise), -127, 127).reshape(-1)[: x.size]
+
+
+def int8_unpack(scales: NDArray[Any], q: NDArray[Any], block: int, y: NDArray[Any], *, add: bool) -> None:
+    """y (n,) = or += q * scale of its block."""
+    if (c := library()) is not None:
+        c.mpidl_int8_unpack(scales.ctypes.data, q.ctypes.data, q.size, block, add, y.ctypes.data)
+        return
+    _put(np.repeat(scales, block)[: q.size] * q, y, add)
+
+
+def sign_pack(x: NDArray[Any], block: int, scales: NDArray[Any], bits: NDArray[Any]) -> None:
+    """x (n,) float32 -> scales (blocks,) and bits (n / 8,) uint8: the sign of each, lowest bit first."""
+    if (c := library()) is not None:
+        c.mpidl_sign_pack(x.ctypes.data, x.size, block, scales.ctypes.data, bits.ctypes.data)
+        return
+    scales[...] = np.abs(_blocks(x, block)).sum(1) / np.minimum(block, x.size - block * np.arange(len(scales)))
+    bits[...] = np.packbits(x >= 0, bitorder="little")
+
+
+def sign_unpack(scales: NDArray[Any], bits: NDArray[Any], block: int, y: NDArray[Any], *, add: bool) -> None:
+    """y (n,) = or += plus or minus the scale of its block."""
+    if (c := library()) is not None:
+        c.mpidl_sign_unpack(scales.ctypes.data, bits.ctypes.data, y.size, block, add, y.ctypes.data)
+        return
+    signs = np.unpackbits(bits, count=y.size, bitorder="little").astype(np.float32) * 2 - 1
+    _put(np.repeat(scales, block)[: y.size] * signs, y, add)
+
+
+def topk(x: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Indices (k,) int32, ascending, and values (k,) of the elements of the largest magnitude."""
+    if (c := library()) is not None:
+        index, value = np.empty(k, np.int32), np.empty(k, np.float32)
+        if c.mpidl_topk(x.ctypes.data, x.size, k, index.ctypes.data, value.ctypes.data) == k:
+            return index, value
+    chosen = np.sort(np.argpartition(np.abs(x), x.size - k)[x.size - k :]).astype(np.int32)
+    return chosen, x[chosen]
+
+
+def scatter_add(index: NDArray[Any], value: NDArray[Any], y: NDArray[Any]) -> None:
+    """y[index] += value; every index at most once."""
+    if (c := library()) is not None:
+        c.mpidl_scatter_add(index.ctypes.data, value.ctypes.data, index.size, y.ctypes.data)
+        return
+    y[index] += value
+
+
+def _blocks(x: NDArray[Any], block: int) -> NDArray[Any]:
+    padded = np.zeros(-(-x.size // block) * block, np.float32)
+    padded[: x.size] = x
+    return padded.reshape(-1, block)
+
+
+def _put(values: NDArray[Any], y: NDArray[Any], add: bool) -> None:
+    if add:
+        y += values
+    else:
+        y[...] = values

@@ -1,0 +1,82 @@
+"""The C kernels of compression, and their NumPy twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpidl.compression import kernels
+from mpidl.compression.topk import _decode, _encode
+
+
+@pytest.fixture(params=["c", "numpy"])
+def twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "numpy":
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    elif kernels.library() is None:
+        pytest.skip("no C kernels")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 512, 513, 2000])
+def test_int8_is_near_and_unbiased(twin: str, n: int, rng: np.random.Generator) -> None:
+    x, blocks = rng.standard_normal(n).astype(np.float32), -(-n // 512)
+    scales, q, total, y = np.empty(blocks, np.float32), np.empty(n, np.int8), np.zeros(n), np.zeros(n, np.float32)
+    step = np.repeat([np.abs(part).max() / 127 for part in np.split(x, range(512, n, 512))], 512)[:n]
+    for seed in range(400):
+        kernels.int8_pack(x, 512, seed, scales, q)
+        kernels.int8_unpack(scales, q, 512, y, add=False)
+        assert (np.abs(y - x) <= step * 1.001).all()
+        total += y
+    assert (np.abs(total / 400 - x) <= 6 * step / np.sqrt(12 * 400) * 3).all()  # the mean of many roundings is the value
+    before = y.copy()
+    kernels.int8_unpack(scales, q, 512, y, add=True)
+    np.testing.assert_allclose(y, 2 * before)
+
+
+def test_int8_poisons_a_block_that_is_not_finite(twin: str) -> None:
+    x = np.ones(1024, np.float32)
+    x[3] = np.nan
+    scales, q, y = np.empty(2, np.float32), np.empty(1024, np.int8), np.zeros(1024, np.float32)
+    with np.errstate(invalid="ignore"):
+        kernels.int8_pack(x, 512, 1, scales, q)
+        kernels.int8_unpack(scales, q, 512, y, add=False)
+    assert np.isnan(y[:512]).any() and (np.abs(y[512:] - 1) < 0.01).all()
+
+
+@pytest.mark.parametrize("n", [8, 512, 1000, 1536])
+def test_sign(twin: str, n: int, rng: np.random.Generator) -> None:
+    x, blocks = rng.standard_normal(n).astype(np.float32), -(-n // 512)
+    scales, bits, y = np.empty(blocks, np.float32), np.empty(-(-n // 8), np.uint8), np.zeros(n, np.float32)
+    kernels.sign_pack(x, 512, scales, bits)
+    kernels.sign_unpack(scales, bits, 512, y, add=False)
+    np.testing.assert_array_equal(y >= 0, x >= 0)
+    np.testing.assert_allclose(np.abs(y[:512]), np.abs(x[:512]).mean(), rtol=1e-5)
+
+
+@given(st.integers(1, 3000), st.data())
+@settings(max_examples=100, deadline=None)
+def test_topk(n: int, data: st.DataObject) -> None:
+    k, seed = data.draw(st.integers(1, n)), data.draw(st.integers(0, 99))
+    x = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
+    index, value = kernels.topk(x, k)
+    assert len(index) == k and (np.diff(index) > 0).all()
+    np.testing.assert_array_equal(value, x[index])
+    rest = np.delete(np.abs(x), index)
+    if rest.size:
+        assert np.abs(value).min() >= rest.max() * (1 - 2**-7)  # told apart by 16 of 31 bits
+
+
+@given(st.integers(1, 2_000_000), st.data())
+@settings(max_examples=60, deadline=None)
+def test_topk_packets_carry_any_indices(n: int, data: st.DataObject) -> None:
+    chosen = data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=20))
+    index = np.array(sorted(chosen), np.int32)
+    value = np.arange(1, len(index) + 1, dtype=np.float32)
+    packet = np.zeros((2, len(index) + n // 65536 + 1), np.uint16)
+    _encode(index, value, packet)
+    where, what = _decode(packet)
+    np.testing.assert_array_equal(where, index)
+    np.testing.assert_array_equal(what, value)
