@@ -13,83 +13,218 @@ static inline uint32_t hashed(uint32_t seed, uint32_t i) { /* lowbias32 of Wello
     return x ^ (x >> 16);
 }
 
-/* x -> q = round(x / scale) with stochastic rounding; scale = max |x| of each block / 127. A block that is not finite gets scale NaN. */
+static inline uint32_t bits_of(float x) {
+    uint32_t b;
+    memcpy(&b, &x, 4);
+    return b;
+}
+
+static inline float float_of(uint32_t b) {
+    float x;
+    memcpy(&x, &b, 4);
+    return x;
+}
+
+/* x -> q = round(x / scale) with stochastic rounding; scale = max |x| of each block / 127. A block that is not finite gets scale NaN.
+   Magnitudes are compared as integers, which orders them the same way and lets the compiler use vectors. */
 void mpidl_int8_pack(const float *x, int64_t n, int64_t block, uint32_t seed, float *scales, int8_t *q) {
     for (int64_t b = 0, at = 0; at < n; at += block, b++) {
         int64_t m = n - at < block ? n - at : block;
-        float peak = 0, poison = 0;
+        uint32_t top = 0;
         for (int64_t i = 0; i < m; i++) {
-            float a = fabsf(x[at + i]);
-            peak = a > peak ? a : peak;
-            poison += x[at + i] * 0.0f; /* NaN where a value is not finite */
+            uint32_t a = bits_of(x[at + i]) & 0x7fffffff;
+            top = a > top ? a : top;
         }
-        scales[b] = peak / 127.0f + poison;
-        float inverse = peak > 0 && poison == 0 ? 127.0f / peak : 0;
+        if (top >= 0x7f800000) {
+            scales[b] = float_of(0x7fc00000);
+            memset(q + at, 1, m);
+            continue;
+        }
+        float peak = float_of(top), inverse = peak > 1e-37f ? 127.0f / peak : 0;
+        scales[b] = inverse > 0 ? peak / 127.0f : 0;
         for (int64_t i = 0; i < m; i++) {
-            float u = (float)(hashed(seed, (uint32_t)(at + i)) >> 8) * (1.0f / 16777216.0f);
-            float y = poison == 0 ? x[at + i] * inverse + u : 0; /* floor(y), y > -128 */
-            int32_t t = (int32_t)(y + 256.0f) - 256;
+            float u = (float)(int32_t)(hashed(seed, (uint32_t)(at + i)) >> 8) * (1.0f / 16777216.0f);
+            int32_t t = (int32_t)(x[at + i] * inverse + u + 256.0f) - 256; /* floor */
             q[at + i] = (int8_t)(t > 127 ? 127 : t);
         }
     }
 }
 
-/* y = (or, if `add`, +=) q * scale */
-void mpidl_int8_unpack(const float *scales, const int8_t *q, int64_t n, int64_t block, int add, float *y) {
+/* y = q * scale, or y += sign * q * scale where sign is not 0 */
+void mpidl_int8_unpack(const float *scales, const int8_t *q, int64_t n, int64_t block, int sign, float *y) {
     for (int64_t b = 0, at = 0; at < n; at += block, b++) {
         int64_t m = n - at < block ? n - at : block;
         float s = scales[b];
-        if (add) for (int64_t i = 0; i < m; i++) y[at + i] += s * (float)q[at + i];
+        if (sign) for (int64_t i = 0; i < m; i++) y[at + i] += s * (float)sign * (float)q[at + i];
         else for (int64_t i = 0; i < m; i++) y[at + i] = s * (float)q[at + i];
     }
 }
 
 /* One bit each (1: not negative), lowest bit first; scale = mean |x| of each block. block is a multiple of 8. */
 void mpidl_sign_pack(const float *x, int64_t n, int64_t block, float *scales, uint8_t *bits) {
-    memset(bits, 0, (n + 7) / 8);
     for (int64_t b = 0, at = 0; at < n; at += block, b++) {
         int64_t m = n - at < block ? n - at : block;
-        float sum = 0;
-        for (int64_t i = 0; i < m; i++) sum += fabsf(x[at + i]);
+        float sums[8] = {0}, sum = 0;
+        for (int64_t i = 0; i < m; i += 8) {
+            int64_t left = m - i < 8 ? m - i : 8;
+            const float *v = x + at + i;
+            uint32_t byte = 0;
+            for (int64_t j = 0; j < left; j++) {
+                sums[j] += fabsf(v[j]);
+                byte |= (uint32_t)(v[j] >= 0) << j;
+            }
+            bits[(at + i) / 8] = (uint8_t)byte;
+        }
+        for (int j = 0; j < 8; j++) sum += sums[j];
         scales[b] = sum / (float)m;
-        for (int64_t i = 0; i < m; i++) bits[(at + i) / 8] |= (uint8_t)((x[at + i] >= 0) << ((at + i) & 7));
     }
 }
 
-void mpidl_sign_unpack(const float *scales, const uint8_t *bits, int64_t n, int64_t block, int add, float *y) {
+void mpidl_sign_unpack(const float *scales, const uint8_t *bits, int64_t n, int64_t block, int sign, float *y) {
     for (int64_t b = 0, at = 0; at < n; at += block, b++) {
         int64_t m = n - at < block ? n - at : block;
-        float s = scales[b];
-        for (int64_t i = at; i < at + m; i++) {
-            float v = (bits[i / 8] >> (i & 7)) & 1 ? s : -s;
-            y[i] = add ? y[i] + v : v;
+        uint32_t s = bits_of(sign < 0 ? -scales[b] : scales[b]);
+        for (int64_t i = 0; i < m; i += 8) {
+            int64_t left = m - i < 8 ? m - i : 8;
+            float *v = y + at + i, keep = sign ? 1.0f : 0.0f;
+            uint32_t byte = (uint32_t)~bits[(at + i) / 8];
+            if (left == 8) for (int j = 0; j < 8; j++) v[j] = (sign ? v[j] : 0.0f) + float_of(s ^ ((byte >> j & 1) << 31));
+            else for (int64_t j = 0; j < left; j++) v[j] = v[j] * keep + float_of(s ^ ((byte >> j & 1) << 31));
         }
     }
 }
 
-/* The k elements of the largest magnitude: their indices, ascending, and values. Magnitudes are told apart by the upper 16 of
-   their 31 bits; within the last such class the first ones are taken. A NaN counts as largest. Returns k, or -1 without memory. */
-int64_t mpidl_topk(const float *x, int64_t n, int64_t k, int32_t *index, float *value) {
-    enum { BINS = 1 << 16 };
-    uint32_t *count = calloc(BINS, sizeof *count), bits;
-    if (!count) return -1;
+/* v += r; r = v; */
+void mpidl_add_and_keep(float *restrict v, float *restrict r, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
-        memcpy(&bits, x + i, 4);
-        count[(bits & 0x7fffffff) >> 15]++;
+        float sum = v[i] + r[i];
+        v[i] = sum, r[i] = sum;
     }
-    int64_t above = 0, bin = BINS - 1;
-    while (bin > 0 && above + count[bin] < k) above += count[bin--];
-    int64_t ties = k - above, found = 0;
-    for (int64_t i = 0; i < n && found < k; i++) {
-        memcpy(&bits, x + i, 4);
-        int64_t mine = (bits & 0x7fffffff) >> 15;
-        if (mine > bin || (mine == bin && ties-- > 0)) index[found] = (int32_t)i, value[found++] = x[i];
-    }
-    free(count);
+}
+
+enum { BINS = 1 << 16, STRIDE = 16 };
+
+static inline uint32_t class_of(float x) { return (bits_of(x) & 0x7fffffff) >> 15; }
+
+/* The class such that `wanted` of the counted elements are in it or above; *above gets how many are above it. */
+static int64_t cut(const uint32_t *count, int64_t wanted, int64_t *above) {
+    int64_t bin = BINS - 1;
+    *above = 0;
+    while (bin > 0 && *above + count[bin] < wanted) *above += count[bin--];
+    return bin;
+}
+
+enum { WIDE = 32 };
+
+/* Whether any of the WIDE magnitudes reaches the bar. */
+static inline int any_reaches(const float *x, uint32_t bar) {
+    uint32_t any = 0;
+    for (int j = 0; j < WIDE; j++) any |= (uint32_t) - ((bits_of(x[j]) & 0x7fffffff) >= bar);
+    return any != 0;
+}
+
+static inline int64_t collect_block(const float *x, int64_t at, int64_t m, uint32_t bar, int32_t *index, int64_t found) {
+    for (int64_t i = at; i < at + m; i++)
+        if ((bits_of(x[i]) & 0x7fffffff) >= bar) index[found++] = (int32_t)i;
     return found;
 }
 
-/* y[index] += value */
-void mpidl_scatter_add(const int32_t *index, const float *value, int64_t k, float *y) {
-    for (int64_t i = 0; i < k; i++) y[index[i]] += value[i];
+/* Elements of class `least` and above, at most `room`; -1 if there are more. */
+static int64_t collect(const float *x, int64_t n, int64_t least, int32_t *index, int64_t room) {
+    uint32_t bar = (uint32_t)(least << 15);
+    int64_t found = 0;
+    for (int64_t at = 0; at < n; at += WIDE) {
+        int64_t m = n - at < WIDE ? n - at : WIDE;
+        if (m == WIDE && !any_reaches(x + at, bar)) continue;
+        if (found + WIDE > room) return -1;
+        found = collect_block(x, at, m, bar, index, found);
+    }
+    return found;
+}
+
+/* The k largest of the candidates, if there are so many; *last gets the class of the smallest. index may be candidate itself. */
+static int64_t choose(const float *x, const int32_t *candidate, int64_t near, int64_t k, uint32_t *count, int32_t *index, float *value, int64_t *last) {
+    int64_t above, found = 0;
+    if (near < k) return -1;
+    memset(count, 0, BINS * sizeof *count);
+    for (int64_t i = 0; i < near; i++) count[class_of(x[candidate[i]])]++;
+    int64_t bin = cut(count, k, &above), ties = k - above;
+    for (int64_t i = 0; i < near && found < k; i++) {
+        int64_t mine = class_of(x[candidate[i]]);
+        if (mine > bin || (mine == bin && ties-- > 0)) index[found++] = candidate[i];
+    }
+    for (int64_t i = 0; value && i < found; i++) value[i] = x[index[i]];
+    *last = bin;
+    return found;
+}
+
+/* As collect, of x + residual, which replaces both. Where there are too many, those that are not among the k largest go. */
+static int64_t add_and_collect(float *restrict x, float *restrict residual, int64_t n, int64_t least, int32_t *index, int64_t room,
+                               int64_t k, uint32_t *count) {
+    uint32_t bar = (uint32_t)(least << 15);
+    int64_t found = least ? 0 : -1;
+    for (int64_t at = 0; at < n; at += WIDE) {
+        int64_t m = n - at < WIDE ? n - at : WIDE;
+        if (m == WIDE) {
+            for (int64_t i = at; i < at + WIDE; i++) {
+                float sum = x[i] + residual[i];
+                x[i] = sum, residual[i] = sum;
+            }
+            if (!any_reaches(x + at, bar)) continue;
+        } else {
+            for (int64_t i = at; i < n; i++) x[i] += residual[i], residual[i] = x[i];
+        }
+        if (found < 0) continue;
+        if (found + WIDE > room) {
+            found = choose(x, index, found, k, count, index, NULL, &least);
+            bar = (uint32_t)(least << 15);
+        }
+        found = collect_block(x, at, m, bar, index, found);
+    }
+    return found;
+}
+
+static int64_t room_for(int64_t n, int64_t k) { return n < 3 * k + 4096 ? n + 16 : 3 * k + 4096; }
+
+/* The k elements of the largest magnitude: their indices, ascending, and values. Magnitudes are told apart by the upper 16 of
+   their 31 bits; within the last such class the first ones are taken. A NaN counts as largest. Returns k, or -1 without memory.
+   A sample tells which elements are worth a closer look; if it misled, all are looked at. */
+int64_t mpidl_topk(const float *x, int64_t n, int64_t k, int32_t *index, float *value) {
+    int64_t room = room_for(n, k), above, last, near = -1, found = -1;
+    uint32_t *count = calloc(BINS, sizeof *count);
+    int32_t *candidate = malloc((size_t)room * sizeof *candidate);
+    if (n > 16 * BINS && count && candidate) {
+        for (int64_t i = 0; i < n; i += STRIDE) count[class_of(x[i])]++;
+        near = collect(x, n, cut(count, k / STRIDE * 5 / 4 + 64, &above), candidate, room);
+    }
+    if (near < k && candidate) {
+        int32_t *larger = realloc(candidate, (size_t)(n + 16) * sizeof *candidate);
+        if (larger) candidate = larger, near = collect(x, n, 0, candidate, n + 16);
+    }
+    if (count && candidate) found = choose(x, candidate, near, k, count, index, value, &last);
+    free(count);
+    free(candidate);
+    return found;
+}
+
+/* x += residual; residual = x without what is chosen; and the top k of x as above, in one pass if *hint, a class that they
+   surpass, is still right. The hint is renewed; 0 is none. */
+int64_t mpidl_topk_feedback(float *restrict x, float *restrict residual, int64_t n, int64_t k, uint32_t *hint, int32_t *index, float *value) {
+    int64_t room = room_for(n, k), last = 0, found = -1;
+    uint32_t *count = malloc(BINS * sizeof *count);
+    int32_t *candidate = malloc((size_t)room * sizeof *candidate);
+    int64_t near = add_and_collect(x, residual, n, candidate && count ? *hint : 0, candidate, room, k, count);
+    if (count && candidate) found = choose(x, candidate, near, k, count, index, value, &last);
+    if (found != k) found = mpidl_topk(x, n, k, index, value);
+    free(count);
+    free(candidate);
+    if (found == k && last == 0) /* by way of mpidl_topk */
+        for (int64_t i = 0; i < k; i++) last = i == 0 || class_of(value[i]) < last ? class_of(value[i]) : last;
+    *hint = last > 160 ? (uint32_t)last - 128 : 0; /* 256 classes are a factor of two: 0.7 times the smallest chosen */
+    return found;
+}
+
+/* y[index] += sign * value */
+void mpidl_scatter_add(const int32_t *index, const float *value, int64_t k, float sign, float *y) {
+    for (int64_t i = 0; i < k; i++) y[index[i]] += sign * value[i];
 }

@@ -108,7 +108,7 @@ def working(args: argparse.Namespace, step: Any) -> None:
     print(
         f"\nworking, {step.ranks} ranks: forward {forward:.1f} ms + backward {backward:.1f} ms; {step.buckets} bucket(s) of "
         f"{step.bucket_bytes / 1e6:.1f} MB leave {hidden};\n  each takes {1e3 * step.bucket_seconds:.2f} ms "
-        f"({step.algorithm}), one after another: {1e3 * step.communication:.2f} ms, of which {1e3 * step.exposed:.2f} ms are left "
-        f"over after backward;\n  step {1e3 * step.seconds:.2f} ms, efficiency "
+        f"({step.algorithm}), one after another: {1e3 * step.communication:.2f} ms, of which {1e3 * step.exposed:.2f} ms are "
+        f"left after backward;\n  step {1e3 * step.seconds:.2f} ms, efficiency "
         f"{args.compute_ms:g} / {1e3 * step.seconds:.2f} = {100 * step.efficiency:.1f} %"
     )

@@ -10,6 +10,7 @@ from mpidl.collectives.api import (
     recv,
     reduce,
     reduce_scatter,
+    run_rounds,
     scatter,
     send,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "recv",
     "reduce",
     "reduce_scatter",
+    "run_rounds",
     "scatter",
     "send",
 ]

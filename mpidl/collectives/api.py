@@ -6,7 +6,7 @@ with MPIDL_GUARD=on always); else their messages cannot meet, and the watchdog n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -22,7 +22,7 @@ from mpidl.collectives.group import Group, group_of
 from mpidl.collectives.hierarchical import hierarchical, in_fixed_order
 from mpidl.collectives.native import native
 from mpidl.collectives.rabenseifner import rabenseifner
-from mpidl.collectives.schedule import Algorithm, Schedule, part
+from mpidl.collectives.schedule import Algorithm, Round, Schedule, part
 from mpidl.collectives.select import choose, load_table, table_path
 from mpidl.collectives.shared import FAST_CODES
 from mpidl.comm.transport import host_view, is_device
@@ -228,6 +228,15 @@ def recv(buffer: Any, source: int, *, comm: Any, tag: int = 0) -> None:
                 remedy="make both buffers equal in length and dtype",
             )
         group.comm.Recv(_wire(host), source, tag)
+
+
+def run_rounds(rounds: Iterable[Round], buffer: Any, *, comm: Any, what: str, name: str = "") -> None:
+    """Execute rounds that replace (never combine) parts of `buffer` (n,). They are asked for one by one, each while the one
+    before it is under way if that is large: what the caller does between them costs no time on a slow network.
+    """
+    group = group_of(comm)
+    with doing(group, what, buffer, "sum", name):
+        execute(rounds, buffer, group, tag=tag_of(buffer.size, NUMBERS[buffer.dtype.num], 0))
 
 
 def run(algorithm: Algorithm, host: Any, group: Group, op: str) -> None:

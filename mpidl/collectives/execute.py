@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from mpidl.collectives.schedule import Exchange, Native, Range, Round, Shared
 from mpidl.comm import mpi
 
 FIRST_TAG, TAGS = 128, 30_011
+EAGER, NAP = 20, 5e-5  # tries before sleeping, and seconds of a sleep, while a large message travels
 LARGE = 1 << 16  # bytes; from here on exchanges are started and completed separately
 _NATIVE = {"sum": "SUM", "product": "PROD", "min": "MIN", "max": "MAX"}
 
@@ -122,7 +124,10 @@ class _Execution:
             return
         step, requests, values = self.pending
         self.pending = None
-        self.MPI.Request.Waitall(requests)
+        if self.group.node_count > 1:
+            _wait_patiently(self.MPI.Request, requests)
+        else:
+            self.MPI.Request.Waitall(requests)
         if step.combine:
             self.reducer.combine(step.receive, values)
 
@@ -133,6 +138,15 @@ class _Execution:
             self.comm.Allreduce(self.MPI.IN_PLACE, part, op=getattr(self.MPI, _NATIVE[self.op]))
         else:
             self.group.shared.run(part, self.op, step.what)
+
+
+def _wait_patiently(kind: Any, requests: list[Any]) -> None:
+    """For long transfers over a network: MPI waits by polling, and would take the core from whoever computes meanwhile."""
+    for _ in range(EAGER):
+        if kind.Testall(requests):
+            return
+    while not kind.Testall(requests):
+        time.sleep(NAP)
 
 
 def _overlap(a: Range, b: Range) -> bool:

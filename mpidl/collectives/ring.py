@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mpidl.collectives.schedule import Exchange, Schedule, aligned, part, segments
 
-SEGMENT = 1 << 17  # elements
+SEGMENT = 1 << 19  # elements
 
 
 def _around(rank: int, size: int, length: int, send: int, segment: int, combine: bool) -> Schedule:

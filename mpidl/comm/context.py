@@ -161,4 +161,13 @@ def init(comm: Any = None) -> Context:
     node_comm.Free()
     if comm is None:
         _context = context
+        if context.size > 1:
+            sys.excepthook = _end_the_job
     return context
+
+
+def _end_the_job(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """An exception that nobody caught on one rank ends all: the others would wait for it for ever."""
+    sys.__excepthook__(kind, error, trace)
+    if _context is not None:
+        _context.abort(1)

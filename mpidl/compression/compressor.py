@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ COMPRESSORS: dict[str, tuple[str, str]] = {
     "powersgd": ("powersgd", "PowerSGD"),
 }
 
+# the tensors in a bucket: (start, stop, shape), elements counted from the beginning of the bucket
+Layout = Sequence[tuple[int, int, tuple[int, ...]]]
+
 
 class Compressor(ABC):
     """Sums a float32 bucket over the ranks, nearly. sent: bytes that this rank has put on the wire so far."""
@@ -29,19 +33,27 @@ class Compressor(ABC):
         self.sent = 0
 
     @abstractmethod
-    def reduce(self, values: NDArray[Any], group: Group, key: str) -> None:
+    def reduce(self, values: NDArray[Any], group: Group, key: str, layout: Layout = ()) -> None:
         """Replace `values` (n,) float32 by their sum over the ranks, nearly; the same bits on all of them. Collective.
 
-        key: names the bucket from step to step.
+        key: names the bucket from step to step; layout: its tensors, for compressors that use their shapes.
         """
 
+
+class Plain(Compressor):
+    """One that forgets what it leaves out; `ErrorFeedback` around it does not. poisoned: whether the latest bucket of this rank
+    held a value that is not finite.
+    """
+
+    poisoned = False
+
     @abstractmethod
-    def own(self, values: NDArray[Any]) -> NDArray[Any]:
-        """What the others got of the `values` (n,) that this rank gave to the latest `reduce`."""
+    def take_own(self, values: NDArray[Any]) -> None:
+        """Subtract from `values` (n,) what the others got of them in the latest `reduce`."""
 
 
 def create(name: str, *, seed: int = 0, error_feedback: bool = True, **options: Any) -> Compressor:
-    """The compressor `name`, with error feedback around it if wanted. Raises ConfigError for an unknown name or option."""
+    """The compressor `name`, with error feedback if wanted. Raises ConfigError for an unknown name or option."""
     from mpidl.compression.error_feedback import ErrorFeedback
 
     if name not in COMPRESSORS:
@@ -50,8 +62,11 @@ def create(name: str, *, seed: int = 0, error_feedback: bool = True, **options: 
         )
     module, kind = COMPRESSORS[name]
     made = getattr(importlib.import_module(f"mpidl.compression.{module}"), kind)
+    wrapped = issubclass(made, Plain)
+    if not wrapped:  # these keep their own residual, which saves passes over memory
+        options["feedback"] = error_feedback
     try:
         compressor: Compressor = made(seed=seed, **options)
     except TypeError as error:
         raise ConfigError(str(error), where=f"compression {name}", remedy="check the options") from error
-    return ErrorFeedback(compressor) if error_feedback else compressor
+    return ErrorFeedback(compressor) if error_feedback and isinstance(compressor, Plain) else compressor

@@ -1,4 +1,4 @@
-"""Error feedback: what compression left out of a bucket is added to it the next time (Seide et al., 2014; Karimireddy et al., 2019).
+"""Error feedback: what compression left out of a bucket is added to it next time (Seide et al., 2014; Karimireddy et al. 2019).
 
 Without it biased compressors (sign, top-k, PowerSGD) need not converge; with it they do, at nearly the rate of plain SGD.
 """
@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.collectives import Group
-from mpidl.compression.compressor import Compressor
+from mpidl.compression import kernels
+from mpidl.compression.compressor import Compressor, Layout, Plain
 
 
 class ErrorFeedback(Compressor):
     """Wraps a compressor; keeps one residual (n,) float32 per bucket and rank."""
 
-    def __init__(self, inner: Compressor) -> None:
+    def __init__(self, inner: Plain) -> None:
         super().__init__()
         self.inner = inner
         self.residuals: dict[str, NDArray[Any]] = {}
-        self._given: dict[str, NDArray[Any]] = {}
 
     @property
     def sent(self) -> int:  # type: ignore[override]
@@ -33,20 +33,13 @@ class ErrorFeedback(Compressor):
         if value:
             self.inner.sent = value
 
-    def reduce(self, values: NDArray[Any], group: Group, key: str) -> None:
+    def reduce(self, values: NDArray[Any], group: Group, key: str, layout: Layout = ()) -> None:
         """Add the residual, reduce, and keep what the others did not get. Values that are not finite leave no residual."""
         residual = self.residuals.get(key)
         if residual is None or residual.size != values.size:
             residual = self.residuals[key] = np.zeros_like(values)
-            self._given[key] = np.empty_like(values)
-        values += residual
-        given = self._given[key]
-        given[...] = values
-        self.inner.reduce(values, group, key)
-        np.subtract(given, self.inner.own(given), out=residual)
-        if not np.isfinite(residual.sum()):
-            residual[...] = 0
-
-    def own(self, values: NDArray[Any]) -> NDArray[Any]:
-        """As the wrapped compressor."""
-        return self.inner.own(values)
+        kernels.add_and_keep(values, residual)
+        self.inner.reduce(values, group, key, layout)
+        self.inner.take_own(residual)
+        if self.inner.poisoned:
+            residual[~np.isfinite(residual)] = 0

@@ -17,8 +17,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mpidl_int8_unpack": [_POINTER, _POINTER, _COUNT, _COUNT, ctypes.c_int, _POINTER],
     "mpidl_sign_pack": [_POINTER, _COUNT, _COUNT, _POINTER, _POINTER],
     "mpidl_sign_unpack": [_POINTER, _POINTER, _COUNT, _COUNT, ctypes.c_int, _POINTER],
+    "mpidl_add_and_keep": [_POINTER, _POINTER, _COUNT],
     "mpidl_topk": [_POINTER, _COUNT, _COUNT, _POINTER, _POINTER],
-    "mpidl_scatter_add": [_POINTER, _POINTER, _COUNT, _POINTER],
+    "mpidl_topk_feedback": [_POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _POINTER],
+    "mpidl_scatter_add": [_POINTER, _POINTER, _COUNT, ctypes.c_float, _POINTER],
 }
 
 
@@ -30,7 +32,7 @@ def library() -> Any:
         return None
     for name, arguments in _SIGNATURES.items():
         function = getattr(loaded[0], name)
-        function.argtypes, function.restype = arguments, ctypes.c_int64 if name == "mpidl_topk" else None
+        function.argtypes, function.restype = arguments, ctypes.c_int64 if "topk" in name else None
     return loaded[0]
 
 
@@ -47,12 +49,12 @@ def int8_pack(x: NDArray[Any], block: int, seed: int, scales: NDArray[Any], q: N
         q[...] = np.clip(np.floor(scaled + noise), -127, 127).reshape(-1)[: x.size]
 
 
-def int8_unpack(scales: NDArray[Any], q: NDArray[Any], block: int, y: NDArray[Any], *, add: bool) -> None:
-    """y (n,) = or += q * scale of its block."""
+def int8_unpack(scales: NDArray[Any], q: NDArray[Any], block: int, y: NDArray[Any], sign: int = 0) -> None:
+    """y (n,) = q * scale of its block, or y += sign * that."""
     if (c := library()) is not None:
-        c.mpidl_int8_unpack(scales.ctypes.data, q.ctypes.data, q.size, block, add, y.ctypes.data)
+        c.mpidl_int8_unpack(scales.ctypes.data, q.ctypes.data, q.size, block, sign, y.ctypes.data)
         return
-    _put(np.repeat(scales, block)[: q.size] * q, y, add)
+    _put(np.repeat(scales, block)[: q.size] * q, y, sign)
 
 
 def sign_pack(x: NDArray[Any], block: int, scales: NDArray[Any], bits: NDArray[Any]) -> None:
@@ -64,13 +66,13 @@ def sign_pack(x: NDArray[Any], block: int, scales: NDArray[Any], bits: NDArray[A
     bits[...] = np.packbits(x >= 0, bitorder="little")
 
 
-def sign_unpack(scales: NDArray[Any], bits: NDArray[Any], block: int, y: NDArray[Any], *, add: bool) -> None:
-    """y (n,) = or += plus or minus the scale of its block."""
+def sign_unpack(scales: NDArray[Any], bits: NDArray[Any], block: int, y: NDArray[Any], sign: int = 0) -> None:
+    """y (n,) = plus or minus the scale of its block, or y += sign * that."""
     if (c := library()) is not None:
-        c.mpidl_sign_unpack(scales.ctypes.data, bits.ctypes.data, y.size, block, add, y.ctypes.data)
+        c.mpidl_sign_unpack(scales.ctypes.data, bits.ctypes.data, y.size, block, sign, y.ctypes.data)
         return
     signs = np.unpackbits(bits, count=y.size, bitorder="little").astype(np.float32) * 2 - 1
-    _put(np.repeat(scales, block)[: y.size] * signs, y, add)
+    _put(np.repeat(scales, block)[: y.size] * signs, y, sign)
 
 
 def topk(x: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -83,12 +85,33 @@ def topk(x: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
     return chosen, x[chosen]
 
 
-def scatter_add(index: NDArray[Any], value: NDArray[Any], y: NDArray[Any]) -> None:
-    """y[index] += value; every index at most once."""
+def topk_feedback(x: NDArray[Any], residual: NDArray[Any], k: int, hint: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """x += residual; residual = x; then as `topk`. hint (1,) uint32: kept from call to call, 0 at first; it saves passes."""
     if (c := library()) is not None:
-        c.mpidl_scatter_add(index.ctypes.data, value.ctypes.data, index.size, y.ctypes.data)
+        index, value = np.empty(k, np.int32), np.empty(k, np.float32)
+        pointers = [array.ctypes.data for array in (hint, index, value)]
+        if c.mpidl_topk_feedback(x.ctypes.data, residual.ctypes.data, x.size, k, *pointers) == k:
+            return index, value
+        return topk(x, k)
+    add_and_keep(x, residual)
+    return topk(x, k)
+
+
+def scatter_add(index: NDArray[Any], value: NDArray[Any], y: NDArray[Any], sign: int = 1) -> None:
+    """y[index] += sign * value; every index at most once."""
+    if (c := library()) is not None:
+        c.mpidl_scatter_add(index.ctypes.data, value.ctypes.data, index.size, sign, y.ctypes.data)
         return
-    y[index] += value
+    y[index] += sign * value
+
+
+def add_and_keep(values: NDArray[Any], residual: NDArray[Any]) -> None:
+    """values += residual; residual = values."""
+    if (c := library()) is not None:
+        c.mpidl_add_and_keep(values.ctypes.data, residual.ctypes.data, values.size)
+        return
+    values += residual
+    residual[...] = values
 
 
 def _blocks(x: NDArray[Any], block: int) -> NDArray[Any]:
@@ -97,8 +120,8 @@ def _blocks(x: NDArray[Any], block: int) -> NDArray[Any]:
     return padded.reshape(-1, block)
 
 
-def _put(values: NDArray[Any], y: NDArray[Any], add: bool) -> None:
-    if add:
-        y += values
+def _put(values: NDArray[Any], y: NDArray[Any], sign: int) -> None:
+    if sign:
+        y += sign * values
     else:
         y[...] = values

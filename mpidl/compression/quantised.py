@@ -2,22 +2,27 @@
 et al., 2014), as a reduce-scatter and an all-gather of packets (1-bit Adam: Tang et al., 2021).
 
 Every rank sends each other one its part, packed; adds what it gets in float32; and packs the sum for all. The owner of a part
-keeps what the second packing leaves out for the next time.
+keeps what the second packing leaves out for the next time. Error feedback for the first packing is built in: it works part by part,
+while the part before it travels.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.collectives import Group, all_gather, all_to_all
+from mpidl.collectives import Group, ring, run_rounds
+from mpidl.collectives.pairwise import all_to_all
+from mpidl.collectives.schedule import NOTHING, Exchange, Round
 from mpidl.compression import kernels
-from mpidl.compression.compressor import Compressor
+from mpidl.compression.compressor import Compressor, Layout
 
-BLOCK = 512  # elements that share a scale
+BLOCK = 1024  # elements that share a scale
+FLUSH = Exchange(0, NOTHING, 0, NOTHING, False)  # sends nothing, but completes what is under way
 
 
 class Quantised(Compressor):
@@ -25,9 +30,10 @@ class Quantised(Compressor):
 
     bits: int
 
-    def __init__(self, seed: int = 0, block: int = BLOCK) -> None:
+    def __init__(self, seed: int = 0, block: int = BLOCK, feedback: bool = True) -> None:
         super().__init__()
-        self.seed, self.block, self._calls = seed, block, 0
+        self.seed, self.block, self.feedback, self._calls = seed, block, feedback, 0
+        self._residuals: dict[str, NDArray[Any]] = {}  # left out by the first packing, (P, part)
         self._late: dict[str, NDArray[Any]] = {}  # left out by the second packing, at the owner of a part
         self._held: dict[tuple[str, int], NDArray[Any]] = {}
 
@@ -40,59 +46,102 @@ class Quantised(Compressor):
         """x (count,) float32 into packet (bytes,) uint8."""
 
     @abstractmethod
-    def unpack(self, packet: NDArray[Any], y: NDArray[Any], *, add: bool) -> None:
-        """packet (bytes,) uint8 into, or onto, y (count,) float32."""
+    def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
+        """packet (bytes,) uint8 into y (count,) float32, or onto it, `sign` times."""
 
-    def reduce(self, values: NDArray[Any], group: Group, key: str) -> None:
-        """Two exchanges of packets: 2 (P - 1) / P of the packed size sent per rank."""
+    def reduce(self, values: NDArray[Any], group: Group, key: str, layout: Layout = ()) -> None:
+        """Two exchanges of packets: 2 (P - 1) / P of the packed size sent per rank. Packing and unpacking go on meanwhile."""
         size = group.size
         each = -(-values.size // (size * self.block)) * self.block
         nbytes, self._calls = self.packet(each), self._calls + 1
-        padded = self._borrow("padded", size * each, np.float32)
-        padded[: values.size] = values
-        padded[values.size :] = 0
-        out, back = self._borrow("out", size * nbytes, np.uint8), self._borrow("back", size * nbytes, np.uint8)
-        for rank in range(size):
-            self.pack(
-                padded[rank * each : (rank + 1) * each], out[rank * nbytes : (rank + 1) * nbytes], self._seed(group.rank, rank)
-            )
-        self._packets, self._each = out, each
-        all_to_all(out, back, comm=group, name=key)
-        total = self._late.get(key)
-        if total is None or total.size != each:
-            total = self._late[key] = np.zeros(each, np.float32)
-        for rank in range(size):
-            self.unpack(back[rank * nbytes : (rank + 1) * nbytes], total, add=True)
-        mine = back[group.rank * nbytes : (group.rank + 1) * nbytes]
-        self.pack(total, mine, self._seed(group.rank, size))
-        all_gather(back, comm=group, algorithm="ring", name=key)
+        whole = values
+        if values.size != size * each:
+            whole = self._borrow("whole", size * each, np.float32)
+            whole[: values.size] = values
+            whole[values.size :] = 0
+        parts = list(whole.reshape(size, each))
+        both = self._borrow("both", 2 * size * nbytes, np.uint8)
+        packets = list(both.reshape(2 * size, nbytes))  # to the ranks, then from the ranks
+        late, owed = self._kept(self._late, key, (each,)), self._kept(self._residuals, key, (size, each))
+        run_rounds(
+            self._scatter(parts, packets, late, owed, group), both, comm=group, what="compressed reduce-scatter", name=key
+        )
+        mine = packets[size + group.rank]
+        self.pack(late, mine, self._seed(group.rank, size))
+        self.unpack(mine, parts[group.rank])
+        np.subtract(late, parts[group.rank], out=late)
+        self._forget(mine, late)
+        run_rounds(
+            self._gather(parts, packets[size:], group),
+            both[size * nbytes :],
+            comm=group,
+            what="compressed all-gather",
+            name=key,
+        )
         self.sent += 2 * (size - 1) * nbytes
-        for rank in range(size):
-            self.unpack(back[rank * nbytes : (rank + 1) * nbytes], padded[rank * each : (rank + 1) * each], add=False)
-        total -= padded[group.rank * each : (group.rank + 1) * each]
-        if not np.isfinite(total.sum()):
-            total[...] = 0
-        values[...] = padded[: values.size]
+        if whole is not values:
+            values[...] = whole[: values.size]
 
-    def own(self, values: NDArray[Any]) -> NDArray[Any]:
-        """The first packets, unpacked."""
-        padded, nbytes = self._borrow("padded", 0, np.float32), self.packet(self._each)
-        for index in range(len(padded) // self._each):
-            part = padded[index * self._each : (index + 1) * self._each]
-            self.unpack(self._packets[index * nbytes : (index + 1) * nbytes], part, add=False)
-        return padded[: values.size]
+    def _scatter(self, parts: list[Any], packets: list[Any], total: Any, owed: Any, group: Group) -> Iterator[Exchange]:
+        """All-to-all; each packet is made just before it leaves, and added to the total while the next one travels."""
+        rank, size = group.rank, group.size
+        total += parts[rank]  # this rank's own share need not be packed
+        arrived = None  # index of a packet that has come
+        for step in all_to_all(rank, size, len(packets) * len(packets[0])):
+            assert isinstance(step, Exchange)
+            self._pack_owed(parts[step.to], packets[step.to], owed[step.to], self._seed(rank, step.to))
+            yield step
+            if arrived is not None:
+                self.unpack(packets[arrived], total, 1)
+            arrived = size + step.source
+        yield FLUSH
+        if arrived is not None:
+            self.unpack(packets[arrived], total, 1)
+
+    def _pack_owed(self, part: NDArray[Any], packet: NDArray[Any], owed: NDArray[Any], seed: int) -> None:
+        """Pack a part with what is owed from before; what the packet does not say is owed the next time."""
+        if not self.feedback:
+            self.pack(part, packet, seed)
+            return
+        kernels.add_and_keep(part, owed)
+        self.pack(part, packet, seed)
+        self.unpack(packet, owed, -1)
+        self._forget(packet, owed)
+
+    def _forget(self, packet: NDArray[Any], owed: NDArray[Any]) -> None:
+        """What is not finite is not owed."""
+        if not np.isfinite(self.scales(packet)).all():
+            owed[~np.isfinite(owed)] = 0
+
+    def _kept(self, held: dict[str, NDArray[Any]], key: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        if key not in held or held[key].shape != shape:
+            held[key] = np.zeros(shape, np.float32)
+        return held[key]
+
+    def _gather(self, parts: list[Any], packets: list[Any], group: Group) -> Iterator[Round]:
+        """All-gather; each packet is unpacked while the next one travels."""
+        rank, size, arrived = group.rank, group.size, None
+        for number, step in enumerate(ring.all_gather(rank, size, size * len(packets[0]), len(packets[0]))):
+            yield step
+            if arrived is not None:
+                self.unpack(packets[arrived], parts[arrived])
+            arrived = (rank - number - 1) % size
+        yield FLUSH
+        if arrived is not None:
+            self.unpack(packets[arrived], parts[arrived])
+
+    def scales(self, packet: NDArray[Any]) -> NDArray[Any]:
+        """The scales at the head of a packet, (blocks,) float32."""
+        return packet[: len(packet) * 32 // (32 + self.bits * self.block) * 4].view(np.float32)
 
     def _seed(self, rank: int, part: int) -> int:
         return hash((self.seed, self._calls, rank, part)) & 0xFFFFFFFF
 
     def _borrow(self, name: str, count: int, dtype: Any) -> NDArray[Any]:
-        """Reused memory by name; count 0: as it was."""
-        if count == 0:
-            return self._held[name, -1]
+        """Reused memory, by name and length."""
         held = self._held.get((name, count))
         if held is None:
             held = self._held[name, count] = np.empty(count, dtype)
-        self._held[name, -1] = held
         return held
 
 
@@ -106,10 +155,10 @@ class Int8(Quantised):
         cut = len(x) // self.block * 4
         kernels.int8_pack(x, self.block, seed, packet[:cut].view(np.float32), packet[cut:].view(np.int8))
 
-    def unpack(self, packet: NDArray[Any], y: NDArray[Any], *, add: bool) -> None:
+    def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
         """Bytes times scales."""
         cut = len(y) // self.block * 4
-        kernels.int8_unpack(packet[:cut].view(np.float32), packet[cut:].view(np.int8), self.block, y, add=add)
+        kernels.int8_unpack(packet[:cut].view(np.float32), packet[cut:].view(np.int8), self.block, y, sign)
 
 
 class Sign(Quantised):
@@ -122,7 +171,7 @@ class Sign(Quantised):
         cut = len(x) // self.block * 4
         kernels.sign_pack(x, self.block, packet[:cut].view(np.float32), packet[cut:])
 
-    def unpack(self, packet: NDArray[Any], y: NDArray[Any], *, add: bool) -> None:
+    def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
         """Plus or minus the scale."""
         cut = len(y) // self.block * 4
-        kernels.sign_unpack(packet[:cut].view(np.float32), packet[cut:], self.block, y, add=add)
+        kernels.sign_unpack(packet[:cut].view(np.float32), packet[cut:], self.block, y, sign)

@@ -1,6 +1,6 @@
 """Top-k: only the elements of the largest magnitude travel, as (index, value) pairs (Aji and Heafield, 2017; Lin et al., 2018).
 
-Indices as steps from one to the next in 16 bits, values as bfloat16: 4 bytes for each element that travels. Needs error feedback.
+Indices as steps from one to the next in 16 bits, values as bfloat16: 4 bytes for each of them. Needs error feedback.
 """
 
 from __future__ import annotations
@@ -13,43 +13,52 @@ from numpy.typing import NDArray
 from mpidl.collectives import Group, all_gather
 from mpidl.collectives.combine import BFLOAT16
 from mpidl.compression import kernels
-from mpidl.compression.compressor import Compressor
+from mpidl.compression.compressor import Compressor, Layout
 
 REACH = 1 << 16  # a step of 16 bits
 
 
 class TopK(Compressor):
-    """ratio: the share of elements that travels, at least one of a bucket."""
+    """ratio: the share of elements that travels, at least one of a bucket; feedback: keep what does not travel for the next time."""
 
-    def __init__(self, ratio: float = 0.01, seed: int = 0) -> None:
+    def __init__(self, ratio: float = 0.01, seed: int = 0, feedback: bool = True) -> None:
         super().__init__()
         if not 0 < ratio <= 1:
             raise TypeError(f"ratio is {ratio}, but must be above 0 and at most 1")
-        self.ratio = ratio
+        self.ratio, self.feedback = ratio, feedback
+        self._kept: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # residual and hint of each bucket
 
-    def reduce(self, values: NDArray[Any], group: Group, key: str) -> None:
+    def reduce(self, values: NDArray[Any], group: Group, key: str, layout: Layout = ()) -> None:
         """All-gather of every rank's pairs: (P - 1) packets sent per rank."""
-        k = max(1, min(values.size, round(values.size * self.ratio)))
-        index, value = kernels.topk(values, k)
+        index, value = self._choose(values, key)
+        k = len(index)
         room = k + values.size // REACH + 1
-        packets = np.zeros(group.size * 4 * room, np.uint8)
-        own = packets[group.rank * 4 * room : (group.rank + 1) * 4 * room]
-        _encode(index, value, own.view(np.uint16).reshape(2, room))
-        all_gather(packets, comm=group, algorithm="ring", name=key)
-        self.sent += (group.size - 1) * 4 * room
+        packets = np.zeros((group.size, 2, room), np.uint16)
+        _encode(index, value, packets[group.rank])
+        all_gather(packets.reshape(-1), comm=group, algorithm="ring", name=key)
+        self.sent += (group.size - 1) * packets[0].nbytes
         values[...] = 0
-        for rank in range(group.size):
-            packet = packets[rank * 4 * room : (rank + 1) * 4 * room].view(np.uint16).reshape(2, room)
+        for rank, packet in enumerate(packets):
             where, what = _decode(packet)
             kernels.scatter_add(where, what, values)
-            if rank == group.rank:
-                self._own = (where, what)
+            if rank == group.rank and self.feedback:
+                self._leave(key, where, what)
 
-    def own(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Zero but for what this rank sent."""
-        sparse = np.zeros_like(values)
-        kernels.scatter_add(*self._own, sparse)
-        return sparse
+    def _choose(self, values: NDArray[Any], key: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        k = max(1, min(values.size, round(values.size * self.ratio)))
+        if not self.feedback:
+            return kernels.topk(values, k)
+        kept = self._kept.get(key)
+        if kept is None or kept[0].size != values.size:
+            kept = self._kept[key] = (np.zeros_like(values), np.zeros(1, np.uint32))
+        return kernels.topk_feedback(values, kept[0], k, kept[1])
+
+    def _leave(self, key: str, where: NDArray[Any], what: NDArray[Any]) -> None:
+        """What was sent, as it was rounded, is no longer owed; what is not finite never was."""
+        residual = self._kept[key][0]
+        kernels.scatter_add(where, what, residual, -1)
+        if not np.isfinite(what).all():
+            residual[~np.isfinite(residual)] = 0
 
 
 def _encode(index: NDArray[Any], value: NDArray[Any], packet: NDArray[Any]) -> None:

@@ -11,12 +11,12 @@ from mpidl.nn.pool import MaxPool2D
 from mpidl.nn.reshape import Flatten
 
 __all__ = [
-    "GradientsReady",
     "Backward",
     "Conv2D",
     "Dense",
     "FlatParameters",
     "Flatten",
+    "GradientsReady",
     "Layer",
     "MaxPool2D",
     "Model",

@@ -29,14 +29,14 @@ TUNED = tuple(1 << power for power in (19, 20, 21, 22, 23, 24, 25))
 class Compression(Protocol):
     """What `mpidl.compression` makes: sums a bucket (n,) over the ranks in place, sending fewer bytes."""
 
-    def reduce(self, values: Any, group: Group, key: str) -> None:
-        """Replace `values` by their sum over the ranks, nearly; key: names the bucket from step to step."""
+    def reduce(self, values: Any, group: Group, key: str, layout: Any) -> None:
+        """Replace `values` by their sum over the ranks, nearly; key: the bucket's name in every step; layout: its tensors."""
 
 
 class AllReduce(Strategy):
     """Sums gradients and scalars. Ranks scale their gradients by the global batch, so the sum is the mean.
 
-    algorithm: see `mpidl.collectives.all_reduce`; exact: only algorithms of fixed order. overlap: "thread", "layers", "off", or
+    algorithm: see `mpidl.collectives.all_reduce`; exact: only those of fixed order. overlap: "thread", "layers", "off", or
     "auto": a thread where it can win, that is between nodes or with a GPU. bucket_bytes: 0 means 4 MiB; tune_buckets: try
     several sizes during the first steps.
     """
@@ -109,7 +109,7 @@ class AllReduce(Strategy):
             all_reduce(part, comm=self.group, algorithm=self.algorithm, exact=self.exact, name=bucket.name)
             return
         with host_view(part) as values:
-            self.compression.reduce(values, self.group, bucket.name)
+            self.compression.reduce(values, self.group, bucket.name, bucket.layout(self.parameters))
 
     def _tune(self) -> None:
         assert self.tuner is not None

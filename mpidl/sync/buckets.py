@@ -17,6 +17,14 @@ class Bucket:
     stop: int
     name: str
 
+    def layout(self, parameters: FlatParameters) -> list[tuple[int, int, tuple[int, ...]]]:
+        """The tensors in it: (start, stop, shape), counted from its start."""
+        return [
+            (slot.start - self.start, slot.stop - self.start, slot.spec.shape)
+            for slot in parameters.slots.values()
+            if self.start <= slot.start and slot.stop <= self.stop
+        ]
+
 
 def cut(parameters: FlatParameters, nbytes: int) -> list[Bucket]:
     """Cut between parameters into buckets of about `nbytes`, at least one parameter each; in the order in which they leave."""

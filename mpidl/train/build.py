@@ -6,9 +6,9 @@ import inspect
 from typing import Any
 
 from mpidl.backend import Ops
+from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.models import MODELS, layers_of
-from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters, Model
 from mpidl.sync import AllReduce, Strategy
 from mpidl.train.accumulate import tree_fits
@@ -56,7 +56,5 @@ def make_compression(sync: SyncConfig, seed: int) -> Any:
         return None
     from mpidl.compression import create
 
-    options: dict[str, Any] = {"topk": {"ratio": sync.topk_ratio}, "powersgd": {"rank": sync.powersgd_rank}}.get(
-        sync.compression, {}
-    )
-    return create(sync.compression, seed=seed, error_feedback=sync.error_feedback, **options)
+    every: dict[str, dict[str, Any]] = {"topk": {"ratio": sync.topk_ratio}, "powersgd": {"rank": sync.powersgd_rank}}
+    return create(sync.compression, seed=seed, error_feedback=sync.error_feedback, **every.get(sync.compression, {}))

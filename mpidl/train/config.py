@@ -77,10 +77,12 @@ class TrainConfig(Section, frozen=True):
 
 
 class SyncConfig(Section, frozen=True):
-    """How gradients are combined. algorithm "auto": one that makes results independent of the number of ranks where there is one
-    (see train.micro_batches), else by size and placement. overlap, bucket_mib (0: 4 MiB), tune_buckets: see mpidl.sync.allreduce.
-    compression: see mpidl.compression. guard: compare what the ranks do before each exchange; watchdog: seconds until ranks
-    that wait for others give up (0: never).
+    """How gradients are combined.
+
+    algorithm "auto": one that makes results independent of the number of ranks where there is one (see train.micro_batches),
+    else by size and placement. overlap, bucket_mib (0: 4 MiB), tune_buckets: see mpidl.sync.allreduce. compression: see
+    mpidl.compression. guard: compare what the ranks do before each exchange. watchdog: seconds until ranks that wait for
+    others give up (0: never).
     """
 
     strategy: Literal["allreduce"] = "allreduce"

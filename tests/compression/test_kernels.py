@@ -27,12 +27,12 @@ def test_int8_is_near_and_unbiased(twin: str, n: int, rng: np.random.Generator) 
     step = np.repeat([np.abs(part).max() / 127 for part in np.split(x, range(512, n, 512))], 512)[:n]
     for seed in range(400):
         kernels.int8_pack(x, 512, seed, scales, q)
-        kernels.int8_unpack(scales, q, 512, y, add=False)
+        kernels.int8_unpack(scales, q, 512, y)
         assert (np.abs(y - x) <= step * 1.001).all()
         total += y
     assert (np.abs(total / 400 - x) <= 6 * step / np.sqrt(12 * 400) * 3).all()  # the mean of many roundings is the value
     before = y.copy()
-    kernels.int8_unpack(scales, q, 512, y, add=True)
+    kernels.int8_unpack(scales, q, 512, y, 1)
     np.testing.assert_allclose(y, 2 * before)
 
 
@@ -42,7 +42,7 @@ def test_int8_poisons_a_block_that_is_not_finite(twin: str) -> None:
     scales, q, y = np.empty(2, np.float32), np.empty(1024, np.int8), np.zeros(1024, np.float32)
     with np.errstate(invalid="ignore"):
         kernels.int8_pack(x, 512, 1, scales, q)
-        kernels.int8_unpack(scales, q, 512, y, add=False)
+        kernels.int8_unpack(scales, q, 512, y)
     assert np.isnan(y[:512]).any() and (np.abs(y[512:] - 1) < 0.01).all()
 
 
@@ -51,7 +51,7 @@ def test_sign(twin: str, n: int, rng: np.random.Generator) -> None:
     x, blocks = rng.standard_normal(n).astype(np.float32), -(-n // 512)
     scales, bits, y = np.empty(blocks, np.float32), np.empty(-(-n // 8), np.uint8), np.zeros(n, np.float32)
     kernels.sign_pack(x, 512, scales, bits)
-    kernels.sign_unpack(scales, bits, 512, y, add=False)
+    kernels.sign_unpack(scales, bits, 512, y)
     np.testing.assert_array_equal(y >= 0, x >= 0)
     np.testing.assert_allclose(np.abs(y[:512]), np.abs(x[:512]).mean(), rtol=1e-5)
 
