@@ -2,8 +2,8 @@
 et al., 2014), as a reduce-scatter and an all-gather of packets (1-bit Adam: Tang et al., 2021).
 
 Every rank sends each other one its part, packed; adds what it gets in float32; and packs the sum for all. The owner of a part
-keeps what the second packing leaves out for the next time. Error feedback for the first packing is built in: it works part by part,
-while the part before it travels.
+keeps what the second packing leaves out for the next time. Error feedback for the first packing is built in: it works part by
+part, while the part before it travels.
 """
 
 from __future__ import annotations

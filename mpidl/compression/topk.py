@@ -19,7 +19,7 @@ REACH = 1 << 16  # a step of 16 bits
 
 
 class TopK(Compressor):
-    """ratio: the share of elements that travels, at least one of a bucket; feedback: keep what does not travel for the next time."""
+    """ratio: the share of elements that travels, at least one of a bucket; feedback: keep the rest for the next time."""
 
     def __init__(self, ratio: float = 0.01, seed: int = 0, feedback: bool = True) -> None:
         super().__init__()
