@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain, islice
 from typing import Any
@@ -17,6 +18,7 @@ from mpidl.comm.transport import array_module, gpu_aware
 
 GUARD_VARIABLE = "MPIDL_GUARD"
 PLANS, LONGEST = 256, 64  # schedules that a group keeps, and rounds that a kept one may have
+_made: Counter[Any] = Counter()
 _keyval: int | None = None
 _latest: tuple[Any, Any] = (None, None)  # looking up the attribute of a communicator takes a microsecond
 
@@ -51,7 +53,9 @@ class Group:
         self.shares = bool(self.comm.allreduce(int(self.shared is not None), op=MPI.MAX))
         self.gpu_aware = gpu_aware()
         self.world = self._world_ranks()
-        self.key = (name, tuple(self.world))
+        same = (name, tuple(self.world))
+        _made[same] += 1  # equal on all its ranks, since they make it together
+        self.key = (*same, _made[same])
         self.guard = os.environ.get(GUARD_VARIABLE, "auto")
         self.fast = self.shared if self.node_count == 1 and self.shared is not None and self.shared.compiled else None
         self.doing: tuple[Any, ...] | None = None  # the collective that is under way, for the watchdog

@@ -132,7 +132,7 @@ class Quantised(Compressor):
 
     def scales(self, packet: NDArray[Any]) -> NDArray[Any]:
         """The scales at the head of a packet, (blocks,) float32."""
-        return packet[: len(packet) * 32 // (32 + self.bits * self.block) * 4].view(np.float32)
+        return packet[: len(packet) * 8 // (32 + self.bits * self.block) * 4].view(np.float32)
 
     def _seed(self, rank: int, part: int) -> int:
         return hash((self.seed, self._calls, rank, part)) & 0xFFFFFFFF
@@ -162,9 +162,12 @@ class Int8(Quantised):
 
 
 class Sign(Quantised):
-    """One bit and a share of a scale per element: 1/30 of the bytes; needs error feedback."""
+    """One bit and a share of a scale per element: 1/25 of the bytes; needs error feedback, and a lower learning rate."""
 
     bits = 1
+
+    def __init__(self, seed: int = 0, block: int = 128, feedback: bool = True) -> None:
+        super().__init__(seed, block, feedback)
 
     def pack(self, x: NDArray[Any], packet: NDArray[Any], seed: int) -> None:
         """Scales, then bits."""

@@ -108,8 +108,13 @@ class AllReduce(Strategy):
         if self.compression is None:
             all_reduce(part, comm=self.group, algorithm=self.algorithm, exact=self.exact, name=bucket.name)
             return
+        layout = bucket.layout(self.parameters)
         with host_view(part) as values:
-            self.compression.reduce(values, self.group, bucket.name, bucket.layout(self.parameters))
+            self.compression.reduce(values, self.group, bucket.name, layout)
+            end = 0
+            for start, stop, _ in [*layout, (len(values), len(values), ())]:
+                values[end:start] = 0  # between parameters; a compressor without a zero (sign) has filled it
+                end = stop
 
     def _tune(self) -> None:
         assert self.tuner is not None
