@@ -25,7 +25,7 @@ from mpidl.collectives.rabenseifner import rabenseifner
 from mpidl.collectives.schedule import Algorithm, Round, Schedule, part
 from mpidl.collectives.select import choose, load_table, table_path
 from mpidl.collectives.shared import FAST_CODES
-from mpidl.comm.transport import host_view, is_device
+from mpidl.comm.transport import CHUNK, host_view, in_chunks, is_device
 from mpidl.errors import CollectiveError
 
 try:
@@ -109,6 +109,9 @@ def _guarded(algorithm: Algorithm, buffer: Any, group: Group, op: str, what: str
 
 
 def _with_care(algorithm: Algorithm, buffer: Any, group: Group, op: str, what: str, name: str) -> None:
+    if what == "all_reduce" and is_device(buffer) and not group.gpu_aware and buffer.nbytes > CHUNK:
+        in_chunks(buffer, lambda piece: _with_care(algorithm, piece, group, op, what, name))
+        return
     with (
         host_view(buffer, group.gpu_aware) as host,
         checks.mean(host, op, group, name),

@@ -8,9 +8,10 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 GPU_AWARE_VARIABLE = "MPIDL_GPU_AWARE"
 CHUNK = 8 << 20  # bytes of each of the two pinned buffers
-_pinned: dict[tuple[int, str], Any] = {}
+_pinned: dict[tuple[int, str, int], Any] = {}
 _PROBE = """
 import cupy
 from mpi4py import MPI
@@ -91,8 +92,35 @@ def host_view(buffer: Any, aware: bool = False) -> Iterator[Any]:
     buffer.set(host)
 
 
-def _pinned_like(buffer: Any) -> NDArray[Any]:
-    key = (int(buffer.size), str(buffer.dtype))
+def in_chunks(buffer: Any, work: Callable[[NDArray[Any]], None], chunk: int = CHUNK) -> None:
+    """Do `work` on a device array (n,) piece by piece in host memory, in place; for work that treats elements alike.
+
+    Two pinned buffers of `chunk` bytes take turns: while one is worked on, the next piece comes from the device, and the piece
+    before it goes back. One stream does all copies, so that a buffer is not filled again before it has been emptied.
+    """
+    cupy = array_module(buffer)
+    cupy.cuda.get_current_stream().synchronize()
+    stream, step = cupy.cuda.Stream(non_blocking=True), max(1, chunk // buffer.dtype.itemsize)
+    pieces = [buffer[at : at + step] for at in range(0, buffer.size, step)]
+    hosts = [_pinned_like(buffer[:step], turn)[: piece.size] for turn, piece in zip(cycle((0, 1)), pieces, strict=False)]
+    arrived = [_fetch(pieces[0], hosts[0], stream)]
+    for index, piece in enumerate(pieces):
+        if index + 1 < len(pieces):
+            arrived.append(_fetch(pieces[index + 1], hosts[index + 1], stream))
+        arrived[index].synchronize()
+        work(hosts[index])
+        piece.set(hosts[index], stream=stream)
+    stream.synchronize()
+
+
+def _fetch(piece: Any, host: NDArray[Any], stream: Any) -> Any:
+    """Start a copy from the device; returns the event of its end."""
+    piece.get(out=host, stream=stream, blocking=False)
+    return stream.record()
+
+
+def _pinned_like(buffer: Any, turn: int = 0) -> NDArray[Any]:
+    key = (int(buffer.size), str(buffer.dtype), turn)
     if key not in _pinned:
         import cupyx
 

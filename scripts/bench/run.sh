@@ -8,4 +8,14 @@ for model in mlp cnn; do
     # shellcheck disable=SC2086
     env ${MPI_ENV:-} timeout 600 mpirun -n 2 python scripts/bench/train_step.py --model "$model" --peer torch
 done
+# shellcheck disable=SC2086
+env ${MPI_ENV:-} timeout 600 mpirun -n 2 mpidl bench collectives --plot runs/all-reduce.png
+# shellcheck disable=SC2086
+env ${MPI_ENV:-} timeout 900 mpirun -n 2 python scripts/bench/compression.py
+if scripts/netns/cluster.sh possible; then
+    scripts/netns/cluster.sh up 4 200
+    # shellcheck disable=SC2086
+    env ${MPI_ENV:-} timeout 600 scripts/netns/cluster.sh run 4 python scripts/bench/network_bound.py
+    scripts/netns/cluster.sh down
+fi
 python scripts/bench/rank_agreement.py

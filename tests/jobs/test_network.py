@@ -1,4 +1,4 @@
-"""Four hosts with 200 Mbit/s links (network namespaces): measured against predicted, compressed against plain, late ranks named."""
+"""Four hosts with 200 Mbit/s links (network namespaces): measured and predicted, compressed and plain, late ranks named."""
 
 from __future__ import annotations
 

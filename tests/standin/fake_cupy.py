@@ -21,14 +21,21 @@ class DeviceArray(np.ndarray):
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.ctypes.data, False), "version": 3}
 
-    def get(self, out: Any = None) -> Any:
+    def get(self, out: Any = None, stream: Any = None, blocking: bool = True) -> Any:
+        if stream is not None and not blocking:
+            source = self.view(np.ndarray)
+            stream.later(lambda: out.__setitem__(..., source))
+            return out
         if out is None:
             return np.array(self.view(np.ndarray))
         out[...] = self.view(np.ndarray)
         return out
 
-    def set(self, host: Any) -> None:
+    def set(self, host: Any, stream: Any = None) -> None:
         assert type(host) is np.ndarray
+        if stream is not None:
+            stream.later(lambda: self.view(np.ndarray).__setitem__(..., host))
+            return
         self.view(np.ndarray)[...] = host
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
@@ -66,6 +73,28 @@ class _Device:
         pass
 
 
+class _Stream:
+    """Copies happen as late as the program allows: at a synchronisation. So a missing one shows."""
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self._copies: list[Any] = []
+
+    def later(self, copy: Any) -> None:
+        self._copies.append(copy)
+
+    def record(self) -> Any:
+        mark = len(self._copies)
+        return types.SimpleNamespace(synchronize=lambda: self._run(mark))
+
+    def synchronize(self) -> None:
+        self._run(len(self._copies))
+
+    def _run(self, mark: int) -> None:
+        for index in range(mark):
+            copy, self._copies[index] = self._copies[index], lambda: None
+            copy()
+
+
 def _count_nonzero(array: Any) -> Any:
     return _device(np.count_nonzero(_plain(array)))
 
@@ -89,7 +118,7 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
         "asnumpy": lambda array: np.array(_plain(array)),
         "count_nonzero": _count_nonzero,
         "RawModule": HostModule,
-        "cuda": types.SimpleNamespace(Device=_Device, runtime=runtime),
+        "cuda": types.SimpleNamespace(Device=_Device, runtime=runtime, Stream=_Stream, get_current_stream=_Stream),
     }
     for name, value in values.items():
         setattr(cupy, name, value)

@@ -1,0 +1,50 @@
+"""Convergence and bytes of compressed exchange: mpirun -n 2 python scripts/bench/compression.py
+
+Trains the sample CNN (scripts/configs/fashion-cnn.toml) once for each compressor, with the same data, order and initial parameters,
+and prints test accuracy, test loss, and the gradient bytes that a rank has put on the wire.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import mpidl  # noqa: F401  (MPI before anything else)
+from mpidl.comm.context import Context, init
+from mpidl.train.config import load_config
+from mpidl.train.trainer import Trainer
+
+NAMES = ("none", "fp16", "bf16", "int8", "sign", "topk", "powersgd")
+
+
+def train(name: str, epochs: int, context: Context) -> dict[str, object]:
+    settings = [f"sync.compression={name}", f"train.epochs={epochs}", f"train.output=runs/compression-{name}"]
+    trainer = Trainer(load_config("scripts/configs/fashion-cnn.toml", settings), context)
+    trainer.prepare(overwrite=True)
+    result = trainer.run(quiet=True)
+    plain = 8 * (context.size - 1) / context.size * trainer.model.parameters.length * result.steps
+    sent = trainer.strategy.compression.sent if name != "none" else plain
+    return {
+        "compression": name,
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+        "sent_mb": sent / 1e6,
+        "times_fewer_bytes": plain / sent if sent else 1.0,
+        "seconds": result.seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--names", default=",".join(NAMES))
+    args = parser.parse_args()
+    context = init()
+    for name in args.names.split(","):
+        row = train(name, args.epochs, context)
+        if context.is_root:
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
