@@ -24,7 +24,7 @@ from mpidl.collectives.native import native
 from mpidl.collectives.rabenseifner import rabenseifner
 from mpidl.collectives.schedule import Algorithm, Round, Schedule, part
 from mpidl.collectives.select import choose, load_table, table_path
-from mpidl.collectives.shared import FAST_CODES
+from mpidl.collectives.shared import FAST_CODES, digest
 from mpidl.comm.transport import CHUNK, host_view, in_chunks, is_device
 from mpidl.errors import CollectiveError
 
@@ -67,14 +67,14 @@ def all_reduce(
             group.count += 1
             group.doing = ("all_reduce", buffer, op, name)
             try:
-                status = _call(fast.kernel_address, fast.node_address, buffer, code, op_code, 0, 0)
+                status = _call(fast.kernel_address, fast.node_address, buffer, code, op_code, 0, digest(name) if name else 0)
             except (BufferError, ValueError) as error:  # not contiguous, or read-only
                 checks.buffer(buffer, "all_reduce", name)
                 raise CollectiveError(str(error), where=name) from error
             finally:
                 group.doing = None
             if status:
-                fast.fail(status)
+                fast.fail(status, name)
             return
     _all_reduce(buffer, group, op, algorithm, exact, name)
 

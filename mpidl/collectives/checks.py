@@ -120,16 +120,17 @@ def overflow(value: Any, op: str, group: Group, name: str, *, everywhere: bool =
     if value.dtype != FLOAT16 or op in ("min", "max"):
         yield
         return
-    fine = bool(np.isfinite(value).all())
+    peak = float(np.abs(value).max()) if value.size else 0.0
     yield
     broken = ~np.isfinite(value)
     if not (broken.any() if everywhere else any(group.comm.allgather(bool(broken.any())))):
         return
-    if all(group.comm.allgather(fine)):
+    peaks = group.comm.allgather(peak)
+    if np.isfinite(peaks).all():
+        at = f" at element {int(broken.argmax())}" if broken.any() else ""
         error = CollectiveError(
-            f"float16 overflow: the {op} over {group.size} ranks exceeds 65504 at element {int(broken.argmax())}"
-            if broken.any()
-            else f"float16 overflow on another rank in the {op}",
+            f"float16 overflow: the {op} over {group.size} ranks exceeds 65504{at}; "
+            f"rank {int(np.argmax(peaks))} brought the largest value, {max(peaks):g}",
             where=name,
             remedy="use op='mean', bfloat16 or float32, or scale the values down first",
         )

@@ -137,7 +137,7 @@ class _Execution:
         if isinstance(step, Native):
             self.comm.Allreduce(self.MPI.IN_PLACE, part, op=getattr(self.MPI, _NATIVE[self.op]))
         else:
-            self.group.shared.run(part, self.op, step.what)
+            self.group.shared.run(part, self.op, step.what, name=self.group.doing[3] if self.group.doing else "")
 
 
 def _wait_patiently(kind: Any, requests: list[Any]) -> None:

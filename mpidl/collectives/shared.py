@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import zlib
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -68,8 +70,9 @@ class SharedNode:
         if not self.comm.allreduce(readable, op=MPI.MIN):
             self._node.direct_bytes = 1 << 62
 
-    def run(self, buffer: NDArray[Any], op: str, what: str, root: int = 0) -> None:
+    def run(self, buffer: NDArray[Any], op: str, what: str, root: int = 0, name: str = "") -> None:
         """Reduce or broadcast `buffer` (n,) in place; root: a rank of the node. Raises CollectiveError on a mismatch."""
+        root = root or (digest(name) if what == "all_reduce" else 0)
         dtype, n = buffer.dtype, buffer.size
         if dtype.kind == "c":
             buffer, dtype, n = buffer.view(buffer.real.dtype), buffer.real.dtype, 2 * n
@@ -80,21 +83,21 @@ class SharedNode:
             self.node_address, buffer.ctypes.data, n, dtype.itemsize, NUMBERS[dtype.num], OP_CODES[op], WHAT[what], root
         )
         if status:
-            self.fail(status)
+            self.fail(status, name)
 
-    def fail(self, status: int) -> None:
-        """Raise the error of a status that the kernel returned."""
+    def fail(self, status: int, name: str) -> None:
+        """Raise the error of a status that the kernel returned, on all ranks of the node."""
         if status == 1:
-            raise self._mismatch()
+            raise self._mismatch(name)
         raise CollectiveError(
             "another rank's memory could not be read in a large all-reduce",
             where=f"rank {self.ranks[self.rank]}",
             remedy="choose another algorithm (sync.algorithm or algorithm=...), and tell us what 'mpidl doctor' says",
         )
 
-    def _mismatch(self) -> CollectiveError:
-        parity = int(self._node.turn & 1)
-        calls = [_decode(int(memory[8 : 8 + 16].view(np.uint64)[parity])) for memory in self._memory]
+    def _mismatch(self, name: str) -> CollectiveError:
+        own = _decode(int(self._memory[self.rank][8 : 8 + 16].view(np.uint64)[int(self._node.turn & 1)]))
+        calls = self.comm.allgather(own + (f", {name}" if name else ""))
         listed = "; ".join(f"rank {rank}: {call}" for rank, call in zip(self.ranks, calls, strict=True))
         error = CollectiveError(
             f"the ranks disagree on the collective: {listed}",
@@ -120,6 +123,12 @@ class SharedNode:
         """Release the window. Collective among the ranks of the node."""
         self._memory = []
         self._window.Free()
+
+
+@cache
+def digest(name: str) -> int:
+    """Ten bits of the name of a buffer: part of the signature that ranks compare."""
+    return zlib.crc32(name.encode()) & 1023 if name else 0
 
 
 def _decode(signature: int) -> str:

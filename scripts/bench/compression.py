@@ -1,7 +1,7 @@
 """Convergence and bytes of compressed exchange: mpirun -n 2 python scripts/bench/compression.py
 
-Trains the sample CNN (scripts/configs/fashion-cnn.toml) once for each compressor, with the same data, order and initial parameters,
-and prints test accuracy, test loss, and the gradient bytes that a rank has put on the wire.
+Trains the sample CNN (scripts/configs/fashion-cnn.toml) once for each compressor, with the same data, order and initial
+parameters, and prints test accuracy, test loss, and the gradient bytes that a rank has put on the wire.
 """
 
 from __future__ import annotations

@@ -194,6 +194,9 @@ def test_ranks_that_disagree_are_told_who_does_what(context: Any) -> None:
         all_reduce(np.zeros(4, np.float64 if odd else np.float32), comm=context.comm)
     with pytest.raises(CollectiveError, match="bucket 7"):
         all_reduce(np.zeros(5 if odd else 4), comm=context.comm, algorithm="native", name="bucket 7" if odd else "bucket 6")
+    for algorithm in ("auto", "hierarchical"):  # the same lengths, but another bucket
+        with pytest.raises(CollectiveError, match="bucket 9"):
+            all_reduce(np.zeros(4), comm=context.comm, algorithm=algorithm, name="bucket 9" if odd else "bucket 8")
     buffer = np.ones(4, np.float32)
     all_reduce(buffer, comm=context.comm)  # and the group still works
     assert (buffer == context.size).all()
@@ -203,7 +206,7 @@ def test_ranks_that_disagree_are_told_who_does_what(context: Any) -> None:
 def test_overflow_is_an_error_on_every_rank(context: Any, algorithm: str) -> None:
     if context.size < 2:
         return
-    with pytest.raises(CollectiveError, match=r"float16 overflow.*element 2"):
+    with pytest.raises(CollectiveError, match=r"float16 overflow.*element 2; rank 0 .* 60000"):
         all_reduce(np.array([0, 1, 60000, 0], np.float16), comm=context.comm, algorithm=algorithm, name="bucket 3")
     buffer = np.array([0, 1, 60000, 0], np.float16)
     all_reduce(buffer, comm=context.comm, algorithm=algorithm, op="mean")
