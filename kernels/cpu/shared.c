@@ -317,8 +317,8 @@ int mpidl_shared_probe(node_t *node) {
     return status == OK;
 }
 
-/* what: 0 all-reduce (root: any number below 1024 that the ranks compare), 1 reduce to root (what the others hold afterwards is undefined), 2 broadcast from root.
-   Returns 1 on a mismatch of what the ranks want to do, 2 where another rank's memory could not be read. */
+/* what: 0 all-reduce (root: any number below 1024, for the ranks to compare), 1 reduce to root (what the others hold afterwards is
+   undefined), 2 broadcast from root. Returns 1 on a mismatch of what the ranks want to do, 2 where another rank's memory could not be read. */
 int mpidl_shared(node_t *node, void *data, int64_t n, int width, int type, int op, int what, int root) {
     uint64_t signature = ((((uint64_t)n * 16 + type) * 4 + op) * 4 + what) * 1024 + (uint64_t)root;
     if (n * width <= node->small_bytes) return small(node, data, n, width, type, op, signature, what, root);
