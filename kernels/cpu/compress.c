@@ -224,7 +224,31 @@ int64_t mpidl_topk_feedback(float *restrict x, float *restrict residual, int64_t
     return found;
 }
 
-/* y[index] += sign * value */
-void mpidl_scatter_add(const int32_t *index, const float *value, int64_t k, float sign, float *y) {
-    for (int64_t i = 0; i < k; i++) y[index[i]] += sign * value[i];
+/* Indices (ascending) and values into a packet of `room` steps from one index to the next, less one, in 16 bits, and then `room` values
+   in bfloat16. Where a step is too long there are stops of value zero on the way; what is left of the room is zero. */
+void mpidl_topk_pack(const int32_t *index, const float *value, int64_t k, int64_t room, uint16_t *packet) {
+    int64_t last = -1, used = 0;
+    memset(packet, 0, (size_t)room * 4);
+    for (int64_t i = 0; i < k; i++, used++) {
+        int64_t step = index[i] - last - 1;
+        for (; step > 0xffff; step -= 0x10000) packet[used++] = 0xffff;
+        uint32_t b = bits_of(value[i]);
+        packet[used] = (uint16_t)step;
+        packet[room + used] = (uint16_t)(value[i] != value[i] ? (b >> 16) | 0x40 : (b + 0x7fff + (b >> 16 & 1)) >> 16);
+        last = index[i];
+    }
+}
+
+/* y[index] += sign * value for all of a packet. Returns whether all values are finite; an index beyond n ends it. */
+int mpidl_topk_unpack(const uint16_t *packet, int64_t room, float sign, int64_t n, float *y) {
+    int finite = 1;
+    for (int64_t i = 0, at = -1; i < room; i++) {
+        uint16_t h = packet[room + i];
+        at += packet[i] + 1;
+        if (at >= n) break;
+        if (!(h & 0x7fff)) continue;
+        finite &= (h & 0x7f80) != 0x7f80;
+        y[at] += sign * float_of((uint32_t)h << 16);
+    }
+    return finite;
 }

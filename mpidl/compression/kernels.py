@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend.kernels import load_library
+from mpidl.collectives.combine import BFLOAT16
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURES: dict[str, list[Any]] = {
@@ -20,8 +21,15 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mpidl_add_and_keep": [_POINTER, _POINTER, _COUNT],
     "mpidl_topk": [_POINTER, _COUNT, _COUNT, _POINTER, _POINTER],
     "mpidl_topk_feedback": [_POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _POINTER],
-    "mpidl_scatter_add": [_POINTER, _POINTER, _COUNT, ctypes.c_float, _POINTER],
+    "mpidl_topk_pack": [_POINTER, _POINTER, _COUNT, _COUNT, _POINTER],
+    "mpidl_topk_unpack": [_POINTER, _COUNT, ctypes.c_float, _COUNT, _POINTER],
 }
+RESULTS: dict[str, Any] = {
+    "mpidl_topk": ctypes.c_int64,
+    "mpidl_topk_feedback": ctypes.c_int64,
+    "mpidl_topk_unpack": ctypes.c_int,
+}
+REACH = 1 << 16  # of a step of 16 bits
 
 
 @cache
@@ -32,7 +40,7 @@ def library() -> Any:
         return None
     for name, arguments in _SIGNATURES.items():
         function = getattr(loaded[0], name)
-        function.argtypes, function.restype = arguments, ctypes.c_int64 if "topk" in name else None
+        function.argtypes, function.restype = arguments, RESULTS.get(name)
     return loaded[0]
 
 
@@ -97,12 +105,31 @@ def topk_feedback(x: NDArray[Any], residual: NDArray[Any], k: int, hint: NDArray
     return topk(x, k)
 
 
-def scatter_add(index: NDArray[Any], value: NDArray[Any], y: NDArray[Any], sign: int = 1) -> None:
-    """y[index] += sign * value; every index at most once."""
+def topk_pack(index: NDArray[Any], value: NDArray[Any], packet: NDArray[Any]) -> None:
+    """Indices (k,), ascending, and values into packet (2, room) uint16: steps from index to index, less one; bfloat16 values.
+
+    A step too long for 16 bits goes over stops of value zero on the way; the room that is left is zero.
+    """
     if (c := library()) is not None:
-        c.mpidl_scatter_add(index.ctypes.data, value.ctypes.data, index.size, sign, y.ctypes.data)
+        c.mpidl_topk_pack(index.ctypes.data, value.ctypes.data, index.size, packet.shape[1], packet.ctypes.data)
         return
-    y[index] += sign * value
+    steps = np.diff(index, prepend=np.int32(-1)) - 1
+    places = np.arange(len(index)) + np.cumsum(steps // REACH)
+    packet[...] = 0
+    packet[0, : places[-1] + 1] = REACH - 1
+    packet[0, places] = steps % REACH
+    packet[1, places] = value.astype(BFLOAT16).view(np.uint16)
+
+
+def topk_unpack(packet: NDArray[Any], y: NDArray[Any], sign: int = 1) -> bool:
+    """y[index] += sign * value for all of packet (2, room); whether all values are finite."""
+    if (c := library()) is not None:
+        return bool(c.mpidl_topk_unpack(packet.ctypes.data, packet.shape[1], sign, y.size, y.ctypes.data))
+    where = np.cumsum(packet[0].astype(np.int64) + 1) - 1
+    value = packet[1].view(BFLOAT16).astype(np.float32)
+    used = value != 0
+    y[where[used]] += sign * value[used]
+    return bool(np.isfinite(value).all())
 
 
 def add_and_keep(values: NDArray[Any], residual: NDArray[Any]) -> None:
