@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from itertools import chain, islice
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from mpidl.collectives import watchdog
 from mpidl.collectives.schedule import Algorithm, Exchange, Round
-from mpidl.collectives.shared import SharedNode
+from mpidl.collectives.shared import FOLDER, SharedNode, has_room
 from mpidl.comm import mpi
 from mpidl.comm.transport import array_module, gpu_aware
 
@@ -35,7 +37,7 @@ class Group:
     """Ranks that do collectives together; made and freed by all of them together.
 
     nodes: the node of each rank, numbered in the order of their first ranks. shared: the ranks of this node and their common
-    memory; None for a rank that is alone on its node.
+    memory; None for a rank that is alone on its node, and for all where one node has no room for that memory.
     """
 
     def __init__(self, comm: Any, *, name: str = "world") -> None:
@@ -48,8 +50,8 @@ class Group:
         order = {first: index for index, first in enumerate(dict.fromkeys(firsts))}
         self.nodes = tuple(order[first] for first in firsts)
         self.node_count = len(order)
-        self.shared: Any = SharedNode(node_comm, self) if node_comm.Get_size() > 1 else None
         self.node_comm = node_comm
+        self.shared: Any = SharedNode(node_comm, self) if self._may_share() and node_comm.Get_size() > 1 else None
         self.shares = bool(self.comm.allreduce(int(self.shared is not None), op=MPI.MAX))
         self.gpu_aware = gpu_aware()
         self.world = self._world_ranks()
@@ -64,6 +66,13 @@ class Group:
         self._plans: dict[tuple[Algorithm, int], Plan] = {}
         self._scratch: dict[tuple[Any, ...], Any] = {}
         watchdog.register(self)
+
+    def _may_share(self) -> bool:
+        MPI = mpi.load()
+        room = self.comm.allreduce(int(has_room(self.node_comm.Get_size())), op=MPI.MIN)
+        if not room and self.rank == 0:
+            _say_once(f"{FOLDER} has no room for shared windows on some node: slower collectives by messages instead")
+        return bool(room)
 
     def _world_ranks(self) -> list[int]:
         MPI = mpi.load()
@@ -101,6 +110,11 @@ class Group:
             self.shared.free()
         self.node_comm.Free()
         self.comm.Free()
+
+
+@cache
+def _say_once(note: str) -> None:
+    print(f"mpidl: note: {note}", file=sys.stderr, flush=True)
 
 
 def group_of(comm: Any) -> Group:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import resource
+import shutil
 import zlib
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ SMALL, DIRECT = 1 << 14, 8 << 20  # bytes: up to here one round is enough; from 
 SEGMENT = 128 << 10  # bytes of scratch for each rank; as in shared.c
 SPINS = 4000
 WHAT = {"all_reduce": 0, "reduce": 1, "broadcast": 2}
+FOLDER = Path("/dev/shm")  # where MPI libraries keep the shared windows of a Linux node
 # dtypes (by number) that Python's buffer protocol knows and that need no care: these can take the fast way
 FAST_CODES = {dtype.num: code for dtype, code in CODES.items() if not is_half(dtype)}
 
@@ -32,6 +36,13 @@ class _Node(ctypes.Structure):
         ("turn", ctypes.c_uint64),
         *((name, ctypes.c_void_p) for name in ("lines", "slots", "scratch")),
     ]
+
+
+def has_room(ranks: int) -> bool:
+    """Whether this process may make a window for so many ranks: MPI hangs or dies where the memory cannot be had."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    free = shutil.disk_usage(FOLDER).free if FOLDER.is_dir() else 1 << 62
+    return ranks * (LINES + 2 * SLOT) <= (free if limit == resource.RLIM_INFINITY else min(free, limit))
 
 
 class SharedNode:

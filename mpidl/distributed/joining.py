@@ -51,9 +51,9 @@ def announced(array: Any, op: str, group: Group, own: ProcessGroup) -> int | Non
     return int((table[:, 0] != JOINED).sum())
 
 
-def reduce_among_active(array: Any, op: str, group: Group, active: int, name: str) -> None:
+def reduce_among_active(array: Any, op: str, group: Group, active: int) -> None:
     """All-reduce in which joined ranks bring neutral elements; the mean is that of the others."""
-    all_reduce(array, comm=group, op="sum" if op == "mean" else op, name=name)
+    all_reduce(array, comm=group, op="sum" if op == "mean" else op, name="joined")
     if op == "mean":
         kind = "unsafe" if array.dtype.kind in "iu" or is_half(array.dtype) else "same_kind"
         divide = array_module(array).floor_divide if array.dtype.kind in "iu" else array_module(array).divide
@@ -74,4 +74,4 @@ def _contribute(group: Group, row: NDArray[Any]) -> None:
     limits: Any = np.iinfo(dtype) if dtype.kind in "iu" else None
     low, high = (limits.min, limits.max) if limits is not None else (-np.inf, np.inf)
     neutral = {"product": 1, "min": high, "max": low}.get(op, 0)
-    reduce_among_active(np.full(length, neutral, dtype), op, group, 1, "joined")
+    reduce_among_active(np.full(length, neutral, dtype), op, group, 1)

@@ -27,7 +27,7 @@ def all_reduce(
     def operate(members: Group) -> Any:
         active = announced(flat, op, members, own)
         if active is not None and active < members.size:
-            reduce_among_active(flat, op, members, active, name)
+            reduce_among_active(flat, op, members, active)
         else:
             collectives.all_reduce(flat, comm=members, op=op, name=name)
         return array

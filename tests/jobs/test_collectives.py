@@ -36,6 +36,20 @@ def test_the_watchdog_names_a_stopped_rank(length: int) -> None:
     assert ended.status != 0 and "rank 1 does not answer" in ended.err, ended.err
 
 
+def test_no_room_for_shared_memory() -> None:
+    """A file-size limit stands for a full /dev/shm."""
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+group = dist.new_group(range(dist.size()))
+dist.all_reduce(x, group=group)
+print("sum", x.min(), x.max())
+"""
+    ended = job(3, code)
+    assert ended.status == 0 and ended.out.count("sum 9.0 9.0") == 3, ended.err
+    assert ended.err.count("/dev/shm has no room") == 1
+
+
 def test_messages_of_different_calls_never_meet() -> None:
     code = """
 from mpidl.collectives import all_reduce
