@@ -108,12 +108,19 @@ static void NAME(image_forward)(const REAL *padded, long padded_width, long in_c
     }
 }
 
-static REAL *NAME(zeros)(long count) {
-    size_t bytes = ((size_t)count * sizeof(REAL) + 63) & ~(size_t)63;
-    REAL *p = aligned_alloc(64, bytes + 64);
-    if (p) memset(p, 0, bytes + 64);
+static REAL *NAME(zeros)(int slot, long count) {
+    REAL *p = mpidl_scratch(slot, (size_t)count * sizeof(REAL) + 64);
+    if (p) memset(p, 0, (size_t)count * sizeof(REAL) + 64);
     return p;
 }
+
+int NAME(winograd_fits)(long ci, long co, long kh, long kw, long stride, long pad, long out_height, long out_width);
+int NAME(winograd_forward)(const REAL *in, const REAL *w, const REAL *bias, REAL *out, long n, long height, long width, long ci, long co,
+                           long pad, long out_height, long out_width, int relu);
+int NAME(winograd_backward_input)(const REAL *dout, const REAL *w, REAL *din, long n, long height, long width, long ci, long co, long pad,
+                                  long out_height, long out_width);
+int NAME(winograd_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, long n, long height, long width, long ci, long co, long pad,
+                                    long out_height, long out_width);
 
 #define PANELS(channels) (((channels) + PANEL - 1) / PANEL)
 
@@ -121,12 +128,14 @@ static REAL *NAME(zeros)(long count) {
  * w: (kh, kw, ci, co); bias: (co) or NULL. */
 int NAME(conv2d_forward)(const REAL *in, const REAL *w, const REAL *bias, REAL *out, long n, long height, long width, long ci, long co,
                          long kh, long kw, long stride, long pad, long out_height, long out_width, int relu) {
+    if (NAME(winograd_fits)(ci, co, kh, kw, stride, pad, out_height, out_width))
+        return NAME(winograd_forward)(in, w, bias, out, n, height, width, ci, co, pad, out_height, out_width, relu);
     const NAME(padding_t) p = {height, width, ci, 1, pad, pad, height + 2 * pad, width + 2 * pad};
     const long depth = kh * kw * ci, panels = PANELS(co);
     const long space = p.padded_height * p.padded_width * ci;
-    REAL *padded = NAME(zeros)(space * mpidl_threads);
-    REAL *packed = NAME(zeros)(panels * PANEL * (depth + 1));
-    if (!padded || !packed) { free(padded); free(packed); return MPIDL_NO_MEMORY; }
+    REAL *padded = NAME(zeros)(SCRATCH_INPUT, space * mpidl_threads);
+    REAL *packed = NAME(zeros)(SCRATCH_WEIGHTS, panels * PANEL * (depth + 1));
+    if (!padded || !packed) return MPIDL_NO_MEMORY;
     REAL *full_bias = packed + panels * PANEL * depth;
     if (bias) memcpy(full_bias, bias, (size_t)co * sizeof(REAL));
     for (long k = 0; k < depth; k++)
@@ -140,20 +149,20 @@ int NAME(conv2d_forward)(const REAL *in, const REAL *w, const REAL *bias, REAL *
                                 out + i * out_height * out_width * co, out_height, out_width, co);
         }
     }
-    free(padded);
-    free(packed);
     return 0;
 }
 
 /* din of conv2d_forward: a convolution of dout, its pixels `stride` apart, with flipped and transposed weights. */
 int NAME(conv2d_backward_input)(const REAL *dout, const REAL *w, REAL *din, long n, long height, long width, long ci, long co, long kh,
                                 long kw, long stride, long pad, long out_height, long out_width) {
+    if (NAME(winograd_fits)(co, ci, kh, kw, stride, 2 - pad, height, width))
+        return NAME(winograd_backward_input)(dout, w, din, n, height, width, ci, co, pad, out_height, out_width);
     const NAME(padding_t) p = {out_height, out_width, co, stride, kh - 1 - pad, kw - 1 - pad, height + kh - 1, width + kw - 1};
     const long depth = kh * kw * co, panels = PANELS(ci);
     const long space = p.padded_height * p.padded_width * co;
-    REAL *padded = NAME(zeros)(space * mpidl_threads);
-    REAL *packed = NAME(zeros)(panels * PANEL * (depth + 1));
-    if (!padded || !packed) { free(padded); free(packed); return MPIDL_NO_MEMORY; }
+    REAL *padded = NAME(zeros)(SCRATCH_INPUT, space * mpidl_threads);
+    REAL *packed = NAME(zeros)(SCRATCH_WEIGHTS, panels * PANEL * (depth + 1));
+    if (!padded || !packed) return MPIDL_NO_MEMORY;
     for (long ky = 0; ky < kh; ky++)
         for (long kx = 0; kx < kw; kx++)
             for (long c = 0; c < ci; c++)
@@ -170,21 +179,25 @@ int NAME(conv2d_backward_input)(const REAL *dout, const REAL *w, REAL *din, long
                                 din + i * height * width * ci, height, width, ci);
         }
     }
-    free(padded);
-    free(packed);
     return 0;
 }
 
 /* dw (kh, kw, ci, co) and db (co) of conv2d_forward, overwritten. */
 int NAME(conv2d_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, REAL *db, long n, long height, long width, long ci, long co,
                                   long kh, long kw, long stride, long pad, long out_height, long out_width) {
+    if (NAME(winograd_fits)(ci, co, kh, kw, stride, pad, out_height, out_width)) {
+        memset(db, 0, (size_t)co * sizeof(REAL));
+        for (long q = 0; q < n * out_height * out_width; q++)
+            for (long o = 0; o < co; o++) db[o] += dout[q * co + o];
+        return NAME(winograd_backward_weights)(in, dout, dw, n, height, width, ci, co, pad, out_height, out_width);
+    }
     const NAME(padding_t) p = {height, width, ci, 1, pad, pad, height + 2 * pad, width + 2 * pad};
     const long depth = kw * ci, wide = PANELS(co) * PANEL, pixels = out_height * out_width, tiles = (depth + TILE_ROWS - 1) / TILE_ROWS;
     const long a_line = p.padded_width * ci, space = p.padded_height * a_line, jobs = wide / PANEL * kh * tiles;
-    REAL *padded = NAME(zeros)(space * mpidl_threads);
-    REAL *sums = NAME(zeros)((kh * depth + 1) * wide);
-    REAL *widened = wide == co ? NULL : NAME(zeros)(pixels * wide * mpidl_threads);
-    if (!padded || !sums || (wide != co && !widened)) { free(padded); free(sums); free(widened); return MPIDL_NO_MEMORY; }
+    REAL *padded = NAME(zeros)(SCRATCH_INPUT, space * mpidl_threads);
+    REAL *sums = NAME(zeros)(SCRATCH_WEIGHTS, (kh * depth + 1) * wide);
+    REAL *widened = wide == co ? NULL : NAME(zeros)(SCRATCH_OUTPUT, pixels * wide * mpidl_threads);
+    if (!padded || !sums || (wide != co && !widened)) return MPIDL_NO_MEMORY;
     REAL *bias_sums = sums + kh * depth * wide;
     PARALLEL { /* each thread goes through all images for its own tiles of dw */
         REAL *own = padded + THREAD * space, *wider = widened ? widened + THREAD * pixels * wide : NULL;
@@ -211,9 +224,6 @@ int NAME(conv2d_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, RE
     }
     for (long k = 0; k < kh * depth; k++) memcpy(dw + k * co, sums + k * wide, (size_t)co * sizeof(REAL));
     memcpy(db, bias_sums, (size_t)co * sizeof(REAL));
-    free(padded);
-    free(sums);
-    free(widened);
     return 0;
 }
 

@@ -1,24 +1,35 @@
 /* Softmax and cross-entropy, fused, with the maximum subtracted first. */
+#include "math_impl.h"
 
-/* loss[r] = -log softmax(logits[r])[label[r]]; dlogits = (softmax - onehot) * scale; hit[r] = argmax == label. */
+/* loss[r] = -sum of target * log softmax(logits[r]); target is 1 - smoothing at the label, and smoothing / classes everywhere;
+ * dlogits = (softmax - target) * scale; hit[r] = argmax == label. A row with a negative label counts nothing. */
 int NAME(softmax_cross_entropy)(const REAL *logits, const int64_t *labels, REAL *loss, REAL *dlogits, uint8_t *hit, long rows, long classes,
-                                double scale) {
-    const REAL s = (REAL)scale;
-    for (long r = 0; r < rows; r++, logits += classes, dlogits += classes) {
-        REAL top = logits[0], sum = 0;
-        long best = 0;
-        for (long c = 1; c < classes; c++)
-            if (logits[c] > top) top = logits[c], best = c;
-        for (long c = 0; c < classes; c++) {
-            const REAL e = sizeof(REAL) == 4 ? expf((float)(logits[c] - top)) : exp(logits[c] - top);
-            dlogits[c] = e;
-            sum += e;
-        }
+                                double scale, double smoothing) {
+    const REAL s = (REAL)scale, spread = (REAL)(smoothing / (double)classes), full = (REAL)(1 - smoothing);
+    PARALLEL_FOR(rows *classes * 8)
+    for (long r = 0; r < rows; r++) {
+        const REAL *z = logits + r * classes;
+        REAL *d = dlogits + r * classes, top = z[0], sum = 0, all = 0;
         const long label = (long)labels[r];
-        loss[r] = (REAL)log((double)sum) - (logits[label] - top);
+        long best = 0;
+        if (label < 0) {
+            memset(d, 0, (size_t)classes * sizeof(REAL));
+            loss[r] = 0, hit[r] = 0;
+            continue;
+        }
+        for (long c = 1; c < classes; c++)
+            if (z[c] > top) top = z[c], best = c;
+#pragma omp simd reduction(+ : sum, all)
+        for (long c = 0; c < classes; c++) {
+            const REAL e = NAME(fast_exp)(z[c] - top);
+            d[c] = e;
+            sum += e;
+            all += z[c] - top;
+        }
+        loss[r] = (REAL)log((double)sum) - full * (z[label] - top) - spread * all;
         hit[r] = best == label;
-        for (long c = 0; c < classes; c++) dlogits[c] *= s / sum;
-        dlogits[label] -= s;
+        for (long c = 0; c < classes; c++) d[c] = (d[c] / sum - spread) * s;
+        d[label] -= full * s;
     }
     return 0;
 }

@@ -26,6 +26,8 @@ extern int mpidl_threads;
 #define SHARED_FOR PRAGMA(omp for schedule(static))
 
 #define MPIDL_NO_MEMORY 1
+enum { SCRATCH_GEMM, SCRATCH_INPUT, SCRATCH_OUTPUT, SCRATCH_WEIGHTS, SCRATCH_OTHER, SCRATCH_SLOTS };
+void *mpidl_scratch(int slot, size_t bytes);
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)

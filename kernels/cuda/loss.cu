@@ -1,7 +1,7 @@
 // Softmax and cross-entropy, fused. One warp a row; blocks of (32, rows per block).
 
 extern "C" __global__ void softmax_cross_entropy(const REAL *logits, const i64 *labels, REAL *loss, REAL *dlogits, u8 *hit, i64 rows,
-                                                 i64 classes, REAL scale) {
+                                                 i64 classes, REAL scale, REAL smoothing) {
     const int lane = threadIdx.x;
     for (i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y; row < rows; row += (i64)gridDim.x * blockDim.y) {
         const REAL *z = logits + row * classes;
@@ -21,9 +21,15 @@ extern "C" __global__ void softmax_cross_entropy(const REAL *logits, const i64 *
         for (i64 c = lane; c < classes; c += WARP) sum += exp(z[c] - top);
         sum = __shfl_sync(0xffffffffu, warp_sum(sum), 0);
         const i64 label = labels[row];
-        for (i64 c = lane; c < classes; c += WARP) d[c] = (exp(z[c] - top) / sum - (c == label ? REAL(1) : REAL(0))) * scale;
+        const REAL spread = smoothing / REAL(classes), counted = label < 0 ? REAL(0) : REAL(1);
+        REAL all = REAL(0);
+        for (i64 c = lane; c < classes; c += WARP) {
+            all += z[c] - top;
+            d[c] = (exp(z[c] - top) / sum - spread - (c == label ? REAL(1) - smoothing : REAL(0))) * scale * counted;
+        }
+        all = warp_sum(all);
         if (lane == 0) {
-            loss[row] = log(sum) - (z[label] - top);
+            loss[row] = label < 0 ? REAL(0) : log(sum) - (REAL(1) - smoothing) * (z[label] - top) - spread * all;
             hit[row] = best == label;
         }
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cupy as cp
@@ -9,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend import kernels
+from mpidl.backend.contract.conv import ConvGeometry
 from mpidl.backend.ops import Array, Conv2DGeometry, Ops
+from mpidl.backend.table import KERNELS
 from mpidl.errors import BackendError
 
 BLOCK = 256
 MAX_BLOCKS = 65535
-COLUMN_BYTES = 256 << 20  # im2col works on so many images at a time that its columns stay below this
 _REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 
 
@@ -23,12 +25,13 @@ class CupyOps(Ops):
 
     name = "cupy"
     xp: Any = cp
+    column_bytes = 256 << 20
 
     def __init__(self, local_rank: int = 0) -> None:
         self.device = local_rank % max(1, int(cp.cuda.runtime.getDeviceCount()))
         cp.cuda.Device(self.device).use()
         self._modules: dict[tuple[str, np.dtype[Any]], Any] = {}
-        self._columns = self.workspace()
+        self._column_memory = self.workspace()
 
     def _kernel(self, family: str, name: str, dtype: Any) -> Any:
         key = (family, np.dtype(dtype))
@@ -44,6 +47,34 @@ class CupyOps(Ops):
         if n:
             blocks = min(-(-n // BLOCK), MAX_BLOCKS)
             self._kernel(family, name, real)((blocks,), (BLOCK,), args)
+
+    def launch(self, name: str, *args: Any) -> None:
+        if name == "attention_backward":
+            self._attention_backward(*args)
+            return
+        kernel = KERNELS[name]
+        dtype = next(arg.dtype for arg in args if isinstance(arg, cp.ndarray) and arg.dtype.kind == "f")
+        grid, block = _cover(kernel.launch, args)
+        if all(grid):
+            scalars: dict[str, Any] = {"n": np.int64, "r": dtype.type, "e": np.float64, "f": np.int32}
+            passed = [
+                scalars[letter](arg) if letter in scalars else np.uint64(0) if arg is None else arg
+                for letter, arg in zip(kernel.arguments, args, strict=True)
+            ]
+            self._kernel(kernel.family, name, dtype)(grid, block, tuple(passed))
+
+    def _attention_backward(self, *args: Any) -> None:
+        inputs, (dq, dk, dv), numbers = args[:6], args[6:9], args[9:]
+        self.launch("attention_backward_q", *inputs, dq, *numbers)
+        self.launch("attention_backward_kv", *inputs, dk, dv, *numbers)
+
+    def matmul(self, a: Array, b: Array, out: Array, *, accumulate: bool = False) -> None:
+        if accumulate:
+            out += cp.matmul(a, b)
+        elif out.flags.c_contiguous:
+            cp.matmul(a, b, out=out)
+        else:
+            out[...] = cp.matmul(a, b)
 
     def to_device(self, host: NDArray[Any]) -> Array:
         return cp.asarray(host)
@@ -80,40 +111,16 @@ class CupyOps(Ops):
             kernel = self._kernel("pointwise", "column_sums", x.dtype)
             kernel((-(-cols // 32),), (32, 8), (x, out, np.int64(rows), np.int64(cols)))
 
-    def _slices(self, n: int, g: Conv2DGeometry, itemsize: int) -> list[tuple[int, int]]:
-        """Ranges of images whose columns fit into COLUMN_BYTES."""
-        each = g.out_height * g.out_width * g.kh * g.kw * g.in_channels * itemsize
-        step = max(1, COLUMN_BYTES // max(1, each))
-        return [(low, min(low + step, n)) for low in range(0, n, step)]
-
-    def _column_space(self, images: int, g: Conv2DGeometry, dtype: Any) -> Array:
-        shape = (images * g.out_height * g.out_width, g.kh * g.kw * g.in_channels)
-        return self._columns.get("columns", shape, dtype)
-
-    def _im2col(self, x: Array, g: Conv2DGeometry) -> Array:
-        columns = self._column_space(len(x), g, x.dtype)
-        self._each("conv2d", "im2col", x.dtype, columns.size, (x, columns, np.int64(columns.size), *_numbers(g)))
-        return columns
-
     def conv2d_forward(self, x: Array, w: Array, b: Array, out: Array, geometry: Conv2DGeometry, *, relu: bool) -> None:
-        g, flat_w = geometry, w.reshape(-1, geometry.out_channels)
-        for low, high in self._slices(len(x), g, x.dtype.itemsize):
-            cp.matmul(self._im2col(x[low:high], g), flat_w, out=out[low:high].reshape(-1, g.out_channels))
-        self.bias_act(out.reshape(-1, g.out_channels), b, relu=relu)
+        self.conv_forward(x, w, None, out, _general(geometry))
+        self.bias_act(out.reshape(-1, geometry.out_channels), b, relu=relu)
 
     def conv2d_backward_input(self, dy: Array, w: Array, out: Array, geometry: Conv2DGeometry) -> None:
-        g, flat_w = geometry, w.reshape(-1, geometry.out_channels)
-        for low, high in self._slices(len(dy), g, dy.dtype.itemsize):
-            columns, dx = self._column_space(high - low, g, dy.dtype), out[low:high]
-            cp.matmul(dy[low:high].reshape(-1, g.out_channels), flat_w.T, out=columns)
-            self._each("conv2d", "col2im", dy.dtype, dx.size, (columns, dx, np.int64(dx.size), *_numbers(g)))
+        self.conv_backward_input(dy, w, out, _general(geometry))
 
     def conv2d_backward_weights(self, x: Array, dy: Array, dw: Array, db: Array, geometry: Conv2DGeometry) -> None:
-        g, flat_dw = geometry, dw.reshape(-1, geometry.out_channels)
-        flat_dw[...] = 0
-        for low, high in self._slices(len(x), g, x.dtype.itemsize):
-            flat_dw += cp.matmul(self._im2col(x[low:high], g).T, dy[low:high].reshape(-1, g.out_channels))
-        self.column_sums(dy.reshape(-1, g.out_channels), db)
+        self.conv_backward_weights(x, dy, dw, None, _general(geometry))
+        self.column_sums(dy.reshape(-1, geometry.out_channels), db)
 
     def maxpool2d_forward(self, x: Array, out: Array, k: int) -> None:
         args = (x, out, np.int64(out.size), *(np.int64(extent) for extent in x.shape[1:]), np.int64(k))
@@ -125,12 +132,12 @@ class CupyOps(Ops):
         self._each("pool2d", "maxpool2d_backward", x.dtype, out.size, args)
 
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, loss: Array, dlogits: Array, hit: Array, scale: float
+        self, logits: Array, labels: Array, loss: Array, dlogits: Array, hit: Array, scale: float, smoothing: float = 0.0
     ) -> None:
         rows, classes = logits.shape
         if rows:
             kernel, real = self._kernel("loss", "softmax_cross_entropy", logits.dtype), logits.dtype.type
-            args = (logits, labels, loss, dlogits, hit, np.int64(rows), np.int64(classes), real(scale))
+            args = (logits, labels, loss, dlogits, hit, np.int64(rows), np.int64(classes), real(scale), real(smoothing))
             kernel((min(-(-rows // 8), MAX_BLOCKS),), (32, 8), args)
 
     def sgd_step(
@@ -141,6 +148,20 @@ class CupyOps(Ops):
         self._each("optim", "sgd_step", p.dtype, p.size, args)
 
 
-def _numbers(g: Conv2DGeometry) -> tuple[np.int64, ...]:
-    numbers = (g.height, g.width, g.in_channels, g.kh, g.kw, g.stride, g.pad, g.out_height, g.out_width)
-    return tuple(np.int64(number) for number in numbers)
+def _general(g: Conv2DGeometry) -> ConvGeometry:
+    return ConvGeometry(
+        (1, g.height, g.width), g.in_channels, g.out_channels, (1, g.kh, g.kw), (1, g.stride, g.stride), (0, g.pad, g.pad)
+    )
+
+
+def _cover(launch: tuple[str | int, ...], args: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Grid and block for what `mpidl.backend.table` says of a kernel; a grid of 0 where there is nothing to do."""
+    kind, numbers = launch[0], [int(args[index]) for index in launch[1:] if isinstance(index, int)]
+    count = math.prod(numbers)
+    if kind == "each":
+        return (min(-(-count // BLOCK), MAX_BLOCKS),), (BLOCK,)
+    if kind == "warps":
+        return (min(-(-count // 8), MAX_BLOCKS),), (32, 8)
+    if kind == "blocks":
+        return (min(count, MAX_BLOCKS),), (BLOCK,)
+    return (-(-numbers[0] // 32), min([*numbers[1:], 1][0], MAX_BLOCKS)), (32, 8)

@@ -80,16 +80,18 @@ def maxpool2d_backward(dy: NDArr, x: NDArr, y: NDArr, out: NDArr, k: int, relu: 
     )
 
 
-def softmax_cross_entropy(logits: NDArr, labels: NDArr, loss: NDArr, dlogits: NDArr, hit: NDArr, scale: float) -> None:
+def softmax_cross_entropy(
+    logits: NDArr, labels: NDArr, loss: NDArr, dlogits: NDArr, hit: NDArr, scale: float, smoothing: float
+) -> None:
     """Ops.softmax_cross_entropy."""
-    rows = np.arange(len(labels))
+    rows, real, counted = np.arange(len(labels)), logits.dtype.type, labels >= 0
     shifted = logits - logits.max(axis=1, keepdims=True)
-    np.exp(shifted, out=dlogits)
-    total = dlogits.sum(axis=1, keepdims=True)
-    loss[...] = np.log(total[:, 0]) - shifted[rows, labels]
-    hit[...] = logits.argmax(axis=1) == labels
-    dlogits *= logits.dtype.type(scale) / total
-    dlogits[rows, labels] -= logits.dtype.type(scale)
+    total = np.exp(shifted).sum(axis=1, keepdims=True)
+    target = np.full_like(logits, smoothing / logits.shape[1])
+    target[rows, np.maximum(labels, 0)] += real(1 - smoothing)
+    loss[...] = np.where(counted, np.log(total[:, 0]) - (target * shifted).sum(axis=1), 0)
+    hit[...] = counted & (logits.argmax(axis=1) == labels)
+    dlogits[...] = np.where(counted[:, None], (np.exp(shifted) / total - target) * real(scale), 0)
 
 
 def sgd_step(p: NDArr, g: NDArr, v: NDArr, lr: float, momentum: float, weight_decay: float, nesterov: bool) -> None:

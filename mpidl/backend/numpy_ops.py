@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from mpidl.backend import kernels
 from mpidl.backend import numpy_fallback as plain
+from mpidl.backend.contract.conv import ConvGeometry
 from mpidl.backend.ops import Conv2DGeometry, Ops
+from mpidl.backend.plain import PLAIN
+from mpidl.backend.table import KERNELS, ONLY_CUDA
 from mpidl.errors import BackendError
 
 NDArr = NDArray[Any]
@@ -31,9 +34,13 @@ _SIGNATURES: dict[str, list[Any]] = {
     "conv2d_backward_weights": [_VOID] * 4 + [_LONG] * 11,
     "maxpool2d_forward": [_VOID] * 2 + [_LONG] * 5,
     "maxpool2d_backward": [_VOID] * 4 + [_LONG] * 5 + [_INT],
-    "softmax_cross_entropy": [_VOID] * 5 + [_LONG] * 2 + [_DOUBLE],
-    "gemm": [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 5,
+    "softmax_cross_entropy": [_VOID] * 5 + [_LONG] * 2 + [_DOUBLE] * 2,
+    "gemm": [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 3 + [_INT] * 2,
     "sgd_step": [_VOID] * 3 + [_LONG] + [_DOUBLE] * 3 + [_INT],
+}
+_LETTERS = {letter: _VOID for letter in "piuds"} | {"n": _LONG, "r": _DOUBLE, "e": _DOUBLE, "f": _INT}
+_SIGNATURES |= {
+    name: [_LETTERS[letter] for letter in kernel.arguments] for name, kernel in KERNELS.items() if name not in ONLY_CUDA
 }
 
 
@@ -46,6 +53,7 @@ class NumpyOps(Ops):
     def __init__(self, threads: int = 1, *, use_c: bool = True) -> None:
         loaded = kernels.load_library() if use_c else None
         self.level = loaded[1] if loaded else "none"
+        self._column_memory = self.workspace()
         self._c: dict[tuple[str, np.dtype[Any]], Any] = {}
         if loaded:
             loaded[0].mpidl_set_threads(threads)
@@ -64,6 +72,14 @@ class NumpyOps(Ops):
             raise BackendError(f"out of memory in kernel {name}", remedy="lower train.global_batch")
         return True
 
+    def launch(self, name: str, *args: Any) -> None:
+        dtype = next(arg.dtype for arg in args if isinstance(arg, np.ndarray) and arg.dtype.kind == "f")
+        if not self._run(name, dtype, *args):
+            PLAIN[name](*args)
+
+    def matmul(self, a: NDArr, b: NDArr, out: NDArr, *, accumulate: bool = False) -> None:
+        self._matmul(a, b, out, accumulate=accumulate)
+
     def to_device(self, host: NDArr) -> NDArr:
         return np.ascontiguousarray(host)
 
@@ -78,21 +94,27 @@ class NumpyOps(Ops):
         return f"CPU, NumPy {np.__version__}, {kind}"
 
     def dense_forward(self, x: NDArr, w: NDArr, b: NDArr, out: NDArr, *, relu: bool) -> None:
-        self._matmul(x, w, out)
-        self.bias_act(out, b, relu=relu)
+        self._matmul(x, w, out, b, relu)
 
     def dense_backward(self, x: NDArr, w: NDArr, dy: NDArr, dw: NDArr, db: NDArr, dx: NDArr | None) -> None:
         self._matmul(x.T, dy, dw)
         self.column_sums(dy, db)
         if dx is not None:
-            self._matmul(w, dy.T, dx.T)  # w has contiguous rows along the sum; w.T would have to be copied
+            self._matmul(dy, w.T, dx)
 
-    def _matmul(self, a: NDArr, b: NDArr, out: NDArr) -> None:
-        """out = a @ b by our own kernel: its sums do not depend on the number of rows or threads, as those of a BLAS may."""
+    def _matmul(
+        self, a: NDArr, b: NDArr, out: NDArr, bias: NDArr | None = None, relu: bool = False, *, accumulate: bool = False
+    ) -> None:
+        """out = act(a @ b + bias) by our own kernel: unlike those of a BLAS its sums do not depend on the rows or threads."""
         strides = [stride // array.itemsize for array in (a, b, out) for stride in array.strides]
         (a0, a1, b0, b1, c0, c1), (m, k), n = strides, a.shape, b.shape[1]
-        if not self._run("gemm", out.dtype, a, a0, a1, b, b0, b1, out, c0, c1, m, n, k):
-            np.matmul(a, b, out=out)
+        if not self._run("gemm", out.dtype, a, a0, a1, b, b0, b1, out, c0, c1, bias, m, n, k, relu, accumulate):
+            if accumulate:
+                out += a @ b
+            else:
+                out[...] = a @ b
+            if bias is not None:
+                plain.bias_act(out, bias, relu)
 
     def bias_act(self, y: NDArr, bias: NDArr, *, relu: bool) -> None:
         if not self._run("bias_act", y.dtype, y, bias, y.shape[0], y.shape[1], relu):
@@ -115,16 +137,26 @@ class NumpyOps(Ops):
             self.scale_float(x, out, scale, shift)
 
     def conv2d_forward(self, x: NDArr, w: NDArr, b: NDArr, out: NDArr, geometry: Conv2DGeometry, *, relu: bool) -> None:
-        if not self._run("conv2d_forward", x.dtype, x, w, b, out, *_numbers(x, geometry), relu):
+        if _is_product(geometry):
+            self._matmul(*(a.reshape(-1, a.shape[-1]) for a in (x, w, out)), b, relu)
+        elif not self._run("conv2d_forward", x.dtype, x, w, b, out, *_numbers(x, geometry), relu):
             plain.conv2d_forward(x, w, b, out, geometry, relu)
 
     def conv2d_backward_input(self, dy: NDArr, w: NDArr, out: NDArr, geometry: Conv2DGeometry) -> None:
         g = geometry
-        if g.pad > min(g.kh, g.kw) - 1 or not self._run("conv2d_backward_input", dy.dtype, dy, w, out, *_numbers(dy, g)):
+        if _is_product(g):
+            self._matmul(dy.reshape(-1, g.out_channels), w.reshape(-1, g.out_channels).T, out.reshape(-1, g.in_channels))
+        elif self._c and (g.stride > 1 or g.pad > min(g.kh, g.kw) - 1):  # between the pixels of dy stand zeros: do not multiply them
+            self.conv_backward_input(dy, w, out, _general(g))
+        elif not self._run("conv2d_backward_input", dy.dtype, dy, w, out, *_numbers(dy, g)):
             plain.conv2d_backward_input(dy, w, out, g)
 
     def conv2d_backward_weights(self, x: NDArr, dy: NDArr, dw: NDArr, db: NDArr, geometry: Conv2DGeometry) -> None:
-        if not self._run("conv2d_backward_weights", x.dtype, x, dy, dw, db, *_numbers(x, geometry)):
+        if _is_product(geometry):
+            rows = dy.reshape(-1, geometry.out_channels)
+            self._matmul(x.reshape(-1, geometry.in_channels).T, rows, dw.reshape(-1, geometry.out_channels))
+            self.column_sums(rows, db)
+        elif not self._run("conv2d_backward_weights", x.dtype, x, dy, dw, db, *_numbers(x, geometry)):
             plain.conv2d_backward_weights(x, dy, dw, db, geometry)
 
     def maxpool2d_forward(self, x: NDArr, out: NDArr, k: int) -> None:
@@ -136,11 +168,11 @@ class NumpyOps(Ops):
             plain.maxpool2d_backward(dy, x, y, out, k, relu)
 
     def softmax_cross_entropy(
-        self, logits: NDArr, labels: NDArr, loss: NDArr, dlogits: NDArr, hit: NDArr, scale: float
+        self, logits: NDArr, labels: NDArr, loss: NDArr, dlogits: NDArr, hit: NDArr, scale: float, smoothing: float = 0.0
     ) -> None:
-        args = (logits, labels, loss, dlogits, hit, *logits.shape, scale)
+        args = (logits, labels, loss, dlogits, hit, *logits.shape, scale, smoothing)
         if not self._run("softmax_cross_entropy", logits.dtype, *args):
-            plain.softmax_cross_entropy(logits, labels, loss, dlogits, hit, scale)
+            plain.softmax_cross_entropy(logits, labels, loss, dlogits, hit, scale, smoothing)
 
     def sgd_step(
         self, p: NDArr, g: NDArr, v: NDArr, *, lr: float, momentum: float, weight_decay: float, nesterov: bool
@@ -162,4 +194,15 @@ def _numbers(batch: NDArr, g: Conv2DGeometry) -> tuple[int, ...]:
         g.pad,
         g.out_height,
         g.out_width,
+    )
+
+
+def _is_product(g: Conv2DGeometry) -> bool:
+    """Whether the convolution is one matrix product."""
+    return g.kh == g.kw == g.stride == 1 and g.pad == 0
+
+
+def _general(g: Conv2DGeometry) -> ConvGeometry:
+    return ConvGeometry(
+        (1, g.height, g.width), g.in_channels, g.out_channels, (1, g.kh, g.kw), (1, g.stride, g.stride), (0, g.pad, g.pad)
     )

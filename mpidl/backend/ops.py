@@ -7,14 +7,19 @@ What NumPy and CuPy spell alike is written once, here, with `self.xp`.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-Array = Any  # numpy.ndarray or cupy.ndarray
+from mpidl.backend.contract.base import Array
+from mpidl.backend.contract.conv import ConvOps
+from mpidl.backend.contract.norm import NormOps
+from mpidl.backend.contract.optim import OptimOps
+from mpidl.backend.contract.pointwise import PointwiseOps
+from mpidl.backend.contract.sequence import SequenceOps
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,18 @@ class Workspace:
         return held[:count].reshape(shape)
 
 
-class Ops(ABC):
-    """The operations that layers, losses and optimizers know. Everything else about a device stays behind them."""
+class Ops(PointwiseOps, NormOps, SequenceOps, ConvOps, OptimOps):
+    """The operations that layers, losses and optimizers know. Everything else about a device stays behind them.
+
+    Here stand memory, dense layers and plain 2-D convolutions; the other families are in `mpidl.backend.contract`.
+    """
 
     name: str
     xp: Any
+    _column_memory: Workspace
+
+    def column_space(self, count: int, dtype: Any) -> Array:
+        return self._column_memory.get("columns", (count,), dtype)
 
     # --- memory ---
     def workspace(self) -> Workspace:
@@ -87,17 +99,17 @@ class Ops(ABC):
     # --- dense ---
     def dense_forward(self, x: Array, w: Array, b: Array, out: Array, *, relu: bool) -> None:
         """out (n, o) = act(x (n, i) @ w (i, o) + b (o))."""
-        self.xp.matmul(x, w, out=out)
+        self.matmul(x, w, out)
         self.bias_act(out, b, relu=relu)
 
     def dense_backward(self, x: Array, w: Array, dy: Array, dw: Array, db: Array, dx: Array | None) -> None:
         """dw = x.T @ dy, db = column sums of dy, dx = dy @ w.T (skipped where None); all overwritten."""
-        self.xp.matmul(x.T, dy, out=dw)
+        self.matmul(x.T, dy, dw)
         self.column_sums(dy, db)
         if dx is not None:
-            self.xp.matmul(dy, w.T, out=dx)
+            self.matmul(dy, w.T, dx)
 
-    # --- element-wise -------------------------------------------------------------------------------------------------
+    # --- element-wise ---
     @abstractmethod
     def bias_act(self, y: Array, bias: Array, *, relu: bool) -> None:
         """Y (rows, cols) = act(y + bias (cols)), in place."""
@@ -147,9 +159,13 @@ class Ops(ABC):
     # --- losses and optimizers ---
     @abstractmethod
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, loss: Array, dlogits: Array, hit: Array, scale: float
+        self, logits: Array, labels: Array, loss: Array, dlogits: Array, hit: Array, scale: float, smoothing: float = 0.0
     ) -> None:
-        """Loss (n) = -log softmax(logits (n, c))[labels (n, int64)]; dlogits = its gradient * scale; hit (n, uint8)."""
+        """Loss (n) = -sum of target * log softmax(logits (n, c)); dlogits = its gradient * scale; hit (n, uint8).
+
+        target: 1 - smoothing at labels (n, int64), and smoothing / c everywhere (Szegedy et al., 2016). Rows with a negative
+        label count nothing.
+        """
 
     @abstractmethod
     def sgd_step(

@@ -23,7 +23,7 @@ from mpidl.optim import SGD
 from mpidl.sync import AllReduce, StepScalars
 
 SHAPE, CLASSES = (28, 28, 1), 10
-LR, MOMENTUM = 0.02, 0.9
+LR, MOMENTUM = 0.005, 0.9
 
 
 def our_stepper(context: Context, name: str) -> tuple[Model, Callable[[Any, Any], float]]:
@@ -108,10 +108,11 @@ def main() -> None:
     import numpy as np
 
     context = init()
-    rng = np.random.default_rng(context.rank)
-    batches = [
-        (rng.standard_normal((args.batch, *SHAPE)).astype(np.float32), rng.integers(0, CLASSES, args.batch)) for _ in range(8)
-    ]
+    rng, classes = np.random.default_rng(context.rank), np.random.default_rng(99).standard_normal((CLASSES, *SHAPE))
+    batches = []
+    for _ in range(8):  # something to learn: a pattern for each class, under noise
+        y = rng.integers(0, CLASSES, args.batch)
+        batches.append(((0.2 * classes[y] + rng.standard_normal((args.batch, *SHAPE))).astype(np.float32), y))
     model, ours = our_stepper(context, args.model)
     contenders = {"ours": ours, "peer": torch_stepper(context, model)}
     gaps = []

@@ -18,7 +18,7 @@ import numpy as np
 
 HEADER = Path(__file__).with_name("host_cuda.h")
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)\s*\{', re.S)
-COOPERATIVE = ("__sync", "__shfl", "warp_sum", "__shared__")
+COOPERATIVE = ("__sync", "__shfl", "warp_sum", "__shared__", "ALL_LANES", "score(", "column_pair")
 SCALARS = {"i64": np.int64, "int": np.int32, "u8": np.uint8, "unsigned": np.uint32, "float": np.float32, "double": np.float64}
 CACHE = Path(tempfile.gettempdir()) / "mpidl-host-kernels"
 
@@ -57,9 +57,12 @@ class HostModule:
         """One argument as bytes in memory: the address of an array, or the value of a scalar."""
         base, pointer = kind
         wanted = np.dtype(self.types[base])
+        if pointer and isinstance(arg, np.uint64) and arg == 0:
+            return np.array([arg])  # a null pointer
         if pointer:
             assert isinstance(arg, np.ndarray) and arg.dtype == wanted, f"{kernel}: {base}* got {type(arg)} {arg.dtype}"
-            assert arg.flags.c_contiguous, f"{kernel}: {base}* got an array that is not contiguous"
+            strided = kernel.startswith("attention") and arg.strides[-1] == arg.itemsize  # these are told the strides
+            assert arg.flags.c_contiguous or strided, f"{kernel}: {base}* got an array that is not contiguous"
             return np.array([arg.ctypes.data], np.uint64)
         assert isinstance(arg, np.generic) and arg.dtype == wanted, f"{kernel}: {base} got {type(arg)} {arg!r}"
         return np.array([arg])

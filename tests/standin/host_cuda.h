@@ -15,7 +15,7 @@
 #include <random>
 #include <vector>
 
-using std::exp; using std::log; using std::sqrt; using std::fabs;
+using std::exp; using std::log; using std::sqrt; using std::fabs; using std::tanh; using std::erf; using std::log1p;
 struct dim3 { unsigned x, y, z; };
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 #define __global__

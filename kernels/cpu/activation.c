@@ -1,0 +1,2 @@
+#define KERNEL "activation_impl.h"
+#include "typed.h"

@@ -1,0 +1,2 @@
+#define KERNEL "attention_impl.h"
+#include "typed.h"

@@ -1,0 +1,2 @@
+#define KERNEL "columns_impl.h"
+#include "typed.h"

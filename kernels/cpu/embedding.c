@@ -1,0 +1,2 @@
+#define KERNEL "embedding_impl.h"
+#include "typed.h"

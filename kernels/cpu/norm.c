@@ -1,0 +1,2 @@
+#define KERNEL "norm_impl.h"
+#include "typed.h"

@@ -1,0 +1,2 @@
+#define KERNEL "pooling_impl.h"
+#include "typed.h"

@@ -1,0 +1,2 @@
+#define KERNEL "recurrent_impl.h"
+#include "typed.h"

@@ -1,0 +1,2 @@
+#define KERNEL "softmax_impl.h"
+#include "typed.h"

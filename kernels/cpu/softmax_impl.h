@@ -1,0 +1,66 @@
+/* Softmax over rows and losses between rows. */
+#include "math_impl.h"
+
+/* y = softmax(x) of each row, or its logarithm. y may be x. */
+int NAME(softmax_forward)(const REAL *x, REAL *y, long rows, long cols, int logarithm) {
+    PARALLEL_FOR(rows *cols * 8)
+    for (long r = 0; r < rows; r++) {
+        const REAL *in = x + r * cols;
+        REAL *out = y + r * cols, top = cols ? in[0] : 0, sum = 0;
+        for (long c = 1; c < cols; c++) top = in[c] > top ? in[c] : top;
+        if (logarithm) {
+#pragma omp simd reduction(+ : sum)
+            for (long c = 0; c < cols; c++) sum += NAME(fast_exp)(in[c] - top);
+            const REAL shift = top + (REAL)log((double)sum);
+            for (long c = 0; c < cols; c++) out[c] = in[c] - shift;
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (long c = 0; c < cols; c++) sum += out[c] = NAME(fast_exp)(in[c] - top);
+            for (long c = 0; c < cols; c++) out[c] /= sum;
+        }
+    }
+    return 0;
+}
+
+/* dx from dy and the output y. dx may be dy. */
+int NAME(softmax_backward)(const REAL *dy, const REAL *y, REAL *dx, long rows, long cols, int logarithm) {
+    PARALLEL_FOR(rows *cols * 8)
+    for (long r = 0; r < rows; r++) {
+        const REAL *g = dy + r * cols, *out = y + r * cols;
+        REAL *to = dx + r * cols, sum = 0;
+        if (logarithm) {
+            for (long c = 0; c < cols; c++) sum += g[c];
+            for (long c = 0; c < cols; c++) to[c] = g[c] - NAME(fast_exp)(out[c]) * sum;
+        } else {
+            for (long c = 0; c < cols; c++) sum += g[c] * out[c];
+            for (long c = 0; c < cols; c++) to[c] = out[c] * (g[c] - sum);
+        }
+    }
+    return 0;
+}
+
+/* loss (rows): sums over the columns of a loss between x and target; dx = its gradient * scale. kind: 0 squared error, 1 Huber with
+ * threshold delta (Huber, 1964), 2 binary cross-entropy of logits x. */
+int NAME(pair_loss)(const REAL *x, const REAL *target, REAL *loss, REAL *dx, long rows, long cols, double scale, int kind, double delta) {
+    const REAL s = (REAL)scale, d = (REAL)delta;
+    PARALLEL_FOR(rows *cols * 8)
+    for (long r = 0; r < rows; r++) {
+        double sum = 0;
+        for (long c = r * cols; c < (r + 1) * cols; c++) {
+            const REAL e = x[c] - target[c], a = e < 0 ? -e : e;
+            if (kind == 0) {
+                sum += e * e;
+                dx[c] = 2 * e * s;
+            } else if (kind == 1) {
+                sum += a <= d ? (REAL)0.5 * e * e : d * (a - (REAL)0.5 * d);
+                dx[c] = (a <= d ? e : e < 0 ? -d : d) * s;
+            } else {
+                const REAL v = x[c], size = v < 0 ? -v : v;
+                sum += (v > 0 ? v : 0) - v * target[c] + (REAL)log1p((double)NAME(fast_exp)(-size));
+                dx[c] = (NAME(sigmoid)(v) - target[c]) * s;
+            }
+        }
+        loss[r] = (REAL)sum;
+    }
+    return 0;
+}

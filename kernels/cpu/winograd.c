@@ -1,0 +1,2 @@
+#define KERNEL "winograd_impl.h"
+#include "typed.h"

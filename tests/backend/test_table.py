@@ -1,0 +1,256 @@
+"""Every kernel of the table, on every backend, against plain NumPy in float64, over drawn shapes; and that oracle itself
+against derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mpidl.backend.contract.conv import ConvGeometry, PoolGeometry, _numbers
+from mpidl.backend.plain import PLAIN
+from mpidl.backend.table import KERNELS, ONLY_CUDA
+
+FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+Args = list[Any]
+Case = Callable[[np.random.Generator, int, int, int], Args]
+
+
+def normal(g: np.random.Generator, *shape: int) -> np.ndarray:
+    return g.standard_normal(shape)
+
+
+def act(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    return [normal(g, n, m) * 3, normal(g, n, m), n * m, k]
+
+
+def act_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    x, y = normal(g, n, m) * 3, np.empty((n, m))
+    PLAIN["act_forward"](x, y, n * m, k)
+    return [normal(g, n, m), x, y, normal(g, n, m), n * m, k]
+
+
+def row_norm(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    beta = normal(g, m) if k % 2 else None
+    return [normal(g, n, m) + 2, normal(g, m), beta, normal(g, n, m), normal(g, n), normal(g, n), n, m, 1e-5, k % 2]
+
+
+def row_norm_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    x, gamma, _, y, mean, rstd, *rest = args = row_norm(g, n, m, k)
+    PLAIN["row_norm_forward"](*args)
+    return [normal(g, n, m), x, gamma, mean, rstd, y, n, m, rest[-1]]
+
+
+def row_norm_parameters(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    dy, x, gamma, mean, rstd, *_ = row_norm_back(g, n, m, k)
+    return [dy, x, mean, rstd, gamma, normal(g, m) if k % 2 else None, n, m]
+
+
+def affine(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    residual = normal(g, k, n, m) if k % 2 else None
+    return [normal(g, k, n, m), normal(g, k, m), normal(g, k, m), residual, normal(g, k, n, m), k, n, m, k % 3 == 0]
+
+
+def dots(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    y = normal(g, k, n, m) if k % 2 else None
+    return [normal(g, k, n, m), normal(g, k, n, m), y, *(normal(g, k, m) for _ in range(3)), k, n, m]
+
+
+def softmax_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    y = normal(g, n, m)
+    PLAIN["softmax_forward"](y.copy(), y, n, m, k % 2)
+    return [normal(g, n, m), y, normal(g, n, m), n, m, k % 2]
+
+
+def attention(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    b, heads, tq = n % 3, k, 1 + m % 50
+    tk, dim = (tq if k % 2 else tq + n % 7), 1 + m % 33
+    q, both = normal(g, b, tq, heads, dim), normal(g, b, tk, 2, heads, dim)
+    out, lse = normal(g, b, tq, heads, dim), normal(g, b, heads, tq)
+    numbers = (b, heads, tq, tk, dim, heads * dim, 2 * heads * dim)
+    return [q, both[:, :, 0], both[:, :, 1], out, lse, *numbers, 0.3, k % 2]
+
+
+def attention_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    args = attention(g, n, m, k)
+    PLAIN["attention_forward"](*args)
+    q, key = args[0], args[1]
+    both = normal(g, *key.shape[:2], 2, *key.shape[2:])
+    return [normal(g, *q.shape), *args[:5], normal(g, *q.shape), both[:, :, 0], both[:, :, 1], *args[5:]]
+
+
+def conv_geometry(g: np.random.Generator) -> ConvGeometry:
+    kernel, stride, dilation = (tuple(int(v) for v in g.integers(1, 4, 3)) for _ in range(3))
+    pad = tuple(int(g.integers(0, k + 1)) for k in kernel)
+    size = tuple(int(d * (k - 1) + 1 + g.integers(0, 5)) for k, d in zip(kernel, dilation, strict=True))
+    return ConvGeometry(size, 6, 4, kernel, stride, pad, dilation, int(g.choice([1, 2])))  # type: ignore[arg-type]
+
+
+def columns(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    geometry, images = conv_geometry(g), n % 3
+    width = geometry.taps * 6 // geometry.groups
+    pixels = images * int(np.prod(geometry.out_size))
+    return [normal(g, images, *geometry.size, 6), normal(g, pixels, width), *_numbers(images, geometry, geometry.groups - 1)]
+
+
+def pool(g: np.random.Generator, n: int, m: int, k: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    size, stride = 1 + k % 4, 1 + n % 3
+    geometry = PoolGeometry(size + n % 9, size + m % 9, 1 + m % 5, size, stride, int(g.integers(0, size // 2 + 1)))
+    images = n % 3
+    x = normal(g, images, geometry.height, geometry.width, geometry.channels)
+    return x, normal(g, images, geometry.out_height, geometry.out_width, geometry.channels), geometry.numbers(images)
+
+
+def maxpool(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    x, y, numbers = pool(g, n, m, k)
+    return [x, y, np.zeros(y.shape, np.int64), *numbers]
+
+
+def maxpool_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    x, y, place, *numbers = args = maxpool(g, n, m, k)
+    PLAIN["maxpool_forward"](*args)
+    return [normal(g, *y.shape), place, x, *numbers]
+
+
+def adam(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    size = n * m
+    state = [normal(g, size), normal(g, size), normal(g, size), normal(g, size) ** 2]
+    return [*state, size, 0.01, 0.9, 0.99, 1e-3, 0.1, 0.3, 0.4, k % 2]
+
+
+def slots(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    edges = np.sort(g.integers(0, n * m + 1, 2 * k))
+    return [normal(g, n * m), edges[0::2].copy(), edges[1::2].copy(), normal(g, k), k]
+
+
+CASES: dict[str, Case] = {
+    "act_forward": act,
+    "act_backward": act_back,
+    "dropout": lambda g, n, m, k: [normal(g, n, m), normal(g, n, m), n * m, [0.5, 0.9, 1.0][k % 3], 7 << 33 | 5, n, k],
+    "row_norm_forward": row_norm,
+    "row_norm_backward": row_norm_back,
+    "row_norm_parameters": row_norm_parameters,
+    "segment_moments": lambda g, n, m, k: [normal(g, k, n, m) + 3, normal(g, k, m), normal(g, k, m), k, n, m],
+    "segment_affine": affine,
+    "segment_dots": dots,
+    "segment_dx": lambda g, n, m, k: [
+        normal(g, k, n, m), normal(g, k, n, m), *(normal(g, k, m) for _ in range(3)), normal(g, k, n, m), k, n, m
+    ],
+    "softmax_forward": lambda g, n, m, k: [normal(g, n, m) * 5, normal(g, n, m), n, m, k % 2],
+    "softmax_backward": softmax_back,
+    "pair_loss": lambda g, n, m, k: [
+        normal(g, n, m), g.random((n, m)), normal(g, n), normal(g, n, m), n, m, 0.5, k % 3, 0.7
+    ],
+    "embedding_forward": lambda g, n, m, k: [normal(g, 9, m), g.integers(0, 9, n), normal(g, n, m), n, m],
+    "embedding_backward": lambda g, n, m, k: [normal(g, n, m), g.integers(0, 9, n), normal(g, 9, m), n, m],
+    "attention_forward": attention,
+    "attention_backward": attention_back,
+    "lstm_forward": lambda g, n, m, k: [normal(g, n, 4 * m), *(normal(g, n, m) for _ in range(3)), n, m],
+    "lstm_backward": lambda g, n, m, k: [g.random((n, 4 * m)), *(normal(g, n, m) for _ in range(4)), n, m],
+    "gru_forward": lambda g, n, m, k: [normal(g, n, 3 * m), normal(g, n, 3 * m), normal(g, n, m), normal(g, n, m), n, m],
+    "gru_backward": lambda g, n, m, k: [g.random((n, 3 * m)), normal(g, n, 3 * m), normal(g, n, m), normal(g, n, m), n, m],
+    "im2col": columns,
+    "col2im": lambda g, n, m, k: [*reversed((a := columns(g, n, m, k))[:2]), *a[2:]],
+    "maxpool_forward": maxpool,
+    "maxpool_backward": maxpool_back,
+    "avgpool_forward": lambda g, n, m, k: [(a := pool(g, n, m, k))[0], a[1], *a[2]],
+    "avgpool_backward": lambda g, n, m, k: [(a := pool(g, n, m, k))[1], a[0], *a[2]],
+    "adam_step": adam,
+    "adam_direction": lambda g, n, m, k: [*(a := adam(g, n, m, k))[:4], normal(g, n * m), n * m, *a[6:12]],
+    "slot_squares": slots,
+    "slot_scale": slots,
+}  # fmt: skip
+
+
+def test_no_kernel_is_left_out() -> None:
+    assert set(CASES) == set(KERNELS) - ONLY_CUDA
+
+
+def on_device(ops: Any, name: str, args: Args, dtype: Any) -> Args:
+    """The arguments on the backend; views into one array (k and v, say) stay views with the same strides."""
+    kinds = KERNELS[name].arguments
+    moved: Args = []
+    for letter, arg in zip(kinds, args, strict=True):
+        if not isinstance(arg, np.ndarray):
+            moved.append(arg)
+            continue
+        kind = dtype if letter in "ps" else arg.dtype
+        if letter == "s" and arg.base is not None and arg.base.ndim == arg.ndim + 1:
+            whole = ops.to_device(np.zeros(arg.base.shape, kind))
+            view = whole[:, :, 0]
+            view[...] = ops.to_device(arg.astype(kind).copy())
+            moved.append(view)
+        else:
+            moved.append(ops.to_device(np.array(arg, kind, order="C")))
+    return moved
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+@given(st.sampled_from([np.float32, np.float64]), st.integers(0, 70), st.integers(1, 70), st.integers(1, 5), st.integers(0, 99))
+@FEW
+def test_agrees_with_plain_numpy(ops: Any, name: str, dtype: Any, n: int, m: int, k: int, seed: int) -> None:
+    args = CASES[name](np.random.default_rng(seed), n, m, k)
+    if dtype == np.float32:  # the oracle starts from the same numbers
+        args = [a.astype(dtype).astype(a.dtype) if isinstance(a, np.ndarray) and a.base is None else a for a in args]
+    device = on_device(ops, name, args, dtype)
+    ops.launch(name, *device)
+    PLAIN[name](*args)
+    tolerance = 3e-4 if dtype == np.float32 else 1e-9
+    for index, (wanted, got) in enumerate(zip(args, device, strict=True)):
+        if isinstance(wanted, np.ndarray):
+            result = ops.to_host(got)
+            np.testing.assert_allclose(result, wanted, rtol=tolerance, atol=tolerance, err_msg=f"argument {index}")
+
+
+def derivative(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    step = 1e-6
+    return (function(x + step * direction) - function(x - step * direction)) / (2 * step)
+
+
+@pytest.mark.parametrize("kind", range(6))
+def test_slopes_of_activations(kind: int, rng: np.random.Generator) -> None:
+    def forward(x: np.ndarray) -> np.ndarray:
+        y = np.empty_like(x)
+        PLAIN["act_forward"](x, y, x.size, kind)
+        return y
+
+    x, dx = rng.standard_normal((40, 3)), np.empty((40, 3))
+    PLAIN["act_backward"](np.ones_like(x), x, forward(x), dx, x.size, kind)
+    np.testing.assert_allclose(dx, derivative(forward, x, np.ones_like(x)), atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_slopes_of_losses(kind: int, rng: np.random.Generator) -> None:
+    target = rng.random((5, 7))
+
+    def forward(x: np.ndarray) -> np.ndarray:
+        loss = np.empty(5)
+        PLAIN["pair_loss"](x, target, loss, np.empty_like(x), 5, 7, 1.0, kind, 0.7)
+        return loss
+
+    x, dx, direction = rng.standard_normal((5, 7)), np.empty((5, 7)), rng.standard_normal((5, 7))
+    PLAIN["pair_loss"](x, target, np.empty(5), dx, 5, 7, 1.0, kind, 0.7)
+    np.testing.assert_allclose((dx * direction).sum(axis=1), derivative(forward, x, direction), atol=1e-7)
+
+
+def test_dropout_masks_are_those_of_philox() -> None:
+    """The known answers of Random123 (Salmon et al., 2011) for philox4x32-10."""
+    from mpidl.backend.plain.pointwise import philox
+
+    assert [hex(word) for word in philox(4, 0, 0, 0)] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
+
+
+def test_dropout_keeps_the_right_share_and_depends_on_everything(ops: Any) -> None:
+    x = ops.to_device(np.ones(200_001, np.float32))
+    masks = []
+    for seed, step, stream in ((1, 0, 0), (1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)):
+        y = ops.to_device(np.empty(200_001, np.float32))
+        ops.dropout(x, y, 0.8, seed, step, stream)
+        masks.append(ops.to_host(y))
+    assert abs((masks[0] > 0).mean() - 0.8) < 0.005
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert all((masks[0] != other).mean() > 0.2 for other in masks[2:])
