@@ -93,14 +93,8 @@ class NumpyOps(Ops):
         kind = f"C kernels, level {self.level}" if self._c else "pure NumPy (the C kernels were not built: slower)"
         return f"CPU, NumPy {np.__version__}, {kind}"
 
-    def dense_forward(self, x: NDArr, w: NDArr, b: NDArr, out: NDArr, *, relu: bool) -> None:
+    def dense_forward(self, x: NDArr, w: NDArr, b: NDArr | None, out: NDArr, *, relu: bool) -> None:
         self._matmul(x, w, out, b, relu)
-
-    def dense_backward(self, x: NDArr, w: NDArr, dy: NDArr, dw: NDArr, db: NDArr, dx: NDArr | None) -> None:
-        self._matmul(x.T, dy, dw)
-        self.column_sums(dy, db)
-        if dx is not None:
-            self._matmul(dy, w.T, dx)
 
     def _matmul(
         self, a: NDArr, b: NDArr, out: NDArr, bias: NDArr | None = None, relu: bool = False, *, accumulate: bool = False

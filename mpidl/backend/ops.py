@@ -97,15 +97,17 @@ class Ops(PointwiseOps, NormOps, SequenceOps, ConvOps, OptimOps):
         """One line for people: the device and the kernels in use."""
 
     # --- dense ---
-    def dense_forward(self, x: Array, w: Array, b: Array, out: Array, *, relu: bool) -> None:
-        """out (n, o) = act(x (n, i) @ w (i, o) + b (o))."""
+    def dense_forward(self, x: Array, w: Array, b: Array | None, out: Array, *, relu: bool) -> None:
+        """out (n, o) = act(x (n, i) @ w (i, o) + b (o)); ReLU only with a bias."""
         self.matmul(x, w, out)
-        self.bias_act(out, b, relu=relu)
+        if b is not None:
+            self.bias_act(out, b, relu=relu)
 
-    def dense_backward(self, x: Array, w: Array, dy: Array, dw: Array, db: Array, dx: Array | None) -> None:
-        """dw = x.T @ dy, db = column sums of dy, dx = dy @ w.T (skipped where None); all overwritten."""
+    def dense_backward(self, x: Array, w: Array, dy: Array, dw: Array, db: Array | None, dx: Array | None) -> None:
+        """dw = x.T @ dy, db = column sums of dy, dx = dy @ w.T (both skipped where None); all overwritten."""
         self.matmul(x.T, dy, dw)
-        self.column_sums(dy, db)
+        if db is not None:
+            self.column_sums(dy, db)
         if dx is not None:
             self.matmul(dy, w.T, dx)
 

@@ -26,4 +26,26 @@ def lecun_normal(generator: np.random.Generator, shape: tuple[int, ...], fan_in:
     return np.asarray(generator.standard_normal(shape) * np.sqrt(1.0 / fan_in))
 
 
-INITIALIZERS: dict[str, Initializer] = {"zeros": zeros, "he_normal": he_normal, "lecun_normal": lecun_normal}
+def ones(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> NDArray[Any]:
+    """All one."""
+    return np.ones(shape)
+
+
+def small_normal(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> NDArray[Any]:
+    """Normal with standard deviation 0.02 (Radford et al., 2019)."""
+    return np.asarray(generator.standard_normal(shape) * 0.02)
+
+
+def fan_uniform(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> NDArray[Any]:
+    """Uniform in +- sqrt(1 / fan_in), usual for recurrent layers."""
+    return np.asarray(generator.uniform(-1, 1, shape) * np.sqrt(1.0 / fan_in))
+
+
+INITIALIZERS: dict[str, Initializer] = {
+    "zeros": zeros,
+    "ones": ones,
+    "he_normal": he_normal,
+    "lecun_normal": lecun_normal,
+    "small_normal": small_normal,
+    "fan_uniform": fan_uniform,
+}

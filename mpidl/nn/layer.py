@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from mpidl.backend import Array, Ops, Workspace
 from mpidl.errors import ShapeError
@@ -15,14 +20,33 @@ Shape = tuple[int, ...]
 Backward = Callable[[Array], "Array | None"]
 
 
+@dataclass
+class Runtime:
+    """What layers need to know of the run around them; one for each model, kept by whoever trains it.
+
+    seed, step, part: key of random masks; part numbers the micro-batches of a step over all ranks, so that masks do not depend
+    on the number of ranks. reduce: sums a float64 host array (n,) over the ranks, in place; None on one rank. recomputing: a forward
+    pass is done again for its gradients, so running statistics stay as they are.
+    """
+
+    seed: int = 0
+    step: int = 0
+    part: int = 0
+    reduce: Callable[[NDArray[Any]], None] | None = None
+    recomputing: bool = False
+
+
 class Layer(ABC):
     """A layer. `name` is unique in a model; `needs_input_gradient` is False for the first layer of a model."""
 
     kind: str
     has_relu = False  # whether the output went through a ReLU
+    synchronises = False  # whether a training pass waits for the other ranks
 
     def __init__(self) -> None:
         self.name = self.kind
+        self.number = 0  # unique in the model: part of the key of random masks
+        self.runtime: Runtime
         self.needs_input_gradient = True
         self.ops: Ops
         self.space: Workspace
@@ -36,9 +60,27 @@ class Layer(ABC):
         """The parameters for input samples of `shape`; names without the layer's name."""
         return []
 
-    def bind(self, ops: Ops, parameters: FlatParameters) -> None:
+    def bind(self, ops: Ops, parameters: FlatParameters, runtime: Runtime) -> None:
         """Receive the backend and the flat buffer that holds the declared parameters under `<layer name>.<name>`."""
-        self.ops, self.parameters, self.space = ops, parameters, ops.workspace()
+        self.ops, self.parameters, self.runtime, self.space = ops, parameters, runtime, ops.workspace()
+
+    def children(self) -> list[tuple[str, Layer]]:
+        """Layers inside this one, with their names in it."""
+        return []
+
+    def walk(self) -> Iterator[Layer]:
+        """This layer and all layers inside it."""
+        yield self
+        for _, child in self.children():
+            yield from child.walk()
+
+    def flops(self, shape: Shape) -> float:
+        """Floating-point operations of the forward pass for one sample of `shape`, without those that only pass over memory."""
+        return 0.0
+
+    def stored(self, shape: Shape) -> int:
+        """Elements that are kept for one sample of `shape` until the backward pass."""
+        return math.prod(self.output_shape(shape))
 
     @abstractmethod
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,10 @@ from mpidl.backend import Array, Ops
 
 @dataclass(frozen=True)
 class LossResult:
-    """Sums over this rank's part of a batch, and the gradient of the mean over the global batch."""
+    """Sums over this rank's part of a batch, and the gradient of the mean over the global batch.
+
+    total: sum of the losses; correct: how many predictions were right (0 where that has no meaning); gradient: as the input.
+    """
 
     total: float
     correct: int
@@ -19,17 +23,42 @@ class LossResult:
 
 
 class SoftmaxCrossEntropy:
-    """Mean over the batch of -log softmax(logits)[label]."""
+    """Mean over the batch of -sum of target * log softmax(logits); the target is spread a little with `smoothing` (Szegedy et al., 2016).
 
-    def __init__(self, ops: Ops) -> None:
-        self.ops, self.space = ops, ops.workspace()
+    Each position of a sequence counts as a sample. Negative labels count nothing.
+    """
+
+    def __init__(self, ops: Ops, *, smoothing: float = 0.0) -> None:
+        self.ops, self.space, self.smoothing = ops, ops.workspace(), smoothing
 
     def __call__(self, logits: Array, labels: Array, global_count: int) -> LossResult:
-        """logits: (n, classes); labels: (n,) int64 in [0, classes); global_count: samples in the batch over all ranks."""
-        n = logits.shape[0]
+        """logits: (n, ..., classes); labels: (n, ...) int64 below classes; global_count: labels in the batch over all ranks."""
+        flat = logits.reshape(-1, logits.shape[-1])
+        n = flat.shape[0]
         loss = self.space.get("loss", (n,), logits.dtype)
         hit = self.space.get("hit", (n,), np.uint8)
-        gradient = self.space.get("gradient", logits.shape, logits.dtype)
-        self.ops.softmax_cross_entropy(logits, labels, loss, gradient, hit, 1.0 / max(global_count, 1))
-        xp = self.ops.xp
-        return LossResult(float(loss.sum(dtype=np.float64)), int(xp.count_nonzero(hit)), gradient)
+        gradient = self.space.get("gradient", flat.shape, logits.dtype)
+        scale = 1.0 / max(global_count, 1)
+        self.ops.softmax_cross_entropy(flat, labels.reshape(-1), loss, gradient, hit, scale, self.smoothing)
+        total, correct = float(loss.sum(dtype=np.float64)), int(self.ops.xp.count_nonzero(hit))
+        return LossResult(total, correct, gradient.reshape(logits.shape))
+
+
+class PairLoss:
+    """Mean over the elements of the batch of a loss between prediction and target of the same shape.
+
+    kind: "mse" squared error; "huber" with threshold delta (Huber, 1964); "bce" binary cross-entropy of logits.
+    """
+
+    def __init__(self, ops: Ops, kind: str = "mse", *, delta: float = 1.0) -> None:
+        self.ops, self.space, self.kind, self.delta = ops, ops.workspace(), kind, delta
+
+    def __call__(self, x: Array, target: Array, global_count: int) -> LossResult:
+        """x, target: (n, ...); global_count: samples in the batch over all ranks. total is the sum over samples of their means."""
+        width = math.prod(x.shape[1:])
+        rows = x.reshape(x.shape[0], width)
+        loss = self.space.get("loss", (x.shape[0],), x.dtype)
+        gradient = self.space.get("gradient", rows.shape, x.dtype)
+        scale = 1.0 / (max(global_count, 1) * max(width, 1))
+        self.ops.pair_loss(rows, target.reshape(rows.shape), loss, gradient, kind=self.kind, scale=scale, delta=self.delta)
+        return LossResult(float(loss.sum(dtype=np.float64)) / max(width, 1), 0, gradient.reshape(x.shape))

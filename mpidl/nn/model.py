@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 
 from mpidl.backend import Array, Ops
 from mpidl.errors import ShapeError
-from mpidl.nn.layer import Backward, Layer, Shape
+from mpidl.nn.layer import Backward, Layer, Runtime, Shape
 from mpidl.nn.parameters import FlatParameters, ParameterSpec
 from mpidl.nn.pool import MaxPool2D
 
@@ -32,20 +32,30 @@ class Model:
         specs: list[ParameterSpec] = []
         shape = self.input_shape
         self.ranges: list[tuple[str, str] | None] = []
+        self.runtime = Runtime()
         for index, layer in enumerate(self.layers):
             numbers[layer.kind] += 1
             layer.name = f"{layer.kind}{numbers[layer.kind]}"
             declared_for, shape = shape, layer.output_shape(shape)
             own = [replace(spec, name=f"{layer.name}.{spec.name}") for spec in layer.declare(declared_for)]
-            layer.needs_input_gradient = bool(specs)
-            self.ranges.append((own[0].name, own[-1].name) if own else None)
+            trained = [spec.name for spec in own if spec.trainable]
+            layer.needs_input_gradient = any(spec.trainable for spec in specs)
+            self.ranges.append((trained[0], trained[-1]) if trained else None)
             specs += own
             if isinstance(layer, MaxPool2D) and index:
                 layer.follow(self.layers[index - 1])
         self.output_shape = shape
         self.parameters = FlatParameters(specs, ops, dtype)
         for layer in self.layers:
-            layer.bind(ops, self.parameters)
+            layer.bind(ops, self.parameters, self.runtime)
+        for number, layer in enumerate(self.walk()):
+            layer.number = number
+        self.synchronises = any(layer.synchronises for layer in self.walk())
+
+    def walk(self) -> Iterator[Layer]:
+        """All layers, those inside others too."""
+        for layer in self.layers:
+            yield from layer.walk()
 
     def forward(self, x: Array, *, train: bool = False) -> tuple[Array, ModelBackward]:
         """Output for a batch x (n, *input_shape), and its backward; both valid until the next forward."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mpidl.backend import Array, Ops
+from mpidl.backend import Array, Ops, Workspace
 from mpidl.nn.init import INITIALIZERS
 
 ALIGNMENT = 16  # elements: each float32 parameter starts on a 64-byte line
@@ -17,12 +17,16 @@ ALIGNMENT = 16  # elements: each float32 parameter starts on a 64-byte line
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """What a layer declares: a name, a shape, an initialiser (see mpidl.nn.init) and its fan-in."""
+    """What a layer declares: a name, a shape, an initialiser (see mpidl.nn.init) and its fan-in.
+
+    trainable: False for state without gradient, such as running means; it lies in a buffer of its own.
+    """
 
     name: str
     shape: tuple[int, ...]
     init: str = "zeros"
     fan_in: int = 1
+    trainable: bool = True
 
     @property
     def size(self) -> int:
@@ -40,7 +44,8 @@ class Slot:
 
 
 class FlatParameters:
-    """values: (n,) parameters; gradients: (n,); message: (n + spare,) gradients with `spare` elements behind them.
+    """values: (n,) parameters; gradients: (n,); message: (n + spare,) gradients with `spare` elements behind them; state: what is
+    not trainable.
 
     The spare elements let a training step send its scalars (loss, counts, flags) in the same message as its gradients.
     Padding between parameters is always zero, in values as in gradients.
@@ -48,13 +53,10 @@ class FlatParameters:
 
     def __init__(self, specs: Sequence[ParameterSpec], ops: Ops, dtype: DTypeLike = np.float32, spare: int = 8) -> None:
         self.ops, self.dtype = ops, np.dtype(dtype)
-        self.slots: dict[str, Slot] = {}
-        end = 0
-        for spec in specs:
-            start = -(-end // ALIGNMENT) * ALIGNMENT
-            end = start + spec.size
-            self.slots[spec.name] = Slot(spec, start, end)
-        self.length = -(-end // ALIGNMENT) * ALIGNMENT
+        self.slots, self.length = _lay_out([spec for spec in specs if spec.trainable])
+        self.state_slots, state_length = _lay_out([spec for spec in specs if not spec.trainable])
+        self.shared_spaces: dict[str, Workspace] = {}  # of layers that are computed again (see mpidl.nn.composite.Recompute)
+        self.state: Array = ops.xp.zeros(state_length, self.dtype)
         self.values: Array = ops.xp.zeros(self.length, self.dtype)
         self.message: Array = ops.xp.zeros(self.length + spare, self.dtype)
         self.gradients: Array = self.message[: self.length]
@@ -66,20 +68,18 @@ class FlatParameters:
         return sum(slot.spec.size for slot in self.slots.values())
 
     def value(self, name: str) -> Array:
-        """The parameter `name` in its own shape, a view."""
-        return self._view(self.values, name)
+        """The parameter or state `name` in its own shape, a view."""
+        if name in self.state_slots:
+            return _view(self.state, self.state_slots[name])
+        return _view(self.values, self.slots[name])
 
     def gradient(self, name: str) -> Array:
         """The gradient of `name` in its own shape, a view."""
-        return self._view(self.gradients, name)
-
-    def _view(self, flat: Array, name: str) -> Array:
-        slot = self.slots[name]
-        return flat[slot.start : slot.stop].reshape(slot.spec.shape)
+        return _view(self.gradients, self.slots[name])
 
     def initialise(self, seed: int) -> None:
         """Fill the values; the same on every rank and backend, whatever the number of ranks."""
-        for index, (name, slot) in enumerate(self.slots.items()):
+        for index, (name, slot) in enumerate([*self.slots.items(), *self.state_slots.items()]):
             generator = np.random.Generator(np.random.Philox(key=[seed, index]))
             host = INITIALIZERS[slot.spec.init](generator, slot.spec.shape, slot.spec.fan_in)
             self.value(name)[...] = self.ops.to_device(host.astype(self.dtype))
@@ -91,3 +91,18 @@ class FlatParameters:
             if not bool(xp.isfinite(flat[slot.start : slot.stop]).all()):
                 return name
         return None
+
+
+def _lay_out(specs: Sequence[ParameterSpec]) -> tuple[dict[str, Slot], int]:
+    """Where each lies, and the length of all."""
+    slots: dict[str, Slot] = {}
+    end = 0
+    for spec in specs:
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        end = start + spec.size
+        slots[spec.name] = Slot(spec, start, end)
+    return slots, -(-end // ALIGNMENT) * ALIGNMENT
+
+
+def _view(flat: Array, slot: Slot) -> Array:
+    return flat[slot.start : slot.stop].reshape(slot.spec.shape)

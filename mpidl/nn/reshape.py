@@ -8,14 +8,35 @@ from mpidl.backend import Array
 from mpidl.nn.layer import Backward, Layer, Shape
 
 
-class Flatten(Layer):
+class Reshape(Layer):
+    """y (n, *shape) = x, without a copy."""
+
+    kind = "reshape"
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if math.prod(shape) != math.prod(self._target(shape)):
+            raise self._refuse(shape, f"it should have as many elements as {self.shape}")
+        return self._target(shape)
+
+    def _target(self, shape: Shape) -> Shape:
+        return self.shape
+
+    def stored(self, shape: Shape) -> int:
+        return 0
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        before = x.shape
+        return x.reshape(before[0], *self._target(before[1:])), lambda dy: dy.reshape(before)
+
+
+class Flatten(Reshape):
     """y (n, product of the shape) = x, without a copy."""
 
     kind = "flatten"
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def _target(self, shape: Shape) -> Shape:
         return (math.prod(shape),)
-
-    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        shape = x.shape
-        return x.reshape(shape[0], math.prod(shape[1:])), lambda dy: dy.reshape(shape)

@@ -126,7 +126,7 @@ def test_gradients_become_ready_last_layer_first_and_cover_all() -> None:
 @pytest.mark.parametrize(
     ("layers", "shape", "words"),
     [
-        ([Dense(3)], (4, 4), "dense1"),
+        ([Dense(3)], (4, 4, 1), "dense1"),
         ([Conv2D(3)], (4,), "conv1"),
         ([Conv2D(3, 5, pad=0)], (4, 4, 1), "conv1"),
         ([MaxPool2D(5)], (4, 4, 1), "pool1"),

@@ -100,16 +100,23 @@ def _count_nonzero(array: Any) -> Any:
 
 
 def _wrapped(function: Any) -> Any:
-    return lambda first, *args, **kwargs: _device(function(_plain(first), *args, **kwargs))
+    def call(first: Any, *args: Any, **kwargs: Any) -> Any:
+        whole = tuple(_plain(value) for value in first) if isinstance(first, tuple) else _plain(first)
+        return _device(function(whole, *(_plain(value) for value in args), **kwargs))
+
+    return call
 
 
 def make() -> tuple[types.ModuleType, types.ModuleType]:
     """The modules `cupy` and `cupyx`."""
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
-    for name in ("empty", "zeros", "empty_like", "zeros_like"):
+    made = ("empty", "zeros", "empty_like", "zeros_like", "ones_like", "repeat", "ascontiguousarray", "arange", "broadcast_to", "where")
+    for name in (*made, "concatenate"):
         setattr(cupy, name, _wrapped(getattr(np, name)))
-    for name in ("matmul", "multiply", "add", "isfinite"):
+    for name in ("matmul", "multiply", "add", "isfinite", "sqrt", "abs"):
         setattr(cupy, name, getattr(np, name))
+    fft = {name: _wrapped(getattr(np.fft, name)) for name in ("rfftn", "irfftn")}
+    cupy.fft = types.SimpleNamespace(**fft)  # type: ignore[attr-defined]
     runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"})
     values = {
         "__version__": "stand-in",

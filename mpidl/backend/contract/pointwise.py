@@ -11,6 +11,12 @@ PAIR_LOSSES = {"mse": 0, "huber": 1, "bce": 2}
 class PointwiseOps(Launcher):
     """Element by element, or row by row."""
 
+    def add(self, a: Array, b: Array, out: Array, *, relu: bool) -> None:
+        """Out = act(a + b), all of one shape; out may be a or b."""
+        self.xp.add(a, b, out=out)
+        if relu:
+            self.act_forward(out, out, "relu")
+
     def act_forward(self, x: Array, out: Array, kind: str) -> None:
         """Out = act(x); kind: a key of ACTIVATIONS (GELU: Hendrycks and Gimpel, 2016; SiLU: Elfwing et al., 2018)."""
         self.launch("act_forward", x, out, x.size, ACTIVATIONS[kind])

@@ -1,0 +1,99 @@
+"""Help for tests of layers that users write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mpidl.backend import Ops
+from mpidl.nn import Layer, Model
+
+STEP = 1e-6
+
+
+class GradientError(AssertionError):
+    """A gradient is not the derivative of the forward pass."""
+
+
+def check_gradients(
+    layers: Layer | Sequence[Layer],
+    shape: tuple[int, ...],
+    *,
+    batch: int = 3,
+    ops: Ops | None = None,
+    inputs: Any = None,
+    seed: int = 0,
+    rtol: float = 1e-5,
+    atol: float = 1e-7,
+) -> None:
+    """Compare the backward passes of `layers` with central differences of their forward passes, in float64.
+
+    shape: of one input sample. inputs: (batch, *shape) to use instead of normal random numbers; integers have no gradient. Every
+    parameter tensor, and the input, is moved along a random direction and in one random element. Raises GradientError naming it.
+    """
+    from mpidl.backend.numpy_ops import NumpyOps
+
+    rng = np.random.default_rng(seed)
+    ops = ops or NumpyOps()
+    given = np.asarray(rng.standard_normal((batch, *shape)) if inputs is None else inputs)
+    model = Model([layers] if isinstance(layers, Layer) else layers, shape, ops, dtype=np.float64)
+    model.parameters.initialise(seed)
+    flat = model.parameters
+    start = ops.to_host(flat.values).copy() + 0.1 * rng.standard_normal(flat.length)  # zeros hide mistakes
+    for name, slot in flat.slots.items():
+        _compare(model, given, start, _Along(name, slot.start, slot.stop), rng, rtol, atol)
+    if given.dtype.kind == "f":
+        _compare(model, given, start, None, rng, rtol, atol)
+
+
+class _Along:
+    def __init__(self, name: str, start: int, stop: int) -> None:
+        self.name, self.part = name, slice(start, stop)
+
+
+def _compare(model: Model, x: Any, start: Any, along: _Along | None, rng: Any, rtol: float, atol: float) -> None:
+    size = x.size if along is None else along.part.stop - along.part.start
+    single = np.zeros(size)
+    single[rng.integers(size)] = 1
+    for direction in (rng.standard_normal(size), single):
+        weights = rng.standard_normal((len(x), *model.output_shape))
+        gradients, dx = _gradients(model, x, start, weights)
+        exact = float(dx.reshape(-1) @ direction) if along is None else float(gradients[along.part] @ direction)
+        losses = []
+        for sign in (1, -1):
+            values, inputs = start.copy(), x
+            if along is None:
+                inputs = x + sign * STEP * direction.reshape(x.shape)
+            else:
+                values[along.part] += sign * STEP * direction
+            losses.append(_loss(model, inputs, values, weights))
+        numeric = (losses[0] - losses[1]) / (2 * STEP)
+        if not abs(numeric - exact) <= atol + rtol * max(abs(numeric), abs(exact)):
+            what = "the input" if along is None else along.name
+            raise GradientError(f"the gradient of {what} is {exact:.10g} along a direction, but the loss changes by {numeric:.10g}")
+
+
+def _loss(model: Model, x: Any, values: Any, weights: Any) -> float:
+    model.parameters.values[...] = model.ops.to_device(values)
+    y, _ = model.forward(model.ops.to_device(x), train=True)
+    return float((model.ops.to_host(y) * weights).sum())
+
+
+def _gradients(model: Model, x: Any, values: Any, weights: Any) -> tuple[Any, Any]:
+    ops, flat = model.ops, model.parameters
+    for layer in model.walk():
+        layer.needs_input_gradient = True
+    flat.values[...] = ops.to_device(values)
+    flat.gradients[...] = ops.to_device(np.full(flat.length, np.nan))  # every gradient must be written
+    gradient: Any = ops.to_device(weights.copy())
+    steps = []
+    y: Any = ops.to_device(x)
+    for layer in model.layers:
+        y, step = layer.forward(y, train=True)
+        steps.append(step)
+    for step in reversed(steps):
+        gradient = step(gradient)
+    dx = np.zeros(x.shape) if gradient is None else ops.to_host(gradient)
+    return ops.to_host(flat.gradients).copy(), np.array(dx)
