@@ -3,7 +3,7 @@
  * their gradients at [((b * tq + t) * heads + h) * dim]. causal: query t sees keys up to t + tk - tq.
  */
 #include "math_impl.h"
-#define QUERIES 48
+#define QUERIES 32
 #define HEAD(base, tokens, row) ((base) + (b) * (tokens) * (row) + (h) * dim)
 
 int NAME(gemm)(const REAL *a, long a_row, long a_k, const REAL *b, long b_k, long b_col, REAL *c, long c_row, long c_col, const REAL *bias,

@@ -1,20 +1,54 @@
-"""Ready-made models, by name."""
+"""Ready-made models, by name, each in a tiny and a real size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from mpidl.errors import ConfigError
 from mpidl.models.cnn import cnn
+from mpidl.models.fno import fno
 from mpidl.models.mlp import mlp
+from mpidl.models.recurrent import lstm
+from mpidl.models.resnet import resnet
+from mpidl.models.transformer import gpt, vit
+from mpidl.models.unet import unet
 from mpidl.nn import Layer
 
-MODELS: dict[str, Callable[..., Sequence[Layer]]] = {"cnn": cnn, "mlp": mlp}
+MODELS: dict[str, Callable[..., Sequence[Layer]]] = {
+    "cnn": cnn,
+    "fno": fno,
+    "gpt": gpt,
+    "lstm": lstm,
+    "mlp": mlp,
+    "resnet": resnet,
+    "resnet18": partial(resnet, depth=18),
+    "resnet50": partial(resnet, depth=50),
+    "unet": unet,
+    "vit": vit,
+}
+# option size="tiny" or "real": what a laptop trains in seconds, and what papers use (also the defaults of the models)
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "cnn": {"tiny": {"channels": (8, 16), "hidden": (32,)}, "real": {"channels": (32, 64), "hidden": (128,)}},
+    "fno": {"tiny": {"width": 16, "modes": 6, "depth": 3}, "real": {"width": 64, "modes": 16, "depth": 4}},
+    "gpt": {"tiny": {"width": 64, "depth": 2, "heads": 4}, "real": {"width": 768, "depth": 12, "heads": 12}},
+    "lstm": {"tiny": {"units": 64, "depth": 1, "embedding": 32}, "real": {"units": 512, "depth": 2, "embedding": 256}},
+    "mlp": {"tiny": {"hidden": (32,)}, "real": {"hidden": (256, 256)}},
+    "resnet": {"tiny": {"depth": 10, "width": 8}, "real": {"depth": 50}},
+    "resnet18": {"tiny": {"width": 8}, "real": {"width": 64}},
+    "resnet50": {"tiny": {"width": 8}, "real": {"width": 64}},
+    "unet": {"tiny": {"channels": (8, 16), "groups": 4}, "real": {"channels": (64, 128, 256, 512)}},
+    "vit": {"tiny": {"patch": 4, "width": 32, "depth": 2, "heads": 2}, "real": {"patch": 16, "width": 384, "depth": 12, "heads": 6}},
+}
 
 
 def layers_of(name: str, input_shape: tuple[int, ...], classes: int, options: dict[str, Any]) -> Sequence[Layer]:
-    """The layers of model `name` for samples of `input_shape`; options are the model's own keyword arguments."""
+    """The layers of model `name` for samples of `input_shape`; options are the model's own keyword arguments, and "size"."""
     if name not in MODELS:
         raise ConfigError(f"unknown model {name!r}", where="model.name", remedy=f"choose one of {sorted(MODELS)}")
-    return MODELS[name](input_shape, classes, **options)
+    size = options.get("size", "")
+    if size and size not in SIZES[name]:
+        raise ConfigError(f"unknown size {size!r}", where="model.options.size", remedy=f"choose one of {list(SIZES[name])}")
+    own = {key: value for key, value in options.items() if key != "size"}
+    return MODELS[name](input_shape, classes, **({**SIZES[name][size], **own} if size else own))

@@ -5,7 +5,7 @@ from mpidl.nn.attention import SelfAttention
 from mpidl.nn.composite import Concat, Identity, Recompute, Residual, Sequential
 from mpidl.nn.conv import Conv1D, Conv2D, Conv3D, ConvTranspose2D
 from mpidl.nn.dense import Dense
-from mpidl.nn.embedding import Embedding
+from mpidl.nn.embedding import Embedding, Positions
 from mpidl.nn.layer import Backward, Layer, Runtime
 from mpidl.nn.loss import LossResult, PairLoss, SoftmaxCrossEntropy
 from mpidl.nn.model import GradientsReady, Model
@@ -44,6 +44,7 @@ __all__ = [
     "Model",
     "PairLoss",
     "ParameterSpec",
+    "Positions",
     "RMSNorm",
     "ReLU",
     "Recompute",

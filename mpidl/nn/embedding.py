@@ -37,3 +37,25 @@ class Embedding(Layer):
                 self._gradient("positions")[...] = dy.sum(axis=0)
 
         return y, backward
+
+
+class Positions(Layer):
+    """y (n, t, width) = x + weight (t, width): a learned vector for each place."""
+
+    kind = "positions"
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def declare(self, shape: Shape) -> list[ParameterSpec]:
+        return [ParameterSpec("weight", shape, "small_normal")]
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        y = self.space.get("y", x.shape, x.dtype)
+        self.ops.xp.add(x, self._value("weight"), out=y)
+
+        def backward(dy: Array) -> Array:
+            self._gradient("weight")[...] = dy.reshape(y.shape).sum(axis=0)
+            return dy.reshape(y.shape)
+
+        return y, backward

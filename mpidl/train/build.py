@@ -19,7 +19,8 @@ from mpidl.train.inputs import InputSpec
 def build_model(config: ModelConfig, spec: InputSpec, ops: Ops) -> Model:
     """The model with zero parameters. Raises ConfigError for an unknown model or option."""
     if config.name in MODELS:
-        known = [name for name, p in inspect.signature(MODELS[config.name]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+        signature = inspect.signature(MODELS[config.name]).parameters
+        known = [name for name, p in signature.items() if p.kind is p.KEYWORD_ONLY] + ["size"]
         unknown = sorted(set(config.options) - set(known))
         if unknown:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,22 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mpidl.nn import Conv2D, Dense, Flatten, MaxPool2D, Model, ReLU
+from mpidl.nn import (
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Embedding,
+    Flatten,
+    GlobalAveragePool,
+    Layer,
+    LayerNorm,
+    MaxPool2D,
+    Model,
+    ReLU,
+    Residual,
+    SelfAttention,
+    Sequential,
+)
 
 
 class FlattenNHWC(nn.Module):
@@ -19,36 +35,114 @@ class FlattenNHWC(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x.flatten(1)
 
 
+class TwinResidual(nn.Module):
+    def __init__(self, body: nn.Module, shortcut: nn.Module, relu: bool) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.relu = body, shortcut, relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.body(x) + self.shortcut(x)
+        return torch.relu(y) if self.relu else y
+
+
+class TwinAttention(nn.Module):
+    """Packed projections around PyTorch's own fused attention."""
+
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, t, width = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out(y.transpose(1, 2).reshape(n, t, width))
+
+
+class TwinEmbedding(nn.Module):
+    def __init__(self, rows: int, width: int, positions: torch.Tensor | None) -> None:
+        super().__init__()
+        self.table = nn.Embedding(rows, width)
+        self.positions = nn.Parameter(positions) if positions is not None else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.table(x)
+        return y if self.positions is None else y + self.positions
+
+
+def _tensor(model: Model, layer: Layer, name: str) -> torch.Tensor:
+    return torch.from_numpy(np.array(model.parameters.value(f"{layer.name}.{name}")))
+
+
+def _linear(model: Model, layer: Layer, prefix: str, bias: bool) -> nn.Linear:
+    weight = _tensor(model, layer, f"{prefix}weight")
+    made = nn.Linear(*weight.shape, bias=bias)
+    made.weight.data = weight.T.contiguous()
+    if bias:
+        made.bias.data = _tensor(model, layer, f"{prefix}bias")
+    return made
+
+
+def _conv(model: Model, layer: Conv2D) -> nn.Module:
+    weight = _tensor(model, layer, "weight")
+    made = nn.Conv2d(
+        weight.shape[2], weight.shape[3], layer.kernel_size, layer.strides, layer.pads, bias=layer.bias
+    )  # type: ignore[arg-type]
+    made.weight.data = weight.permute(3, 2, 0, 1).contiguous()
+    if layer.bias and made.bias is not None:
+        made.bias.data = _tensor(model, layer, "bias")
+    return made
+
+
+def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
+    """One layer as modules that follow one another."""
+    if isinstance(layer, Conv2D):
+        yield _conv(model, layer)
+    elif isinstance(layer, Dense):
+        yield _linear(model, layer, "", layer.bias)
+        if layer.activation:
+            yield nn.GELU("tanh" if layer.activation == "gelu_tanh" else "none")
+    elif isinstance(layer, BatchNorm):
+        yield nn.BatchNorm2d(model.parameters.value(f"{layer.name}.weight").size, layer.eps, layer.momentum)
+    elif isinstance(layer, LayerNorm):
+        yield nn.LayerNorm(model.parameters.value(f"{layer.name}.weight").size, layer.eps)
+    elif isinstance(layer, SelfAttention):
+        weight = _tensor(model, layer, "qkv.weight")
+        made = TwinAttention(weight.shape[0], layer.heads, layer.causal)
+        made.qkv, made.out = (_linear(model, layer, prefix, True) for prefix in ("qkv.", "out."))
+        yield made
+    elif isinstance(layer, Embedding):
+        positions = _tensor(model, layer, "positions") if layer.positions else None
+        embedding = TwinEmbedding(layer.rows, layer.width, positions)
+        embedding.table.weight.data = _tensor(model, layer, "weight")
+        yield embedding
+    elif isinstance(layer, Residual):
+        parts = [nn.Sequential(*_convert(model, part)) for _, part in layer.children()]
+        yield TwinResidual(parts[0], parts[1] if len(parts) > 1 else nn.Identity(), layer.has_relu)
+    elif isinstance(layer, Sequential):
+        for _, part in layer.children():
+            yield from _convert(model, part)
+    elif isinstance(layer, MaxPool2D):
+        yield nn.MaxPool2d(layer.k, layer.stride, layer.pad)
+    elif isinstance(layer, GlobalAveragePool):
+        yield nn.AdaptiveAvgPool2d(1)
+        yield nn.Flatten()
+    elif isinstance(layer, Flatten):
+        yield FlattenNHWC()
+    elif not isinstance(layer, ReLU):
+        raise TypeError(f"no twin for {layer.kind}")
+    if isinstance(layer, ReLU) or (layer.has_relu and not isinstance(layer, Residual)):
+        yield nn.ReLU()
+
+
 def twin(model: Model) -> nn.Sequential:
-    """A PyTorch module that computes the same as `model` on (n, c, h, w) inputs, with copies of its parameters."""
-    layers: list[nn.Module] = []
-    for layer in model.layers:
-        if isinstance(layer, (Conv2D, Dense)):
-            weight = torch.from_numpy(np.array(model.parameters.value(f"{layer.name}.weight")))
-            bias = torch.from_numpy(np.array(model.parameters.value(f"{layer.name}.bias")))
-            if isinstance(layer, Conv2D):
-                made: Any = nn.Conv2d(weight.shape[2], weight.shape[3], weight.shape[0], layer.stride, layer.pad)
-                made.weight.data = weight.permute(3, 2, 0, 1).contiguous()
-            else:
-                made = nn.Linear(*weight.shape)
-                made.weight.data = weight.T.contiguous()
-            made.bias.data = bias
-            layers.append(made)
-            if layer.has_relu:
-                layers.append(nn.ReLU())
-        elif isinstance(layer, MaxPool2D):
-            layers.append(nn.MaxPool2d(layer.k))
-        elif isinstance(layer, Flatten):
-            layers.append(FlattenNHWC())
-        elif isinstance(layer, ReLU):
-            layers.append(nn.ReLU())
-        else:
-            raise TypeError(f"no twin for {layer.kind}")
-    return nn.Sequential(*layers)
+    """A PyTorch module that computes the same as `model` on (n, c, h, w) or token inputs, with copies of its parameters."""
+    return nn.Sequential(*(module for layer in model.layers for module in _convert(model, layer)))
 
 
 def parameters_like_ours(module: nn.Sequential, model: Model, *, gradients: bool = False) -> NDArray[Any]:
-    """The parameters (or gradients) of a twin in the layout of `model`'s flat buffer, padding zero."""
+    """The parameters (or gradients) of a twin of dense and convolution layers in the layout of `model`'s flat buffer, padding zero."""
     flat = np.zeros(model.parameters.length, model.parameters.dtype)
     twins = [layer for layer in module if isinstance(layer, (nn.Conv2d, nn.Linear))]
     owners = [layer for layer in model.layers if isinstance(layer, (Conv2D, Dense))]

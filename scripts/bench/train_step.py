@@ -1,15 +1,20 @@
 """Whole training steps beside PyTorch DDP (gloo): mpirun -n 2 python scripts/bench/train_step.py --model cnn --peer torch
 
 The same batches, initial parameters and optimizer; rounds of both alternate in time; each round is as slow as its slowest
-rank; medians over rounds. One thread a rank for both. A step is forward, backward, gradient exchange and update.
+rank; medians over rounds. One thread a rank for both. A step is forward, backward, gradient exchange and update. Peak memory is that
+of a process which takes a few steps of one of them alone, so that neither carries the other's libraries.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import socket
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,32 +27,44 @@ from mpidl.nn import Model, SoftmaxCrossEntropy
 from mpidl.optim import SGD
 from mpidl.sync import AllReduce, StepScalars
 
-SHAPE, CLASSES = (28, 28, 1), 10
-LR, MOMENTUM = 0.005, 0.9
+MOMENTUM = 0.9
+CONTEXT, VOCABULARY = 128, 256
+# input shape, classes, options, samples a rank, learning rate (low enough that rounding is not blown up within 50 steps)
+MODELS: dict[str, tuple[tuple[int, ...], int, dict[str, Any], int, float]] = {
+    "mlp": ((28, 28, 1), 10, {}, 64, 0.005),
+    "cnn": ((28, 28, 1), 10, {}, 64, 0.005),
+    "resnet18": ((32, 32, 3), 10, {"synchronised": False}, 8, 0.0002),
+    "gpt": ((CONTEXT,), VOCABULARY, {"width": 256, "depth": 6, "heads": 8}, 8, 0.005),
+}
 
 
-def our_stepper(context: Context, name: str) -> tuple[Model, Callable[[Any, Any], float]]:
-    """One training step of mpidl: takes (n, 28, 28, 1) and labels, returns the loss over all ranks."""
-    ops = create_ops("auto", context.local_rank, context.threads)
-    model = Model(layers_of(name, SHAPE, CLASSES, {}), SHAPE, ops)
+def build(name: str, context: Context) -> Model:
+    shape, classes, options, _, _ = MODELS[name]
+    model = Model(layers_of(name, shape, classes, options), shape, create_ops("auto", context.local_rank, context.threads))
     model.parameters.initialise(0)
+    return model
+
+
+def our_stepper(context: Context, model: Model, lr: float) -> Callable[[Any, Any], float]:
+    """One training step of mpidl: takes a batch and labels, returns the loss over all ranks."""
+    ops = model.ops
     optimizer, loss = SGD(model.parameters, ops, momentum=MOMENTUM), SoftmaxCrossEntropy(ops)
     strategy = AllReduce(model.parameters, context)
     strategy.begin()
 
     def step(x: Any, y: Any) -> float:
         logits, backward = model.forward(ops.to_device(x), train=True)
-        result = loss(logits, ops.to_device(y), len(x) * context.size)
+        result = loss(logits, ops.to_device(y), y.size * context.size)
         backward(result.gradient, strategy.ready)
         strategy.note(StepScalars(loss=result.total))
         sums = strategy.finish()
-        optimizer.step(LR)
-        return sums.loss / (len(x) * context.size)
+        optimizer.step(lr)
+        return sums.loss / (y.size * context.size)
 
-    return model, step
+    return step
 
 
-def torch_stepper(context: Context, model: Model) -> Callable[[Any, Any], float]:
+def torch_stepper(context: Context, model: Model, lr: float) -> Callable[[Any, Any], float]:
     """One training step of PyTorch DDP with gloo, from the same initial parameters."""
     import torch
     import torch.distributed as dist
@@ -60,13 +77,14 @@ def torch_stepper(context: Context, model: Model) -> Callable[[Any, Any], float]
         port = context.broadcast(probe.getsockname()[1])
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=context.rank, world_size=context.size)
     network = DistributedDataParallel(twin(model))
-    optimizer = torch.optim.SGD(network.parameters(), LR, MOMENTUM)
+    optimizer = torch.optim.SGD(network.parameters(), lr, MOMENTUM)
     criterion = torch.nn.CrossEntropyLoss()
 
     def step(x: Any, y: Any) -> float:
-        inputs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+        inputs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy() if x.ndim == 4 else x)
         optimizer.zero_grad()
-        loss = criterion(network(inputs), torch.from_numpy(y))
+        logits = network(inputs)
+        loss = criterion(logits.reshape(-1, logits.shape[-1]), torch.from_numpy(y).reshape(-1))
         loss.backward()
         optimizer.step()
         return float(loss.detach())
@@ -74,8 +92,32 @@ def torch_stepper(context: Context, model: Model) -> Callable[[Any, Any], float]
     return step
 
 
+def make_batches(name: str, batch: int, rank: int) -> list[tuple[Any, Any]]:
+    """Something to learn: a pattern for each class, under noise; for text, tokens that follow from those before them."""
+    import numpy as np
+
+    shape, classes, *_ = MODELS[name]
+    rng, patterns = np.random.default_rng(rank), np.random.default_rng(99)
+    batches: list[tuple[Any, Any]] = []
+    if name == "gpt":
+        successor = patterns.permutation(VOCABULARY)
+        for _ in range(8):
+            text = np.empty((batch, CONTEXT + 1), np.int64)
+            text[:, 0] = rng.integers(0, VOCABULARY, batch)
+            for place in range(CONTEXT):
+                surprise = rng.integers(0, VOCABULARY, batch)
+                text[:, place + 1] = np.where(rng.random(batch) < 0.7, successor[text[:, place]], surprise)
+            batches.append((text[:, :-1].copy(), text[:, 1:].copy()))
+        return batches
+    kinds = patterns.standard_normal((classes, *shape))
+    for _ in range(8):
+        y = rng.integers(0, classes, batch)
+        batches.append(((0.2 * kinds[y] + rng.standard_normal((batch, *shape))).astype(np.float32), y))
+    return batches
+
+
 def roofline_ms(model: Model, batch: int) -> float:
-    """The step's multiply-adds at the speed of this machine's own large sgemm, measured now."""
+    """The step's multiply-adds, as direct convolutions and products need them, at the speed of this machine's sgemm, measured now."""
     import numpy as np
 
     a = np.ones((1024, 1024), np.float32)
@@ -86,61 +128,79 @@ def roofline_ms(model: Model, batch: int) -> float:
         times.append(time.perf_counter() - begin)
     flops, shape, first = 0.0, model.input_shape, True
     for layer in model.layers:
-        out = layer.output_shape(shape)
-        for spec in layer.declare(shape):
-            if spec.name == "weight":
-                places = out[0] * out[1] if len(out) == 3 else 1
-                flops += 2.0 * spec.size * places * batch * (2 if first else 3)
-                first = False
-        shape = out
+        own = layer.flops(shape)
+        flops += own * batch * (2 if first else 3)  # the first layer needs no gradient of its input
+        first = first and not own
+        shape = layer.output_shape(shape)
     return flops * statistics.median(times) / (2 * 1024**3) * 1e3
+
+
+def peak_mib(name: str, contender: str, batch: int) -> float:
+    """Peak resident memory of a process that takes three steps of one contender, alone."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX", "PRTE_LAUNCHED"))}
+    command = [sys.executable, __file__, "--model", name, "--batch", str(batch), "--alone", contender]
+    return float(subprocess.run(command, env=clean, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def alone(name: str, contender: str, batch: int) -> None:
+    begin = time.perf_counter()
+    context = init()
+    model = build(name, context)
+    make, lr = our_stepper if contender == "ours" else torch_stepper, MODELS[name][4]
+    step = make(context, model, lr)
+    batches = make_batches(name, batch, 0)
+    for number in range(3):
+        step(*batches[number])
+        if number == 0:
+            print(f"first step after {time.perf_counter() - begin:.2f} s", file=sys.stderr)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["mlp", "cnn"], default="cnn")
-    parser.add_argument("--batch", type=int, default=64, help="samples a rank")
+    parser.add_argument("--model", choices=list(MODELS), default="cnn")
+    parser.add_argument("--batch", type=int, default=0, help="samples a rank (0: 64, and 8 for resnet18 and gpt)")
     parser.add_argument("--peer", choices=["torch"], default="torch")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=5, help="steps of each contender in a round")
+    parser.add_argument("--seconds", type=float, default=45, help="how long to measure, at least five rounds")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--alone", choices=["ours", "peer"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    import numpy as np
-
+    batch = args.batch or MODELS[args.model][3]
+    if args.alone:
+        alone(args.model, args.alone, batch)
+        return
     context = init()
-    rng, classes = np.random.default_rng(context.rank), np.random.default_rng(99).standard_normal((CLASSES, *SHAPE))
-    batches = []
-    for _ in range(8):  # something to learn: a pattern for each class, under noise
-        y = rng.integers(0, CLASSES, args.batch)
-        batches.append(((0.2 * classes[y] + rng.standard_normal((args.batch, *SHAPE))).astype(np.float32), y))
-    model, ours = our_stepper(context, args.model)
-    contenders = {"ours": ours, "peer": torch_stepper(context, model)}
+    memory = {contender: max(context.gather(peak_mib(args.model, contender, batch))) for contender in ("ours", "peer")}
+    batches = make_batches(args.model, batch, context.rank)
+    model = build(args.model, context)
+    lr = MODELS[args.model][4]
+    peer = torch_stepper(context, model, lr)  # before ours, which changes the parameters
+    contenders = {"ours": our_stepper(context, model, lr), "peer": peer}
     gaps = []
     for number in range(50):  # also the warm-up: equal losses over 50 steps
-        x, y = batches[number % 8]
-        losses = [step(x, y) for step in contenders.values()]
-        peer = context.comm.allreduce(losses[1]) / context.size
-        gaps.append(abs(losses[0] - peer) / abs(peer))
+        losses = [step(*batches[number % 8]) for step in contenders.values()]
+        theirs = context.comm.allreduce(losses[1]) / context.size
+        gaps.append(abs(losses[0] - theirs) / abs(theirs))
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(args.rounds):
+    started, steps = time.perf_counter(), 5 if args.model in ("mlp", "cnn") else 1
+    while len(times["ours"]) < 5 or context.broadcast(time.perf_counter() - started) < args.seconds:
         for name, step in contenders.items():
             context.barrier()
             begin = time.perf_counter()
-            for number in range(args.steps):
+            for number in range(steps):
                 step(*batches[number % 8])
-            elapsed = (time.perf_counter() - begin) / args.steps * 1e3
-            times[name].append(max(context.gather(elapsed)))
+            times[name].append(max(context.gather((time.perf_counter() - begin) / steps * 1e3)))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    ratios = [peer / own for own, peer in zip(times["ours"], times["peer"], strict=True)]
+    ratios = [theirs / own for own, theirs in zip(times["ours"], times["peer"], strict=True)]
     result = {
-        "model": args.model, "ranks": context.size, "batch": args.batch, "backend": model.ops.describe(),
-        "ours_ms": medians["ours"], "peer_ms": medians["peer"], "ratio": statistics.median(ratios),
-        "roofline_fraction": roofline_ms(model, args.batch) / medians["ours"], "loss_gap": max(gaps),
+        "model": args.model, "ranks": context.size, "batch": batch, "backend": model.ops.describe(),
+        "ours_ms": medians["ours"], "peer_ms": medians["peer"], "ratio": statistics.median(ratios), "rounds": len(ratios),
+        "roofline_fraction": roofline_ms(model, batch) / medians["ours"],
+        "peak_mib": memory["ours"], "peer_peak_mib": memory["peer"], "loss_gap": max(gaps),
     }  # fmt: skip
     if context.is_root:
-        print(
-            json.dumps(result) if args.json else "\n".join(f"{key:>18}: {value}" for key, value in result.items()), flush=True
-        )
+        lines = "\n".join(f"{key:>18}: {value}" for key, value in result.items())
+        print(json.dumps(result) if args.json else lines, flush=True)
     import torch.distributed as dist
 
     dist.destroy_process_group()
