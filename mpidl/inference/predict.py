@@ -44,6 +44,8 @@ class Predictor:
             if values.shape != saved.buffers["parameters"].shape:
                 raise CheckpointError("does not fit its own model", where=str(saved.path), remedy="use the mpidl that wrote it")
             values[...] = self.ops.to_device(saved.buffers["parameters"])
+            if self.model.parameters.state.size:
+                self.model.parameters.state[...] = self.ops.to_device(saved.buffers["state"])
         self.path = saved.path
 
     def probabilities(self, raw: NDArray[Any]) -> NDArray[Any]:

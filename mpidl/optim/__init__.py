@@ -1,6 +1,9 @@
-"""Optimizers over the flat buffer, and learning-rate schedules."""
+"""Optimizers over the flat buffer, gradient clipping, and learning-rate schedules."""
 
+from mpidl.optim.adam import Adam
+from mpidl.optim.layerwise import LAMB, LARS
+from mpidl.optim.optimizer import Optimizer, clip_by_global_norm
 from mpidl.optim.schedules import LearningRate
 from mpidl.optim.sgd import SGD
 
-__all__ = ["SGD", "LearningRate"]
+__all__ = ["LAMB", "LARS", "SGD", "Adam", "LearningRate", "Optimizer", "clip_by_global_norm"]

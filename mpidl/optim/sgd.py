@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from mpidl.backend import Array, Ops
+from mpidl.backend import Ops
 from mpidl.nn import FlatParameters
+from mpidl.optim.optimizer import Optimizer
 
 
-class SGD:
+class SGD(Optimizer):
     """One fused pass over the flat buffer a step (Sutskever et al., 2013). State: "momentum", (n,)."""
 
     def __init__(
@@ -18,12 +19,10 @@ class SGD:
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        self.parameters, self.ops = parameters, ops
+        super().__init__(parameters, ops, "momentum")
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
-        self.state: dict[str, Array] = {"momentum": ops.xp.zeros_like(parameters.values)}
 
-    def step(self, lr: float) -> None:
-        """Update the parameters from the gradients with learning rate `lr`."""
+    def _update(self, lr: float) -> None:
         self.ops.sgd_step(
             self.parameters.values,
             self.parameters.gradients,

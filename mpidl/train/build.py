@@ -10,9 +10,10 @@ from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.models import MODELS, layers_of
 from mpidl.nn import FlatParameters, Model
+from mpidl.optim import LAMB, LARS, SGD, Adam, Optimizer
 from mpidl.sync import AllReduce, Strategy
 from mpidl.train.accumulate import tree_fits
-from mpidl.train.config import Config, ModelConfig, SyncConfig
+from mpidl.train.config import Config, ModelConfig, OptimConfig, SyncConfig
 from mpidl.train.inputs import InputSpec
 
 
@@ -33,6 +34,20 @@ def build_model(config: ModelConfig, spec: InputSpec, ops: Ops) -> Model:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"cannot build {config.name!r}: {error}", where="model.options", remedy="check the values") from error
     return Model(layers, spec.shape, ops)
+
+
+def make_optimizer(config: OptimConfig, parameters: FlatParameters, ops: Ops) -> Optimizer:
+    """The optimizer that the configuration asks for, with fresh state."""
+    momentum: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
+    moments: dict[str, Any] = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps}
+    decay = config.weight_decay
+    if config.name == "lars":
+        return LARS(parameters, ops, weight_decay=decay, trust=config.trust, **momentum)
+    if config.name == "lamb":
+        return LAMB(parameters, ops, weight_decay=decay, **moments)
+    if config.name in ("adam", "adamw"):
+        return Adam(parameters, ops, weight_decay=decay, decoupled=config.name == "adamw", **moments)
+    return SGD(parameters, ops, weight_decay=decay, **momentum)
 
 
 def make_strategy(config: Config, parameters: FlatParameters, context: Context) -> Strategy:

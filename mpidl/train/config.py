@@ -47,13 +47,22 @@ class ModelConfig(Section, frozen=True):
 
 
 class OptimConfig(Section, frozen=True):
-    """SGD and the learning-rate schedule. Times are in epochs."""
+    """The optimizer and the learning-rate schedule. Times are in epochs.
 
-    name: Literal["sgd"] = "sgd"
+    momentum, nesterov: of sgd and lars; beta1, beta2, eps: of adam, adamw and lamb; trust: of lars. clip_norm: largest norm of all
+    gradients together (0: no limit).
+    """
+
+    name: Literal["sgd", "adam", "adamw", "lars", "lamb"] = "sgd"
     lr: Rate = 0.05
     momentum: Fraction = 0.9
     nesterov: bool = False
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    eps: Rate = 1e-8
+    trust: Rate = 0.001
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    clip_norm: Annotated[float, Meta(ge=0)] = 0.0
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     warmup_epochs: Annotated[float, Meta(ge=0)] = 0.0
     milestones: tuple[Annotated[float, Meta(gt=0)], ...] = ()
@@ -64,12 +73,13 @@ class OptimConfig(Section, frozen=True):
 class TrainConfig(Section, frozen=True):
     """global_batch: samples per step over all ranks; max_steps: end early (0: never); log_every: steps between metrics.
 
-    micro_batches: a power of two; any number of ranks that divides it gives the same bits (see mpidl.train.accumulate).
+    label_smoothing: share of the target that is spread over all classes. micro_batches: a power of two; any number of ranks that divides it gives the same bits (see mpidl.train.accumulate).
     """
 
     epochs: Positive = 1
     global_batch: Positive = 128
     micro_batches: Positive = 4
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     seed: NotNegative = 0
     output: str = "runs/default"
     log_every: Positive = 20

@@ -22,14 +22,15 @@ from mpidl.errors import CheckpointError, ConfigError, NumericsError
 from mpidl.nn import GradientsReady, SoftmaxCrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
 from mpidl.observe.progress import Progress
-from mpidl.optim import SGD, LearningRate
+from mpidl.optim import LearningRate, clip_by_global_norm
 from mpidl.sync import StepScalars
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.accumulate import TreeSum
-from mpidl.train.build import build_model, make_strategy
+from mpidl.train.build import build_model, make_optimizer, make_strategy
 from mpidl.train.config import Config
 from mpidl.train.evaluate import Evaluation, evaluate
 from mpidl.train.inputs import Inputs, InputSpec, input_spec
+from mpidl.train.shared_state import SharedState
 
 EVALUATION_BATCH = 256
 
@@ -81,11 +82,10 @@ class Trainer:
             with context.together("checking the test data"):
                 self.spec.check(self.test.manifest, data.test)
         self.loader = Loader(self.reader, self.sampler, context=context)
-        self.loss = SoftmaxCrossEntropy(self.ops)
+        self.loss = SoftmaxCrossEntropy(self.ops, smoothing=config.train.label_smoothing)
         parameters, optim = self.model.parameters, config.optim
-        self.optimizer = SGD(
-            parameters, self.ops, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
-        )
+        self.optimizer = make_optimizer(optim, parameters, self.ops)
+        self.shared = SharedState(self.model, context, config.train.seed)
         watchdog.start(context.comm, config.sync.watchdog)
         self.strategy = make_strategy(config, parameters, context)
         whole = config.train.micro_batches % context.size == 0
@@ -120,6 +120,7 @@ class Trainer:
         else:
             self.context.on_root(lambda: self._claim(folder, overwrite), f"preparing {self.output}")
             self.model.parameters.initialise(self.config.train.seed)
+        self.optimizer.count = self.step
         self.strategy.begin()
 
     def _claim(self, folder: Path, overwrite: bool) -> None:
@@ -159,8 +160,17 @@ class Trainer:
                     )
                 )
         values[...] = self.ops.to_device(saved.buffers["parameters"])
-        for name, array in self.optimizer.state.items():
-            array[...] = self.ops.to_device(saved.buffers[f"optimizer.{name}"])
+        wanted = {f"optimizer.{name}": array for name, array in self.optimizer.state.items()} | self._state()
+        if set(wanted) != set(saved.buffers) - {"parameters"}:
+            raise _agreed(
+                ConfigError(
+                    f"optim.name is {self.config.optim.name!r}, but the run to resume has {meta.config['optim']['name']!r}",
+                    where=str(saved.path),
+                    remedy="resume with the optimizer it was made with, or start anew",
+                )
+            )
+        for name, array in wanted.items():
+            array[...] = self.ops.to_device(saved.buffers[name])
         self.step, self.best_accuracy, self.saved, self._saved_step = (
             meta.step,
             meta.best_accuracy,
@@ -173,6 +183,10 @@ class Trainer:
 
     def _layout(self) -> dict[str, tuple[int, list[int]]]:
         return {name: (slot.start, list(slot.spec.shape)) for name, slot in self.model.parameters.slots.items()}
+
+    def _state(self) -> dict[str, Any]:
+        state = self.model.parameters.state
+        return {"state": state} if state.size else {}
 
     # --- the loop ---
     def run(self, *, quiet: bool = False) -> Result:
@@ -238,6 +252,8 @@ class Trainer:
         if not math.isfinite(sums.loss):
             self._stop_on_nonfinite(own.loss)
         lr = self.rate.at(self.step)
+        if self.config.optim.clip_norm:
+            clip_by_global_norm(self.model.parameters, self.ops, self.config.optim.clip_norm)
         self.optimizer.step(lr)
         self.step += 1
         count = self.sampler.count((self.step - 1) % self.loader.steps)
@@ -248,7 +264,8 @@ class Trainer:
         """Leave the gradients of this rank's part in the message, summed over its micro-batches; `own` gets its scalars."""
         cuts = self.sampler.cuts(batch.step, self.config.train.micro_batches)
         length, whole = self.model.parameters.length, len(self.model.parameters.message)
-        for low, high in pairwise(cuts):
+        for index, (low, high) in enumerate(pairwise(cuts)):
+            self.shared.begin(self.step, index, len(cuts) - 1)
             last = self.tree.at_last  # only then do gradients leave
             loss, correct = self._micro_batch(batch, low, high, self._final if last else None)
             self.strategy.note(StepScalars(loss, correct, stop=own.stop if low == cuts[0] else 0.0))
@@ -263,7 +280,7 @@ class Trainer:
 
     def _micro_batch(self, batch: Batch, low: int, high: int, ready: GradientsReady | None) -> tuple[float, float]:
         """Gradients of samples [low, high) of the batch, divided by the global batch; returns the sums of loss and hits."""
-        if low == high:
+        if low == high and not self.model.synchronises:
             self.model.parameters.gradients[...] = 0
             if ready is not None:
                 ready(0, self.model.parameters.length)
@@ -301,6 +318,7 @@ class Trainer:
     # --- evaluation and checkpoints ---
     def _evaluate(self, metrics: MetricsLog | None, progress: Progress) -> None:
         assert self.test is not None
+        self.shared.settle()
         self.last = evaluate(self.model, self.loss, self.inputs, self.test, self.context, EVALUATION_BATCH)
         if metrics:
             metrics.add("evaluation", self.step, asdict(self.last))
@@ -312,6 +330,7 @@ class Trainer:
 
     def _save(self) -> None:
         parameters, steps = self.model.parameters, self.loader.steps
+        self.shared.settle()
         broken = parameters.first_nonfinite(parameters.values)
         if broken:
             self.context.agree(
@@ -338,6 +357,7 @@ class Trainer:
         )
         buffers = {"parameters": self.ops.to_host(parameters.values)}
         buffers |= {f"optimizer.{name}": self.ops.to_host(array) for name, array in self.optimizer.state.items()}
+        buffers |= {name: self.ops.to_host(array) for name, array in self._state().items()}
         self.saved = ckpt.save(
             self.output / "checkpoints", meta, buffers, self.context, keep=self.config.checkpoint.keep, best=best
         )

@@ -9,7 +9,7 @@ import pytest
 
 from mpidl.backend import Ops
 from mpidl.errors import ShapeError
-from mpidl.models import MODELS, layers_of
+from mpidl.models import layers_of
 from mpidl.nn import Conv2D, Dense, Flatten, Layer, MaxPool2D, Model, ReLU, SoftmaxCrossEntropy
 
 STEP = 1e-6
@@ -65,7 +65,7 @@ def test_layer_gradients(ops: Ops, name: str, rng: np.random.Generator) -> None:
     check_gradients(model, x, rng.integers(0, model.output_shape[0], 4), rng)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
 def test_model_gradients(ops: Ops, name: str, rng: np.random.Generator) -> None:
     options = {"cnn": {"channels": [3, 4], "hidden": [6]}, "mlp": {"hidden": [7, 5]}}[name]
     model = Model(layers_of(name, (8, 8, 1), 4, options), (8, 8, 1), ops, dtype=np.float64)
@@ -73,7 +73,7 @@ def test_model_gradients(ops: Ops, name: str, rng: np.random.Generator) -> None:
     check_gradients(model, rng.standard_normal((3, 8, 8, 1)), rng.integers(0, 4, 3), rng)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
 def test_the_backends_train_alike(ops: Ops, name: str, rng: np.random.Generator) -> None:
     """Ten float32 steps end in the same loss as pure float64 NumPy."""
     from mpidl.backend.numpy_ops import NumpyOps

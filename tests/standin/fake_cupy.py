@@ -113,7 +113,7 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
     made = ("empty", "zeros", "empty_like", "zeros_like", "ones_like", "repeat", "ascontiguousarray", "arange", "broadcast_to", "where")
     for name in (*made, "concatenate"):
         setattr(cupy, name, _wrapped(getattr(np, name)))
-    for name in ("matmul", "multiply", "add", "isfinite", "sqrt", "abs"):
+    for name in ("matmul", "multiply", "add", "subtract", "isfinite", "sqrt", "abs"):
         setattr(cupy, name, getattr(np, name))
     fft = {name: _wrapped(getattr(np.fft, name)) for name in ("rfftn", "irfftn")}
     cupy.fft = types.SimpleNamespace(**fft)  # type: ignore[attr-defined]

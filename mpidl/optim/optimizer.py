@@ -1,0 +1,64 @@
+"""What an optimizer is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from mpidl.backend import Array, Ops
+from mpidl.nn import FlatParameters
+
+
+class Optimizer(ABC):
+    """Changes `parameters.values` from `parameters.gradients`. state: (n,) buffers by name; count: steps taken so far."""
+
+    def __init__(self, parameters: FlatParameters, ops: Ops, *names: str) -> None:
+        self.parameters, self.ops, self.count = parameters, ops, 0
+        self.state: dict[str, Array] = {name: ops.xp.zeros_like(parameters.values) for name in names}
+
+    def step(self, lr: float) -> None:
+        """Update the parameters from the gradients with learning rate `lr`."""
+        self.count += 1
+        self._update(lr)
+
+    @abstractmethod
+    def _update(self, lr: float) -> None: ...
+
+
+class Slots:
+    """The tensors of a model as ranges of the flat buffer, for rules that look at each on its own.
+
+    weight: (slots,) whether each has more than one axis; biases and scales of norms do not.
+    """
+
+    def __init__(self, parameters: FlatParameters, ops: Ops) -> None:
+        slots = list(parameters.slots.values())
+        self.ops = ops
+        self.starts, self.stops = (
+            ops.to_device(np.array(edges, np.int64))
+            for edges in ([slot.start for slot in slots], [slot.stop for slot in slots])
+        )
+        self.weight = np.array([len(slot.spec.shape) > 1 for slot in slots])
+        self._squares = ops.xp.zeros(len(slots), np.float64)
+
+    def norms(self, flat: Array) -> np.ndarray:
+        """(slots,) Euclidean norms, float64, on the host."""
+        self.ops.slot_squares(flat, self.starts, self.stops, self._squares)
+        result: np.ndarray = np.sqrt(self.ops.to_host(self._squares))
+        return result
+
+    def scale(self, flat: Array, factors: np.ndarray) -> None:
+        """Multiply each tensor by its factor."""
+        self.ops.slot_scale(flat, self.starts, self.stops, self.ops.to_device(np.ascontiguousarray(factors, np.float64)))
+
+
+def clip_by_global_norm(parameters: FlatParameters, ops: Ops, limit: float) -> float:
+    """Scale all gradients so that their common norm is at most `limit`; returns the norm before (Pascanu et al., 2013)."""
+    ends = [ops.to_device(np.array([edge], np.int64)) for edge in (0, parameters.length)]
+    square = ops.xp.zeros(1, np.float64)
+    ops.slot_squares(parameters.gradients, *ends, square)
+    norm = float(np.sqrt(ops.to_host(square)[0]))
+    if norm > limit:
+        ops.xp.multiply(parameters.gradients, parameters.dtype.type(limit / norm), out=parameters.gradients)
+    return norm

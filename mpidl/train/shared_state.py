@@ -1,0 +1,36 @@
+"""What the layers of a model share with those of other ranks besides gradients: statistics and random masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mpidl.collectives import Group, all_reduce
+from mpidl.comm.context import Context
+from mpidl.nn import BatchNorm, Model
+
+
+class SharedState:
+    """Keeps `model.runtime`, sums the statistics of synchronised layers over the ranks, and averages those of the others."""
+
+    def __init__(self, model: Model, context: Context, seed: int) -> None:
+        self.model, self.context = model, context
+        model.runtime.seed = seed
+        several = context.size > 1 and model.parameters.state.size > 0
+        self.group = Group(context.comm, name="statistics") if several else None
+        self.apart = any(isinstance(layer, BatchNorm) and not layer.synchronises for layer in model.walk())
+        if self.group is not None and model.synchronises:
+            model.runtime.reduce = self._sum
+
+    def begin(self, step: int, index: int, count: int) -> None:
+        """Before micro-batch `index` of this rank's `count` in a step."""
+        self.model.runtime.step, self.model.runtime.part = step, self.context.rank * count + index
+
+    def settle(self) -> None:
+        """Before state is used or saved: the mean of the ranks' running statistics where they differ. Collective."""
+        if self.group is not None and self.apart:
+            all_reduce(self.model.parameters.state, comm=self.group, op="mean", name="running statistics")
+
+    def _sum(self, values: NDArray[Any]) -> None:
+        all_reduce(values, comm=self.group, name="batch statistics")
