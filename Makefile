@@ -47,8 +47,8 @@ test-slurm: setup data ## train through a real SLURM on this machine
 test-gpu: setup ## the backend tests on a real GPU
 	MPIDL_TEST_GPU=1 $(PY) -m pytest tests/backend -m "gpu or not gpu" -q
 
-setup-peers: setup ## install PyTorch, for comparison only
-	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install -qq torch==2.13.0
+setup-peers: setup ## install PyTorch and transformers, for comparison only
+	@$(PY) -c 'import torch, transformers' 2>/dev/null || $(PY) -m pip install -qq torch==2.13.0 transformers==5.23.0
 
 test-peer: setup-peers ## compare a whole step with PyTorch
 	@scripts/test.sh peer

@@ -18,6 +18,11 @@ from mpidl.train.inputs import InputSpec
 
 
 def build_model(config: ModelConfig, spec: InputSpec, ops: Ops) -> Model:
+    """The model for inputs of `spec`, with zero parameters."""
+    return make_model(config, spec.shape, spec.classes, ops)
+
+
+def make_model(config: ModelConfig, shape: tuple[int, ...], classes: int, ops: Ops) -> Model:
     """The model with zero parameters. Raises ConfigError for an unknown model or option."""
     if config.name in MODELS:
         signature = inspect.signature(MODELS[config.name]).parameters
@@ -30,10 +35,10 @@ def build_model(config: ModelConfig, spec: InputSpec, ops: Ops) -> Model:
                 remedy=f"it knows {', '.join(known)}",
             )
     try:
-        layers = layers_of(config.name, spec.shape, spec.classes, config.options)
+        layers = layers_of(config.name, shape, classes, config.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"cannot build {config.name!r}: {error}", where="model.options", remedy="check the values") from error
-    return Model(layers, spec.shape, ops)
+    return Model(layers, shape, ops)
 
 
 def make_optimizer(config: OptimConfig, parameters: FlatParameters, ops: Ops) -> Optimizer:

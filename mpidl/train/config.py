@@ -40,10 +40,14 @@ class DataConfig(Section, frozen=True):
 
 
 class ModelConfig(Section, frozen=True):
-    """name: see mpidl.models; options: that model's own keyword arguments."""
+    """name: see mpidl.models; options: that model's own keyword arguments, or size = "tiny" or "real".
+
+    weights: a safetensors file to start from (see mpidl.models.weights).
+    """
 
     name: str = "cnn"
     options: dict[str, Any] = {}
+    weights: str | None = None
 
 
 class OptimConfig(Section, frozen=True):
@@ -144,6 +148,16 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
     for override in overrides or []:
         _override(tree, override)
     return build_config(tree, str(path))
+
+
+def read_model(name: str, options: list[str]) -> ModelConfig:
+    """The model section for a model's name, or of a TOML file, with options of the form "key=value" added."""
+    tree: dict[str, Any] = {"model": {"name": name}, "data": {"train": ""}}
+    if name.endswith(".toml"):
+        tree["model"] = msgspec.to_builtins(load_config(name).model)
+    for option in options:
+        _override(tree, f"model.options.{option}")
+    return build_config(tree, "the command line").model
 
 
 def build_config(tree: dict[str, Any], where: str) -> Config:

@@ -19,6 +19,7 @@ from mpidl.comm.context import Context
 from mpidl.data import Batch, LaneSampler, Loader, Reader
 from mpidl.data.sampler import window_steps
 from mpidl.errors import CheckpointError, ConfigError, NumericsError
+from mpidl.models.weights import load_weights
 from mpidl.nn import GradientsReady, SoftmaxCrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
 from mpidl.observe.progress import Progress
@@ -120,6 +121,9 @@ class Trainer:
         else:
             self.context.on_root(lambda: self._claim(folder, overwrite), f"preparing {self.output}")
             self.model.parameters.initialise(self.config.train.seed)
+            if self.config.model.weights:
+                with self.context.together("loading weights"):
+                    load_weights(self.model, self.config.model.weights)
         self.optimizer.count = self.step
         self.strategy.begin()
 
