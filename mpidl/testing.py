@@ -29,8 +29,10 @@ def check_gradients(
 ) -> None:
     """Compare the backward passes of `layers` with central differences of their forward passes, in float64.
 
-    shape: of one input sample. inputs: (batch, *shape) to use instead of normal random numbers; integers have no gradient. Every
-    parameter tensor, and the input, is moved by `step` along a random direction and in one random element: take a smaller one for
+    shape: of one input sample. inputs: (batch, *shape) to use instead of normal random numbers; integers have no gradient.
+    Every
+    parameter tensor, and the input, is moved by `step` along a random direction and in one random element: take a smaller
+    one for
     deep networks with ReLU, which have many kinks. Raises GradientError naming the tensor.
     """
     from mpidl.backend.numpy_ops import NumpyOps
@@ -73,7 +75,9 @@ def _compare(model: Model, x: Any, start: Any, along: _Along | None, rng: Any, l
         numeric = (losses[0] - losses[1]) / (2 * step)
         if not abs(numeric - exact) <= atol + rtol * max(abs(numeric), abs(exact)):
             what = "the input" if along is None else along.name
-            raise GradientError(f"the gradient of {what} is {exact:.10g} along a direction, but the loss changes by {numeric:.10g}")
+            raise GradientError(
+                f"the gradient of {what} is {exact:.10g} along a direction, but the loss changes by {numeric:.10g}"
+            )
 
 
 def _loss(model: Model, x: Any, values: Any, weights: Any) -> float:

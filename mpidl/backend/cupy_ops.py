@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend import kernels
+from mpidl.backend.contract.base import Array
 from mpidl.backend.contract.conv import ConvGeometry
-from mpidl.backend.ops import Array, Conv2DGeometry, Ops
+from mpidl.backend.ops import Conv2DGeometry, Ops
 from mpidl.backend.table import KERNELS
 from mpidl.errors import BackendError
 

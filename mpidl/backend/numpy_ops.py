@@ -38,7 +38,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "gemm": [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 3 + [_INT] * 2,
     "sgd_step": [_VOID] * 3 + [_LONG] + [_DOUBLE] * 3 + [_INT],
 }
-_LETTERS = {letter: _VOID for letter in "piuds"} | {"n": _LONG, "r": _DOUBLE, "e": _DOUBLE, "f": _INT}
+_LETTERS = dict.fromkeys("piuds", _VOID) | {"n": _LONG, "r": _DOUBLE, "e": _DOUBLE, "f": _INT}
 _SIGNATURES |= {
     name: [_LETTERS[letter] for letter in kernel.arguments] for name, kernel in KERNELS.items() if name not in ONLY_CUDA
 }
@@ -132,7 +132,8 @@ class NumpyOps(Ops):
 
     def conv2d_forward(self, x: NDArr, w: NDArr, b: NDArr, out: NDArr, geometry: Conv2DGeometry, *, relu: bool) -> None:
         if _is_product(geometry):
-            self._matmul(*(a.reshape(-1, a.shape[-1]) for a in (x, w, out)), b, relu)
+            flat_x, flat_w, rows = (a.reshape(-1, a.shape[-1]) for a in (x, w, out))
+            self._matmul(flat_x, flat_w, rows, b, relu)
         elif not self._run("conv2d_forward", x.dtype, x, w, b, out, *_numbers(x, geometry), relu):
             plain.conv2d_forward(x, w, b, out, geometry, relu)
 
@@ -140,7 +141,9 @@ class NumpyOps(Ops):
         g = geometry
         if _is_product(g):
             self._matmul(dy.reshape(-1, g.out_channels), w.reshape(-1, g.out_channels).T, out.reshape(-1, g.in_channels))
-        elif self._c and (g.stride > 1 or g.pad > min(g.kh, g.kw) - 1):  # between the pixels of dy stand zeros: do not multiply them
+        elif self._c and (
+            g.stride > 1 or g.pad > min(g.kh, g.kw) - 1
+        ):  # between the pixels of dy stand zeros: do not multiply them
             self.conv_backward_input(dy, w, out, _general(g))
         elif not self._run("conv2d_backward_input", dy.dtype, dy, w, out, *_numbers(dy, g)):
             plain.conv2d_backward_input(dy, w, out, g)

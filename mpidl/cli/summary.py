@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, metavar="SHAPE", help="shape of one sample: 28,28,1 or, for tokens, 128")
     parser.add_argument("--classes", type=int, default=10, help="classes, output fields or vocabulary (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="samples a rank, for memory and FLOPs (default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the model, as in size=tiny")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the model, as in size=tiny"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(f"{row.name:<16}{'x'.join(map(str, row.output)):<20}{size}")
         print(f"{'total':<36}{totals.parameters:>14,}{totals.flops / 1e6:>14,.2f}{totals.stored / 1024:>12,.1f}")
         print(
-            f"a training step of {args.batch} samples: {training['flops'] / 1e9:,.1f} GFLOP, about {training['memory_mib']:,.0f} MiB "
+            f"a training step of {args.batch} samples: {training['flops'] / 1e9:,.1f} GFLOP, "
+            f"about {training['memory_mib']:,.0f} MiB "
             "(parameters, gradients, momentum, activations and their gradients)"
         )
     return {"layers": [asdict(row) for row in rows], "totals": asdict(totals), "training": training}

@@ -39,7 +39,10 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "resnet18": {"tiny": {"width": 8}, "real": {"width": 64}},
     "resnet50": {"tiny": {"width": 8}, "real": {"width": 64}},
     "unet": {"tiny": {"channels": (8, 16), "groups": 4}, "real": {"channels": (64, 128, 256, 512)}},
-    "vit": {"tiny": {"patch": 4, "width": 32, "depth": 2, "heads": 2}, "real": {"patch": 16, "width": 384, "depth": 12, "heads": 6}},
+    "vit": {
+        "tiny": {"patch": 4, "width": 32, "depth": 2, "heads": 2},
+        "real": {"patch": 16, "width": 384, "depth": 12, "heads": 6},
+    },
 }
 
 

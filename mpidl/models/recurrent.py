@@ -6,10 +6,12 @@ from mpidl.nn import LSTM, Dense, Dropout, Embedding, Layer
 
 
 def lstm(
-    input_shape: tuple[int, ...], classes: int, *, units: int = 512, depth: int = 2, embedding: int = 256, sequences: bool | None = None,
+    input_shape: tuple[int, ...], classes: int, *, units: int = 512, depth: int = 2, embedding: int = 256, sequences: bool
+    | None = None,
     dropout: float = 0.0,
 ) -> list[Layer]:  # fmt: skip
-    """LSTMs one above the other. Tokens (t,) are embedded and give logits for the token after each; series (t, c) give one label.
+    """LSTMs one above the other. Tokens (t,) are embedded and give logits for the token after each; series (t, c) give one
+    label.
 
     sequences: an output for every step; by default for tokens only.
     """

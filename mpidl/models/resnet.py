@@ -13,7 +13,13 @@ def _conv(channels: int, kernel: int, stride: int = 1) -> Conv2D:
 
 
 def resnet(
-    input_shape: tuple[int, ...], classes: int, *, depth: int = 18, width: int = 64, stem: str = "auto", synchronised: bool = True
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    depth: int = 18,
+    width: int = 64,
+    stem: str = "auto",
+    synchronised: bool = True,
 ) -> list[Layer]:
     """Stem, four stages of residual blocks (bottlenecks from depth 50 on), average, dense; as torchvision's, channels last.
 
@@ -35,7 +41,14 @@ def resnet(
         for block in range(blocks):
             stride = 2 if stage and block == 0 else 1
             if bottleneck:
-                body: list[Layer] = [_conv(inner, 1), norm(), _conv(inner, 3, stride), norm(), _conv(outer, 1), norm(relu=False)]
+                body: list[Layer] = [
+                    _conv(inner, 1),
+                    norm(),
+                    _conv(inner, 3, stride),
+                    norm(),
+                    _conv(outer, 1),
+                    norm(relu=False),
+                ]
             else:
                 body = [_conv(inner, 3, stride), norm(), _conv(outer, 3), norm(relu=False)]
             changed = stride > 1 or channels != outer

@@ -24,7 +24,9 @@ def rows_of(model: Model) -> Iterator[Row]:
     shape = model.input_shape
     for layer in model.layers:
         after = layer.output_shape(shape)
-        yield Row(layer.name, after, _count(model, layer), layer.flops(shape), layer.stored(shape) * model.parameters.dtype.itemsize)
+        yield Row(
+            layer.name, after, _count(model, layer), layer.flops(shape), layer.stored(shape) * model.parameters.dtype.itemsize
+        )
         shape = after
 
 
@@ -34,7 +36,8 @@ def _count(model: Model, layer: Layer) -> int:
 
 @dataclass(frozen=True)
 class Totals:
-    """Of a whole model. memory: bytes for training with a batch: parameters, gradients, optimizer state, activations and their gradients."""
+    """Of a whole model. memory: bytes for training with a batch: parameters, gradients, optimizer state, activations and
+    their gradients."""
 
     parameters: int
     flops: float

@@ -34,7 +34,8 @@ def gpt(
     input_shape: tuple[int, ...], classes: int, *, width: int = 768, depth: int = 12, heads: int = 12, dropout: float = 0.0,
     recompute: bool = False,
 ) -> list[Layer]:  # fmt: skip
-    """Decoder (Radford et al., 2019): tokens (t,) to logits (t, classes) for the token after each. recompute: keep less memory."""
+    """Decoder (Radford et al., 2019): tokens (t,) to logits (t, classes) for the token after each. recompute: keep less
+    memory."""
     blocks = _blocks(width, depth, heads, causal=True, gelu="gelu_tanh", dropout=dropout, recompute=recompute)
     return [Embedding(classes, width, positions=True), *blocks, LayerNorm(), Dense(classes, bias=False, init="small_normal")]
 

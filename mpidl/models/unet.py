@@ -8,7 +8,9 @@ from mpidl.nn import Concat, Conv2D, ConvTranspose2D, GroupNorm, Identity, Layer
 from mpidl.nn import Sequential as Seq
 
 
-def unet(input_shape: tuple[int, ...], classes: int, *, channels: Sequence[int] = (64, 128, 256, 512), groups: int = 8) -> list[Layer]:
+def unet(
+    input_shape: tuple[int, ...], classes: int, *, channels: Sequence[int] = (64, 128, 256, 512), groups: int = 8
+) -> list[Layer]:
     """Fields (h, w, c) to fields (h, w, classes) (Ronneberger et al., 2015), with group norm; each level halves the resolution.
 
     Needs h and w that 2^(levels - 1) divides. Trained as a regression, or with cross-entropy for every pixel.

@@ -44,7 +44,8 @@ def save_weights(model: Model, path: Path | str) -> None:
 def load_weights(model: Model, path: Path | str) -> None:
     """Fill a model from a safetensors file: our own, or a state dict of torchvision's resnets or of GPT-2 (Hugging Face).
 
-    Which it is shows in its names. Output weights that GPT-2 shares with its embedding are copied. Raises CheckpointError for a file
+    Which it is shows in its names. Output weights that GPT-2 shares with its embedding are copied. Raises CheckpointError
+    for a file
     that cannot be read, and for tensors that are missing, left over, or of another shape; the model is then unchanged.
     """
     tensors = read_tensors(path)
@@ -65,7 +66,9 @@ def load_weights(model: Model, path: Path | str) -> None:
                 problems.append(f"{theirs} has shape {ready[ours].shape}, {ours} needs {wanted[ours].spec.shape}")
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError("; ".join(problems[:3]) + more, where=str(path), remedy="build the model with the options of the file")
+        raise CheckpointError(
+            "; ".join(problems[:3]) + more, where=str(path), remedy="build the model with the options of the file"
+        )
     for name, tensor in ready.items():
         flat.value(name)[...] = model.ops.to_device(np.ascontiguousarray(tensor.astype(flat.dtype)))
 
@@ -121,7 +124,9 @@ def _gpt2(model: Model, tensors: Tensors) -> Names:
     prefix = next(name[: -len("h.0.attn.c_attn.weight")] for name in tensors if name.endswith("h.0.attn.c_attn.weight"))
     embedding = next((layer.name for layer in model.walk() if isinstance(layer, Embedding)), "embedding1")
     residuals = [layer.name for layer in model.walk() if isinstance(layer, Residual)]
-    blocks = [(attend, think, f"{prefix}h.{index}") for index, (attend, think) in enumerate(zip(*[iter(residuals)] * 2, strict=False))]
+    blocks = [
+        (attend, think, f"{prefix}h.{index}") for index, (attend, think) in enumerate(zip(*[iter(residuals)] * 2, strict=False))
+    ]
     names: Names = {
         f"{embedding}.weight": (f"{prefix}wte.weight", _same),
         f"{embedding}.positions": (f"{prefix}wpe.weight", _same),

@@ -43,22 +43,25 @@ class SelfAttention(Layer):
         qkv = self.space.get("qkv", (n * t, 3 * width), x.dtype)
         ops.dense_forward(rows, self._value("qkv.weight"), self._value("qkv.bias"), qkv, relu=False)
         q, k, v = self._heads(qkv, n, t, dim)
-        mixed, lse = self.space.get("mixed", (n, t, self.heads, dim), x.dtype), self.space.get("lse", (n, self.heads, t), x.dtype)
+        mixed, lse = (
+            self.space.get("mixed", (n, t, self.heads, dim), x.dtype),
+            self.space.get("lse", (n, self.heads, t), x.dtype),
+        )
         ops.attention_forward(q, k, v, mixed, lse, scale=dim**-0.5, causal=self.causal)
         y = self.space.get("y", (n * t, width), x.dtype)
         ops.dense_forward(mixed.reshape(rows.shape), self._value("out.weight"), self._value("out.bias"), y, relu=False)
 
         def backward(dy: Array) -> Array | None:
             dmixed = self.space.get("dmixed", (n * t, width), x.dtype)
-            out = [self._gradient("out.weight"), self._gradient("out.bias")]
-            ops.dense_backward(mixed.reshape(rows.shape), self._value("out.weight"), dy.reshape(rows.shape), *out, dmixed)
+            flat, dw, db = mixed.reshape(rows.shape), self._gradient("out.weight"), self._gradient("out.bias")
+            ops.dense_backward(flat, self._value("out.weight"), dy.reshape(rows.shape), dw, db, dmixed)
             dqkv = self.space.get("dqkv", (n * t, 3 * width), x.dtype)
             parts = self._heads(dqkv, n, t, dim)
             shaped = dmixed.reshape(mixed.shape)
             ops.attention_backward(shaped, q, k, v, mixed, lse, *parts, scale=dim**-0.5, causal=self.causal)
             dx = self.space.get("dx", rows.shape, x.dtype) if self.needs_input_gradient else None
-            qkv_out = [self._gradient("qkv.weight"), self._gradient("qkv.bias")]
-            ops.dense_backward(rows, self._value("qkv.weight"), dqkv, *qkv_out, dx)
+            dw, db = self._gradient("qkv.weight"), self._gradient("qkv.bias")
+            ops.dense_backward(rows, self._value("qkv.weight"), dqkv, dw, db, dx)
             return None if dx is None else dx.reshape(x.shape)
 
         return y.reshape(x.shape), backward

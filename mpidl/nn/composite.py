@@ -102,7 +102,9 @@ class Residual(Composite):
 
     kind = "res"
 
-    def __init__(self, body: Layer | Sequence[Layer], shortcut: Layer | Sequence[Layer] | None = None, *, relu: bool = False) -> None:
+    def __init__(
+        self, body: Layer | Sequence[Layer], shortcut: Layer | Sequence[Layer] | None = None, *, relu: bool = False
+    ) -> None:
         parts = [body if isinstance(body, Layer) else Sequential(body)]
         if shortcut is not None:
             parts.append(shortcut if isinstance(shortcut, Layer) else Sequential(shortcut))
@@ -217,7 +219,8 @@ class Identity(Layer):
 class Recompute(Composite):
     """Computes its body again in the backward pass instead of keeping its activations (Chen et al., 2016).
 
-    All such layers of a model share the memory of their bodies' activations: what is kept is one output for each, and one set of
+    All such layers of a model share the memory of their bodies' activations: what is kept is one output for each, and one
+    set of
     activations for those whose bodies have the same structure.
     """
 

@@ -42,7 +42,8 @@ class _Conv(Layer):
 
     def _general(self, shape: Shape) -> ConvGeometry:
         return ConvGeometry(
-            self._three(shape[:-1], 1), shape[-1], self.channels, self._three(self.kernel_size, 1), self._three(self.strides, 1),
+            self._three(shape[:-1], 1), shape[-1], self.channels, self._three(self.kernel_size, 1),
+            self._three(self.strides, 1),
             self._three(self.pads, 0), self._three(self.dilation, 1), self.groups,
         )  # fmt: skip
 
@@ -67,7 +68,9 @@ class _Conv(Layer):
         return 2.0 * math.prod(self.output_shape(shape)) * math.prod(self.kernel_size) * shape[-1] / self.groups
 
     def _forward(self, x: Array, y: Array) -> None:
-        self.ops.conv_forward(x, self._value("weight"), self._value("bias") if self.bias else None, y, self._general(x.shape[1:]))
+        self.ops.conv_forward(
+            x, self._value("weight"), self._value("bias") if self.bias else None, y, self._general(x.shape[1:])
+        )
         if self.has_relu:
             self.ops.relu_forward(y, y)
 
@@ -117,7 +120,8 @@ class Conv2D(_Conv):
         even = len(set(self.strides)) == len(set(self.pads)) == 1 and set(self.dilation) == {1}
         if self.groups > 1 or not even:
             return None
-        return Conv2DGeometry(*shape, self.channels, *self.kernel_size, self.strides[0], self.pads[0])
+        (height, width, channels), (kh, kw) = shape, self.kernel_size
+        return Conv2DGeometry(height, width, channels, self.channels, kh, kw, self.strides[0], self.pads[0])
 
     def _bias(self, source: Any) -> Array:
         if self.bias:
@@ -144,7 +148,8 @@ class Conv2D(_Conv):
 
 
 class ConvTranspose2D(Layer):
-    """The gradient of a convolution as a layer: y (n, (h - 1) stride + k - 2 pad, ..., channels), weight (k, k, channels, c)."""
+    """The gradient of a convolution as a layer: y (n, (h - 1) stride + k - 2 pad, ..., channels), weight (k, k, channels,
+    c)."""
 
     kind = "convt"
 

@@ -12,7 +12,8 @@ from mpidl.nn.parameters import ParameterSpec
 class Dense(Layer):
     """y (..., units) = act(x (..., inputs) @ weight (inputs, units) + bias (units)), on the last axis.
 
-    relu, activation: ReLU, or a name from `mpidl.backend.contract.pointwise.ACTIVATIONS`. init: of the weight, see `mpidl.nn.init`.
+    relu, activation: ReLU, or a name from `mpidl.backend.contract.pointwise.ACTIVATIONS`. init: of the weight, see
+    `mpidl.nn.init`.
     """
 
     kind = "dense"

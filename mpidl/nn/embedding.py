@@ -8,7 +8,8 @@ from mpidl.nn.parameters import ParameterSpec
 
 
 class Embedding(Layer):
-    """y (n, t, width) = weight[x], x (n, t) int64 in [0, rows); positions: a learned vector for each place is added (Radford et al., 2019)."""
+    """y (n, t, width) = weight[x], x (n, t) int64 in [0, rows); positions: a learned vector for each place is added
+    (Radford et al., 2019)."""
 
     kind = "embedding"
 

@@ -23,7 +23,8 @@ class LossResult:
 
 
 class SoftmaxCrossEntropy:
-    """Mean over the batch of -sum of target * log softmax(logits); the target is spread a little with `smoothing` (Szegedy et al., 2016).
+    """Mean over the batch of -sum of target * log softmax(logits); the target is spread a little with `smoothing` (Szegedy
+    et al., 2016).
 
     Each position of a sequence counts as a sample. Negative labels count nothing.
     """
@@ -54,7 +55,8 @@ class PairLoss:
         self.ops, self.space, self.kind, self.delta = ops, ops.workspace(), kind, delta
 
     def __call__(self, x: Array, target: Array, global_count: int) -> LossResult:
-        """x, target: (n, ...); global_count: samples in the batch over all ranks. total is the sum over samples of their means."""
+        """x, target: (n, ...); global_count: samples in the batch over all ranks. total is the sum over samples of their
+        means."""
         width = math.prod(x.shape[1:])
         rows = x.reshape(x.shape[0], width)
         loss = self.space.get("loss", (x.shape[0],), x.dtype)

@@ -62,8 +62,10 @@ class RMSNorm(LayerNorm):
 class BatchNorm(Layer):
     """Each channel (last axis) over batch and places to mean 0 and variance 1, then scale and bias (Ioffe and Szegedy, 2015).
 
-    synchronised: statistics of the batches of all ranks together, exchanged in every pass (one small all-reduce each way). Without it
-    ranks differ, and their running statistics are averaged where they are used. relu: ReLU after it. momentum: share of the newest
+    synchronised: statistics of the batches of all ranks together, exchanged in every pass (one small all-reduce each way).
+    Without it
+    ranks differ, and their running statistics are averaged where they are used. relu: ReLU after it. momentum: share of
+    the newest
     batch in the running mean and (unbiased) variance, which stand in for the batch's outside training.
     """
 
@@ -129,7 +131,7 @@ class BatchNorm(Layer):
             a = weight * rstd
             b = -a * rstd**2 * sum_dyx / count
             factors = [self._device(v, n, x) for v, n in ((a, "a"), (b, "b"), (-a * sum_dy / count - b * mean, "c"))]
-            self.ops.segment_dx(dy, flat, *factors, dy)
+            self.ops.segment_dx(dy, flat, factors[0], factors[1], factors[2], dy)
             return dy.reshape(x.shape)
 
         return y, backward
@@ -190,7 +192,7 @@ class GroupNorm(Layer):
             b = -(rstd**3) * self._spread(along * weight) / each
             shift_back = -rstd * self._spread(plain * weight) / each - b * center
             factors = [xp.ascontiguousarray(f.astype(x.dtype)) for f in (scale, b, shift_back)]
-            self.ops.segment_dx(dy, flat, *factors, dy)
+            self.ops.segment_dx(dy, flat, factors[0], factors[1], factors[2], dy)
             return dy.reshape(x.shape)
 
         return y, backward

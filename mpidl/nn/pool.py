@@ -20,7 +20,8 @@ class _Pool2D(Layer):
             raise ValueError(f"padding of {pad} is more than half a window of {k}")
 
     def _geometry(self, shape: Shape) -> PoolGeometry:
-        return PoolGeometry(*shape, self.k, self.stride, self.pad)
+        height, width, channels = shape
+        return PoolGeometry(height, width, channels, self.k, self.stride, self.pad)
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3 or min(shape[:2]) + 2 * self.pad < self.k:

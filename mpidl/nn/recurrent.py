@@ -70,7 +70,8 @@ class _Recurrent(Layer):
 
 
 class LSTM(_Recurrent):
-    """x (n, steps, inputs) to (n, steps, units), or to the last state (n, units) without `sequences` (Hochreiter and Schmidhuber, 1997)."""
+    """x (n, steps, inputs) to (n, steps, units), or to the last state (n, units) without `sequences` (Hochreiter and
+    Schmidhuber, 1997)."""
 
     kind, gates = "lstm", 4
 

@@ -12,7 +12,8 @@ from mpidl.nn.parameters import ParameterSpec
 class SpectralConv(Layer):
     """The lowest `modes` Fourier modes of each axis are mixed by a complex matrix each, the others dropped (Li et al., 2021).
 
-    x (n, *size, c) with one or two axes to (n, *size, channels). weight: real and imaginary parts, (2, *kept modes, c, channels),
+    x (n, *size, c) with one or two axes to (n, *size, channels). weight: real and imaginary parts, (2, *kept modes, c,
+    channels),
     for the modes below `modes` and, on the first of two axes, those as far below zero.
     """
 

@@ -25,7 +25,8 @@ class _LayerWise(Optimizer):
 
 
 class LARS(_LayerWise):
-    """Momentum SGD in which each tensor's gradient is scaled to `trust` of the tensor's norm (You et al., 2017). State: "momentum"."""
+    """Momentum SGD in which each tensor's gradient is scaled to `trust` of the tensor's norm (You et al., 2017). State:
+    "momentum"."""
 
     def __init__(
         self,

@@ -57,8 +57,10 @@ def clip_by_global_norm(parameters: FlatParameters, ops: Ops, limit: float) -> f
     """Scale all gradients so that their common norm is at most `limit`; returns the norm before (Pascanu et al., 2013)."""
     ends = [ops.to_device(np.array([edge], np.int64)) for edge in (0, parameters.length)]
     square = ops.xp.zeros(1, np.float64)
-    ops.slot_squares(parameters.gradients, *ends, square)
+    ops.slot_squares(parameters.gradients, ends[0], ends[1], square)
     norm = float(np.sqrt(ops.to_host(square)[0]))
     if norm > limit:
-        ops.xp.multiply(parameters.gradients, parameters.dtype.type(limit / norm), out=parameters.gradients)
+        ops.xp.multiply(
+            parameters.gradients, ops.to_device(np.asarray(limit / norm, parameters.dtype)), out=parameters.gradients
+        )
     return norm

@@ -53,7 +53,8 @@ class ModelConfig(Section, frozen=True):
 class OptimConfig(Section, frozen=True):
     """The optimizer and the learning-rate schedule. Times are in epochs.
 
-    momentum, nesterov: of sgd and lars; beta1, beta2, eps: of adam, adamw and lamb; trust: of lars. clip_norm: largest norm of all
+    momentum, nesterov: of sgd and lars; beta1, beta2, eps: of adam, adamw and lamb; trust: of lars. clip_norm: largest
+    norm of all
     gradients together (0: no limit).
     """
 
@@ -77,7 +78,8 @@ class OptimConfig(Section, frozen=True):
 class TrainConfig(Section, frozen=True):
     """global_batch: samples per step over all ranks; max_steps: end early (0: never); log_every: steps between metrics.
 
-    label_smoothing: share of the target that is spread over all classes. micro_batches: a power of two; any number of ranks that divides it gives the same bits (see mpidl.train.accumulate).
+    label_smoothing: share of the target that is spread over all classes. micro_batches: a power of two; any number of
+    ranks that divides it gives the same bits (see mpidl.train.accumulate).
     """
 
     epochs: Positive = 1

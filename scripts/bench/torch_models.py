@@ -86,9 +86,7 @@ def _linear(model: Model, layer: Layer, prefix: str, bias: bool) -> nn.Linear:
 
 def _conv(model: Model, layer: Conv2D) -> nn.Module:
     weight = _tensor(model, layer, "weight")
-    made = nn.Conv2d(
-        weight.shape[2], weight.shape[3], layer.kernel_size, layer.strides, layer.pads, bias=layer.bias
-    )  # type: ignore[arg-type]
+    made = nn.Conv2d(weight.shape[2], weight.shape[3], layer.kernel_size, layer.strides, layer.pads, bias=layer.bias)  # type: ignore[arg-type]
     made.weight.data = weight.permute(3, 2, 0, 1).contiguous()
     if layer.bias and made.bias is not None:
         made.bias.data = _tensor(model, layer, "bias")
@@ -142,7 +140,8 @@ def twin(model: Model) -> nn.Sequential:
 
 
 def parameters_like_ours(module: nn.Sequential, model: Model, *, gradients: bool = False) -> NDArray[Any]:
-    """The parameters (or gradients) of a twin of dense and convolution layers in the layout of `model`'s flat buffer, padding zero."""
+    """The parameters (or gradients) of a twin of dense and convolution layers in the layout of `model`'s flat buffer,
+    padding zero."""
     flat = np.zeros(model.parameters.length, model.parameters.dtype)
     twins = [layer for layer in module if isinstance(layer, (nn.Conv2d, nn.Linear))]
     owners = [layer for layer in model.layers if isinstance(layer, (Conv2D, Dense))]

@@ -1,7 +1,8 @@
 """Whole training steps beside PyTorch DDP (gloo): mpirun -n 2 python scripts/bench/train_step.py --model cnn --peer torch
 
 The same batches, initial parameters and optimizer; rounds of both alternate in time; each round is as slow as its slowest
-rank; medians over rounds. One thread a rank for both. A step is forward, backward, gradient exchange and update. Peak memory is that
+rank; medians over rounds. One thread a rank for both. A step is forward, backward, gradient exchange and update. Peak
+memory is that
 of a process which takes a few steps of one of them alone, so that neither carries the other's libraries.
 """
 
@@ -117,7 +118,8 @@ def make_batches(name: str, batch: int, rank: int) -> list[tuple[Any, Any]]:
 
 
 def roofline_ms(model: Model, batch: int) -> float:
-    """The step's multiply-adds, as direct convolutions and products need them, at the speed of this machine's sgemm, measured now."""
+    """The step's multiply-adds, as direct convolutions and products need them, at the speed of this machine's sgemm,
+    measured now."""
     import numpy as np
 
     a = np.ones((1024, 1024), np.float32)

@@ -55,10 +55,32 @@ def test_weights_go_out_and_in(run_folder: Path) -> None:
     assert mpidl(1, "train", toml, "--set", "train.max_steps=30").status == 0
     assert mpidl(1, "export", str(run_folder / "run"), str(path)).status == 0
     before = ckpt.read(run_folder / "run/checkpoints/best.h5").buffers["parameters"]
-    job = mpidl(2, "train", toml, "--overwrite", "--set", f"model.weights={path}", "--set", "train.max_steps=1", "--set", "optim.lr=1e-9")
+    job = mpidl(
+        2,
+        "train",
+        toml,
+        "--overwrite",
+        "--set",
+        f"model.weights={path}",
+        "--set",
+        "train.max_steps=1",
+        "--set",
+        "optim.lr=1e-9",
+    )
     assert job.status == 0, job.err
     np.testing.assert_allclose(newest(run_folder).buffers["parameters"], before, atol=1e-5)
-    wrong = mpidl(2, "train", toml, "--overwrite", "--set", f"model.weights={path}", "--set", "model.name=mlp", "--set", "model.options={}")
+    wrong = mpidl(
+        2,
+        "train",
+        toml,
+        "--overwrite",
+        "--set",
+        f"model.weights={path}",
+        "--set",
+        "model.name=mlp",
+        "--set",
+        "model.options={}",
+    )
     assert wrong.status == 1 and "w.safetensors" in wrong.err and wrong.err.count("mpidl: error") == 1, wrong.err
 
 

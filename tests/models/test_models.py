@@ -72,7 +72,9 @@ def test_gradients(name: str, rng: np.random.Generator) -> None:
     shape, classes, _ = TASKS[name]
     inputs = rng.integers(0, classes, (4, *shape)) if len(shape) == 1 else rng.standard_normal((4, *shape))
     step = 1e-8 if "resnet" in name else 1e-6
-    check_gradients(list(layers_of(name, shape, classes, {"size": "tiny"})), shape, inputs=inputs, step=step, rtol=1e-3, atol=1e-6)
+    check_gradients(
+        list(layers_of(name, shape, classes, {"size": "tiny"})), shape, inputs=inputs, step=step, rtol=1e-3, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -75,7 +75,9 @@ def torchvision_resnet(torch: Any, blocks: tuple[int, ...], *, bottleneck: bool)
                 setattr(self, f"bn{number}", nn.BatchNorm2d(out))
                 width = out
             changed = stride > 1 or before != outer
-            self.downsample = nn.Sequential(nn.Conv2d(before, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)) if changed else None
+            self.downsample = (
+                nn.Sequential(nn.Conv2d(before, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)) if changed else None
+            )
 
         def forward(self, x: Any) -> Any:
             y = x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ def parts_of(size: int, *, uneven: bool) -> list[slice]:
     edges = [0, *(TOTAL * (rank + 1) // size for rank in range(size))]
     if uneven and size > 1:
         edges[1] = 0
-    return [slice(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    return [slice(low, high) for low, high in pairwise(edges)]
 
 
 @pytest.mark.parametrize("uneven", [False, True])

@@ -83,7 +83,8 @@ LAYERS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "residual shortcut": (lambda: Residual([Dense(6, relu=True), Dense(4)], Dense(4), relu=True), (7,)),
     "concat": (lambda: Concat([Dense(3), Identity(), Sequential([Dense(4, relu=True), Dense(2)])]), (5,)),
     "recompute": (lambda: [Recompute([Dense(6, relu=True), Dense(5)]), Recompute([Dense(6, relu=True), Dense(5)])], (5,)),
-    "recompute dropout": (lambda: [Recompute(Residual([Dropout(0.5), Dense(5)])), Recompute(Residual([Dropout(0.5), Dense(5)]))], (5,)),
+    "recompute dropout": (lambda: [Recompute(Residual([Dropout(0.5), Dense(5)])), Recompute(Residual([Dropout(0.5),
+    Dense(5)]))], (5,)),
     "recompute norm": (lambda: Recompute([BatchNorm(), Dense(5)]), (5,)),
     "reshape": (lambda: [Reshape(2, 3), LSTM(2)], (6,)),
     "nested": (lambda: Sequential([Residual(Sequential([Conv2D(3), MaxPool2D(1)])), GlobalAveragePool()]), (4, 4, 3)),
@@ -156,9 +157,9 @@ def test_recomputing_keeps_less_and_changes_nothing(ops: Any, rng: np.random.Gen
 def test_composites_that_do_not_fit_say_where() -> None:
     from mpidl.backend.numpy_ops import NumpyOps
 
-    with pytest.raises(ShapeError, match=r"res1.*\(4,\).*\(7,\)|\(4,\).*\(7,\)"):
+    with pytest.raises(ShapeError, match=r"\(4,\).*\(7,\)"):
         Model([Residual(Dense(4))], (7,), NumpyOps())
-    with pytest.raises(ShapeError, match="seq1.attention1"):
+    with pytest.raises(ShapeError, match=r"seq1\.attention1"):
         Model([Sequential([SelfAttention(4)])], (3, 6), NumpyOps())
     with pytest.raises(ShapeError, match="groupnorm1"):
         Model([GroupNorm(4)], (3, 6), NumpyOps())
@@ -171,7 +172,9 @@ def test_a_steady_step_allocates_next_to_nothing(rng: np.random.Generator) -> No
     from mpidl.backend.numpy_ops import NumpyOps
 
     ops = NumpyOps()
-    model = model_of([Conv2D(16, relu=True), MaxPool2D(2), Reshape(64, 16), Dense(32, activation="gelu"), LayerNorm()], (16, 16, 3), ops)
+    model = model_of(
+        [Conv2D(16, relu=True), MaxPool2D(2), Reshape(64, 16), Dense(32, activation="gelu"), LayerNorm()], (16, 16, 3), ops
+    )
     x, dy = rng.standard_normal((64, 16, 16, 3)).astype(np.float32), np.ones((64, 64, 32), np.float32)
 
     def step() -> None:

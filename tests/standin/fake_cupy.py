@@ -110,7 +110,18 @@ def _wrapped(function: Any) -> Any:
 def make() -> tuple[types.ModuleType, types.ModuleType]:
     """The modules `cupy` and `cupyx`."""
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
-    made = ("empty", "zeros", "empty_like", "zeros_like", "ones_like", "repeat", "ascontiguousarray", "arange", "broadcast_to", "where")
+    made = (
+        "empty",
+        "zeros",
+        "empty_like",
+        "zeros_like",
+        "ones_like",
+        "repeat",
+        "ascontiguousarray",
+        "arange",
+        "broadcast_to",
+        "where",
+    )
     for name in (*made, "concatenate"):
         setattr(cupy, name, _wrapped(getattr(np, name)))
     for name in ("matmul", "multiply", "add", "subtract", "isfinite", "sqrt", "abs"):

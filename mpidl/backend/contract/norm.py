@@ -23,9 +23,7 @@ class NormOps(Launcher):
         """Out (rows, cols) = gradient of the input. out may not be dy."""
         self.launch("row_norm_backward", dy, x, gamma, mean, rstd, out, *x.shape, int(center))
 
-    def row_norm_parameters(
-        self, dy: Array, x: Array, mean: Array, rstd: Array, dgamma: Array, dbeta: Array | None
-    ) -> None:
+    def row_norm_parameters(self, dy: Array, x: Array, mean: Array, rstd: Array, dgamma: Array, dbeta: Array | None) -> None:
         """Gradients of gamma and beta (cols), overwritten."""
         self.launch("row_norm_parameters", dy, x, mean, rstd, dgamma, dbeta, *x.shape)
 
@@ -33,9 +31,7 @@ class NormOps(Launcher):
         """Mean and sum of squared deviations (segments, cols) of x (segments, rows, cols) over its rows."""
         self.launch("segment_moments", x, mean, m2, *x.shape)
 
-    def segment_affine(
-        self, x: Array, scale: Array, shift: Array, residual: Array | None, out: Array, *, relu: bool
-    ) -> None:
+    def segment_affine(self, x: Array, scale: Array, shift: Array, residual: Array | None, out: Array, *, relu: bool) -> None:
         """Out = act(x * scale + shift + residual), x (segments, rows, cols), scale and shift (segments, cols)."""
         self.launch("segment_affine", x, scale, shift, residual, out, *x.shape, int(relu))
 

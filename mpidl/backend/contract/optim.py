@@ -17,7 +17,8 @@ class OptimOps(Launcher):
         self.launch("adam_step", p, g, m, v, p.size, lr, beta1, beta2, eps, weight_decay, *fixes, int(decoupled))
 
     def adam_direction(
-        self, p: Array, g: Array, m: Array, v: Array, out: Array, *, beta1: float, beta2: float, eps: float, weight_decay: float,
+        self, p: Array, g: Array, m: Array, v: Array, out: Array, *, beta1: float, beta2: float, eps: float, weight_decay:
+        float,
         step: int,
     ) -> None:  # fmt: skip
         """Out = the step of Adam with decoupled decay before the learning rate; m and v go on."""

@@ -16,13 +16,13 @@ class SequenceOps(Launcher):
         """dtable[ids] += dy; on a GPU in any order."""
         self.launch("embedding_backward", dy, ids, dtable, ids.size, dtable.shape[1])
 
-    def attention_forward(
-        self, q: Array, k: Array, v: Array, out: Array, lse: Array, *, scale: float, causal: bool
-    ) -> None:
+    def attention_forward(self, q: Array, k: Array, v: Array, out: Array, lse: Array, *, scale: float, causal: bool) -> None:
         """Out = softmax(scale q k^T) v for each sample and head (Vaswani et al., 2017).
 
-        q, out: (n, tq, heads, dim); k, v: (n, tk, heads, dim). q, k, v may be views whose last two axes are contiguous and whose
-        tokens are evenly spaced. lse (n, heads, tq): logarithm of the sum of exponentials, for the gradient. causal: query t sees
+        q, out: (n, tq, heads, dim); k, v: (n, tk, heads, dim). q, k, v may be views whose last two axes are contiguous and
+        whose
+        tokens are evenly spaced. lse (n, heads, tq): logarithm of the sum of exponentials, for the gradient. causal: query
+        t sees
         the keys up to t + tk - tq. On a GPU the scores never exist in memory; on a CPU those of a block of queries do.
         """
         self.launch("attention_forward", q, k, v, out, lse, *_extents(q, k), scale, int(causal))
@@ -35,7 +35,8 @@ class SequenceOps(Launcher):
         self.launch("attention_backward", dout, q, k, v, out, lse, dq, dk, dv, *_extents(q, k), scale, int(causal))
 
     def lstm_forward(self, gates: Array, c_before: Array, c: Array, h: Array) -> None:
-        """Gates (n, 4 hidden): i, f, g, o from pre-activations to activations; c, h (n, hidden) (Hochreiter and Schmidhuber, 1997)."""
+        """Gates (n, 4 hidden): i, f, g, o from pre-activations to activations; c, h (n, hidden) (Hochreiter and
+        Schmidhuber, 1997)."""
         self.launch("lstm_forward", gates, c_before, c, h, *c.shape)
 
     def lstm_backward(self, gates: Array, c_before: Array, c: Array, dh: Array, dc: Array) -> None:
@@ -43,7 +44,8 @@ class SequenceOps(Launcher):
         self.launch("lstm_backward", gates, c_before, c, dh, dc, *c.shape)
 
     def gru_forward(self, x_gates: Array, h_gates: Array, h_before: Array, h: Array) -> None:
-        """x_gates, h_gates (n, 3 hidden): r, z, n from input and state; x_gates become activations; h (n, hidden) (Cho et al., 2014)."""
+        """x_gates, h_gates (n, 3 hidden): r, z, n from input and state; x_gates become activations; h (n, hidden) (Cho et
+        al., 2014)."""
         self.launch("gru_forward", x_gates, h_gates, h_before, h, *h.shape)
 
     def gru_backward(self, x_gates: Array, h_gates: Array, h_before: Array, dh: Array) -> None:

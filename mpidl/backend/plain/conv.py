@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 NDArr = NDArray[Any]
 
 
-def _taps(geometry: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+def _taps(geometry: tuple[int, ...]) -> Iterator[tuple[Any, Any]]:
     """For each tap of a kernel, its place and the slices of a padded input that it meets."""
     kernel, stride, dilation, out = geometry[7:10], geometry[10:13], geometry[16:19], geometry[19:22]
     for place in np.ndindex(*kernel):

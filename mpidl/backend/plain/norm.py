@@ -11,7 +11,16 @@ NDArr = NDArray[Any]
 
 
 def row_norm_forward(
-    x: NDArr, gamma: NDArr, beta: NDArr | None, y: NDArr, mean: NDArr, rstd: NDArr, rows: int, cols: int, eps: float, center: int
+    x: NDArr,
+    gamma: NDArr,
+    beta: NDArr | None,
+    y: NDArr,
+    mean: NDArr,
+    rstd: NDArr,
+    rows: int,
+    cols: int,
+    eps: float,
+    center: int,
 ) -> None:
     """Ops.row_norm_forward."""
     mean[...] = x.mean(axis=1) if center else 0

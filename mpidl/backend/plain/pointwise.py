@@ -15,7 +15,7 @@ _ROOT = math.sqrt(2 / math.pi)
 
 def _sigmoid(x: NDArr) -> NDArr:
     small = np.exp(-np.abs(x))
-    return np.where(x < 0, small, 1) / (1 + small)
+    return np.asarray(np.where(x < 0, small, 1) / (1 + small))
 
 
 def _inner(x: NDArr) -> NDArr:
@@ -58,7 +58,12 @@ def philox(n: int, seed: int, step: int, stream: int) -> NDArray[np.uint32]:
     """(n,) random words of Philox4x32-10 with counters (i // 4, step, stream)."""
     groups = np.arange((n + 3) // 4, dtype=np.uint64)
     low = np.uint64(0xFFFFFFFF)
-    c = [groups & low, groups >> np.uint64(32), np.full_like(groups, step & 0xFFFFFFFF), np.full_like(groups, stream & 0xFFFFFFFF)]
+    c = [
+        groups & low,
+        groups >> np.uint64(32),
+        np.full_like(groups, step & 0xFFFFFFFF),
+        np.full_like(groups, stream & 0xFFFFFFFF),
+    ]
     k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
     for _ in range(10):
         a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]

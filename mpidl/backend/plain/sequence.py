@@ -23,7 +23,7 @@ def embedding_backward(dy: NDArr, ids: NDArr, dtable: NDArr, count: int, width: 
 
 
 def _scores(q: NDArr, k: NDArr, scale: float, causal: int) -> NDArr:
-    scores = np.einsum("nqhd,nkhd->nhqk", q, k) * scale
+    scores: NDArr = np.einsum("nqhd,nkhd->nhqk", q, k) * scale
     if causal:
         tq, tk = scores.shape[2:]
         scores[:, :, np.arange(tk)[None, :] > np.arange(tq)[:, None] + tk - tq] = -np.inf
