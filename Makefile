@@ -15,7 +15,7 @@ MPIRUN := env $(MPI_ENV) timeout --signal=TERM --kill-after=20 $(LIMIT) mpirun -
 SAMPLE := data/fashion-mnist
 CONFIG ?= scripts/configs/fashion-cnn.toml
 
-.PHONY: help setup data train test test-unit test-mpi test-slurm test-gpu test-peer setup-peers lint bench lock clean distclean
+.PHONY: help setup data train test test-unit test-mpi test-slurm test-gpu test-peer setup-peers lint bench lock clean distclean kernel-report
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,9 @@ test-gpu: setup ## the backend tests on a real GPU
 
 setup-peers: setup ## install PyTorch and transformers, for comparison only
 	@$(PY) -c 'import torch, transformers' 2>/dev/null || $(PY) -m pip install -qq torch==2.13.0 transformers==5.23.0
+
+kernel-report: setup ## registers and shared memory of the CUDA kernels, into kernels/README.md
+	@$(PY) scripts/kernel_report.py
 
 test-peer: setup-peers ## compare a whole step with PyTorch
 	@scripts/test.sh peer

@@ -60,7 +60,7 @@ def wrap(error: Exception, doing: str) -> MpidlError:
     if isinstance(error, MemoryError):
         return MpidlError(
             f"out of memory while {doing}",
-            remedy="lower train.global_batch or data.window_bytes, or use more nodes",
+            remedy="lower train.global_batch or data.window_bytes, raise train.micro_batches, or use more nodes",
         )
     if isinstance(error, OSError):
         return MpidlError(f"{error} (while {doing})", remedy=_os_remedy(error))

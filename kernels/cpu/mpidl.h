@@ -19,7 +19,7 @@
 #endif
 
 /* Threads divide the results among them and never a sum, so that their number does not change a single bit. */
-extern int mpidl_threads;
+extern int mpidl_threads, mpidl_winograd;
 #define PRAGMA(text) _Pragma(#text)
 #define PARALLEL PRAGMA(omp parallel num_threads(mpidl_threads) if (mpidl_threads > 1))
 #define PARALLEL_FOR(work) PRAGMA(omp parallel for schedule(static) num_threads(mpidl_threads) if (mpidl_threads > 1 && (work) > (1 << 15)))

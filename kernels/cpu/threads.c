@@ -1,6 +1,9 @@
 #include "mpidl.h"
 
-int mpidl_threads = 1;
+int mpidl_threads = 1, mpidl_winograd = 1;
+
+/* Whether convolutions may take Winograd's way. */
+void mpidl_set_winograd(int allowed) { mpidl_winograd = allowed; }
 
 /* How many threads the kernels of this process use: the rank's share of cores. Returns what they will use. */
 int mpidl_set_threads(int count) {

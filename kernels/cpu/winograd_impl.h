@@ -20,7 +20,7 @@ static NAME(frame_t) NAME(frame)(long n, long height, long width, long channels,
 
 int NAME(winograd_fits)(long ci, long co, long kh, long kw, long stride, long pad, long out_height, long out_width) {
     const long down = (out_height + 3) / 4, across = (out_width + 3) / 4;
-    return kh == 3 && kw == 3 && stride == 1 && pad <= 2 && ci >= 16 && co >= 16 && ci % LANES == 0 && co % LANES == 0 &&
+    return mpidl_winograd && kh == 3 && kw == 3 && stride == 1 && pad <= 2 && ci >= 16 && co >= 16 && ci % LANES == 0 && co % LANES == 0 &&
            3 * POINTS * down * across <= 2 * 9 * out_height * out_width;
 }
 

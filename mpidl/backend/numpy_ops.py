@@ -6,6 +6,7 @@ Where the C kernels could not be built, or for a dtype they do not know, pure Nu
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mpidl.backend.table import KERNELS, ONLY_CUDA
 from mpidl.errors import BackendError
 
 NDArr = NDArray[Any]
+WINOGRAD_VARIABLE = "MPIDL_WINOGRAD"  # "off": direct convolutions only, slower and more exact
 _SUFFIX: dict[np.dtype[Any], str] = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 _VOID, _LONG, _DOUBLE, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
 # name -> argument types; every kernel returns 0 or an error code
@@ -57,6 +59,7 @@ class NumpyOps(Ops):
         self._c: dict[tuple[str, np.dtype[Any]], Any] = {}
         if loaded:
             loaded[0].mpidl_set_threads(threads)
+            loaded[0].mpidl_set_winograd(os.environ.get(WINOGRAD_VARIABLE, "on") != "off")
             for name, types in _SIGNATURES.items():
                 for dtype, suffix in _SUFFIX.items():
                     function = getattr(loaded[0], f"mpidl_{name}_{suffix}")

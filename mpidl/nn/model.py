@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mpidl.backend import Array, Ops
-from mpidl.errors import ShapeError
+from mpidl.errors import BackendError, ShapeError
 from mpidl.nn.layer import Backward, Layer, Runtime, Shape
 from mpidl.nn.parameters import FlatParameters, ParameterSpec
 from mpidl.nn.pool import MaxPool2D
@@ -27,6 +27,8 @@ class Model:
     """
 
     def __init__(self, layers: Sequence[Layer], input_shape: Shape, ops: Ops, *, dtype: DTypeLike = np.float32) -> None:
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise BackendError(f"no kernels for models of {np.dtype(dtype)}", remedy="use float32 or float64")
         self.layers, self.input_shape, self.ops = list(layers), tuple(input_shape), ops
         numbers: Counter[str] = Counter()
         specs: list[ParameterSpec] = []

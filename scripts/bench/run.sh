@@ -4,9 +4,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export OMP_NUM_THREADS=1
 python scripts/bench/loader.py
-for model in mlp cnn; do
+for model in mlp cnn resnet18 gpt; do
     # shellcheck disable=SC2086
-    env ${MPI_ENV:-} timeout 600 mpirun -n 2 python scripts/bench/train_step.py --model "$model" --peer torch
+    env ${MPI_ENV:-} timeout 900 mpirun -n 2 python scripts/bench/train_step.py --model "$model" --peer torch
 done
 # shellcheck disable=SC2086
 env ${MPI_ENV:-} timeout 600 mpirun -n 2 mpidl bench collectives --plot runs/all-reduce.png
