@@ -44,8 +44,8 @@ test-mpi: setup data ## tests under mpirun with 1, 2, 3 and 4 ranks
 test-slurm: setup data ## train through a real SLURM on this machine
 	@scripts/test.sh slurm
 
-test-gpu: setup ## the backend tests on a real GPU
-	MPIDL_TEST_GPU=1 $(PY) -m pytest tests/backend -m "gpu or not gpu" -q
+test-gpu: setup ## kernels, layers, optimizers and models on a real GPU
+	MPIDL_TEST_GPU=1 $(PY) -m pytest tests/backend tests/nn tests/optim tests/models -k "cupy or cuda" -m "gpu or not gpu" -q
 
 setup-peers: setup ## install PyTorch and transformers, for comparison only
 	@$(PY) -c 'import torch, transformers' 2>/dev/null || $(PY) -m pip install -qq torch==2.13.0 transformers==5.23.0

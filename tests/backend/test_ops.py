@@ -273,23 +273,60 @@ def test_every_c_level_that_runs_here_agrees(level: str, monkeypatch: pytest.Mon
         kernels.load_library.cache_clear()
 
 
-def test_threads_do_not_change_a_bit(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    ("name", "shape", "options"),
+    [
+        ("cnn", (20, 20, 3), {"channels": [20, 40], "hidden": [70]}),
+        ("cnn", (20, 20, 3), {"channels": [16, 32], "hidden": [70]}),  # Winograd
+        ("resnet", (16, 16, 3), {"depth": 10, "width": 16}),
+        ("gpt", (40,), {"width": 48, "depth": 2, "heads": 4, "dropout": 0.1}),
+        ("lstm", (12,), {"units": 64, "depth": 1, "embedding": 32}),
+    ],
+)
+def test_threads_do_not_change_a_bit(name: str, shape: Any, options: Any, rng: np.random.Generator) -> None:
     from mpidl.backend.numpy_ops import NumpyOps
     from mpidl.models import layers_of
     from mpidl.nn import Model, SoftmaxCrossEntropy
-    from mpidl.optim import SGD
+    from mpidl.optim import Adam
 
-    x, y = rng.standard_normal((33, 20, 20, 3)).astype(np.float32), rng.integers(0, 7, 33)
+    tokens = len(shape) == 1
+    x = rng.integers(0, 50, (33, *shape)) if tokens else rng.standard_normal((33, *shape)).astype(np.float32)
+    y = rng.integers(0, 50, (33, *shape)) if tokens else rng.integers(0, 7, 33)
     results = []
     for threads in (1, 2, 3):
         ops = NumpyOps(threads)
-        model = Model(layers_of("cnn", (20, 20, 3), 7, {"channels": [20, 40], "hidden": [70]}), (20, 20, 3), ops)
+        model = Model(layers_of(name, shape, 50 if tokens else 7, options), shape, ops)
         model.parameters.initialise(0)
-        optimizer, loss = SGD(model.parameters, ops), SoftmaxCrossEntropy(ops)
+        optimizer, loss = Adam(model.parameters, ops), SoftmaxCrossEntropy(ops)
         for _ in range(3):
             logits, backward = model.forward(x, train=True)
-            backward(loss(logits, y, 33).gradient, None)
-            optimizer.step(0.1)
+            backward(loss(logits, y, y.size).gradient, None)
+            optimizer.step(0.01)
         results.append(model.parameters.values.tobytes())
     NumpyOps(1)
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options"),
+    [
+        ("cnn", (20, 20, 3), {"channels": [16, 32], "hidden": [70]}),
+        ("gpt", (40,), {"width": 48, "depth": 2, "heads": 4}),
+        ("unet", (16, 16, 3), {"channels": [16, 32], "groups": 4}),
+    ],
+)
+def test_a_batch_in_parts_gives_the_same_bits(name: str, shape: Any, options: Any, rng: np.random.Generator) -> None:
+    """No sample's result depends on those beside it: so results do not depend on the number of ranks."""
+    from mpidl.backend.numpy_ops import NumpyOps
+    from mpidl.models import layers_of
+    from mpidl.nn import Model
+
+    ops = NumpyOps()
+    if ops.level == "none":
+        pytest.skip("promised for the C kernels only")
+    x = rng.integers(0, 50, (13, *shape)) if len(shape) == 1 else rng.standard_normal((13, *shape)).astype(np.float32)
+    model = Model(layers_of(name, shape, 50, options), shape, ops)
+    model.parameters.initialise(0)
+    whole = model.forward(x)[0].copy()
+    for low, high in ((0, 1), (1, 6), (6, 13)):
+        np.testing.assert_array_equal(model.forward(x[low:high])[0], whole[low:high])
