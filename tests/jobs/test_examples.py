@@ -16,7 +16,7 @@ TEXT = Path("/usr/share/common-licenses/GPL-3")
 def test_gpt_learns_a_text() -> None:
     job = finish(start(2, "python", str(EXAMPLES / "gpt_text.py"), "--steps", "300", "--json"))
     assert job.status == 0, job.err
-    assert job.result["held_out_nats"] < 0.75 * job.result["letter_frequencies_nats"]
+    assert job.result["held_out_nats"] < 0.8 * job.result["letter_frequencies_nats"]
     assert len(job.result["sample"]) == 120
 
 
