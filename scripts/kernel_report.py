@@ -6,14 +6,12 @@ Needs NVRTC and cuda-bindings, no GPU. `make kernel-report` writes the table int
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from mpidl.backend import kernels
 
-from mpidl.backend import kernels  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 MARK = "## Registers and shared memory"
 ENTRY = re.compile(

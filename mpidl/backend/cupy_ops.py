@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from mpidl.backend import kernels
 from mpidl.backend.contract.base import Array
-from mpidl.backend.contract.conv import ConvGeometry
 from mpidl.backend.ops import Conv2DGeometry, Ops
 from mpidl.backend.table import KERNELS
 from mpidl.errors import BackendError
@@ -113,14 +112,14 @@ class CupyOps(Ops):
             kernel((-(-cols // 32),), (32, 8), (x, out, np.int64(rows), np.int64(cols)))
 
     def conv2d_forward(self, x: Array, w: Array, b: Array, out: Array, geometry: Conv2DGeometry, *, relu: bool) -> None:
-        self.conv_forward(x, w, None, out, _general(geometry))
+        self.conv_forward(x, w, None, out, geometry.general)
         self.bias_act(out.reshape(-1, geometry.out_channels), b, relu=relu)
 
     def conv2d_backward_input(self, dy: Array, w: Array, out: Array, geometry: Conv2DGeometry) -> None:
-        self.conv_backward_input(dy, w, out, _general(geometry))
+        self.conv_backward_input(dy, w, out, geometry.general)
 
     def conv2d_backward_weights(self, x: Array, dy: Array, dw: Array, db: Array, geometry: Conv2DGeometry) -> None:
-        self.conv_backward_weights(x, dy, dw, None, _general(geometry))
+        self.conv_backward_weights(x, dy, dw, None, geometry.general)
         self.column_sums(dy.reshape(-1, geometry.out_channels), db)
 
     def maxpool2d_forward(self, x: Array, out: Array, k: int) -> None:
@@ -147,12 +146,6 @@ class CupyOps(Ops):
         real = p.dtype.type
         args = (p, g, v, np.int64(p.size), real(lr), real(momentum), real(weight_decay), np.int32(nesterov))
         self._each("optim", "sgd_step", p.dtype, p.size, args)
-
-
-def _general(g: Conv2DGeometry) -> ConvGeometry:
-    return ConvGeometry(
-        (1, g.height, g.width), g.in_channels, g.out_channels, (1, g.kh, g.kw), (1, g.stride, g.stride), (0, g.pad, g.pad)
-    )
 
 
 def _cover(launch: tuple[str | int, ...], args: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from mpidl.backend import kernels
 from mpidl.backend import numpy_fallback as plain
-from mpidl.backend.contract.conv import ConvGeometry
 from mpidl.backend.ops import Conv2DGeometry, Ops
 from mpidl.backend.plain import PLAIN
 from mpidl.backend.table import KERNELS, ONLY_CUDA
@@ -80,9 +79,6 @@ class NumpyOps(Ops):
         if not self._run(name, dtype, *args):
             PLAIN[name](*args)
 
-    def matmul(self, a: NDArr, b: NDArr, out: NDArr, *, accumulate: bool = False) -> None:
-        self._matmul(a, b, out, accumulate=accumulate)
-
     def to_device(self, host: NDArr) -> NDArr:
         return np.ascontiguousarray(host)
 
@@ -97,9 +93,9 @@ class NumpyOps(Ops):
         return f"CPU, NumPy {np.__version__}, {kind}"
 
     def dense_forward(self, x: NDArr, w: NDArr, b: NDArr | None, out: NDArr, *, relu: bool) -> None:
-        self._matmul(x, w, out, b, relu)
+        self.matmul(x, w, out, b, relu)
 
-    def _matmul(
+    def matmul(
         self, a: NDArr, b: NDArr, out: NDArr, bias: NDArr | None = None, relu: bool = False, *, accumulate: bool = False
     ) -> None:
         """out = act(a @ b + bias) by our own kernel: unlike those of a BLAS its sums do not depend on the rows or threads."""
@@ -136,25 +132,25 @@ class NumpyOps(Ops):
     def conv2d_forward(self, x: NDArr, w: NDArr, b: NDArr, out: NDArr, geometry: Conv2DGeometry, *, relu: bool) -> None:
         if _is_product(geometry):
             flat_x, flat_w, rows = (a.reshape(-1, a.shape[-1]) for a in (x, w, out))
-            self._matmul(flat_x, flat_w, rows, b, relu)
+            self.matmul(flat_x, flat_w, rows, b, relu)
         elif not self._run("conv2d_forward", x.dtype, x, w, b, out, *_numbers(x, geometry), relu):
             plain.conv2d_forward(x, w, b, out, geometry, relu)
 
     def conv2d_backward_input(self, dy: NDArr, w: NDArr, out: NDArr, geometry: Conv2DGeometry) -> None:
         g = geometry
         if _is_product(g):
-            self._matmul(dy.reshape(-1, g.out_channels), w.reshape(-1, g.out_channels).T, out.reshape(-1, g.in_channels))
+            self.matmul(dy.reshape(-1, g.out_channels), w.reshape(-1, g.out_channels).T, out.reshape(-1, g.in_channels))
         elif self._c and (
             g.stride > 1 or g.pad > min(g.kh, g.kw) - 1
         ):  # between the pixels of dy stand zeros: do not multiply them
-            self.conv_backward_input(dy, w, out, _general(g))
+            self.conv_backward_input(dy, w, out, g.general)
         elif not self._run("conv2d_backward_input", dy.dtype, dy, w, out, *_numbers(dy, g)):
             plain.conv2d_backward_input(dy, w, out, g)
 
     def conv2d_backward_weights(self, x: NDArr, dy: NDArr, dw: NDArr, db: NDArr, geometry: Conv2DGeometry) -> None:
         if _is_product(geometry):
             rows = dy.reshape(-1, geometry.out_channels)
-            self._matmul(x.reshape(-1, geometry.in_channels).T, rows, dw.reshape(-1, geometry.out_channels))
+            self.matmul(x.reshape(-1, geometry.in_channels).T, rows, dw.reshape(-1, geometry.out_channels))
             self.column_sums(rows, db)
         elif not self._run("conv2d_backward_weights", x.dtype, x, dy, dw, db, *_numbers(x, geometry)):
             plain.conv2d_backward_weights(x, dy, dw, db, geometry)
@@ -200,9 +196,3 @@ def _numbers(batch: NDArr, g: Conv2DGeometry) -> tuple[int, ...]:
 def _is_product(g: Conv2DGeometry) -> bool:
     """Whether the convolution is one matrix product."""
     return g.kh == g.kw == g.stride == 1 and g.pad == 0
-
-
-def _general(g: Conv2DGeometry) -> ConvGeometry:
-    return ConvGeometry(
-        (1, g.height, g.width), g.in_channels, g.out_channels, (1, g.kh, g.kw), (1, g.stride, g.stride), (0, g.pad, g.pad)
-    )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mpidl.backend.contract.base import Array
-from mpidl.backend.contract.conv import ConvOps
+from mpidl.backend.contract.conv import ConvGeometry, ConvOps
 from mpidl.backend.contract.norm import NormOps
 from mpidl.backend.contract.optim import OptimOps
 from mpidl.backend.contract.pointwise import PointwiseOps
@@ -44,6 +44,13 @@ class Conv2DGeometry:
     def out_width(self) -> int:
         """Columns of the output."""
         return (self.width + 2 * self.pad - self.kw) // self.stride + 1
+
+    @property
+    def general(self) -> ConvGeometry:
+        """The same convolution for the kernels that work through columns."""
+        size, kernel = (1, self.height, self.width), (1, self.kh, self.kw)
+        stride, pad = (1, self.stride, self.stride), (0, self.pad, self.pad)
+        return ConvGeometry(size, self.in_channels, self.out_channels, kernel, stride, pad)
 
 
 @dataclass

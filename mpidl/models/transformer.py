@@ -20,11 +20,14 @@ from mpidl.nn import (
 
 def _blocks(width: int, depth: int, heads: int, *, causal: bool, gelu: str, dropout: float, recompute: bool) -> list[Layer]:
     """Pre-norm blocks (Xiong et al., 2020): attention, then a four times wider network, each added to its input."""
-    drop: list[Layer] = [Dropout(dropout)] if dropout else []
     layers: list[Layer] = []
+
+    def drop() -> list[Layer]:
+        return [Dropout(dropout)] if dropout else []
+
     for _ in range(depth):
-        attend = [LayerNorm(), SelfAttention(heads, causal=causal), *drop]
-        think = [LayerNorm(), Dense(4 * width, activation=gelu), Dense(width), *([Dropout(dropout)] if dropout else [])]
+        attend = [LayerNorm(), SelfAttention(heads, causal=causal), *drop()]
+        think = [LayerNorm(), Dense(4 * width, activation=gelu), Dense(width), *drop()]
         pair: list[Layer] = [Residual(attend), Residual(think)]
         layers += [Recompute(pair)] if recompute else pair
     return layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,12 @@ from mpidl.nn.pool import MaxPool2D
 
 
 class Composite(Layer):
-    """Base of layers with layers inside; those are named by kind and number, or as `parts` says."""
+    """Base of layers with layers inside; those are named by kind and number, or as `names` says.
+
+    joins: whether parts stand side by side and their outputs are joined in memory of the layer; else they follow one another.
+    """
+
+    joins = True
 
     def __init__(self, parts: Sequence[Layer], names: Sequence[str] | None = None) -> None:
         super().__init__()
@@ -27,25 +33,43 @@ class Composite(Layer):
     def children(self) -> list[tuple[str, Layer]]:
         return self.parts
 
+    def _inputs(self, shape: Shape) -> list[Shape]:
+        """The shape that each part receives: that of the layer itself, unless parts follow one another."""
+        return [shape] * len(self.parts)
+
     def _named(self, name: str, part: Layer, shape: Shape) -> Shape:
         part.name = f"{self.name}.{name}"
         return part.output_shape(shape)
 
-    def _declared(self, name: str, part: Layer, shape: Shape) -> list[ParameterSpec]:
-        return [replace(spec, name=f"{name}.{spec.name}") for spec in part.declare(shape)]
+    def declare(self, shape: Shape) -> list[ParameterSpec]:
+        return [
+            replace(spec, name=f"{name}.{spec.name}")
+            for (name, part), before in zip(self.parts, self._inputs(shape), strict=True)
+            for spec in part.declare(before)
+        ]
+
+    def flops(self, shape: Shape) -> float:
+        return sum(part.flops(before) for (_, part), before in zip(self.parts, self._inputs(shape), strict=True))
+
+    def stored(self, shape: Shape) -> int:
+        own = super().stored(shape) if self.joins else 0
+        return own + sum(part.stored(before) for (_, part), before in zip(self.parts, self._inputs(shape), strict=True))
 
     def bind(self, ops: Ops, parameters: FlatParameters, runtime: Runtime) -> None:
         super().bind(ops, parameters, runtime)
+        needed = self.needs_input_gradient
         for name, part in self.parts:
             part.name = f"{self.name}.{name}"
-            part.needs_input_gradient = self.needs_input_gradient
+            part.needs_input_gradient = needed
             part.bind(ops, parameters, runtime)
+            if not self.joins:
+                needed = needed or any(key.startswith(f"{part.name}.") for key in parameters.slots)
 
 
 class Sequential(Composite):
     """Layers one after another, as one layer."""
 
-    kind = "seq"
+    kind, joins = "seq", False
 
     def __init__(self, layers: Sequence[Layer], names: Sequence[str] | None = None) -> None:
         super().__init__(layers, names)
@@ -53,32 +77,16 @@ class Sequential(Composite):
             if isinstance(layer, MaxPool2D):
                 layer.follow(before)
 
-    def _shapes(self, shape: Shape) -> list[Shape]:
+    def _inputs(self, shape: Shape) -> list[Shape]:
         shapes = [shape]
-        for name, part in self.parts:
+        for name, part in self.parts[:-1]:
             shapes.append(self._named(name, part, shapes[-1]))
-        return shapes
+        return shapes[: len(self.parts)]
 
     def output_shape(self, shape: Shape) -> Shape:
-        return self._shapes(shape)[-1]
-
-    def declare(self, shape: Shape) -> list[ParameterSpec]:
-        pairs = zip(self.parts, self._shapes(shape), strict=False)
-        return [spec for (name, part), before in pairs for spec in self._declared(name, part, before)]
-
-    def flops(self, shape: Shape) -> float:
-        return sum(part.flops(before) for (_, part), before in zip(self.parts, self._shapes(shape), strict=False))
-
-    def stored(self, shape: Shape) -> int:
-        return sum(part.stored(before) for (_, part), before in zip(self.parts, self._shapes(shape), strict=False))
-
-    def bind(self, ops: Ops, parameters: FlatParameters, runtime: Runtime) -> None:
-        super().bind(ops, parameters, runtime)
-        needed = self.needs_input_gradient
         for name, part in self.parts:
-            part.needs_input_gradient = needed
-            part.bind(ops, parameters, runtime)
-            needed = needed or any(key.startswith(f"{self.name}.{name}.") for key in parameters.slots)
+            shape = self._named(name, part, shape)
+        return shape
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         steps: list[Backward] = []
@@ -123,15 +131,6 @@ class Residual(Composite):
             )
         return shapes[0]
 
-    def declare(self, shape: Shape) -> list[ParameterSpec]:
-        return [spec for name, part in self.parts for spec in self._declared(name, part, shape)]
-
-    def flops(self, shape: Shape) -> float:
-        return sum(part.flops(shape) for _, part in self.parts)
-
-    def stored(self, shape: Shape) -> int:
-        return sum(part.stored(shape) for _, part in self.parts) + super().stored(shape)
-
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         body, body_back = self.parts[0][1].forward(x, train=train)
         other, other_back = self.parts[1][1].forward(x, train=train) if len(self.parts) > 1 else (x, None)
@@ -165,15 +164,6 @@ class Concat(Composite):
                 f"the branches give shapes {shapes}", where=f"layer {self.name}", remedy="all but the last extent must be equal"
             )
         return (*shapes[0][:-1], sum(other[-1] for other in shapes))
-
-    def declare(self, shape: Shape) -> list[ParameterSpec]:
-        return [spec for name, part in self.parts for spec in self._declared(name, part, shape)]
-
-    def flops(self, shape: Shape) -> float:
-        return sum(part.flops(shape) for _, part in self.parts)
-
-    def stored(self, shape: Shape) -> int:
-        return sum(part.stored(shape) for _, part in self.parts) + super().stored(shape)
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         results = [part.forward(x, train=train) for _, part in self.parts]
@@ -220,8 +210,7 @@ class Recompute(Composite):
     """Computes its body again in the backward pass instead of keeping its activations (Chen et al., 2016).
 
     All such layers of a model share the memory of their bodies' activations: what is kept is one output for each, and one
-    set of
-    activations for those whose bodies have the same structure.
+    set of activations for those whose bodies have the same structure.
     """
 
     kind = "recompute"
@@ -232,11 +221,8 @@ class Recompute(Composite):
     def output_shape(self, shape: Shape) -> Shape:
         return self._named("body", self.parts[0][1], shape)
 
-    def declare(self, shape: Shape) -> list[ParameterSpec]:
-        return self._declared("body", self.parts[0][1], shape)
-
-    def flops(self, shape: Shape) -> float:
-        return self.parts[0][1].flops(shape)
+    def stored(self, shape: Shape) -> int:
+        return math.prod(self.output_shape(shape))
 
     def bind(self, ops: Ops, parameters: FlatParameters, runtime: Runtime) -> None:
         super().bind(ops, parameters, runtime)

@@ -27,7 +27,7 @@ class Dense(Layer):
         self.activation = None if self.has_relu else "relu" if relu else activation
 
     def output_shape(self, shape: Shape) -> Shape:
-        if not shape or (len(shape) == 3 and self.kind == "dense"):
+        if len(shape) in (0, 3):
             raise self._refuse(shape, "a dense layer needs vectors (put a flatten layer before it) or sequences of them")
         return (*shape[:-1], self.units)
 
