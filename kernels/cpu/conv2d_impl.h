@@ -182,12 +182,12 @@ int NAME(conv2d_backward_input)(const REAL *dout, const REAL *w, REAL *din, long
     return 0;
 }
 
-/* dw (kh, kw, ci, co) and db (co) of conv2d_forward, overwritten. */
+/* dw (kh, kw, ci, co) and db (co, or NULL) of conv2d_forward, overwritten. */
 int NAME(conv2d_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, REAL *db, long n, long height, long width, long ci, long co,
                                   long kh, long kw, long stride, long pad, long out_height, long out_width) {
     if (NAME(winograd_fits)(ci, co, kh, kw, stride, pad, out_height, out_width)) {
-        memset(db, 0, (size_t)co * sizeof(REAL));
-        for (long q = 0; q < n * out_height * out_width; q++)
+        if (db) memset(db, 0, (size_t)co * sizeof(REAL));
+        for (long q = 0; db && q < n * out_height * out_width; q++)
             for (long o = 0; o < co; o++) db[o] += dout[q * co + o];
         return NAME(winograd_backward_weights)(in, dout, dw, n, height, width, ci, co, pad, out_height, out_width);
     }
@@ -217,13 +217,13 @@ int NAME(conv2d_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, RE
                 FOR_ROWS(rows, CALL)
 #undef CALL
             }
-            if (THREAD == 0)
+            if (db && THREAD == 0)
                 for (long q = 0; q < pixels; q++)
                     for (long o = 0; o < wide; o++) bias_sums[o] += g[q * wide + o];
         }
     }
     for (long k = 0; k < kh * depth; k++) memcpy(dw + k * co, sums + k * wide, (size_t)co * sizeof(REAL));
-    memcpy(db, bias_sums, (size_t)co * sizeof(REAL));
+    if (db) memcpy(db, bias_sums, (size_t)co * sizeof(REAL));
     return 0;
 }
 

@@ -52,10 +52,10 @@ static void NAME(gemm_block)(const NAME(gemm_t) * g, const REAL *a, long a_row, 
 #define CALL(R) NAME(gemm_tile)(R, a, a_row, a_k, b, b_k, tile, row, depth, first)
     FOR_ROWS(rows, CALL)
 #undef CALL
-    if (last && g->bias)
+    if (last && (g->bias || g->relu))
         for (long r = 0; r < rows; r++)
             for (long q = 0; q < cols; q++) {
-                const REAL v = tile[r * row + q] + g->bias[j + q];
+                const REAL v = tile[r * row + q] + (g->bias ? g->bias[j + q] : 0);
                 tile[r * row + q] = g->relu && v < 0 ? 0 : v; /* keeps a NaN */
             }
     if (!direct)

@@ -111,16 +111,20 @@ class CupyOps(Ops):
             kernel = self._kernel("pointwise", "column_sums", x.dtype)
             kernel((-(-cols // 32),), (32, 8), (x, out, np.int64(rows), np.int64(cols)))
 
-    def conv2d_forward(self, x: Array, w: Array, b: Array, out: Array, geometry: Conv2DGeometry, *, relu: bool) -> None:
+    def conv2d_forward(self, x: Array, w: Array, b: Array | None, out: Array, geometry: Conv2DGeometry, *, relu: bool) -> None:
         self.conv_forward(x, w, None, out, geometry.general)
-        self.bias_act(out.reshape(-1, geometry.out_channels), b, relu=relu)
+        if b is not None:
+            self.bias_act(out.reshape(-1, geometry.out_channels), b, relu=relu)
+        elif relu:
+            self.relu_forward(out, out)
 
     def conv2d_backward_input(self, dy: Array, w: Array, out: Array, geometry: Conv2DGeometry) -> None:
         self.conv_backward_input(dy, w, out, geometry.general)
 
-    def conv2d_backward_weights(self, x: Array, dy: Array, dw: Array, db: Array, geometry: Conv2DGeometry) -> None:
+    def conv2d_backward_weights(self, x: Array, dy: Array, dw: Array, db: Array | None, geometry: Conv2DGeometry) -> None:
         self.conv_backward_weights(x, dy, dw, None, geometry.general)
-        self.column_sums(dy.reshape(-1, geometry.out_channels), db)
+        if db is not None:
+            self.column_sums(dy.reshape(-1, geometry.out_channels), db)
 
     def maxpool2d_forward(self, x: Array, out: Array, k: int) -> None:
         args = (x, out, np.int64(out.size), *(np.int64(extent) for extent in x.shape[1:]), np.int64(k))

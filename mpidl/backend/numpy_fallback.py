@@ -13,9 +13,10 @@ from mpidl.backend.ops import Conv2DGeometry
 NDArr = NDArray[Any]
 
 
-def bias_act(y: NDArr, bias: NDArr, relu: bool) -> None:
-    """Ops.bias_act."""
-    y += bias
+def bias_act(y: NDArr, bias: NDArr | None, relu: bool) -> None:
+    """Ops.bias_act; without a bias only the activation."""
+    if bias is not None:
+        y += bias
     if relu:
         np.maximum(y, 0, out=y)
 
@@ -27,7 +28,7 @@ def _columns(x: NDArr, g: Conv2DGeometry) -> NDArr:
     return np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(-1, g.kh * g.kw * g.in_channels)
 
 
-def conv2d_forward(x: NDArr, w: NDArr, b: NDArr, out: NDArr, g: Conv2DGeometry, relu: bool) -> None:
+def conv2d_forward(x: NDArr, w: NDArr, b: NDArr | None, out: NDArr, g: Conv2DGeometry, relu: bool) -> None:
     """Ops.conv2d_forward."""
     flat = out.reshape(-1, g.out_channels)
     np.matmul(_columns(x, g), w.reshape(-1, g.out_channels), out=flat)
@@ -48,11 +49,12 @@ def conv2d_backward_input(dy: NDArr, w: NDArr, out: NDArr, g: Conv2DGeometry) ->
     out[...] = padded[:, g.pad : g.pad + g.height, g.pad : g.pad + g.width]
 
 
-def conv2d_backward_weights(x: NDArr, dy: NDArr, dw: NDArr, db: NDArr, g: Conv2DGeometry) -> None:
+def conv2d_backward_weights(x: NDArr, dy: NDArr, dw: NDArr, db: NDArr | None, g: Conv2DGeometry) -> None:
     """Ops.conv2d_backward_weights."""
     flat = dy.reshape(-1, g.out_channels)
     np.matmul(_columns(x, g).T, flat, out=dw.reshape(-1, g.out_channels))
-    flat.sum(axis=0, out=db)
+    if db is not None:
+        flat.sum(axis=0, out=db)
 
 
 def _windows(x: NDArr, k: int) -> NDArr:

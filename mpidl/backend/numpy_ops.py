@@ -106,8 +106,7 @@ class NumpyOps(Ops):
                 out += a @ b
             else:
                 out[...] = a @ b
-            if bias is not None:
-                plain.bias_act(out, bias, relu)
+            plain.bias_act(out, bias, relu)
 
     def bias_act(self, y: NDArr, bias: NDArr, *, relu: bool) -> None:
         if not self._run("bias_act", y.dtype, y, bias, y.shape[0], y.shape[1], relu):
@@ -129,7 +128,7 @@ class NumpyOps(Ops):
         if not self._run("scale_u8", out.dtype, x, out, x.size, scale, shift):
             self.scale_float(x, out, scale, shift)
 
-    def conv2d_forward(self, x: NDArr, w: NDArr, b: NDArr, out: NDArr, geometry: Conv2DGeometry, *, relu: bool) -> None:
+    def conv2d_forward(self, x: NDArr, w: NDArr, b: NDArr | None, out: NDArr, geometry: Conv2DGeometry, *, relu: bool) -> None:
         if _is_product(geometry):
             flat_x, flat_w, rows = (a.reshape(-1, a.shape[-1]) for a in (x, w, out))
             self.matmul(flat_x, flat_w, rows, b, relu)
@@ -147,11 +146,12 @@ class NumpyOps(Ops):
         elif not self._run("conv2d_backward_input", dy.dtype, dy, w, out, *_numbers(dy, g)):
             plain.conv2d_backward_input(dy, w, out, g)
 
-    def conv2d_backward_weights(self, x: NDArr, dy: NDArr, dw: NDArr, db: NDArr, geometry: Conv2DGeometry) -> None:
+    def conv2d_backward_weights(self, x: NDArr, dy: NDArr, dw: NDArr, db: NDArr | None, geometry: Conv2DGeometry) -> None:
         if _is_product(geometry):
             rows = dy.reshape(-1, geometry.out_channels)
             self.matmul(x.reshape(-1, geometry.in_channels).T, rows, dw.reshape(-1, geometry.out_channels))
-            self.column_sums(rows, db)
+            if db is not None:
+                self.column_sums(rows, db)
         elif not self._run("conv2d_backward_weights", x.dtype, x, dy, dw, db, *_numbers(x, geometry)):
             plain.conv2d_backward_weights(x, dy, dw, db, geometry)
 

@@ -146,16 +146,16 @@ class Ops(PointwiseOps, NormOps, SequenceOps, ConvOps, OptimOps):
 
     # --- convolution and pooling ---
     @abstractmethod
-    def conv2d_forward(self, x: Array, w: Array, b: Array, out: Array, geometry: Conv2DGeometry, *, relu: bool) -> None:
-        """Out (n, oh, ow, co) = act(b (co) + x (n, h, w, ci) convolved with w (kh, kw, ci, co))."""
+    def conv2d_forward(self, x: Array, w: Array, b: Array | None, out: Array, geometry: Conv2DGeometry, *, relu: bool) -> None:
+        """Out (n, oh, ow, co) = act(b (co) + x (n, h, w, ci) convolved with w (kh, kw, ci, co)); b may be None."""
 
     @abstractmethod
     def conv2d_backward_input(self, dy: Array, w: Array, out: Array, geometry: Conv2DGeometry) -> None:
         """Out (n, h, w, ci) = gradient of the input, overwritten."""
 
     @abstractmethod
-    def conv2d_backward_weights(self, x: Array, dy: Array, dw: Array, db: Array, geometry: Conv2DGeometry) -> None:
-        """Gradients of the weights dw (kh, kw, ci, co) and of the bias db (co), overwritten."""
+    def conv2d_backward_weights(self, x: Array, dy: Array, dw: Array, db: Array | None, geometry: Conv2DGeometry) -> None:
+        """Gradients of the weights dw (kh, kw, ci, co) and of the bias db (co, or None), overwritten."""
 
     @abstractmethod
     def maxpool2d_forward(self, x: Array, out: Array, k: int) -> None:

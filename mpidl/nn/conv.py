@@ -123,26 +123,21 @@ class Conv2D(_Conv):
         (height, width, channels), (kh, kw) = shape, self.kernel_size
         return Conv2DGeometry(height, width, channels, self.channels, kh, kw, self.strides[0], self.pads[0])
 
-    def _bias(self, source: Any) -> Array:
-        if self.bias:
-            return source("bias")
-        unused = self.space.get("bias", (self.channels,), self.parameters.dtype)
-        unused[...] = 0
-        return unused
-
     def _forward(self, x: Array, y: Array) -> None:
         g = self._simple(x.shape[1:])
         if g is None:
             super()._forward(x, y)
         else:
-            self.ops.conv2d_forward(x, self._value("weight"), self._bias(self._value), y, g, relu=self.has_relu)
+            self.ops.conv2d_forward(
+                x, self._value("weight"), self._value("bias") if self.bias else None, y, g, relu=self.has_relu
+            )
 
     def _backward(self, x: Array, dy: Array, dx: Array | None) -> None:
         g = self._simple(x.shape[1:])
         if g is None:
             super()._backward(x, dy, dx)
             return
-        self.ops.conv2d_backward_weights(x, dy, self._gradient("weight"), self._bias(self._gradient), g)
+        self.ops.conv2d_backward_weights(x, dy, self._gradient("weight"), self._gradient("bias") if self.bias else None, g)
         if dx is not None:
             self.ops.conv2d_backward_input(dy, self._value("weight"), dx, g)
 
