@@ -30,10 +30,8 @@ def check_gradients(
     """Compare the backward passes of `layers` with central differences of their forward passes, in float64.
 
     shape: of one input sample. inputs: (batch, *shape) to use instead of normal random numbers; integers have no gradient.
-    Every
-    parameter tensor, and the input, is moved by `step` along a random direction and in one random element: take a smaller
-    one for
-    deep networks with ReLU, which have many kinks. Raises GradientError naming the tensor.
+    Every parameter tensor, and the input, is moved by `step` along a random direction and in one random element: take a smaller
+    one for deep networks with ReLU, which have many kinks. Raises GradientError naming the tensor.
     """
     from mpidl.backend.numpy_ops import NumpyOps
 

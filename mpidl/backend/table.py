@@ -1,11 +1,9 @@
 """The table of kernels that the backends call by name: one line each, the same arguments in C, in CUDA and in plain NumPy.
 
 Arguments, one letter each: p, i, u, d an array of REAL, int64, uint8, float64 (None for p: a null pointer); s a view with
-strides
-that the kernel is told; n a size; r a number of type REAL; e a double; f a flag or small code.
+strides that the kernel is told; n a size; r a number of type REAL; e a double; f a flag or small code.
 How a GPU covers the work: ("each", a, b, ...) a grid-stride loop over the product of those arguments; ("warps", a, ...)
-one warp
-a row; ("blocks", a) one block an item; ("columns", c, s) 32 columns by 8 rows a block, and segments.
+one warp a row; ("blocks", a) one block an item; ("columns", c, s) 32 columns by 8 rows a block, and segments.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def load_weights(model: Model, path: Path | str) -> None:
     """Fill a model from a safetensors file: our own, or a state dict of torchvision's resnets or of GPT-2 (Hugging Face).
 
     Which it is shows in its names. Output weights that GPT-2 shares with its embedding are copied. Raises CheckpointError
-    for a file
-    that cannot be read, and for tensors that are missing, left over, or of another shape; the model is then unchanged.
+    for a file that cannot be read, and for tensors that are missing, left over, or of another shape; the model is then
+    unchanged.
     """
     tensors = read_tensors(path)
     names = names_for(model, tensors)

@@ -26,8 +26,7 @@ class Runtime:
 
     seed, step, part: key of random masks; part numbers the micro-batches of a step over all ranks, so that masks do not depend
     on the number of ranks. reduce: sums a float64 host array (n,) over the ranks, in place; None on one rank. recomputing:
-    a forward
-    pass is done again for its gradients, so running statistics stay as they are.
+    a forward pass is done again for its gradients, so running statistics stay as they are.
     """
 
     seed: int = 0

@@ -63,9 +63,8 @@ class BatchNorm(Layer):
     """Each channel (last axis) over batch and places to mean 0 and variance 1, then scale and bias (Ioffe and Szegedy, 2015).
 
     synchronised: statistics of the batches of all ranks together, exchanged in every pass (one small all-reduce each way).
-    Without it
-    ranks differ, and their running statistics are averaged where they are used. relu: ReLU after it. momentum: share of
-    the newest
+    Without it ranks differ, and their running statistics are averaged where they are used. relu: ReLU after it. momentum:
+    share of the newest
     batch in the running mean and (unbiased) variance, which stand in for the batch's outside training.
     """
 

@@ -45,8 +45,7 @@ class Slot:
 
 class FlatParameters:
     """values: (n,) parameters; gradients: (n,); message: (n + spare,) gradients with `spare` elements behind them; state:
-    what is
-    not trainable.
+    what is not trainable.
 
     The spare elements let a training step send its scalars (loss, counts, flags) in the same message as its gradients.
     Padding between parameters is always zero, in values as in gradients.

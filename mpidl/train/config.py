@@ -54,8 +54,7 @@ class OptimConfig(Section, frozen=True):
     """The optimizer and the learning-rate schedule. Times are in epochs.
 
     momentum, nesterov: of sgd and lars; beta1, beta2, eps: of adam, adamw and lamb; trust: of lars. clip_norm: largest
-    norm of all
-    gradients together (0: no limit).
+    norm of all gradients together (0: no limit).
     """
 
     name: Literal["sgd", "adam", "adamw", "lars", "lamb"] = "sgd"

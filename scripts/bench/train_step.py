@@ -2,8 +2,7 @@
 
 The same batches, initial parameters and optimizer; rounds of both alternate in time; each round is as slow as its slowest
 rank; medians over rounds. One thread a rank for both. A step is forward, backward, gradient exchange and update. Peak
-memory is that
-of a process which takes a few steps of one of them alone, so that neither carries the other's libraries.
+memory is that of a process which takes a few steps of one of them alone, so that neither carries the other's libraries.
 """
 
 from __future__ import annotations

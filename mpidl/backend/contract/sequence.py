@@ -20,9 +20,8 @@ class SequenceOps(Launcher):
         """Out = softmax(scale q k^T) v for each sample and head (Vaswani et al., 2017).
 
         q, out: (n, tq, heads, dim); k, v: (n, tk, heads, dim). q, k, v may be views whose last two axes are contiguous and
-        whose
-        tokens are evenly spaced. lse (n, heads, tq): logarithm of the sum of exponentials, for the gradient. causal: query
-        t sees
+        whose tokens are evenly spaced. lse (n, heads, tq): logarithm of the sum of exponentials, for the gradient. causal:
+        query t sees
         the keys up to t + tk - tq. On a GPU the scores never exist in memory; on a CPU those of a block of queries do.
         """
         self.launch("attention_forward", q, k, v, out, lse, *_extents(q, k), scale, int(causal))
