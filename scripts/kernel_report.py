@@ -13,6 +13,7 @@ from mpidl.backend import kernels
 
 ROOT = Path(__file__).parent.parent
 
+ACCUMULATOR = {"float": "float", "double": "double", "f16": "float", "bf16": "float"}
 MARK = "## Registers and shared memory"
 ENTRY = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)", re.S
@@ -43,7 +44,13 @@ def compile_cubin(code: str, options: list[str]) -> tuple[bytes, str]:
 
 def report(family: str, real: str, architecture: str) -> tuple[bytes, str, dict[str, tuple[int, int, int]]]:
     """Machine code, log, and (registers, bytes of shared memory, bytes spilled) for each kernel of a family."""
-    options = [f"--gpu-architecture={architecture}", "--std=c++17", f"-DREAL={real}", "--ptxas-options=-v"]
+    options = [
+        f"--gpu-architecture={architecture}",
+        "--std=c++17",
+        f"-DREAL={real}",
+        f"-DACC={ACCUMULATOR[real]}",
+        "--ptxas-options=-v",
+    ]
     cubin, log = compile_cubin(kernels.cuda_source(family), options)
     found = {}
     for name, stores, loads, registers, rest in ENTRY.findall(log):

@@ -44,6 +44,12 @@ def ops(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
+def gpu_ops() -> Any:
+    """The CuPy backend alone."""
+    return _cupy_ops()
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(1234)
 

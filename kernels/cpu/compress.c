@@ -136,7 +136,7 @@ static int64_t collect(const float *x, int64_t n, int64_t least, int32_t *index,
     for (int64_t at = 0; at < n; at += WIDE) {
         int64_t m = n - at < WIDE ? n - at : WIDE;
         if (m == WIDE && !any_reaches(x + at, bar)) continue;
-        if (found + WIDE > room) return -1;
+        if (found + m > room) return -1;
         found = collect_block(x, at, m, bar, index, found);
     }
     return found;

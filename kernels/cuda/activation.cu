@@ -1,60 +1,63 @@
 // Activations and their gradients, and dropout. kind: 0 ReLU, 1 GELU (erf), 2 GELU (tanh), 3 SiLU, 4 tanh, 5 sigmoid.
-#define SQRT_2_PI REAL(0.79788456080286536)
-#define CUBIC REAL(0.044715)
+#define SQRT_2_PI ACC(0.79788456080286536)
+#define CUBIC ACC(0.044715)
 
-__device__ inline REAL sigmoid(REAL x) { return REAL(1) / (REAL(1) + exp(-x)); }
-__device__ inline REAL normal_share(REAL x) { return REAL(0.5) * (REAL(1) + erf(x * REAL(0.70710678118654752))); }
+__device__ inline ACC sigmoid(ACC x) { return ACC(1) / (ACC(1) + exp(-x)); }
+__device__ inline ACC normal_share(ACC x) { return ACC(0.5) * (ACC(1) + erf(x * ACC(0.70710678118654752))); }
 
-extern "C" __global__ void act_forward(const REAL *x, REAL *y, i64 n, int kind) {
-    FOR_EACH(i, n) {
-        const REAL v = x[i];
-        switch (kind) {
-        case 0: y[i] = v < REAL(0) ? REAL(0) : v; break;
-        case 1: y[i] = v * normal_share(v); break;
-        case 2: y[i] = REAL(0.5) * v * (REAL(1) + tanh(SQRT_2_PI * (v + CUBIC * v * v * v))); break;
-        case 3: y[i] = v * sigmoid(v); break;
-        case 4: y[i] = tanh(v); break;
-        default: y[i] = sigmoid(v);
-        }
+__device__ inline ACC activate(ACC v, int kind) {
+    switch (kind) {
+    case 0: return v < ACC(0) ? ACC(0) : v;
+    case 1: return v * normal_share(v);
+    case 2: return ACC(0.5) * v * (ACC(1) + tanh(SQRT_2_PI * (v + CUBIC * v * v * v)));
+    case 3: return v * sigmoid(v);
+    case 4: return tanh(v);
+    default: return sigmoid(v);
     }
 }
 
-extern "C" __global__ void act_backward(const REAL *dy, const REAL *x, const REAL *y, REAL *dx, i64 n, int kind) {
-    FOR_EACH(i, n) {
-        const REAL v = x[i], w = y[i];
-        REAL slope;
-        if (kind == 0) {
-            slope = w > REAL(0) ? REAL(1) : REAL(0);
-        } else if (kind == 1) {
-            slope = normal_share(v) + v * REAL(0.39894228040143268) * exp(REAL(-0.5) * v * v);
-        } else if (kind == 2) {
-            const REAL t = tanh(SQRT_2_PI * (v + CUBIC * v * v * v));
-            slope = REAL(0.5) * (REAL(1) + t) + REAL(0.5) * v * (REAL(1) - t * t) * SQRT_2_PI * (REAL(1) + REAL(3) * CUBIC * v * v);
-        } else if (kind == 3) {
-            const REAL s = sigmoid(v);
-            slope = s * (REAL(1) + v * (REAL(1) - s));
-        } else {
-            slope = kind == 4 ? REAL(1) - w * w : w * (REAL(1) - w);
-        }
-        dx[i] = dy[i] * slope;
+// The slope at input v with output w.
+__device__ inline ACC slope(ACC v, ACC w, int kind) {
+    if (kind == 0) return w > ACC(0) ? ACC(1) : ACC(0);
+    if (kind == 1) return normal_share(v) + v * ACC(0.39894228040143268) * exp(ACC(-0.5) * v * v);
+    if (kind == 2) {
+        const ACC t = tanh(SQRT_2_PI * (v + CUBIC * v * v * v));
+        return ACC(0.5) * (ACC(1) + t) + ACC(0.5) * v * (ACC(1) - t * t) * SQRT_2_PI * (ACC(1) + ACC(3) * CUBIC * v * v);
     }
+    if (kind == 3) {
+        const ACC s = sigmoid(v);
+        return s * (ACC(1) + v * (ACC(1) - s));
+    }
+    return kind == 4 ? ACC(1) - w * w : w * (ACC(1) - w);
+}
+
+extern "C" __global__ void act_forward(const REAL *x, REAL *y, i64 n, int kind) {
+    map(x, y, n, [=](i64, ACC v) { return activate(v, kind); });
+}
+
+extern "C" __global__ void act_backward(const REAL *dy, const REAL *x, const REAL *y, REAL *dx, i64 n, int kind) {
+    if (kind == 0 || kind > 3) {  // the output is enough
+        map2(dy, y, dx, n, [=](i64, ACC d, ACC w) { return d * slope(ACC(0), w, kind); });
+        return;
+    }
+    map2(dy, x, dx, n, [=](i64, ACC d, ACC v) { return d * slope(v, ACC(0), kind); });
 }
 
 // Philox4x32-10 (Salmon et al., 2011): counter (i / 4, step, stream), key seed; element i takes word i % 4.
 extern "C" __global__ void dropout(const REAL *x, REAL *y, i64 n, double keep, i64 seed, i64 step, i64 stream) {
-    const REAL scale = REAL(1 / keep);
+    const ACC scale = ACC(1 / keep);
     const unsigned limit = keep >= 1 ? 0xffffffffu : (unsigned)(keep * 4294967296.0);
-    FOR_EACH(i, n) {
-        const i64 group = i / 4;
-        unsigned c0 = (unsigned)group, c1 = (unsigned)(group >> 32), c2 = (unsigned)step, c3 = (unsigned)stream;
+    FOR_EACH(group, (n + 3) / 4) {
+        unsigned c[4] = {(unsigned)group, (unsigned)(group >> 32), (unsigned)step, (unsigned)stream};
         unsigned k0 = (unsigned)seed, k1 = (unsigned)(seed >> 32);
         for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-            const unsigned long long a = 0xD2511F53ull * c0, b = 0xCD9E8D57ull * c2;
-            const unsigned n0 = (unsigned)(b >> 32) ^ c1 ^ k0, n2 = (unsigned)(a >> 32) ^ c3 ^ k1;
-            c0 = n0, c1 = (unsigned)b, c2 = n2, c3 = (unsigned)a;
+            const unsigned long long a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];
+            const unsigned n0 = (unsigned)(b >> 32) ^ c[1] ^ k0, n2 = (unsigned)(a >> 32) ^ c[3] ^ k1;
+            c[0] = n0, c[1] = (unsigned)b, c[2] = n2, c[3] = (unsigned)a;
         }
-        const int word = (int)(i % 4);
-        const unsigned drawn = word == 0 ? c0 : word == 1 ? c1 : word == 2 ? c2 : c3;
-        y[i] = drawn < limit ? x[i] * scale : REAL(0);
+        for (int word = 0; word < 4; word++) {
+            const i64 i = group * 4 + word;
+            if (i < n) y[i] = c[word] < limit ? x[i] * scale : ACC(0);
+        }
     }
 }

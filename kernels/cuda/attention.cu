@@ -1,90 +1,148 @@
-// Attention that never holds the score matrix (Dao et al., 2022): one warp a query, keys 32 at a time, a running softmax. Layouts as in
-// kernels/cpu/attention_impl.h. A head has at most 256 elements, up to 8 a lane.
+// Attention that never holds the score matrix (Dao et al., 2022). Layouts as in kernels/cpu/attention_impl.h. A block takes 8 queries
+// (or keys) of one head, a warp each; keys and values (or queries and gradients) come through shared memory in tiles that all
+// warps use. In a tile each lane takes the score of one row, so that nothing is shuffled for a product. A head has at most 256
+// elements, up to 8 a lane.
 #define MAX_EACH 8
-#define FULL 0xffffffffu
-#define ALL_LANES(value) __shfl_sync(FULL, warp_sum(value), 0)
+#define WARPS 8
+#define TILE (16000 / (int)sizeof(ACC))
+#define FOR_MINE(e, c) for (int e = 0, c = threadIdx.x; e < MAX_EACH && c < dim; e++, c += WARP)
+// Blocks over groups of WARPS rows of one head; head h of sample b.
+#define FOR_GROUPS(group, rows) \
+    const i64 groups_each = ((rows) + WARPS - 1) / WARPS; \
+    for (i64 group = blockIdx.x; group < batch * heads * groups_each; group += gridDim.x)
 
-// The score of query x (spread over lanes) with the key at k, on every lane.
-__device__ inline REAL score(const REAL *x, const REAL *k, int dim) {
-    REAL sum = REAL(0);
-    for (int e = 0, c = threadIdx.x; e < MAX_EACH && c < dim; e++, c += WARP) sum += x[e] * k[c];
-    return ALL_LANES(sum);
+// Rows [first, first + count) of a matrix with `stride` to a tile with an odd row length, so that lanes hit different banks.
+__device__ inline void load_tile(ACC *tile, const REAL *from, i64 first, int count, i64 stride, int dim) {
+    for (int i = threadIdx.y * WARP + threadIdx.x; i < count * dim; i += WARPS * WARP)
+        tile[i / dim * (dim | 1) + i % dim] = from[(first + i / dim) * stride + i % dim];
 }
 
-#define FOR_QUERIES(row, count) \
-    for (i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y; row < (count); row += (i64)gridDim.x * blockDim.y)
-#define FOR_MINE(e, c) for (int e = 0, c = threadIdx.x; e < MAX_EACH && c < dim; e++, c += WARP)
+__device__ inline ACC row_product(const ACC *row, const ACC *other, int dim) {
+    ACC sum = ACC(0);
+    for (int c = 0; c < dim; c++) sum += row[c] * other[c];
+    return sum;
+}
 
-extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const REAL *v, REAL *out, REAL *lse, i64 batch, i64 heads, i64 tq,
-                                             i64 tk, i64 dims, i64 q_row, i64 kv_row, REAL scale, int causal) {
-    const int dim = (int)dims;
-    FOR_QUERIES(row, batch * heads * tq) {
-        const i64 t = row % tq, h = row / tq % heads, b = row / tq / heads;
-        const i64 wanted = causal ? t + 1 + tk - tq : tk, seen = wanted < 0 ? 0 : wanted;
-        const REAL *query = q + (b * tq + t) * q_row + h * dim, *keys = k + b * tk * kv_row + h * dim, *values = v + b * tk * kv_row + h * dim;
-        REAL mine[MAX_EACH], sum[MAX_EACH], top = REAL(0), total = REAL(0);
-        for (int e = 0; e < MAX_EACH; e++) mine[e] = sum[e] = REAL(0);
-        FOR_MINE(e, c) mine[e] = query[c] * scale;
-        for (i64 j = 0; j < seen; j++) {
-            const REAL s = score(mine, keys + j * kv_row, dim);
-            const REAL newer = j == 0 || s > top ? s : top, shrink = j == 0 ? REAL(0) : exp(top - newer), weight = exp(s - newer);
-            total = total * shrink + weight;
-            FOR_MINE(e, c) sum[e] = sum[e] * shrink + weight * values[j * kv_row + c];
+extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const REAL *v, REAL *out, ACC *lse, i64 batch, i64 heads, i64 tq,
+                                             i64 tk, i64 dims, i64 q_row, i64 kv_row, ACC scale, int causal) {
+    __shared__ ACC keys[TILE], values[TILE], queries[WARPS][256];
+    const int dim = (int)dims, most = TILE / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
+    ACC *query = queries[threadIdx.y];
+    FOR_GROUPS(group, tq) {
+        const i64 h = group / groups_each % heads, b = group / groups_each / heads, first = group % groups_each * WARPS;
+        const i64 t = first + threadIdx.y, last = first + WARPS < tq ? first + WARPS : tq;
+        const i64 wanted = t >= tq ? 0 : causal ? t + 1 + tk - tq : tk, all = causal ? last + tk - tq : tk;
+        const REAL *all_keys = k + b * tk * kv_row + h * dim, *all_values = v + b * tk * kv_row + h * dim;
+        ACC sum[MAX_EACH], top = ACC(0), total = ACC(0);
+        for (int e = 0; e < MAX_EACH; e++) sum[e] = ACC(0);
+        if (t < tq) FOR_MINE(e, c) query[c] = q[(b * tq + t) * q_row + h * dim + c] * scale;
+        for (i64 j = 0; j < all; j += tile) {
+            const int count = (int)(all - j < tile ? all - j : tile);
+            __syncthreads();
+            load_tile(keys, all_keys, j, count, kv_row, dim);
+            load_tile(values, all_values, j, count, kv_row, dim);
+            __syncthreads();
+            const bool seen = lane < count && j + lane < wanted;
+            const ACC s = seen ? row_product(keys + lane * (dim | 1), query, dim) : ACC(0);
+            const bool any = j < wanted, before = total > ACC(0);
+            const ACC highest = warp_top(seen ? s : ACC(-1e30)), newer = !any ? top : before && top > highest ? top : highest;
+            const ACC weight = seen ? exp(s - newer) : ACC(0), shrink = before ? exp(top - newer) : ACC(1);
+            total = total * shrink + all_lanes(weight);
+            for (int e = 0; e < MAX_EACH; e++) sum[e] *= shrink;
+            for (int r = 0; r < count; r++) {
+                const ACC w = __shfl_sync(FULL, weight, r);
+                FOR_MINE(e, c) sum[e] += w * values[r * (dim | 1) + c];
+            }
             top = newer;
         }
-        FOR_MINE(e, c) out[((b * tq + t) * heads + h) * dim + c] = total > REAL(0) ? sum[e] / total : REAL(0);
-        if (threadIdx.x == 0) lse[(b * heads + h) * tq + t] = top + log(total);
+        if (t < tq) {
+            FOR_MINE(e, c) out[((b * tq + t) * heads + h) * dim + c] = wanted > 0 ? sum[e] / total : ACC(0);
+            if (lane == 0) lse[(b * heads + h) * tq + t] = top + log(total);
+        }
     }
 }
 
-// Gradients of the queries: one warp a query.
-extern "C" __global__ void attention_backward_q(const REAL *dout, const REAL *q, const REAL *k, const REAL *v, const REAL *out, const REAL *lse,
-                                                REAL *dq, i64 batch, i64 heads, i64 tq, i64 tk, i64 dims, i64 q_row, i64 kv_row, REAL scale,
+// Gradients of the queries: one warp a query, tiles of keys and values.
+extern "C" __global__ void attention_backward_q(const REAL *dout, const REAL *q, const REAL *k, const REAL *v, const REAL *out, const ACC *lse,
+                                                REAL *dq, i64 batch, i64 heads, i64 tq, i64 tk, i64 dims, i64 q_row, i64 kv_row, ACC scale,
                                                 int causal) {
-    const int dim = (int)dims;
-    FOR_QUERIES(row, batch * heads * tq) {
-        const i64 t = row % tq, h = row / tq % heads, b = row / tq / heads;
-        const i64 wanted = causal ? t + 1 + tk - tq : tk, seen = wanted < 0 ? 0 : wanted, at = ((b * tq + t) * heads + h) * dim;
-        const REAL *keys = k + b * tk * kv_row + h * dim, *values = v + b * tk * kv_row + h * dim;
-        REAL mine[MAX_EACH], grad[MAX_EACH], sum[MAX_EACH], along = REAL(0);
-        for (int e = 0; e < MAX_EACH; e++) mine[e] = grad[e] = sum[e] = REAL(0);
-        FOR_MINE(e, c) {
-            mine[e] = q[(b * tq + t) * q_row + h * dim + c] * scale;
-            grad[e] = dout[at + c];
-            along += grad[e] * out[at + c];
+    __shared__ ACC keys[TILE / 2], values[TILE / 2], queries[WARPS][256], grads[WARPS][256];
+    const int dim = (int)dims, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
+    ACC *query = queries[threadIdx.y], *grad = grads[threadIdx.y];
+    FOR_GROUPS(group, tq) {
+        const i64 h = group / groups_each % heads, b = group / groups_each / heads, first = group % groups_each * WARPS;
+        const i64 t = first + threadIdx.y, last = first + WARPS < tq ? first + WARPS : tq, at = ((b * tq + t) * heads + h) * dim;
+        const i64 wanted = t >= tq ? 0 : causal ? t + 1 + tk - tq : tk, all = causal ? last + tk - tq : tk;
+        const REAL *all_keys = k + b * tk * kv_row + h * dim, *all_values = v + b * tk * kv_row + h * dim;
+        ACC sum[MAX_EACH], along = ACC(0), shift = ACC(0);
+        for (int e = 0; e < MAX_EACH; e++) sum[e] = ACC(0);
+        if (t < tq) {
+            FOR_MINE(e, c) {
+                query[c] = q[(b * tq + t) * q_row + h * dim + c] * scale;
+                grad[c] = dout[at + c];
+                along += grad[c] * out[at + c];
+            }
+            shift = lse[(b * heads + h) * tq + t];
         }
-        along = ALL_LANES(along);
-        const REAL shift = lse[(b * heads + h) * tq + t];
-        for (i64 j = 0; j < seen; j++) {
-            const REAL p = exp(score(mine, keys + j * kv_row, dim) - shift);
-            const REAL d = p * (score(grad, values + j * kv_row, dim) - along) * scale;
-            FOR_MINE(e, c) sum[e] += d * keys[j * kv_row + c];
+        along = all_lanes(along);
+        for (i64 j = 0; j < all; j += tile) {
+            const int count = (int)(all - j < tile ? all - j : tile);
+            __syncthreads();
+            load_tile(keys, all_keys, j, count, kv_row, dim);
+            load_tile(values, all_values, j, count, kv_row, dim);
+            __syncthreads();
+            ACC d = ACC(0);
+            if (lane < count && j + lane < wanted) {
+                const ACC p = exp(row_product(keys + lane * (dim | 1), query, dim) - shift);
+                d = p * (row_product(values + lane * (dim | 1), grad, dim) - along) * scale;
+            }
+            for (int r = 0; r < count; r++) {
+                const ACC w = __shfl_sync(FULL, d, r);
+                FOR_MINE(e, c) sum[e] += w * keys[r * (dim | 1) + c];
+            }
         }
-        FOR_MINE(e, c) dq[(b * tq + t) * q_row + h * dim + c] = sum[e];
+        if (t < tq) FOR_MINE(e, c) dq[(b * tq + t) * q_row + h * dim + c] = sum[e];
     }
 }
 
-// Gradients of keys and values: one warp a key.
+// Gradients of keys and values: one warp a key, tiles of queries and output gradients.
 extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q, const REAL *k, const REAL *v, const REAL *out,
-                                                 const REAL *lse, REAL *dk, REAL *dv, i64 batch, i64 heads, i64 tq, i64 tk, i64 dims, i64 q_row,
-                                                 i64 kv_row, REAL scale, int causal) {
-    const int dim = (int)dims;
-    FOR_QUERIES(row, batch * heads * tk) {
-        const i64 j = row % tk, h = row / tk % heads, b = row / tk / heads, at = (b * tk + j) * kv_row + h * dim;
-        const i64 early = causal ? j - (tk - tq) : 0;
-        REAL key[MAX_EACH], value[MAX_EACH], sum_k[MAX_EACH], sum_v[MAX_EACH];
-        for (int e = 0; e < MAX_EACH; e++) key[e] = value[e] = sum_k[e] = sum_v[e] = REAL(0);
-        FOR_MINE(e, c) key[e] = k[at + c] * scale, value[e] = v[at + c];
-        for (i64 t = early < 0 ? 0 : early; t < tq; t++) {
-            const REAL *query = q + (b * tq + t) * q_row + h * dim, *grad = dout + ((b * tq + t) * heads + h) * dim;
-            const REAL *y = out + ((b * tq + t) * heads + h) * dim;
-            REAL along = REAL(0);
-            FOR_MINE(e, c) along += grad[c] * y[c];
-            along = ALL_LANES(along);
-            const REAL p = exp(score(key, query, dim) - lse[(b * heads + h) * tq + t]);
-            const REAL d = p * (score(value, grad, dim) - along) * scale;
-            FOR_MINE(e, c) sum_v[e] += p * grad[c], sum_k[e] += d * query[c];
+                                                 const ACC *lse, REAL *dk, REAL *dv, i64 batch, i64 heads, i64 tq, i64 tk, i64 dims, i64 q_row,
+                                                 i64 kv_row, ACC scale, int causal) {
+    __shared__ ACC queries[TILE / 2], grads[TILE / 2], along[WARP], mine_k[WARPS][256], mine_v[WARPS][256];
+    const int dim = (int)dims, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
+    ACC *key = mine_k[threadIdx.y], *value = mine_v[threadIdx.y];
+    FOR_GROUPS(group, tk) {
+        const i64 h = group / groups_each % heads, b = group / groups_each / heads, first = group % groups_each * WARPS;
+        const i64 j = first + threadIdx.y, at = (b * tk + j) * kv_row + h * dim, rows = b * tq, wide = heads * dim;
+        const i64 earliest = causal ? first - (tk - tq) : 0;  // the first query that sees any of the block's keys
+        const REAL *all_queries = q + rows * q_row + h * dim, *all_grads = dout + (rows * heads + h) * dim, *all_outs = out + (rows * heads + h) * dim;
+        ACC sum_k[MAX_EACH], sum_v[MAX_EACH];
+        for (int e = 0; e < MAX_EACH; e++) sum_k[e] = sum_v[e] = ACC(0);
+        if (j < tk) FOR_MINE(e, c) key[c] = k[at + c] * scale, value[c] = v[at + c];
+        for (i64 t = earliest < 0 ? 0 : earliest; t < tq; t += tile) {
+            const int count = (int)(tq - t < tile ? tq - t : tile);
+            __syncthreads();
+            load_tile(queries, all_queries, t, count, q_row, dim);
+            load_tile(grads, all_grads, t, count, wide, dim);
+            for (int r = threadIdx.y; r < count; r += WARPS) {
+                ACC part = ACC(0);
+                FOR_MINE(e, c) part += all_grads[(t + r) * wide + c] * all_outs[(t + r) * wide + c];
+                part = all_lanes(part);
+                if (lane == 0) along[r] = part;
+            }
+            __syncthreads();
+            ACC p = ACC(0), d = ACC(0);
+            if (lane < count && j < tk && (!causal || t + lane >= j - (tk - tq))) {
+                p = exp(row_product(queries + lane * (dim | 1), key, dim) - lse[(b * heads + h) * tq + t + lane]);
+                d = p * (row_product(grads + lane * (dim | 1), value, dim) - along[lane]) * scale;
+            }
+            for (int r = 0; r < count; r++) {
+                const ACC wp = __shfl_sync(FULL, p, r), wd = __shfl_sync(FULL, d, r);
+                FOR_MINE(e, c) sum_v[e] += wp * grads[r * (dim | 1) + c], sum_k[e] += wd * queries[r * (dim | 1) + c];
+            }
         }
-        FOR_MINE(e, c) dk[at + c] = sum_k[e], dv[at + c] = sum_v[e];
+        __syncthreads();
+        if (j < tk) FOR_MINE(e, c) dk[at + c] = sum_k[e], dv[at + c] = sum_v[e];
     }
 }

@@ -13,7 +13,7 @@ extern "C" __global__ void im2col(const REAL *x, REAL *columns, i64 n, i64 d, i6
         const i64 image = rest / od;
         const i64 z = oz * sd + kz * gd - pd, y = oy * sh + ky * gh - ph, q = ox * sw + kx * gw - pw;
         const bool inside = z >= 0 && z < d && y >= 0 && y < h && q >= 0 && q < w;
-        columns[i] = inside ? x[(((image * d + z) * h + y) * w + q) * channels + c0 + c] : REAL(0);
+        columns[i] = inside ? x[(((image * d + z) * h + y) * w + q) * channels + c0 + c] : ACC(0);
     }
 }
 
@@ -27,7 +27,7 @@ extern "C" __global__ void col2im(const REAL *columns, REAL *dx, i64 n, i64 d, i
         const i64 y = rest % h; rest /= h;
         const i64 z = rest % d;
         const i64 image = rest / d;
-        REAL sum = REAL(0);
+        ACC sum = ACC(0);
         for (i64 kz = 0; kz < kd; kz++) {
             const i64 back = z + pd - kz * gd;
             if (back < 0 || back % sd || back / sd >= od) continue;

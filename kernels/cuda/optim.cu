@@ -1,33 +1,57 @@
 // Optimizer steps, one fused pass over the flat buffers.
 
-extern "C" __global__ void sgd_step(REAL *p, const REAL *g, REAL *v, i64 n, REAL lr, REAL momentum, REAL decay, int nesterov) {
-    FOR_EACH(i, n) {
-        const REAL grad = g[i] + decay * p[i];
-        const REAL speed = momentum * v[i] + grad;
-        v[i] = speed;
-        p[i] -= lr * (nesterov ? grad + momentum * speed : speed);
+#define FOUR 4
+struct alignas(16) Four { ACC v[FOUR]; };
+
+// Calls f(p, g, a, b) on every element of four buffers, four at a time where all are aligned; p, a and b are changed in place.
+template <class F> __device__ inline void update(ACC *p, const ACC *g, ACC *a, ACC *b, i64 n, F f) {
+    const i64 fours = packable(p, g, a, b) ? n / FOUR : 0;
+    FOR_EACH(i, fours) {
+        Four pp = ((Four *)p)[i], aa = ((Four *)a)[i], bb = ((Four *)b)[i];
+        const Four gg = ((const Four *)g)[i];
+        for (int k = 0; k < FOUR; k++) f(pp.v[k], gg.v[k], aa.v[k], bb.v[k]);
+        ((Four *)p)[i] = pp, ((Four *)a)[i] = aa, ((Four *)b)[i] = bb;
     }
+    FOR_EACH(i, n - fours * FOUR) {
+        const i64 at = fours * FOUR + i;
+        f(p[at], g[at], a[at], b[at]);
+    }
+}
+
+extern "C" __global__ void sgd_step(ACC *p, const ACC *g, ACC *v, i64 n, ACC lr, ACC momentum, ACC decay, int nesterov) {
+    const i64 fours = packable(p, g, v) ? n / FOUR : 0;
+    const auto step = [=](ACC &value, ACC slope, ACC &speed) {
+        const ACC grad = slope + decay * value;
+        speed = momentum * speed + grad;
+        value -= lr * (nesterov ? grad + momentum * speed : speed);
+    };
+    FOR_EACH(i, fours) {
+        Four pp = ((Four *)p)[i], vv = ((Four *)v)[i];
+        const Four gg = ((const Four *)g)[i];
+        for (int k = 0; k < FOUR; k++) step(pp.v[k], gg.v[k], vv.v[k]);
+        ((Four *)p)[i] = pp, ((Four *)v)[i] = vv;
+    }
+    FOR_EACH(i, n - fours * FOUR) step(p[fours * FOUR + i], g[fours * FOUR + i], v[fours * FOUR + i]);
 }
 
 // Adam; decoupled: AdamW. fix1, fix2: 1 - beta^step.
-extern "C" __global__ void adam_step(REAL *p, const REAL *g, REAL *m, REAL *v, i64 n, REAL lr, REAL beta1, REAL beta2, REAL eps, REAL decay,
-                                     REAL fix1, REAL fix2, int decoupled) {
-    const REAL shrink = decoupled ? REAL(1) - lr * decay : REAL(1), size = lr / fix1, root = REAL(1) / sqrt(fix2);
-    FOR_EACH(i, n) {
-        const REAL grad = g[i] + (decoupled ? REAL(0) : decay) * p[i];
-        const REAL first = beta1 * m[i] + (REAL(1) - beta1) * grad, second = beta2 * v[i] + (REAL(1) - beta2) * grad * grad;
-        m[i] = first;
-        v[i] = second;
-        p[i] = shrink * p[i] - size * first / (sqrt(second) * root + eps);
-    }
+extern "C" __global__ void adam_step(ACC *p, const ACC *g, ACC *m, ACC *v, i64 n, ACC lr, ACC beta1, ACC beta2, ACC eps, ACC decay,
+                                     ACC fix1, ACC fix2, int decoupled) {
+    const ACC shrink = decoupled ? ACC(1) - lr * decay : ACC(1), size = lr / fix1, root = ACC(1) / sqrt(fix2);
+    update(p, g, m, v, n, [=](ACC &value, ACC slope, ACC &first, ACC &second) {
+        const ACC grad = slope + (decoupled ? ACC(0) : decay) * value;
+        first = beta1 * first + (ACC(1) - beta1) * grad;
+        second = beta2 * second + (ACC(1) - beta2) * grad * grad;
+        value = shrink * value - size * first / (sqrt(second) * root + eps);
+    });
 }
 
 // u = Adam's step with decoupled decay, before the learning rate (for LAMB).
-extern "C" __global__ void adam_direction(const REAL *p, const REAL *g, REAL *m, REAL *v, REAL *u, i64 n, REAL beta1, REAL beta2, REAL eps,
-                                          REAL decay, REAL fix1, REAL fix2) {
-    const REAL root = REAL(1) / sqrt(fix2);
+extern "C" __global__ void adam_direction(const ACC *p, const ACC *g, ACC *m, ACC *v, ACC *u, i64 n, ACC beta1, ACC beta2, ACC eps,
+                                          ACC decay, ACC fix1, ACC fix2) {
+    const ACC root = ACC(1) / sqrt(fix2);
     FOR_EACH(i, n) {
-        const REAL first = beta1 * m[i] + (REAL(1) - beta1) * g[i], second = beta2 * v[i] + (REAL(1) - beta2) * g[i] * g[i];
+        const ACC first = beta1 * m[i] + (ACC(1) - beta1) * g[i], second = beta2 * v[i] + (ACC(1) - beta2) * g[i] * g[i];
         m[i] = first;
         v[i] = second;
         u[i] = first / fix1 / (sqrt(second) * root + eps) + decay * p[i];
@@ -35,7 +59,7 @@ extern "C" __global__ void adam_direction(const REAL *p, const REAL *g, REAL *m,
 }
 
 // One block a slot: sums of squares of x[starts[s], stops[s]).
-extern "C" __global__ void slot_squares(const REAL *x, const i64 *starts, const i64 *stops, double *squares, i64 slots) {
+extern "C" __global__ void slot_squares(const ACC *x, const i64 *starts, const i64 *stops, double *squares, i64 slots) {
     __shared__ double part[BLOCK];
     for (i64 s = blockIdx.x; s < slots; s += gridDim.x) {
         double sum = 0;
@@ -52,7 +76,7 @@ extern "C" __global__ void slot_squares(const REAL *x, const i64 *starts, const 
 }
 
 // One block a slot: x[starts[s], stops[s]) *= factors[s].
-extern "C" __global__ void slot_scale(REAL *x, const i64 *starts, const i64 *stops, const double *factors, i64 slots) {
+extern "C" __global__ void slot_scale(ACC *x, const i64 *starts, const i64 *stops, const double *factors, i64 slots) {
     for (i64 s = blockIdx.x; s < slots; s += gridDim.x)
-        for (i64 i = starts[s] + threadIdx.x; i < stops[s]; i += BLOCK) x[i] *= REAL(factors[s]);
+        for (i64 i = starts[s] + threadIdx.x; i < stops[s]; i += BLOCK) x[i] *= ACC(factors[s]);
 }

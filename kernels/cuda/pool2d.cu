@@ -9,10 +9,10 @@ extern "C" __global__ void maxpool2d_forward(const REAL *x, REAL *y, i64 total, 
         const i64 oy = rest % out_height;
         const i64 n = rest / out_height;
         const REAL *window = x + ((n * height + oy * k) * width + ox * k) * channels + c;
-        REAL best = window[0];
+        ACC best = window[0];
         for (i64 a = 0; a < k; a++)
             for (i64 b = 0; b < k; b++) {
-                const REAL v = window[(a * width + b) * channels];
+                const ACC v = window[(a * width + b) * channels];
                 if (v > best || v != v) best = v;  // a NaN stays a NaN
             }
         y[i] = best;
@@ -30,13 +30,13 @@ extern "C" __global__ void maxpool2d_backward(const REAL *dy, const REAL *x, con
         const i64 row = rest % height;
         const i64 n = rest / height;
         const i64 oy = row / k, ox = col / k;
-        REAL grad = REAL(0);
+        ACC grad = ACC(0);
         if (oy < out_height && ox < out_width) {
             const i64 o = ((n * out_height + oy) * out_width + ox) * channels + c;
-            const REAL top = y[o];
+            const ACC top = y[o];
             const REAL *window = x + ((n * height + oy * k) * width + ox * k) * channels + c;
             const i64 place = (row % k) * k + col % k;
-            bool first = x[i] == top && (!relu || top > REAL(0));
+            bool first = x[i] == top && (!relu || top > ACC(0));
             for (i64 p = 0; first && p < place; p++) first = window[(p / k * width + p % k) * channels] != top;
             if (first) grad = dy[o];
         }

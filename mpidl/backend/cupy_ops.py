@@ -6,18 +6,26 @@ import math
 from typing import Any
 
 import cupy as cp
+import ml_dtypes
 import numpy as np
+from cupy.cuda import cublas
 from numpy.typing import NDArray
 
 from mpidl.backend import kernels
-from mpidl.backend.contract.base import Array
+from mpidl.backend.contract.base import Array, accumulator
 from mpidl.backend.ops import Conv2DGeometry, Ops
 from mpidl.backend.table import KERNELS
 from mpidl.errors import BackendError
 
 BLOCK = 256
 MAX_BLOCKS = 65535
-_REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+_REAL = {
+    np.dtype(np.float32): "float",
+    np.dtype(np.float64): "double",
+    np.dtype(np.float16): "f16",
+    np.dtype(ml_dtypes.bfloat16): "bf16",
+}
+_CUDA_TYPE = {"float": 0, "double": 1, "f16": 2, "bf16": 14}  # cudaDataType
 
 
 class CupyOps(Ops):
@@ -26,6 +34,7 @@ class CupyOps(Ops):
     name = "cupy"
     xp: Any = cp
     column_bytes = 256 << 20
+    half_types = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
     def __init__(self, local_rank: int = 0) -> None:
         self.device = local_rank % max(1, int(cp.cuda.runtime.getDeviceCount()))
@@ -36,9 +45,10 @@ class CupyOps(Ops):
     def _kernel(self, family: str, name: str, dtype: Any) -> Any:
         key = (family, np.dtype(dtype))
         if key[1] not in _REAL:
-            raise BackendError(f"no CUDA kernels for dtype {dtype}", where=name, remedy="use float32 or float64")
+            known = ", ".join(str(known) for known in _REAL)
+            raise BackendError(f"no CUDA kernels for dtype {dtype}", where=name, remedy=f"use one of {known}")
         if key not in self._modules:
-            options = ("--std=c++17", f"-DREAL={_REAL[key[1]]}")
+            options = ("--std=c++17", f"-DREAL={_REAL[key[1]]}", f"-DACC={_REAL[accumulator(key[1])]}")
             self._modules[key] = cp.RawModule(code=kernels.cuda_source(family), options=options)
         return self._modules[key].get_function(name)
 
@@ -53,10 +63,10 @@ class CupyOps(Ops):
             self._attention_backward(*args)
             return
         kernel = KERNELS[name]
-        dtype = next(arg.dtype for arg in args if isinstance(arg, cp.ndarray) and arg.dtype.kind == "f")
+        dtype = next(arg.dtype for letter, arg in zip(kernel.arguments, args, strict=True) if letter in "ps")
         grid, block = _cover(kernel.launch, args)
         if all(grid):
-            scalars: dict[str, Any] = {"n": np.int64, "r": dtype.type, "e": np.float64, "f": np.int32}
+            scalars: dict[str, Any] = {"n": np.int64, "r": accumulator(dtype).type, "e": np.float64, "f": np.int32}
             passed = [
                 scalars[letter](arg) if letter in scalars else np.uint64(0) if arg is None else arg
                 for letter, arg in zip(kernel.arguments, args, strict=True)
@@ -69,12 +79,40 @@ class CupyOps(Ops):
         self.launch("attention_backward_kv", *inputs, dk, dv, *numbers)
 
     def matmul(self, a: Array, b: Array, out: Array, *, accumulate: bool = False) -> None:
-        if accumulate:
-            out += cp.matmul(a, b)
-        elif out.flags.c_contiguous:
-            cp.matmul(a, b, out=out)
-        else:
-            out[...] = cp.matmul(a, b)
+        """By cublasGemmEx, which reads views as they are, adds to `out` in place, and sums 16-bit numbers in float32."""
+        if not out.size:
+            return
+        if not a.shape[1]:
+            if not accumulate:
+                out[...] = 0
+            return
+        if _leading(out)[0] == "N":
+            self._gemm(a, b, out, accumulate)
+            return
+        held = cp.ascontiguousarray(out)
+        self._gemm(a, b, held, accumulate)
+        out[...] = held
+
+    def _gemm(self, a: Array, b: Array, out: Array, accumulate: bool) -> None:
+        """Row-major out = a @ b, as column-major out.T = b.T @ a.T."""
+        (left, how_left, ld_left), (right, how_right, ld_right) = _operand(b), _operand(a)
+        real = accumulator(out.dtype)
+        one, beta = np.ones(1, real), np.full(1, int(accumulate), real)
+        kinds = [_CUDA_TYPE[_REAL[array.dtype]] for array in (left, right, out)]
+        compute = cublas.CUBLAS_COMPUTE_64F if real == np.float64 else cublas.CUBLAS_COMPUTE_32F
+        operation = {"N": cublas.CUBLAS_OP_N, "T": cublas.CUBLAS_OP_T}
+        cublas.gemmEx(
+            cp.cuda.device.get_cublas_handle(),
+            *(operation[how_left], operation[how_right]),
+            *(out.shape[1], out.shape[0], a.shape[1]),
+            *(one.ctypes.data, left.data.ptr, kinds[0], ld_left),
+            *(right.data.ptr, kinds[1], ld_right),
+            *(beta.ctypes.data, out.data.ptr, kinds[2], _operand(out)[2]),
+            *(compute, cublas.CUBLAS_GEMM_DEFAULT),
+        )
+
+    def round_copy(self, x: Array, out: Array) -> None:
+        self._each("pointwise", "round_copy", out.dtype, x.size, (x, out, np.int64(x.size)))
 
     def to_device(self, host: NDArray[Any]) -> Array:
         return cp.asarray(host)
@@ -102,7 +140,7 @@ class CupyOps(Ops):
         self._each("pointwise", "relu_backward", y.dtype, y.size, (dy, y, out, np.int64(y.size)))
 
     def scale_u8(self, x: Array, out: Array, scale: float, shift: float) -> None:
-        real = out.dtype.type
+        real = accumulator(out.dtype).type
         self._each("pointwise", "scale_u8", out.dtype, x.size, (x, out, np.int64(x.size), real(scale), real(shift)))
 
     def column_sums(self, x: Array, out: Array) -> None:
@@ -140,7 +178,7 @@ class CupyOps(Ops):
     ) -> None:
         rows, classes = logits.shape
         if rows:
-            kernel, real = self._kernel("loss", "softmax_cross_entropy", logits.dtype), logits.dtype.type
+            kernel, real = self._kernel("loss", "softmax_cross_entropy", logits.dtype), accumulator(logits.dtype).type
             args = (logits, labels, loss, dlogits, hit, np.int64(rows), np.int64(classes), real(scale), real(smoothing))
             kernel((min(-(-rows // 8), MAX_BLOCKS),), (32, 8), args)
 
@@ -160,6 +198,31 @@ def _cover(launch: tuple[str | int, ...], args: tuple[Any, ...]) -> tuple[tuple[
         return (min(-(-count // BLOCK), MAX_BLOCKS),), (BLOCK,)
     if kind == "warps":
         return (min(-(-count // 8), MAX_BLOCKS),), (32, 8)
+    if kind == "groups":
+        return (min(numbers[0] * numbers[1] * -(-numbers[2] // 8), MAX_BLOCKS),), (32, 8)
     if kind == "blocks":
         return (min(count, MAX_BLOCKS),), (BLOCK,)
     return (-(-numbers[0] // 32), min([*numbers[1:], 1][0], MAX_BLOCKS)), (32, 8)
+
+
+def _leading(array: Array) -> tuple[str, int]:
+    """How cuBLAS can read a row-major matrix without a copy: as its transpose ("N") or as itself ("T"), and the distance
+    between its rows or columns in elements; ("", 0) if it cannot."""
+    (rows, cols), (down, across), item = array.shape, array.strides, array.itemsize
+    if cols == 1 or across == item:
+        distance = down // item if rows > 1 else cols
+        if distance >= cols:
+            return "N", distance
+    if rows == 1 or down == item:
+        distance = across // item if cols > 1 else rows
+        if distance >= rows:
+            return "T", distance
+    return "", 0
+
+
+def _operand(array: Array) -> tuple[Array, str, int]:
+    how, distance = _leading(array)
+    if not how:
+        array = cp.ascontiguousarray(array)
+        how, distance = _leading(array)
+    return array, how, distance

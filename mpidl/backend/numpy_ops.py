@@ -39,7 +39,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "gemm": [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 3 + [_INT] * 2,
     "sgd_step": [_VOID] * 3 + [_LONG] + [_DOUBLE] * 3 + [_INT],
 }
-_LETTERS = dict.fromkeys("piuds", _VOID) | {"n": _LONG, "r": _DOUBLE, "e": _DOUBLE, "f": _INT}
+_LETTERS = dict.fromkeys("apiuds", _VOID) | {"n": _LONG, "r": _DOUBLE, "e": _DOUBLE, "f": _INT}
 _SIGNATURES |= {
     name: [_LETTERS[letter] for letter in kernel.arguments] for name, kernel in KERNELS.items() if name not in ONLY_CUDA
 }

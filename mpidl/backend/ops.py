@@ -1,7 +1,9 @@
 """The contract of a compute backend: every operation with its shapes, dtypes and layout.
 
 Layout is NHWC for images and (rows, columns) for the rest; arrays are C-contiguous and of one floating dtype, float32 or
-float64. Operations write into `out` arrays that the caller owns, so that a steady training step allocates nothing.
+float64. On a GPU activations and weight matrices may have 16 bits; then vectors of parameters, statistics and all gradients
+of parameters are float32 (`accumulator`). Operations write into `out` arrays that the caller owns, so that a steady training
+step allocates nothing.
 What NumPy and CuPy spell alike is written once, here, with `self.xp`.
 """
 
@@ -102,6 +104,10 @@ class Ops(PointwiseOps, NormOps, SequenceOps, ConvOps, OptimOps):
     @abstractmethod
     def describe(self) -> str:
         """One line for people: the device and the kernels in use."""
+
+    def round_copy(self, x: Array, out: Array) -> None:
+        """Out (n, 16 bits) = x (n, float32), rounded to nearest even."""
+        raise NotImplementedError
 
     # --- dense ---
     def dense_forward(self, x: Array, w: Array, b: Array | None, out: Array, *, relu: bool) -> None:

@@ -27,7 +27,12 @@ Layout = Sequence[tuple[int, int, tuple[int, ...]]]
 
 
 class Compressor(ABC):
-    """Sums a float32 bucket over the ranks, nearly. sent: bytes that this rank has put on the wire so far."""
+    """Sums a float32 bucket over the ranks, nearly.
+
+    sent: bytes that this rank has put on the wire so far. on_device: takes a bucket on a GPU as it is.
+    """
+
+    on_device = True
 
     def __init__(self) -> None:
         self.sent = 0

@@ -20,7 +20,7 @@ class ErrorFeedback(Compressor):
 
     def __init__(self, inner: Plain) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.on_device = inner, inner.on_device
         self.residuals: dict[str, NDArray[Any]] = {}
 
     @property

@@ -1,4 +1,4 @@
-"""The C kernels of kernels/cpu/compress.c, or NumPy where they could not be built."""
+"""The C kernels of kernels/cpu/compress.c, or NumPy where they could not be built; for arrays on a GPU those of compress.cu."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from mpidl.backend.kernels import load_library
 from mpidl.collectives.combine import BFLOAT16
+from mpidl.comm.transport import is_device
+from mpidl.compression import device
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURES: dict[str, list[Any]] = {
@@ -46,6 +48,9 @@ def library() -> Any:
 
 def int8_pack(x: NDArray[Any], block: int, seed: int, scales: NDArray[Any], q: NDArray[Any]) -> None:
     """x (n,) float32 -> scales (blocks,) float32 and q (n,) int8, stochastically rounded."""
+    if is_device(x):
+        device.int8_pack(x, block, seed, scales, q)
+        return
     if (c := library()) is not None:
         c.mpidl_int8_pack(x.ctypes.data, x.size, block, seed & 0xFFFFFFFF, scales.ctypes.data, q.ctypes.data)
         return
@@ -59,6 +64,9 @@ def int8_pack(x: NDArray[Any], block: int, seed: int, scales: NDArray[Any], q: N
 
 def int8_unpack(scales: NDArray[Any], q: NDArray[Any], block: int, y: NDArray[Any], sign: int = 0) -> None:
     """y (n,) = q * scale of its block, or y += sign * that."""
+    if is_device(y):
+        device.int8_unpack(scales, q, block, y, sign)
+        return
     if (c := library()) is not None:
         c.mpidl_int8_unpack(scales.ctypes.data, q.ctypes.data, q.size, block, sign, y.ctypes.data)
         return
@@ -67,6 +75,9 @@ def int8_unpack(scales: NDArray[Any], q: NDArray[Any], block: int, y: NDArray[An
 
 def sign_pack(x: NDArray[Any], block: int, scales: NDArray[Any], bits: NDArray[Any]) -> None:
     """x (n,) float32 -> scales (blocks,) and bits (n / 8,) uint8: the sign of each, lowest bit first."""
+    if is_device(x):
+        device.sign_pack(x, block, scales, bits)
+        return
     if (c := library()) is not None:
         c.mpidl_sign_pack(x.ctypes.data, x.size, block, scales.ctypes.data, bits.ctypes.data)
         return
@@ -76,6 +87,9 @@ def sign_pack(x: NDArray[Any], block: int, scales: NDArray[Any], bits: NDArray[A
 
 def sign_unpack(scales: NDArray[Any], bits: NDArray[Any], block: int, y: NDArray[Any], sign: int = 0) -> None:
     """y (n,) = plus or minus the scale of its block, or y += sign * that."""
+    if is_device(y):
+        device.sign_unpack(scales, bits, block, y, sign)
+        return
     if (c := library()) is not None:
         c.mpidl_sign_unpack(scales.ctypes.data, bits.ctypes.data, y.size, block, sign, y.ctypes.data)
         return
@@ -85,6 +99,8 @@ def sign_unpack(scales: NDArray[Any], bits: NDArray[Any], block: int, y: NDArray
 
 def topk(x: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Indices (k,) int32, ascending, and values (k,) of the elements of the largest magnitude."""
+    if is_device(x):
+        return device.topk(x, k)
     if (c := library()) is not None:
         index, value = np.empty(k, np.int32), np.empty(k, np.float32)
         if c.mpidl_topk(x.ctypes.data, x.size, k, index.ctypes.data, value.ctypes.data) == k:
@@ -95,7 +111,7 @@ def topk(x: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def topk_feedback(x: NDArray[Any], residual: NDArray[Any], k: int, hint: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """x += residual; residual = x; then as `topk`. hint (1,) uint32: kept from call to call, 0 at first; it saves passes."""
-    if (c := library()) is not None:
+    if not is_device(x) and (c := library()) is not None:
         index, value = np.empty(k, np.int32), np.empty(k, np.float32)
         pointers = [array.ctypes.data for array in (hint, index, value)]
         if c.mpidl_topk_feedback(x.ctypes.data, residual.ctypes.data, x.size, k, *pointers) == k:
@@ -123,17 +139,23 @@ def topk_pack(index: NDArray[Any], value: NDArray[Any], packet: NDArray[Any]) ->
 
 def topk_unpack(packet: NDArray[Any], y: NDArray[Any], sign: int = 1) -> bool:
     """y[index] += sign * value for all of packet (2, room); whether all values are finite."""
-    if (c := library()) is not None:
+    if not is_device(y) and (c := library()) is not None:
         return bool(c.mpidl_topk_unpack(packet.ctypes.data, packet.shape[1], sign, y.size, y.ctypes.data))
     where = np.cumsum(packet[0].astype(np.int64) + 1) - 1
     value = packet[1].view(BFLOAT16).astype(np.float32)
-    used = value != 0
-    y[where[used]] += sign * value[used]
+    used = (value != 0) & (where < y.size)
+    if is_device(y):
+        device.scatter_add(where[used], value[used], y, sign)
+    else:
+        y[where[used]] += sign * value[used]
     return bool(np.isfinite(value).all())
 
 
 def add_and_keep(values: NDArray[Any], residual: NDArray[Any]) -> None:
     """values += residual; residual = values."""
+    if is_device(values):
+        device.add_and_keep(values, residual)
+        return
     if (c := library()) is not None:
         c.mpidl_add_and_keep(values.ctypes.data, residual.ctypes.data, values.size)
         return

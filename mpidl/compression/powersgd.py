@@ -19,6 +19,8 @@ class PowerSGD(Plain):
     becomes one that is nearly square.
     """
 
+    on_device = False
+
     def __init__(self, rank: int = 4, seed: int = 0) -> None:
         super().__init__()
         if rank < 1:

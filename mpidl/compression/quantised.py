@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mpidl.collectives import Group, ring, run_rounds
 from mpidl.collectives.pairwise import all_to_all
 from mpidl.collectives.schedule import NOTHING, Exchange, Round
+from mpidl.comm.transport import array_module
 from mpidl.compression import kernels
 from mpidl.compression.compressor import Compressor, Layout
 
@@ -56,13 +57,14 @@ class Quantised(Compressor):
         nbytes, self._calls = self.packet(each), self._calls + 1
         whole = values
         if values.size != size * each:
-            whole = self._borrow("whole", size * each, np.float32)
+            whole = self._borrow("whole", size * each, np.float32, values)
             whole[: values.size] = values
             whole[values.size :] = 0
         parts = list(whole.reshape(size, each))
         both = self._borrow("both", 2 * size * nbytes, np.uint8)
         packets = list(both.reshape(2 * size, nbytes))  # to the ranks, then from the ranks
-        late, owed = self._kept(self._late, key, (each,)), self._kept(self._residuals, key, (size, each))
+        late = self._kept(self._late, key, (each,), values)
+        owed = self._kept(self._residuals, key, (size, each), values)
         run_rounds(
             self._scatter(parts, packets, late, owed, group), both, comm=group, what="compressed reduce-scatter", name=key
         )
@@ -113,9 +115,9 @@ class Quantised(Compressor):
         if not np.isfinite(self.scales(packet)).all():
             owed[~np.isfinite(owed)] = 0
 
-    def _kept(self, held: dict[str, NDArray[Any]], key: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    def _kept(self, held: dict[str, NDArray[Any]], key: str, shape: tuple[int, ...], like: NDArray[Any]) -> NDArray[Any]:
         if key not in held or held[key].shape != shape:
-            held[key] = np.zeros(shape, np.float32)
+            held[key] = array_module(like).zeros(shape, np.float32)
         return held[key]
 
     def _gather(self, parts: list[Any], packets: list[Any], group: Group) -> Iterator[Round]:
@@ -137,11 +139,11 @@ class Quantised(Compressor):
     def _seed(self, rank: int, part: int) -> int:
         return hash((self.seed, self._calls, rank, part)) & 0xFFFFFFFF
 
-    def _borrow(self, name: str, count: int, dtype: Any) -> NDArray[Any]:
-        """Reused memory, by name and length."""
+    def _borrow(self, name: str, count: int, dtype: Any, like: Any = None) -> NDArray[Any]:
+        """Reused memory, by name and length; on the device of `like`."""
         held = self._held.get((name, count))
         if held is None:
-            held = self._held[name, count] = np.empty(count, dtype)
+            held = self._held[name, count] = array_module(like).empty(count, dtype)
         return held
 
 

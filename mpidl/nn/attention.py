@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpidl.backend import Array
+from mpidl.backend import Array, accumulator
 from mpidl.nn.layer import Backward, Layer, Shape
 from mpidl.nn.parameters import ParameterSpec
 
@@ -45,7 +45,7 @@ class SelfAttention(Layer):
         q, k, v = self._heads(qkv, n, t, dim)
         mixed, lse = (
             self.space.get("mixed", (n, t, self.heads, dim), x.dtype),
-            self.space.get("lse", (n, self.heads, t), x.dtype),
+            self.space.get("lse", (n, self.heads, t), accumulator(x.dtype)),
         )
         ops.attention_forward(q, k, v, mixed, lse, scale=dim**-0.5, causal=self.causal)
         y = self.space.get("y", (n * t, width), x.dtype)

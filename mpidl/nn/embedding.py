@@ -25,7 +25,7 @@ class Embedding(Layer):
         return [table, ParameterSpec("positions", (*shape, self.width), "small_normal")] if self.positions else [table]
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", (*x.shape, self.width), self.parameters.dtype)
+        y = self.space.get("y", (*x.shape, self.width), self.parameters.compute_dtype)
         self.ops.embedding_forward(self._value("weight"), x, y)
         if self.positions:
             self.ops.xp.add(y, self._value("positions"), out=y)
@@ -35,7 +35,7 @@ class Embedding(Layer):
             gradient[...] = 0
             self.ops.embedding_backward(dy, x, gradient)
             if self.positions:
-                self._gradient("positions")[...] = dy.sum(axis=0)
+                self.ops.column_sums(dy.reshape(len(dy), -1), self._gradient("positions").reshape(-1))
 
         return y, backward
 
@@ -56,7 +56,7 @@ class Positions(Layer):
         self.ops.xp.add(x, self._value("weight"), out=y)
 
         def backward(dy: Array) -> Array:
-            self._gradient("weight")[...] = dy.reshape(y.shape).sum(axis=0)
+            self.ops.column_sums(dy.reshape(len(dy), -1), self._gradient("weight").reshape(-1))
             return dy.reshape(y.shape)
 
         return y, backward

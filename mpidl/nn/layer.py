@@ -87,7 +87,7 @@ class Layer(ABC):
         """Output for a batch `x` (n, *input shape), and the function that propagates its gradient back."""
 
     def _value(self, name: str) -> Array:
-        return self.parameters.value(f"{self.name}.{name}")
+        return self.parameters.compute_value(f"{self.name}.{name}")
 
     def _gradient(self, name: str) -> Array:
         return self.parameters.gradient(f"{self.name}.{name}")

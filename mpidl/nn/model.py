@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -23,12 +24,20 @@ ModelBackward = Callable[[Array, GradientsReady | None], None]
 class Model:
     """Layers applied one after another.
 
-    input_shape: shape of one sample. Layers are named by kind and number (conv1, pool1, dense1, ...).
+    input_shape: shape of one sample. Layers are named by kind and number (conv1, pool1, dense1, ...). dtype: of parameters and
+    gradients, float32 or float64. compute_dtype: of activations and matrix products; 16-bit ones need a GPU.
     """
 
-    def __init__(self, layers: Sequence[Layer], input_shape: Shape, ops: Ops, *, dtype: DTypeLike = np.float32) -> None:
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise BackendError(f"no kernels for models of {np.dtype(dtype)}", remedy="use float32 or float64")
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        input_shape: Shape,
+        ops: Ops,
+        *,
+        dtype: DTypeLike = np.float32,
+        compute_dtype: DTypeLike | None = None,
+    ) -> None:
+        _check_dtypes(ops, np.dtype(dtype), np.dtype(dtype if compute_dtype is None else compute_dtype))
         self.layers, self.input_shape, self.ops = list(layers), tuple(input_shape), ops
         numbers: Counter[str] = Counter()
         specs: list[ParameterSpec] = []
@@ -47,7 +56,7 @@ class Model:
             if isinstance(layer, MaxPool2D) and index:
                 layer.follow(self.layers[index - 1])
         self.output_shape = shape
-        self.parameters = FlatParameters(specs, ops, dtype)
+        self.parameters = FlatParameters(specs, ops, dtype, compute_dtype=compute_dtype)
         for layer in self.layers:
             layer.bind(ops, self.parameters, self.runtime)
         for number, layer in enumerate(self.walk()):
@@ -66,6 +75,7 @@ class Model:
                 f"the model takes samples of shape {self.input_shape}, but got {tuple(x.shape[1:])}",
                 remedy="shard the data in the model's shape, or change the model",
             )
+        self.parameters.refresh()
         steps: list[Backward] = []
         for layer in self.layers:
             x, step = layer.forward(x, train=train)
@@ -83,3 +93,13 @@ class Model:
                     ready(slots[names[0]].start, slots[names[1]].stop)
 
         return x, backward
+
+
+def _check_dtypes(ops: Ops, dtype: np.dtype[Any], compute: np.dtype[Any]) -> None:
+    if dtype not in (np.float32, np.float64):
+        raise BackendError(f"no kernels for models of {dtype}", remedy="use float32 or float64")
+    if compute != dtype and (dtype != np.float32 or compute not in ops.half_types):
+        raise BackendError(
+            f"the {ops.name} backend cannot compute a {dtype} model in {compute}",
+            remedy="16-bit arithmetic needs a GPU (backend.name = 'cupy') and float32 parameters",
+        )

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.backend import Array
+from mpidl.backend import Array, accumulator
 from mpidl.nn.layer import Backward, Layer, Shape
 from mpidl.nn.parameters import ParameterSpec
 
@@ -31,7 +31,8 @@ class LayerNorm(Layer):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         rows = x.reshape(-1, x.shape[-1])
-        y, mean, rstd = (self.space.get(name, shape, x.dtype) for name, shape in zip("ymr", self._shapes(rows), strict=True))
+        y, exact = self.space.get("y", rows.shape, x.dtype), accumulator(x.dtype)
+        mean, rstd = (self.space.get(name, (rows.shape[0],), exact) for name in ("mean", "rstd"))
         bias = self._value("bias") if self.center else None
         self.ops.row_norm_forward(rows, self._value("weight"), bias, y, mean, rstd, eps=self.eps, center=self.center)
 
@@ -46,10 +47,6 @@ class LayerNorm(Layer):
             return dx.reshape(x.shape)
 
         return y.reshape(x.shape), backward
-
-    @staticmethod
-    def _shapes(rows: Array) -> tuple[Shape, Shape, Shape]:
-        return rows.shape, (rows.shape[0],), (rows.shape[0],)
 
 
 class RMSNorm(LayerNorm):
@@ -93,7 +90,7 @@ class BatchNorm(Layer):
 
     def _moments(self, x: Array) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
         """Mean, variance (c) and count over all ranks, in float64."""
-        mean, m2 = (self.space.get(name, (1, x.shape[-1]), x.dtype) for name in ("mean", "m2"))
+        mean, m2 = (self.space.get(name, (1, x.shape[-1]), accumulator(x.dtype)) for name in ("mean", "m2"))
         self.ops.segment_moments(x, mean, m2)
         count, own = float(x.shape[1]), self.ops.to_host(mean)[0].astype(np.float64)
         sums = np.concatenate(([count], count * own, self.ops.to_host(m2)[0] + count * own**2))
@@ -119,7 +116,7 @@ class BatchNorm(Layer):
 
         def backward(dy: Array) -> Array | None:
             dy = dy.reshape(flat.shape)
-            plain, along = (self.space.get(name, center.shape, x.dtype) for name in ("plain", "along"))
+            plain, along = (self.space.get(name, center.shape, center.dtype) for name in ("plain", "along"))
             self.ops.segment_dots(dy, flat, y if self.has_relu else None, center, plain, along)
             sums = np.concatenate([self.ops.to_host(part)[0].astype(np.float64) for part in (plain, along)])
             self._gradient("bias")[...] = plain[0]
@@ -136,8 +133,8 @@ class BatchNorm(Layer):
         return y, backward
 
     def _device(self, values: NDArray[np.float64], name: str, like: Array) -> Array:
-        held = self.space.get(name, (1, len(values)), like.dtype)
-        held[0] = self.ops.to_device(values.astype(like.dtype))
+        held = self.space.get(name, (1, len(values)), accumulator(like.dtype))
+        held[0] = self.ops.to_device(values.astype(held.dtype))
         return held
 
     def _follow(self, mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
@@ -166,23 +163,23 @@ class GroupNorm(Layer):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         n, c, xp = x.shape[0], x.shape[-1], self.ops.xp
-        flat, small = x.reshape(n, math.prod(x.shape[1:-1]), c), (n, c)
-        mean, m2 = (self.space.get(name, small, x.dtype) for name in ("mean", "m2"))
+        flat, small, exact = x.reshape(n, math.prod(x.shape[1:-1]), c), (n, c), accumulator(x.dtype)
+        mean, m2 = (self.space.get(name, small, exact) for name in ("mean", "m2"))
         self.ops.segment_moments(flat, mean, m2)
         rows, each = flat.shape[1], flat.shape[1] * c // self.groups
         center = self._spread(mean) * (rows / each)  # of each channel's group
         variance = self._spread(m2 + rows * (mean - center) ** 2) / each
-        rstd = 1 / xp.sqrt(variance + x.dtype.type(self.eps))
+        rstd = 1 / xp.sqrt(variance + exact.type(self.eps))
         weight, bias = self._value("weight"), self._value("bias")
-        scale = xp.ascontiguousarray((rstd * weight).astype(x.dtype))
-        shift = xp.ascontiguousarray((bias - center * scale).astype(x.dtype))
+        scale = xp.ascontiguousarray((rstd * weight).astype(exact))
+        shift = xp.ascontiguousarray((bias - center * scale).astype(exact))
         y = self.space.get("y", x.shape, x.dtype)
         self.ops.segment_affine(flat, scale, shift, None, y, relu=self.has_relu)
-        center = xp.ascontiguousarray(center.astype(x.dtype))
+        center = xp.ascontiguousarray(center.astype(exact))
 
         def backward(dy: Array) -> Array | None:
             dy = dy.reshape(flat.shape)
-            plain, along = (self.space.get(name, small, x.dtype) for name in ("plain", "along"))
+            plain, along = (self.space.get(name, small, exact) for name in ("plain", "along"))
             self.ops.segment_dots(dy, flat, y if self.has_relu else None, center, plain, along)
             self._gradient("bias")[...] = plain.sum(axis=0)
             self._gradient("weight")[...] = (along * rstd).sum(axis=0)
@@ -190,7 +187,7 @@ class GroupNorm(Layer):
                 return None
             b = -(rstd**3) * self._spread(along * weight) / each
             shift_back = -rstd * self._spread(plain * weight) / each - b * center
-            factors = [xp.ascontiguousarray(f.astype(x.dtype)) for f in (scale, b, shift_back)]
+            factors = [xp.ascontiguousarray(f.astype(exact)) for f in (scale, b, shift_back)]
             self.ops.segment_dx(dy, flat, factors[0], factors[1], factors[2], dy)
             return dy.reshape(x.shape)
 

@@ -19,7 +19,8 @@ ALIGNMENT = 16  # elements: each float32 parameter starts on a 64-byte line
 class ParameterSpec:
     """What a layer declares: a name, a shape, an initialiser (see mpidl.nn.init) and its fan-in.
 
-    trainable: False for state without gradient, such as running means; it lies in a buffer of its own.
+    trainable: False for state without gradient, such as running means; it lies in a buffer of its own. exact: layers use it in
+    full precision where others multiply with a 16-bit copy; vectors always are.
     """
 
     name: str
@@ -27,6 +28,12 @@ class ParameterSpec:
     init: str = "zeros"
     fan_in: int = 1
     trainable: bool = True
+    exact: bool = False
+
+    @property
+    def rounded(self) -> bool:
+        """Whether a 16-bit copy of it is made where the model computes with one."""
+        return self.trainable and not self.exact and len(self.shape) > 1
 
     @property
     def size(self) -> int:
@@ -48,11 +55,22 @@ class FlatParameters:
     what is not trainable.
 
     The spare elements let a training step send its scalars (loss, counts, flags) in the same message as its gradients.
-    Padding between parameters is always zero, in values as in gradients.
+    Padding between parameters is always zero, in values as in gradients. compute_dtype: of activations; where it has 16
+    bits, the layers see rounded copies of the matrices, made by `refresh`, while `values` are the master weights
+    (Micikevicius et al., 2018).
     """
 
-    def __init__(self, specs: Sequence[ParameterSpec], ops: Ops, dtype: DTypeLike = np.float32, spare: int = 8) -> None:
+    def __init__(
+        self,
+        specs: Sequence[ParameterSpec],
+        ops: Ops,
+        dtype: DTypeLike = np.float32,
+        spare: int = 8,
+        *,
+        compute_dtype: DTypeLike | None = None,
+    ) -> None:
         self.ops, self.dtype = ops, np.dtype(dtype)
+        self.compute_dtype = self.dtype if compute_dtype is None else np.dtype(compute_dtype)
         self.slots, self.length = _lay_out([spec for spec in specs if spec.trainable])
         self.state_slots, state_length = _lay_out([spec for spec in specs if not spec.trainable])
         self.shared_spaces: dict[str, Workspace] = {}  # of layers that are computed again (see mpidl.nn.composite.Recompute)
@@ -60,6 +78,7 @@ class FlatParameters:
         self.values: Array = ops.xp.zeros(self.length, self.dtype)
         self.message: Array = ops.xp.zeros(self.length + spare, self.dtype)
         self.gradients: Array = self.message[: self.length]
+        self.rounded: Array = ops.xp.zeros(self.length if self.compute_dtype != self.dtype else 0, self.compute_dtype)
         self.spare: Array = self.message[self.length :]
 
     @property
@@ -68,10 +87,20 @@ class FlatParameters:
         return sum(slot.spec.size for slot in self.slots.values())
 
     def value(self, name: str) -> Array:
-        """The parameter or state `name` in its own shape, a view."""
+        """The parameter or state `name` in its own shape, a view; of the master weights."""
         if name in self.state_slots:
             return _view(self.state, self.state_slots[name])
         return _view(self.values, self.slots[name])
+
+    def compute_value(self, name: str) -> Array:
+        """The parameter or state `name` as layers compute with it."""
+        slot = self.slots.get(name)
+        return _view(self.rounded, slot) if slot is not None and self.rounded.size and slot.spec.rounded else self.value(name)
+
+    def refresh(self) -> None:
+        """Make the 16-bit copies again, after the values have changed."""
+        if self.rounded.size:
+            self.ops.round_copy(self.values, self.rounded)
 
     def gradient(self, name: str) -> Array:
         """The gradient of `name` in its own shape, a view."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpidl.backend import Array
+from mpidl.backend import Array, accumulator
 from mpidl.nn.layer import Backward, Layer, Shape
 from mpidl.nn.parameters import ParameterSpec
 
@@ -78,16 +78,17 @@ class LSTM(_Recurrent):
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         n, t, _ = x.shape
         gates, ops, w = self._inputs(x), self.ops, self._value("h.weight")
-        h, c = (self.space.get(name, (t + 1, n, self.units), x.dtype) for name in ("h", "c"))
+        exact = accumulator(x.dtype)
+        h, c = (self.space.get(name, (t + 1, n, self.units), kind) for name, kind in (("h", x.dtype), ("c", exact)))
         h[0], c[0] = 0, 0
-        gates += self._value("h.bias")
+        ops.bias_act(gates.reshape(t * n, -1), self._value("h.bias"), relu=False)
         for step in range(t):
             ops.matmul(h[step], w, gates[step], accumulate=True)
             ops.lstm_forward(gates[step], c[step], c[step + 1], h[step + 1])
 
         def backward(dy: Array) -> Array | None:
             arriving = self._arriving(dy, t)
-            dc, dh = (self.space.get(name, (n, self.units), x.dtype) for name in ("dc", "dh"))
+            dc, dh = (self.space.get(name, (n, self.units), kind) for name, kind in (("dc", exact), ("dh", x.dtype)))
             dc[...], dh[...] = 0, 0
             for step in range(t - 1, -1, -1):
                 ops.add(dh, arriving[step], dh, relu=False)

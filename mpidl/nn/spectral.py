@@ -35,7 +35,7 @@ class SpectralConv(Layer):
 
     def declare(self, shape: Shape) -> list[ParameterSpec]:
         kept = self._kept(len(shape) - 1)
-        return [ParameterSpec("weight", (2, *kept, shape[-1], self.channels), "lecun_normal", fan_in=2 * shape[-1])]
+        return [ParameterSpec("weight", (2, *kept, shape[-1], self.channels), "lecun_normal", fan_in=2 * shape[-1], exact=True)]
 
     def flops(self, shape: Shape) -> float:
         size, kept = shape[:-1], math.prod(self._kept(len(shape) - 1))
@@ -67,14 +67,15 @@ class SpectralConv(Layer):
         axes = tuple(range(1, 1 + len(size)))
         parts = self._value("weight")
         w = (parts[0] + 1j * parts[1]).reshape(-1, x.shape[-1], self.channels)
-        low = self._low(xp.fft.rfftn(x, axes=axes))
+        exact = self.parameters.dtype  # Fourier transforms and modes stay exact where activations have 16 bits
+        low = self._low(xp.fft.rfftn(x.astype(exact, copy=False), axes=axes))
         y = self.space.get("y", (n, *size, self.channels), x.dtype)
         y[...] = xp.fft.irfftn(self._place(xp.matmul(low, w), n, size), s=size, axes=axes)
 
         def backward(dy: Array) -> Array | None:
             # irfftn is linear: its transpose is rfftn over the number of points, with modes that stand for two counted twice
             points, twice = math.prod(size), self._twice(size)
-            dlow = self._low(xp.fft.rfftn(dy.reshape(y.shape), axes=axes)) * (twice / points)
+            dlow = self._low(xp.fft.rfftn(dy.reshape(y.shape).astype(exact, copy=False), axes=axes)) * (twice / points)
             gradient = xp.matmul(low.conj().transpose(0, 2, 1), dlow)
             out = self._gradient("weight")
             out[0], out[1] = gradient.real.reshape(out[0].shape), gradient.imag.reshape(out[1].shape)

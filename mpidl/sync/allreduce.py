@@ -27,7 +27,12 @@ TUNED = tuple(1 << power for power in (19, 20, 21, 22, 23, 24, 25))
 
 
 class Compression(Protocol):
-    """What `mpidl.compression` makes: sums a bucket (n,) over the ranks in place, sending fewer bytes."""
+    """What `mpidl.compression` makes: sums a bucket (n,) over the ranks in place, sending fewer bytes.
+
+    on_device: takes a bucket on a GPU as it is, else a copy of it on the host.
+    """
+
+    on_device: bool
 
     def reduce(self, values: Any, group: Group, key: str, layout: Any) -> None:
         """Replace `values` by their sum over the ranks, nearly; key: the bucket's name in every step; layout: its tensors."""
@@ -109,7 +114,7 @@ class AllReduce(Strategy):
             all_reduce(part, comm=self.group, algorithm=self.algorithm, exact=self.exact, name=bucket.name)
             return
         layout = bucket.layout(self.parameters)
-        with host_view(part) as values:
+        with host_view(part, aware=self.compression.on_device) as values:
             self.compression.reduce(values, self.group, bucket.name, layout)
             end = 0
             for start, stop, _ in [*layout, (len(values), len(values), ())]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import ml_dtypes
+
 from mpidl.backend import Ops
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
@@ -17,13 +19,13 @@ from mpidl.train.config import Config, ModelConfig, OptimConfig, SyncConfig
 from mpidl.train.inputs import InputSpec
 
 
-def build_model(config: ModelConfig, spec: InputSpec, ops: Ops) -> Model:
+def build_model(config: ModelConfig, spec: InputSpec, ops: Ops, precision: str = "float32") -> Model:
     """The model for inputs of `spec`, with zero parameters."""
-    return make_model(config, spec.shape, spec.classes, ops)
+    return make_model(config, spec.shape, spec.classes, ops, precision)
 
 
-def make_model(config: ModelConfig, shape: tuple[int, ...], classes: int, ops: Ops) -> Model:
-    """The model with zero parameters. Raises ConfigError for an unknown model or option."""
+def make_model(config: ModelConfig, shape: tuple[int, ...], classes: int, ops: Ops, precision: str = "float32") -> Model:
+    """The model with zero parameters that computes in `precision`. Raises ConfigError for an unknown model or option."""
     if config.name in MODELS:
         signature = inspect.signature(MODELS[config.name]).parameters
         known = [name for name, p in signature.items() if p.kind is p.KEYWORD_ONLY] + ["size"]
@@ -38,7 +40,7 @@ def make_model(config: ModelConfig, shape: tuple[int, ...], classes: int, ops: O
         layers = layers_of(config.name, shape, classes, config.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"cannot build {config.name!r}: {error}", where="model.options", remedy="check the values") from error
-    return Model(layers, shape, ops)
+    return Model(layers, shape, ops, compute_dtype=getattr(ml_dtypes, precision, precision))
 
 
 def make_optimizer(config: OptimConfig, parameters: FlatParameters, ops: Ops) -> Optimizer:

@@ -53,6 +53,7 @@ class Meta(msgspec.Struct, frozen=True):
     parameters: dict[str, tuple[int, list[int]]]
     metrics: dict[str, float]
     best_accuracy: float
+    loss_scale: float = 1.0
     parts: tuple[Part, ...] = ()
 
 

@@ -77,13 +77,15 @@ class OptimConfig(Section, frozen=True):
 class TrainConfig(Section, frozen=True):
     """global_batch: samples per step over all ranks; max_steps: end early (0: never); log_every: steps between metrics.
 
-    label_smoothing: share of the target that is spread over all classes. micro_batches: a power of two; any number of
-    ranks that divides it gives the same bits (see mpidl.train.accumulate).
+    precision: of activations and matrix products; 16 bits need a GPU, float16 scales its loss. label_smoothing: share of
+    the target that is spread over all classes. micro_batches: a power of two; any number of ranks that divides it gives the
+    same bits (see mpidl.train.accumulate).
     """
 
     epochs: Positive = 1
     global_batch: Positive = 128
     micro_batches: Positive = 4
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
     label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     seed: NotNegative = 0
     output: str = "runs/default"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,20 @@ class Evaluation:
     loss: float
     accuracy: float
     samples: int
+
+
+class EpochAverage:
+    """Loss and accuracy over the training batches of the epoch so far."""
+
+    def __init__(self) -> None:
+        self.seen = Evaluation(math.nan, 0.0, 0)
+
+    def add(self, loss: float, correct: float, count: int, *, first: bool) -> None:
+        """Sums over a batch of `count` samples; first: of an epoch."""
+        before = 0 if first else self.seen.samples
+        seen = before + count
+        total_loss = (self.seen.loss * before if before else 0.0) + loss
+        self.seen = Evaluation(total_loss / seen, (self.seen.accuracy * before + correct) / seen, seen)
 
 
 def evaluate(

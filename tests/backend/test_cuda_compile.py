@@ -14,7 +14,7 @@ ARCHITECTURES = ["sm_80", "sm_90"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize("real", ["float", "double", "f16", "bf16"])
 @pytest.mark.parametrize("family", kernels.cuda_families())
 def test_compiles_to_machine_code(family: str, real: str, architecture: str) -> None:
     names = [name for name, _ in KERNEL.findall(kernels.cuda_source(family))]

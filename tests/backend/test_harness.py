@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -61,6 +62,26 @@ def test_arguments_of_the_wrong_type_are_refused() -> None:
         run(code, "f", 1, np.zeros(1), np.int32(1))
     with pytest.raises(AssertionError, match="int got"):
         run(code, "f", 1, np.zeros(1, np.float32), 1)
+
+
+def test_16_bit_conversions_are_those_of_numpy() -> None:
+    code = """extern "C" __global__ void f(const float *x, REAL *y, float *z, int n) {
+        for (int i = 0; i < n; i++) y[i] = x[i], z[i] = y[i];
+    }"""
+    every = np.arange(1 << 16, dtype=np.uint16)
+    for real, dtype in (("f16", np.dtype(np.float16)), ("bf16", np.dtype(ml_dtypes.bfloat16))):
+        numbers = every.view(dtype).astype(np.float32)
+        with np.errstate(all="ignore"):
+            between = np.nextafter(numbers, np.float32(np.inf)), (numbers[:-1] + numbers[1:]) / 2
+        x = np.concatenate([numbers, *between, [1e-8, 65519.0, 65520.0, 1e38, -0.0]], dtype=np.float32)
+        y, z = np.empty(x.shape, dtype), np.empty_like(x)
+        from mpidl.backend.kernels import cuda_source
+
+        module = HostModule(cuda_source("embedding") + code, [f"-DREAL={real}", "-DACC=float"])
+        module.get_function("f")((1,), (1,), (x, y, z, np.int32(len(x))))
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.testing.assert_array_equal(y.astype(np.float32), x.astype(dtype).astype(np.float32))
+        np.testing.assert_array_equal(z, y.astype(np.float32))
 
 
 def test_kernels_give_the_same_in_every_thread_order() -> None:

@@ -5,10 +5,12 @@ Device arrays are a subclass of ndarray that refuses to mix with host arrays, as
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import types
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from tests.standin.harness import HostModule
@@ -20,6 +22,14 @@ class DeviceArray(np.ndarray):
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.ctypes.data, False), "version": 3}
+
+    @property
+    def device(self) -> Any:
+        return _Device()
+
+    @property
+    def data(self) -> Any:
+        return types.SimpleNamespace(ptr=self.ctypes.data)
 
     def get(self, out: Any = None, stream: Any = None, blocking: bool = True) -> Any:
         if stream is not None and not blocking:
@@ -63,6 +73,8 @@ def _device(value: Any) -> Any:
 
 
 class _Device:
+    id = 0
+
     def __init__(self, number: int = 0) -> None:
         assert number == 0
 
@@ -93,6 +105,39 @@ class _Stream:
         for index in range(mark):
             copy, self._copies[index] = self._copies[index], lambda: None
             copy()
+
+
+_TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float64), 2: np.dtype(np.float16), 14: np.dtype(ml_dtypes.bfloat16)}
+
+
+def _column_major(pointer: int, kind: int, rows: int, cols: int, distance: int) -> Any:
+    """The matrix at an address, as cuBLAS reads it."""
+    assert distance >= max(1, rows), f"leading dimension {distance} of a matrix with {rows} rows"
+    size = _TYPES[kind].itemsize
+    memory = (ctypes.c_char * (((cols - 1) * distance + rows) * size)).from_address(pointer)
+    return np.ndarray((rows, cols), _TYPES[kind], memory, strides=(size, distance * size))
+
+
+def _scalar(pointer: int, compute: int) -> float:
+    return float((ctypes.c_double if compute == 70 else ctypes.c_float).from_address(pointer).value)
+
+
+def _gemm_ex(
+    handle: Any, ta: int, tb: int, m: int, n: int, k: int, alpha: int, a: int, a_kind: int, lda: int, b: int, b_kind: int,
+    ldb: int, beta: int, c: int, c_kind: int, ldc: int, compute: int, algorithm: int,
+) -> None:  # fmt: skip
+    exact = np.float64 if compute == 70 else np.float32
+    left = _column_major(a, a_kind, k, m, lda).T if ta else _column_major(a, a_kind, m, k, lda)
+    right = _column_major(b, b_kind, n, k, ldb).T if tb else _column_major(b, b_kind, k, n, ldb)
+    out = _column_major(c, c_kind, m, n, ldc)
+    product = _scalar(alpha, compute) * (left.astype(exact) @ right.astype(exact))
+    factor = _scalar(beta, compute)
+    out[...] = product if factor == 0 else product + factor * out.astype(exact)
+
+
+_CUBLAS = types.SimpleNamespace(
+    gemmEx=_gemm_ex, CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_64F=70, CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_GEMM_DEFAULT=-1
+)
 
 
 def _count_nonzero(array: Any) -> Any:
@@ -129,6 +174,11 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
     fft = {name: _wrapped(getattr(np.fft, name)) for name in ("rfftn", "irfftn")}
     cupy.fft = types.SimpleNamespace(**fft)  # type: ignore[attr-defined]
     runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"})
+    cuda = types.ModuleType("cupy.cuda")
+    device = types.SimpleNamespace(get_cublas_handle=lambda: 0)
+    parts = {"Device": _Device, "runtime": runtime, "Stream": _Stream, "get_current_stream": _Stream}
+    for name, part in (parts | {"device": device, "cublas": _CUBLAS}).items():
+        setattr(cuda, name, part)
     values = {
         "__version__": "stand-in",
         "ndarray": DeviceArray,
@@ -136,7 +186,7 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
         "asnumpy": lambda array: np.array(_plain(array)),
         "count_nonzero": _count_nonzero,
         "RawModule": HostModule,
-        "cuda": types.SimpleNamespace(Device=_Device, runtime=runtime, Stream=_Stream, get_current_stream=_Stream),
+        "cuda": cuda,
     }
     for name, value in values.items():
         setattr(cupy, name, value)
@@ -147,3 +197,4 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
 def install() -> None:
     """Put the stand-in where `import cupy` finds it."""
     sys.modules["cupy"], sys.modules["cupyx"] = make()
+    sys.modules["cupy.cuda"] = sys.modules["cupy"].cuda

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 HEADER = Path(__file__).with_name("host_cuda.h")
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)\s*\{', re.S)
-COOPERATIVE = ("__sync", "__shfl", "warp_sum", "__shared__", "ALL_LANES", "score(", "column_pair")
+COOPERATIVE = ("__sync", "__shfl", "warp_sum", "__shared__", "all_lanes", "column_pair")
+REALS = {"float": np.float32, "double": np.float64, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 SCALARS = {"i64": np.int64, "int": np.int32, "u8": np.uint8, "unsigned": np.uint32, "float": np.float32, "double": np.float64}
 CACHE = Path(tempfile.gettempdir()) / "mpidl-host-kernels"
 
@@ -30,7 +32,7 @@ class HostModule:
 
     def __init__(self, code: str, options: Sequence[str] = ()) -> None:
         real = next((option[7:] for option in options if option.startswith("-DREAL=")), "float")
-        self.types: dict[str, Any] = SCALARS | {"REAL": np.float32 if real == "float" else np.float64}
+        self.types: dict[str, Any] = SCALARS | {"REAL": REALS[real], "ACC": np.float64 if real == "double" else np.float32}
         self.signatures = {name: _parameters(text) for name, text in KERNEL.findall(code)}
         bodies = {m.group(1): _body(code, m.end()) for m in KERNEL.finditer(code)}
         self.cooperative = {name: any(word in body for word in COOPERATIVE) for name, body in bodies.items()}

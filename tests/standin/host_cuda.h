@@ -16,6 +16,29 @@
 #include <vector>
 
 using std::exp; using std::log; using std::sqrt; using std::fabs; using std::tanh; using std::erf; using std::log1p;
+
+// What the GPU does in one instruction: 16-bit floating numbers from and to float, rounded to nearest even.
+inline float f16_value(unsigned short bits) {
+    const unsigned sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
+    if (exponent == 0) { const float small = std::ldexp((float)fraction, -24); return sign ? -small : small; }
+    const unsigned wide = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
+    float value; memcpy(&value, &wide, 4); return value;
+}
+inline unsigned short f16_bits(float value) {
+    unsigned wide; memcpy(&wide, &value, 4);
+    const unsigned sign = wide >> 16 & 0x8000u, size = wide & 0x7fffffffu;
+    if (size > 0x7f800000u) return sign | 0x7e00u;
+    if (size >= 0x477ff000u) return sign | 0x7c00u;  // at least 65520
+    if (size < 0x38800000u) return sign | (unsigned)std::nearbyint(std::ldexp(std::fabs(value), 24));
+    return sign | ((size + 0xfffu + (size >> 13 & 1)) >> 13) - (112 << 10);
+}
+inline float bf16_value(unsigned short bits) { const unsigned wide = (unsigned)bits << 16; float v; memcpy(&v, &wide, 4); return v; }
+inline unsigned short bf16_bits(float value) {
+    unsigned wide; memcpy(&wide, &value, 4);
+    if ((wide & 0x7fffffffu) > 0x7f800000u) return wide >> 16 | 64;
+    return (wide + 0x7fffu + (wide >> 16 & 1)) >> 16;
+}
+
 struct dim3 { unsigned x, y, z; };
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 #define __global__

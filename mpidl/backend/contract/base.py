@@ -6,13 +6,34 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import DTypeLike
+
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
+def accumulator(dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype in which numbers of `dtype` are added up, and in which statistics of them are kept."""
+    given = np.dtype(dtype)
+    return np.dtype(np.float32) if given.itemsize == 2 else given
+
+
 class Launcher(ABC):
-    """Runs kernels of the table by name on arrays of one backend. xp: numpy or cupy."""
+    """Runs kernels of the table by name on arrays of one backend.
+
+    xp: numpy or cupy. half_types: 16-bit dtypes that activations and copies of the weights may have.
+    """
 
     xp: Any
+    half_types: tuple[np.dtype[Any], ...] = ()
+
+    def column_sums(self, x: Array, out: Array) -> None:
+        """Out (cols) = sum of x (rows, cols) over its rows."""
+        raise NotImplementedError
+
+    def bias_act(self, y: Array, bias: Array, *, relu: bool) -> None:
+        """Y (rows, cols) = act(y + bias (cols)), in place."""
+        raise NotImplementedError
 
     @abstractmethod
     def launch(self, name: str, *args: Any) -> None:

@@ -82,7 +82,7 @@ class ConvOps(Launcher):
             columns = self._columns(x[low:high], g, group)
             self.matmul(columns, flat_w[:, outputs], self._rows(rows, low, high, g)[:, outputs])
         if b is not None:
-            rows += b
+            self.bias_act(rows, b, relu=False)
 
     def conv_backward_input(self, dy: Array, w: Array, out: Array, g: ConvGeometry) -> None:
         """Out (n, *size, ci) = gradient of the input, overwritten."""
@@ -102,7 +102,7 @@ class ConvOps(Launcher):
             columns = self._columns(x[low:high], g, group)
             self.matmul(columns.T, self._rows(rows, low, high, g)[:, outputs], flat_dw[:, outputs], accumulate=True)
         if db is not None:
-            rows.sum(axis=0, out=db)
+            self.column_sums(rows, db)
 
     def maxpool_forward(self, x: Array, out: Array, place: Array, g: PoolGeometry) -> None:
         """Out (n, oh, ow, c) = maxima over windows; place (int64, same shape): where in its image each was found first."""

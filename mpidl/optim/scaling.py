@@ -1,0 +1,34 @@
+"""Loss scaling: keeps small gradients above the smallest 16-bit number."""
+
+from __future__ import annotations
+
+from mpidl.nn import FlatParameters
+
+
+class LossScaler:
+    """Dynamic loss scaling (Micikevicius et al., 2018): a power of two by which the gradient of the loss is multiplied.
+
+    scale: halved after a step whose gradients overflowed, which is then left out, and doubled after `interval` steps without
+    one. dynamic: False keeps the scale, 1 where nothing needs scaling.
+    """
+
+    def __init__(self, parameters: FlatParameters, *, dynamic: bool, scale: float = 65536.0, interval: int = 2000) -> None:
+        self.parameters, self.dynamic, self.interval = parameters, dynamic, interval
+        self.scale, self._good = scale if dynamic else 1.0, 0
+
+    def unscale(self, start: int, stop: int) -> None:
+        """Divide the gradients [start, stop) by the scale."""
+        if self.scale != 1:
+            self.parameters.gradients[start:stop] *= 1 / self.scale
+
+    def accept(self) -> bool:
+        """Whether the step's gradients, those of all ranks together, are finite and may be used; sets the next scale."""
+        if not self.dynamic:
+            return True
+        if not bool(self.parameters.ops.xp.isfinite(self.parameters.gradients).all()):
+            self.scale, self._good = max(self.scale / 2, 1.0), 0
+            return False
+        self._good += 1
+        if self._good >= self.interval:
+            self.scale, self._good = min(self.scale * 2, 2.0**24), 0
+        return True

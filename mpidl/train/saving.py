@@ -1,0 +1,166 @@
+"""Keeps a run in its output folder: claims the folder, writes checkpoints, and goes on from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mpidl.backend import Array
+from mpidl.comm.context import Context
+from mpidl.errors import CheckpointError, ConfigError, NumericsError
+from mpidl.nn import Model
+from mpidl.optim import LossScaler, Optimizer
+from mpidl.train import checkpoint as ckpt
+from mpidl.train.config import Config
+from mpidl.train.evaluate import Evaluation
+from mpidl.train.inputs import InputSpec
+
+
+@dataclass
+class Position:
+    """How far a run has come. last: the newest evaluation; best_accuracy: over all of them, -1 before the first."""
+
+    step: int = 0
+    best_accuracy: float = -1.0
+    last: Evaluation | None = None
+
+
+class Saver:
+    """Checkpoints of one run. saved: the newest one; saved_step: its step. Its methods are collective."""
+
+    def __init__(
+        self,
+        config: Config,
+        context: Context,
+        spec: InputSpec,
+        model: Model,
+        optimizer: Optimizer,
+        scaler: LossScaler,
+        say: Callable[[str], None],
+    ) -> None:
+        self.config, self.context, self.spec, self.model, self.optimizer = config, context, spec, model, optimizer
+        self.scaler, self.say = scaler, say
+        self.output = Path(config.train.output)
+        self.folder = self.output / "checkpoints"
+        self.saved: Path | None = None
+        self.saved_step = -1
+
+    def exists(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self.context.on_root(lambda: bool(ckpt.list_checkpoints(self.folder)), f"looking into {self.folder}")
+
+    def claim(self, overwrite: bool) -> None:
+        """Make the output folder ready for a new run."""
+        self.context.on_root(lambda: self._claim(overwrite), f"preparing {self.output}")
+
+    def _claim(self, overwrite: bool) -> None:
+        existing = ckpt.list_checkpoints(self.folder)
+        if existing and not overwrite:
+            raise ConfigError(
+                "holds the checkpoints of an earlier run",
+                where=str(self.output),
+                remedy="go on with --resume, throw them away with --overwrite, or choose another train.output",
+            )
+        for path in [*existing, self.folder / ckpt.BEST, self.output / "metrics.jsonl"]:
+            path.unlink(missing_ok=True)
+        for path in (self.output / "tensorboard").glob("events.*"):
+            path.unlink()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = msgspec.json.format(msgspec.json.encode(self.config), indent=2)
+        (self.output / "config.json").write_bytes(text + b"\n")
+
+    def restore(self) -> Position:
+        """Fill model and optimizer from the newest intact checkpoint."""
+        saved = ckpt.load_for(self.context, lambda: ckpt.load_latest(self.folder, self.say), "resuming")
+        meta = saved.meta
+        self._check(saved)
+        self.model.parameters.values[...] = self.model.ops.to_device(saved.buffers["parameters"])
+        for name, array in self._buffers().items():
+            array[...] = self.model.ops.to_device(saved.buffers[name])
+        self.scaler.scale = meta.loss_scale
+        self.saved, self.saved_step = saved.path, meta.step
+        self.say(f"resuming at step {meta.step} (epoch {meta.epoch + 1}) from {saved.path}")
+        last = None
+        if "accuracy" in meta.metrics:
+            last = Evaluation(meta.metrics["loss"], meta.metrics["accuracy"], int(meta.metrics["samples"]))
+        return Position(meta.step, meta.best_accuracy, last)
+
+    def _check(self, saved: ckpt.Checkpoint) -> None:
+        meta = saved.meta
+        if meta.parameters != self._layout() or msgspec.convert(meta.inputs, InputSpec) != self.spec:
+            raise agreed(
+                CheckpointError(
+                    "belongs to another model or another kind of data",
+                    where=str(saved.path),
+                    remedy="resume with the configuration it was made with, or choose another train.output",
+                )
+            )
+        before = meta.config["train"]
+        for key in ("global_batch", "seed"):
+            if before[key] != getattr(self.config.train, key):
+                raise agreed(
+                    ConfigError(
+                        f"train.{key} is {getattr(self.config.train, key)}, but the run to resume has {before[key]}",
+                        where=str(saved.path),
+                        remedy="the order of the data depends on it: keep it, or start anew",
+                    )
+                )
+        if set(self._buffers()) != set(saved.buffers) - {"parameters"}:
+            raise agreed(
+                ConfigError(
+                    f"optim.name is {self.config.optim.name!r}, but the run to resume has {meta.config['optim']['name']!r}",
+                    where=str(saved.path),
+                    remedy="resume with the optimizer it was made with, or start anew",
+                )
+            )
+
+    def _layout(self) -> dict[str, tuple[int, list[int]]]:
+        return {name: (slot.start, list(slot.spec.shape)) for name, slot in self.model.parameters.slots.items()}
+
+    def _buffers(self) -> dict[str, Array]:
+        """What a checkpoint holds besides the parameters."""
+        state = self.model.parameters.state
+        own = {f"optimizer.{name}": array for name, array in self.optimizer.state.items()}
+        return own | ({"state": state} if state.size else {})
+
+    def save(self, position: Position, steps: int) -> None:
+        """Write a checkpoint; steps: of one epoch."""
+        parameters, step, last = self.model.parameters, position.step, position.last
+        broken = parameters.first_nonfinite(parameters.values)
+        if broken:
+            self.context.agree(
+                NumericsError(
+                    f"parameter {broken} is not finite after step {step}; it was not saved",
+                    remedy="lower optim.lr; go on from the last checkpoint with --resume",
+                ),
+                "checkpointing",
+            )
+        best = last is not None and step % steps == 0 and last.accuracy > position.best_accuracy
+        if best and last is not None:
+            position.best_accuracy = last.accuracy
+        meta = ckpt.Meta(
+            version=ckpt.VERSION,
+            step=step,
+            epoch=step // steps,
+            epoch_step=step % steps,
+            config=msgspec.to_builtins(self.config),
+            inputs=msgspec.to_builtins(self.spec),
+            parameters=self._layout(),
+            metrics=asdict(last) if last else {},
+            best_accuracy=position.best_accuracy,
+            loss_scale=self.scaler.scale,
+        )
+        every = {"parameters": parameters.values} | self._buffers()
+        buffers = {name: self.model.ops.to_host(array) for name, array in every.items()}
+        self.saved = ckpt.save(self.folder, meta, buffers, self.context, keep=self.config.checkpoint.keep, best=best)
+        self.saved_step = step
+
+
+def agreed(error: Any) -> Any:
+    """Mark an error that every rank raises by itself."""
+    error.agreed = True
+    return error
