@@ -52,14 +52,15 @@ int NAME(act_backward)(const REAL *dy, const REAL *x, const REAL *y, REAL *dx, l
     return 0;
 }
 
-/* y = x / keep where kept, else 0. Element i is kept by word i % 4 of Philox4x32-10 (Salmon et al., 2011) with counter
- * (i / 4, step, stream) and key seed: the same mask forwards and backwards, on every device, without storing it. */
-int NAME(dropout)(const REAL *x, REAL *y, long n, double keep, long seed, long step, long stream) {
+/* y = x / keep where kept, else 0. drawn: seed, step, part. Element i is kept by word i % 4 of Philox4x32-10 (Salmon et al., 2011) with
+ * counter (i / 4, step, stream + part) and key seed: the same mask forwards and backwards, on every device, without storing it. */
+int NAME(dropout)(const REAL *x, REAL *y, long n, double keep, const long *drawn, long stream) {
+    const long seed = drawn[0], step = drawn[1];
     const REAL scale = (REAL)(1 / keep);
     const uint32_t limit = keep >= 1 ? 0xffffffffu : (uint32_t)(keep * 4294967296.0);
     PARALLEL_FOR(n * 8)
     for (long group = 0; group < (n + 3) / 4; group++) {
-        uint32_t c[4] = {(uint32_t)group, (uint32_t)((uint64_t)group >> 32), (uint32_t)step, (uint32_t)stream};
+        uint32_t c[4] = {(uint32_t)group, (uint32_t)((uint64_t)group >> 32), (uint32_t)step, (uint32_t)(stream + drawn[2])};
         uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)((uint64_t)seed >> 32);
         for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
             const uint64_t a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];

@@ -43,12 +43,14 @@ extern "C" __global__ void act_backward(const REAL *dy, const REAL *x, const REA
     map2(dy, x, dx, n, [=](i64, ACC d, ACC v) { return d * slope(v, ACC(0), kind); });
 }
 
-// Philox4x32-10 (Salmon et al., 2011): counter (i / 4, step, stream), key seed; element i takes word i % 4.
-extern "C" __global__ void dropout(const REAL *x, REAL *y, i64 n, double keep, i64 seed, i64 step, i64 stream) {
+// Philox4x32-10 (Salmon et al., 2011): counter (i / 4, step, stream + part), key seed; element i takes word i % 4.
+// drawn: seed, step, part, in device memory, so that a captured graph draws other numbers in every step.
+extern "C" __global__ void dropout(const REAL *x, REAL *y, i64 n, double keep, const i64 *drawn, i64 stream) {
+    const i64 seed = drawn[0], step = drawn[1], line = stream + drawn[2];
     const ACC scale = ACC(1 / keep);
     const unsigned limit = keep >= 1 ? 0xffffffffu : (unsigned)(keep * 4294967296.0);
     FOR_EACH(group, (n + 3) / 4) {
-        unsigned c[4] = {(unsigned)group, (unsigned)(group >> 32), (unsigned)step, (unsigned)stream};
+        unsigned c[4] = {(unsigned)group, (unsigned)(group >> 32), (unsigned)step, (unsigned)line};
         unsigned k0 = (unsigned)seed, k1 = (unsigned)(seed >> 32);
         for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
             const unsigned long long a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];

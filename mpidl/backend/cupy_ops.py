@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import cupy as cp
+import cupyx
 import ml_dtypes
 import numpy as np
 from cupy.cuda import cublas
@@ -34,6 +36,7 @@ class CupyOps(Ops):
     name = "cupy"
     xp: Any = cp
     column_bytes = 256 << 20
+    captures = True
     half_types = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
     def __init__(self, local_rank: int = 0) -> None:
@@ -41,6 +44,9 @@ class CupyOps(Ops):
         cp.cuda.Device(self.device).use()
         self._modules: dict[tuple[str, np.dtype[Any]], Any] = {}
         self._column_memory = self.workspace()
+        self._slots: dict[str, list[_Slot]] = {}
+        self._copies = cp.cuda.Stream(non_blocking=True)
+        self._consumed: Any = None
 
     def _kernel(self, family: str, name: str, dtype: Any) -> Any:
         key = (family, np.dtype(dtype))
@@ -117,6 +123,36 @@ class CupyOps(Ops):
     def to_device(self, host: NDArray[Any]) -> Array:
         return cp.asarray(host)
 
+    def stage(self, host: NDArray[Any], slot: str) -> Array:
+        """Through pinned memory on a stream of its own; two buffers a slot take turns.
+
+        A buffer is filled again only after the work that was there when the slot was asked for the last time, so the latest
+        launches may still compute.
+        """
+        main = cp.cuda.get_current_stream()
+        turns = self._slots.setdefault(slot, [_Slot(), _Slot()])
+        turns.reverse()
+        array = turns[0].send(np.ascontiguousarray(host), self._copies, self._consumed)
+        main.wait_event(turns[0].arrived)
+        self._consumed = main.record()
+        return array
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """A CUDA graph. Temporaries come from a memory pool that belongs to it."""
+        pool, stream = cp.cuda.MemoryPool(), cp.cuda.Stream(non_blocking=True)
+        self.synchronize()
+        with stream, cp.cuda.using_allocator(pool.malloc):
+            work()  # compiles kernels and allocates, which a capture could not
+            stream.synchronize()
+            stream.begin_capture()
+            work()
+            graph = stream.end_capture()
+
+        def launch(held: Any = pool) -> None:
+            graph.launch()
+
+        return launch
+
     def to_host(self, array: Array) -> NDArray[Any]:
         result: NDArray[Any] = cp.asnumpy(array)
         return result
@@ -188,6 +224,31 @@ class CupyOps(Ops):
         real = p.dtype.type
         args = (p, g, v, np.int64(p.size), real(lr), real(momentum), real(weight_decay), np.int32(nesterov))
         self._each("optim", "sgd_step", p.dtype, p.size, args)
+
+
+class _Slot:
+    """One pinned and one device buffer for inputs."""
+
+    def __init__(self) -> None:
+        self.arrived: Any = None
+        self._pinned = np.empty(0, np.uint8)
+        self._device: Any = None
+
+    def send(self, host: NDArray[Any], stream: Any, consumed: Any) -> Array:
+        """Start the copy of `host`, after the event `consumed`; `arrived` is the event of its end."""
+        if self.arrived is not None:
+            self.arrived.synchronize()  # the pinned buffer is free again
+        if self._device is None or self._pinned.nbytes < host.nbytes:
+            self._pinned = cupyx.empty_pinned(host.nbytes, np.uint8)
+            self._device = cp.empty(host.nbytes, np.uint8)
+        pinned = self._pinned[: host.nbytes].view(host.dtype).reshape(host.shape)
+        device: Array = self._device[: host.nbytes].view(host.dtype).reshape(host.shape)
+        pinned[...] = host
+        if consumed is not None:
+            stream.wait_event(consumed)
+        device.set(pinned, stream=stream)
+        self.arrived = stream.record()
+        return device
 
 
 def _cover(launch: tuple[str | int, ...], args: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

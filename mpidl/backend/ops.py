@@ -10,6 +10,7 @@ What NumPy and CuPy spell alike is written once, here, with `self.xp`.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,7 @@ class Workspace:
         count = int(np.prod(shape, dtype=np.int64))
         held = self._held.get(name)
         if held is None or held.size < count or held.dtype != np.dtype(dtype):
+            self.ops.allocations += 1
             held = self._held[name] = self.ops.xp.empty(count, dtype)
         return held[:count].reshape(shape)
 
@@ -80,6 +82,8 @@ class Ops(PointwiseOps, NormOps, SequenceOps, ConvOps, OptimOps):
     name: str
     xp: Any
     _column_memory: Workspace
+    allocations = 0  # by workspaces so far: as long as it stays, they stay where they are
+    captures = False  # whether `capture` makes work cheaper to launch
 
     def column_space(self, count: int, dtype: Any) -> Array:
         return self._column_memory.get("columns", (count,), dtype)
@@ -92,6 +96,21 @@ class Ops(PointwiseOps, NormOps, SequenceOps, ConvOps, OptimOps):
     @abstractmethod
     def to_device(self, host: NDArray[Any]) -> Array:
         """A host array as an array of this backend (no copy where that is possible)."""
+
+    def stage(self, host: NDArray[Any], slot: str) -> Array:
+        """As `to_device`, for inputs of a step: on a GPU the copy goes on while earlier work computes.
+
+        Valid until the second next call with the same slot.
+        """
+        return self.to_device(host)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Run `work` once, and return what does the same on the same memory again; on a GPU as one graph, launched at once.
+
+        work: launches kernels only, with the same arguments each time, and asks for no result.
+        """
+        work()
+        return work
 
     @abstractmethod
     def to_host(self, array: Array) -> NDArray[Any]:

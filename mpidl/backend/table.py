@@ -27,7 +27,7 @@ _POOL = "n" * 9
 KERNELS: dict[str, Kernel] = {
     "act_forward": Kernel("activation", "ppnf", ("each", 2)),
     "act_backward": Kernel("activation", "ppppnf", ("each", 4)),
-    "dropout": Kernel("activation", "ppnennn", ("each", 2)),
+    "dropout": Kernel("activation", "ppnein", ("each", 2)),
     "row_norm_forward": Kernel("norm", "paapaannrf", ("warps", 6)),
     "row_norm_backward": Kernel("norm", "ppaaapnnf", ("warps", 6)),
     "row_norm_parameters": Kernel("norm", "ppaaaann", ("columns", 7)),

@@ -13,6 +13,7 @@ class Activation(Layer):
     """y = act(x), any shape. name: a key of `mpidl.backend.contract.pointwise.ACTIVATIONS`."""
 
     kind = "act"
+    capturable = True
 
     def __init__(self, name: str) -> None:
         if name not in ACTIVATIONS:
@@ -47,6 +48,7 @@ class Softmax(Layer):
     """y = softmax of x over its last axis, or its logarithm."""
 
     kind = "softmax"
+    capturable = True
 
     def __init__(self, *, log: bool = False) -> None:
         super().__init__()
@@ -75,6 +77,7 @@ class Dropout(Layer):
     """
 
     kind = "dropout"
+    capturable = True
 
     def __init__(self, rate: float = 0.1) -> None:
         if not 0 <= rate < 1:
@@ -89,7 +92,7 @@ class Dropout(Layer):
         if not train or self.rate == 0:
             return x, lambda dy: dy
         y = self.space.get("y", x.shape, x.dtype)
-        key = (1 - self.rate, self.runtime.seed, self.runtime.step, self.number * PARTS + self.runtime.part)
+        key = (1 - self.rate, self.runtime.drawn(self.ops), self.number * PARTS)
         self.ops.dropout(x, y, *key)
 
         def backward(dy: Array) -> Array:

@@ -11,6 +11,7 @@ class SelfAttention(Layer):
     """Multi-head self-attention (Vaswani et al., 2017): x (n, t, width) to (n, t, width); causal: no token sees later ones."""
 
     kind = "attention"
+    capturable = True
 
     def __init__(self, heads: int, *, causal: bool = False) -> None:
         super().__init__()

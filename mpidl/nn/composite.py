@@ -20,6 +20,8 @@ class Composite(Layer):
     joins: whether parts stand side by side and their outputs are joined in memory of the layer; else they follow one another.
     """
 
+    capturable = True
+
     joins = True
 
     def __init__(self, parts: Sequence[Layer], names: Sequence[str] | None = None) -> None:

@@ -18,6 +18,8 @@ AXES = {1: "(steps, channels)", 2: "(height, width, channels)", 3: "(depth, heig
 class _Conv(Layer):
     """Any convolution through columns; weight (*kernel, channels in / groups, channels)."""
 
+    capturable = True
+
     dimensions: int
 
     def __init__(
@@ -114,6 +116,7 @@ class Conv2D(_Conv):
     """
 
     kind, dimensions = "conv", 2
+    capturable = True
 
     def _simple(self, shape: Shape) -> Conv2DGeometry | None:
         """What the fast kernels need: one group, no gaps, square stride and padding."""
@@ -147,6 +150,7 @@ class ConvTranspose2D(Layer):
     c)."""
 
     kind = "convt"
+    capturable = True
 
     def __init__(self, channels: int, kernel: int = 2, *, stride: int = 2, pad: int = 0, relu: bool = False) -> None:
         super().__init__()

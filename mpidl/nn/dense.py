@@ -17,6 +17,7 @@ class Dense(Layer):
     """
 
     kind = "dense"
+    capturable = True
 
     def __init__(
         self, units: int, *, relu: bool = False, activation: str | None = None, bias: bool = True, init: str | None = None

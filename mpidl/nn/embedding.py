@@ -12,6 +12,7 @@ class Embedding(Layer):
     (Radford et al., 2019)."""
 
     kind = "embedding"
+    capturable = True
 
     def __init__(self, rows: int, width: int, *, positions: bool = False) -> None:
         super().__init__()
@@ -44,6 +45,7 @@ class Positions(Layer):
     """y (n, t, width) = x + weight (t, width): a learned vector for each place."""
 
     kind = "positions"
+    capturable = True
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend import Array, Ops, Workspace
@@ -34,6 +35,17 @@ class Runtime:
     part: int = 0
     reduce: Callable[[NDArray[Any]], None] | None = None
     recomputing: bool = False
+    _drawn: Array = None
+    _written: tuple[int, int, int] | None = None
+
+    def drawn(self, ops: Ops) -> Array:
+        """seed, step and part where kernels read them: (3,) int64, always the same memory."""
+        if self._drawn is None:
+            self._drawn = ops.xp.zeros(3, np.int64)
+        now = (self.seed, self.step, self.part)
+        if now != self._written:
+            self._drawn[...], self._written = ops.to_device(np.array(now, np.int64)), now
+        return self._drawn
 
 
 class Layer(ABC):
@@ -42,6 +54,7 @@ class Layer(ABC):
     kind: str
     has_relu = False  # whether the output went through a ReLU
     synchronises = False  # whether a training pass waits for the other ranks
+    capturable = False  # whether passes only launch kernels of the table and products, with the same arguments every time
 
     def __init__(self) -> None:
         self.name = self.kind

@@ -12,14 +12,27 @@ from mpidl.backend import Array, Ops, accumulator
 
 @dataclass(frozen=True)
 class LossResult:
-    """Sums over this rank's part of a batch, and the gradient of the mean over the global batch.
+    """The gradient of the mean over the global batch, as the input, and sums over this rank's part of it.
 
-    total: sum of the losses; correct: how many predictions were right (0 where that has no meaning); gradient: as the input.
+    The sums are taken when they are asked for, so that a GPU need not be waited for before the backward pass. All of it is
+    valid until the loss is called again. losses: (n,) of samples; width: by which their sum is divided; hits: (n,) uint8, or
+    None.
     """
 
-    total: float
-    correct: int
     gradient: Array
+    losses: Array
+    width: int = 1
+    hits: Array | None = None
+
+    @property
+    def total(self) -> float:
+        """Sum of the losses."""
+        return float(self.losses.sum(dtype=np.float64)) / self.width
+
+    @property
+    def correct(self) -> int:
+        """How many predictions were right; 0 where that has no meaning."""
+        return 0 if self.hits is None else int(self.hits.sum(dtype=np.int64))
 
 
 class SoftmaxCrossEntropy:
@@ -42,8 +55,7 @@ class SoftmaxCrossEntropy:
         gradient = self.space.get("gradient", flat.shape, logits.dtype)
         scale = self.gradient_scale / max(global_count, 1)
         self.ops.softmax_cross_entropy(flat, labels.reshape(-1), loss, gradient, hit, scale, self.smoothing)
-        total, correct = float(loss.sum(dtype=np.float64)), int(self.ops.xp.count_nonzero(hit))
-        return LossResult(total, correct, gradient.reshape(logits.shape))
+        return LossResult(gradient.reshape(logits.shape), loss, hits=hit)
 
 
 class PairLoss:
@@ -65,4 +77,4 @@ class PairLoss:
         gradient = self.space.get("gradient", rows.shape, x.dtype)
         scale = self.gradient_scale / (max(global_count, 1) * max(width, 1))
         self.ops.pair_loss(rows, target.reshape(rows.shape), loss, gradient, kind=self.kind, scale=scale, delta=self.delta)
-        return LossResult(float(loss.sum(dtype=np.float64)) / max(width, 1), 0, gradient.reshape(x.shape))
+        return LossResult(gradient.reshape(x.shape), loss, max(width, 1))

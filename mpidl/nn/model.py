@@ -62,6 +62,7 @@ class Model:
         for number, layer in enumerate(self.walk()):
             layer.number = number
         self.synchronises = any(layer.synchronises for layer in self.walk())
+        self.capturable = all(layer.capturable for layer in self.walk())
 
     def walk(self) -> Iterator[Layer]:
         """All layers, those inside others too."""

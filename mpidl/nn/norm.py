@@ -16,6 +16,7 @@ class LayerNorm(Layer):
     """Each vector along the last axis to mean 0 and variance 1, then scale and bias (Ba et al., 2016)."""
 
     kind = "layernorm"
+    capturable = True
     center = True
 
     def __init__(self, eps: float = 1e-5) -> None:

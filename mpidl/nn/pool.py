@@ -33,6 +33,8 @@ class _Pool2D(Layer):
 class MaxPool2D(_Pool2D):
     """y (n, oh, ow, c) = maximum over windows of k x k, every `stride` (k) pixels; what fills no window is dropped."""
 
+    capturable = True
+
     kind = "pool"
 
     def __init__(self, k: int = 2, *, stride: int | None = None, pad: int = 0) -> None:

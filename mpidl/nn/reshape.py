@@ -12,6 +12,7 @@ class Reshape(Layer):
     """y (n, *shape) = x, without a copy."""
 
     kind = "reshape"
+    capturable = True
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -37,6 +38,7 @@ class Flatten(Reshape):
     """y (n, product of the shape) = x, without a copy."""
 
     kind = "flatten"
+    capturable = True
 
     def _target(self, shape: Shape) -> Shape:
         return (math.prod(shape),)

@@ -64,6 +64,7 @@ class AllReduce(Strategy):
         self.group = Group(context.comm, name="gradients")
         self.group.guard = guard if guard != "auto" else self.group.guard
         self.overlap = _choose_overlap(overlap, self.group, context, parameters.ops.xp is np)
+        self.overlaps = self.overlap != "off" and context.size > 1
         self.worker = Worker() if self.overlap == "thread" and context.size > 1 else None
         self.tuner = BucketTuner(TUNED) if tune_buckets and self.overlap != "off" else None
         self._cut(self.tuner.current if self.tuner else bucket_bytes or BUCKET)

@@ -21,7 +21,12 @@ class StepScalars:
 
 
 class Strategy(ABC):
-    """One way of combining the work of all ranks over the flat buffers."""
+    """One way of combining the work of all ranks over the flat buffers.
+
+    overlaps: whether gradients leave during backward.
+    """
+
+    overlaps = False
 
     @abstractmethod
     def begin(self) -> None:

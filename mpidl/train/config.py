@@ -123,9 +123,13 @@ class CheckpointConfig(Section, frozen=True):
 
 
 class BackendConfig(Section, frozen=True):
-    """Where to compute."""
+    """Where to compute.
+
+    graphs: capture the passes of a step as CUDA graphs; "auto": where gradients do not leave during backward.
+    """
 
     name: Literal["auto", "numpy", "cupy"] = "auto"
+    graphs: Literal["auto", "on", "off"] = "auto"
 
 
 class Config(Section, frozen=True):

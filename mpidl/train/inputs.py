@@ -71,7 +71,7 @@ class Inputs:
     def features(self, raw: NDArray[Any]) -> Array:
         """(n, *shape) floats, (raw - mean) / std."""
         x = self._space.get("x", (len(raw), *self.spec.shape), self.dtype)
-        device = self.ops.to_device(raw).reshape(x.shape)
+        device = self.ops.stage(raw, "features").reshape(x.shape)
         scale, shift = 1.0 / self.spec.std, -self.spec.mean / self.spec.std
         if raw.dtype == np.uint8:
             self.ops.scale_u8(device, x, scale, shift)
@@ -81,4 +81,6 @@ class Inputs:
 
     def labels(self, raw: NDArray[Any]) -> Array:
         """(n,) int64."""
-        return self.ops.to_device(raw.astype(np.int64))
+        held = self._space.get("labels", raw.shape, np.int64)
+        held[...] = self.ops.stage(raw.astype(np.int64), "labels")
+        return held

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from mpidl.backend import Array
 from mpidl.comm.context import Context
 from mpidl.data import Batch, LaneSampler
-from mpidl.nn import GradientsReady, Model, SoftmaxCrossEntropy
+from mpidl.nn import GradientsReady, LossResult, Model, SoftmaxCrossEntropy
 from mpidl.optim import LossScaler
 from mpidl.sync import StepScalars, Strategy
 from mpidl.train.accumulate import TreeSum
 from mpidl.train.inputs import Inputs
+from mpidl.train.passes import Passes
 from mpidl.train.shared_state import SharedState
 
 
@@ -28,8 +30,10 @@ class StepGradients:
         context: Context,
         micro_batches: int,
         seed: int,
+        graphs: str,
     ) -> None:
         self.model, self.inputs, self.loss, self.sampler = model, inputs, loss, sampler
+        self.passes = Passes(model, loss, graphs=graphs == "on" or (graphs == "auto" and not strategy.overlaps))
         self.strategy, self.scaler, self.micro_batches = strategy, scaler, micro_batches
         self.shared = SharedState(model, context, seed)
         whole = micro_batches % context.size == 0
@@ -39,13 +43,18 @@ class StepGradients:
         """Gradients summed over this rank's micro-batches; `own` gets its scalars."""
         cuts = self.sampler.cuts(batch.step, self.micro_batches)
         length, whole = self.model.parameters.length, len(self.model.parameters.message)
-        for index, (low, high) in enumerate(pairwise(cuts)):
-            self.shared.begin(step, index, len(cuts) - 1)
+        parts = list(pairwise(cuts))
+        staged = self._stage(batch, *parts[0])
+        for index in range(len(parts)):
+            self.shared.begin(step, index, len(parts))
             last = self.tree.at_last  # only then do gradients leave
-            loss, correct = self._micro_batch(batch, low, high, self._final if last else None)
+            result = self._micro_batch(batch, staged, self._final if last else None)
             if not last:
                 self.scaler.unscale(0, length)
-            self.strategy.note(StepScalars(loss, correct, stop=own.stop if low == cuts[0] else 0.0))
+            if index + 1 < len(parts):
+                staged = self._stage(batch, *parts[index + 1])  # on a GPU while this one still computes
+            loss, correct = (result.total, float(result.correct)) if result else (0.0, 0.0)
+            self.strategy.note(StepScalars(loss, correct, stop=own.stop if index == 0 else 0.0))
             self.tree.add_part(length if last else 0, whole)
             self.tree.advance()
             own.loss, own.correct = own.loss + loss, own.correct + correct
@@ -56,17 +65,20 @@ class StepGradients:
         self.tree.add_part(start, stop)
         self.strategy.ready(start, stop)
 
-    def _micro_batch(self, batch: Batch, low: int, high: int, ready: GradientsReady | None) -> tuple[float, float]:
-        """Gradients of samples [low, high) of the batch, divided by its samples; returns the sums of loss and hits."""
+    def _stage(self, batch: Batch, low: int, high: int) -> tuple[Array, Array] | None:
+        """Features and labels of samples [low, high) on their way to the device; None where there are none."""
         if low == high and not self.model.synchronises:
+            return None
+        spec = self.inputs.spec
+        features = self.inputs.features(batch.arrays[spec.feature][low:high])
+        return features, self.inputs.labels(batch.arrays[spec.label][low:high])
+
+    def _micro_batch(self, batch: Batch, staged: tuple[Array, Array] | None, ready: GradientsReady | None) -> LossResult | None:
+        """Gradients of staged samples, divided by the samples of the batch."""
+        if staged is None:
             self.model.parameters.gradients[...] = 0
             if ready is not None:
                 ready(0, self.model.parameters.length)
-            return 0.0, 0.0
-        x = self.inputs.features(batch.arrays[self.inputs.spec.feature][low:high])
-        labels = self.inputs.labels(batch.arrays[self.inputs.spec.label][low:high])
-        logits, backward = self.model.forward(x, train=True)
+            return None
         self.loss.gradient_scale = self.scaler.scale
-        result = self.loss(logits, labels, batch.global_count)
-        backward(result.gradient, ready)
-        return result.total, float(result.correct)
+        return self.passes.run(*staged, batch.global_count, ready)

@@ -86,7 +86,7 @@ class Trainer:
         watchdog.start(context.comm, config.sync.watchdog)
         self.strategy = make_strategy(config, parameters, context)
         parts = (self.model, self.inputs, self.loss, self.sampler, self.strategy, self.scaler, context)
-        self.gradients = StepGradients(*parts, train.micro_batches, train.seed)
+        self.gradients = StepGradients(*parts, train.micro_batches, train.seed, config.backend.graphs)
         steps = self.loader.steps
         self.rate = LearningRate(
             optim.lr,

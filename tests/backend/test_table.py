@@ -132,7 +132,9 @@ def slots(g: np.random.Generator, n: int, m: int, k: int) -> Args:
 CASES: dict[str, Case] = {
     "act_forward": act,
     "act_backward": act_back,
-    "dropout": lambda g, n, m, k: [normal(g, n, m), normal(g, n, m), n * m, [0.5, 0.9, 1.0][k % 3], 7 << 33 | 5, n, k],
+    "dropout": lambda g, n, m, k: [
+        normal(g, n, m), normal(g, n, m), n * m, [0.5, 0.9, 1.0][k % 3], np.array([7 << 33 | 5, n, m]), k
+    ],
     "row_norm_forward": row_norm,
     "row_norm_backward": row_norm_back,
     "row_norm_parameters": row_norm_parameters,
@@ -279,7 +281,7 @@ def test_dropout_keeps_the_right_share_and_depends_on_everything(ops: Any) -> No
     masks = []
     for seed, step, stream in ((1, 0, 0), (1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)):
         y = ops.to_device(np.empty(200_001, np.float32))
-        ops.dropout(x, y, 0.8, seed, step, stream)
+        ops.dropout(x, y, 0.8, ops.to_device(np.array([seed, step, 0])), stream)
         masks.append(ops.to_host(y))
     assert abs((masks[0] > 0).mean() - 0.8) < 0.005
     np.testing.assert_array_equal(masks[0], masks[1])

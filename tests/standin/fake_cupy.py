@@ -8,12 +8,13 @@ from __future__ import annotations
 import ctypes
 import sys
 import types
+from contextlib import nullcontext
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from tests.standin.harness import HostModule
+from tests.standin.harness import HostModule, Recorder
 
 
 class DeviceArray(np.ndarray):
@@ -36,6 +37,7 @@ class DeviceArray(np.ndarray):
             source = self.view(np.ndarray)
             stream.later(lambda: out.__setitem__(..., source))
             return out
+        assert Recorder.active is None, "a copy to the host while a stream is captured"
         if out is None:
             return np.array(self.view(np.ndarray))
         out[...] = self.view(np.ndarray)
@@ -55,13 +57,19 @@ class DeviceArray(np.ndarray):
         plain = [_plain(value) for value in inputs]
         if out is not None:
             kwargs["out"] = tuple(_plain(value) for value in out)
-        result = getattr(ufunc, method)(*plain, **kwargs)
-        return out[0] if out is not None else _device(result)
+            Recorder.run(lambda: getattr(ufunc, method)(*plain, **kwargs))
+            return out[0]
+        assert Recorder.active is None, "the stand-in cannot capture what makes new arrays"
+        return _device(getattr(ufunc, method)(*plain, **kwargs))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if type(value) is np.ndarray and value.ndim:
             raise TypeError("Unsupported type <class 'numpy.ndarray'>")
-        super().__setitem__(key, value)
+        target = super().__getitem__(key) if Recorder.active is not None else None
+        if target is None:
+            super().__setitem__(key, value)
+            return
+        Recorder.run(lambda: target.view(np.ndarray).__setitem__(..., _plain(value)))
 
 
 def _plain(value: Any) -> Any:
@@ -98,6 +106,22 @@ class _Stream:
         mark = len(self._copies)
         return types.SimpleNamespace(synchronize=lambda: self._run(mark))
 
+    def wait_event(self, event: Any) -> None:
+        event.synchronize()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        assert Recorder.active is None, "a capture was not ended"
+
+    def begin_capture(self) -> None:
+        Recorder.active = []
+
+    def end_capture(self) -> Any:
+        works, Recorder.active = Recorder.active or [], None
+        return types.SimpleNamespace(launch=lambda: [work() for work in works], works=works)
+
     def synchronize(self) -> None:
         self._run(len(self._copies))
 
@@ -130,9 +154,13 @@ def _gemm_ex(
     left = _column_major(a, a_kind, k, m, lda).T if ta else _column_major(a, a_kind, m, k, lda)
     right = _column_major(b, b_kind, n, k, ldb).T if tb else _column_major(b, b_kind, k, n, ldb)
     out = _column_major(c, c_kind, m, n, ldc)
-    product = _scalar(alpha, compute) * (left.astype(exact) @ right.astype(exact))
-    factor = _scalar(beta, compute)
-    out[...] = product if factor == 0 else product + factor * out.astype(exact)
+    first, factor = _scalar(alpha, compute), _scalar(beta, compute)
+
+    def work() -> None:
+        product = first * (left.astype(exact) @ right.astype(exact))
+        out[...] = product if factor == 0 else product + factor * out.astype(exact)
+
+    Recorder.run(work)
 
 
 _CUBLAS = types.SimpleNamespace(
@@ -176,7 +204,8 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
     runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"})
     cuda = types.ModuleType("cupy.cuda")
     device = types.SimpleNamespace(get_cublas_handle=lambda: 0)
-    parts = {"Device": _Device, "runtime": runtime, "Stream": _Stream, "get_current_stream": _Stream}
+    pool = {"MemoryPool": lambda: types.SimpleNamespace(malloc=None), "using_allocator": lambda malloc: nullcontext()}
+    parts = {"Device": _Device, "runtime": runtime, "Stream": _Stream, "get_current_stream": _Stream} | pool
     for name, part in (parts | {"device": device, "cublas": _CUBLAS}).items():
         setattr(cuda, name, part)
     values = {

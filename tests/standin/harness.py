@@ -25,6 +25,19 @@ SCALARS = {"i64": np.int64, "int": np.int32, "u8": np.uint8, "unsigned": np.uint
 CACHE = Path(tempfile.gettempdir()) / "mpidl-host-kernels"
 
 
+class Recorder:
+    """What a stream capture has seen: while one is active, work is written down and not done."""
+
+    active: list[Any] | None = None
+
+    @classmethod
+    def run(cls, work: Any) -> None:
+        if cls.active is None:
+            work()
+        else:
+            cls.active.append(work)
+
+
 class HostModule:
     """Like cupy.RawModule: code and options in, functions out."""
 
@@ -50,8 +63,12 @@ class HostModule:
             kept = [self._argument(name, kind, arg) for kind, arg in zip(self.signatures[name], args, strict=True)]
             pointers = (ctypes.c_void_p * len(kept))(*[value.ctypes.data for value in kept])
             extents = [(ctypes.c_uint * 3)(*(*e, 1, 1)[:3]) for e in (grid, block)]
-            problem = function(*extents, pointers, int(self.cooperative[name]), self.order)
-            assert problem is None, f"{name}: {problem.decode()}"
+
+            def work(held: Any = kept) -> None:
+                problem = function(*extents, pointers, int(self.cooperative[name]), self.order)
+                assert problem is None, f"{name}: {problem.decode()}"
+
+            Recorder.run(work)
 
         return launch
 

@@ -25,12 +25,13 @@ class PointwiseOps(Launcher):
         """Out = dy * act'(x), from input x and output y = act(x). out may be dy."""
         self.launch("act_backward", dy, x, y, out, x.size, ACTIVATIONS[kind])
 
-    def dropout(self, x: Array, out: Array, keep: float, seed: int, step: int, stream: int) -> None:
+    def dropout(self, x: Array, out: Array, keep: float, drawn: Array, stream: int) -> None:
         """Out = x / keep with probability `keep`, else 0 (Srivastava et al., 2014); gradients go the same way.
 
-        The mask is a function of (element, seed, step, stream) alone, by Philox4x32-10 (Salmon et al., 2011).
+        drawn: (3,) int64: seed, step, part. The mask is a function of (element, seed, step, stream + part) alone, by
+        Philox4x32-10 (Salmon et al., 2011).
         """
-        self.launch("dropout", x, out, x.size, keep, seed, step, stream)
+        self.launch("dropout", x, out, x.size, keep, drawn, stream)
 
     def softmax_forward(self, x: Array, out: Array, *, log: bool = False) -> None:
         """Out = softmax of the rows of x (rows, cols), or its logarithm. out may be x."""

@@ -72,10 +72,11 @@ def philox(n: int, seed: int, step: int, stream: int) -> NDArray[np.uint32]:
     return np.stack(c, axis=1).reshape(-1)[:n].astype(np.uint32)
 
 
-def dropout(x: NDArr, y: NDArr, n: int, keep: float, seed: int, step: int, stream: int) -> None:
+def dropout(x: NDArr, y: NDArr, n: int, keep: float, drawn: NDArr, stream: int) -> None:
     """Ops.dropout."""
     limit = 0xFFFFFFFF if keep >= 1 else int(keep * 4294967296.0)
-    kept = philox(n, seed, step, stream).reshape(x.shape) < np.uint32(limit)
+    seed, step, part = (int(number) for number in drawn)
+    kept = philox(n, seed, step, stream + part).reshape(x.shape) < np.uint32(limit)
     np.multiply(x, kept * x.dtype.type(1 / keep), out=y)
 
 
