@@ -45,7 +45,8 @@ test-slurm: setup data ## train through a real SLURM on this machine
 	@scripts/test.sh slurm
 
 test-gpu: setup ## kernels, layers, optimizers and models on a real GPU
-	MPIDL_TEST_GPU=1 $(PY) -m pytest tests/backend tests/nn tests/optim tests/models -k "cupy or cuda" -m "gpu or not gpu" -q
+	MPIDL_TEST_GPU=1 $(PY) -m pytest tests/backend tests/nn tests/optim tests/models tests/compression tests/train \
+	  -k "cupy or cuda or 16_bit or mixed_precision or test_passes or test_device" -m "gpu or not gpu" -q
 
 setup-peers: setup ## install PyTorch and transformers, for comparison only
 	@$(PY) -c 'import torch, transformers' 2>/dev/null || $(PY) -m pip install -qq torch==2.13.0 transformers==5.23.0
