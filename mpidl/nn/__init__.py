@@ -10,7 +10,7 @@ from mpidl.nn.layer import Backward, Layer, Runtime
 from mpidl.nn.loss import LossResult, PairLoss, SoftmaxCrossEntropy
 from mpidl.nn.model import GradientsReady, Model
 from mpidl.nn.norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
-from mpidl.nn.parameters import FlatParameters, ParameterSpec
+from mpidl.nn.parameters import FlatParameters, FlatPart, ParameterSpec
 from mpidl.nn.pool import AvgPool2D, GlobalAveragePool, MaxPool2D
 from mpidl.nn.recurrent import GRU, LSTM
 from mpidl.nn.reshape import Flatten, Reshape
@@ -32,6 +32,7 @@ __all__ = [
     "Dropout",
     "Embedding",
     "FlatParameters",
+    "FlatPart",
     "Flatten",
     "GlobalAveragePool",
     "GradientsReady",

@@ -78,8 +78,13 @@ class Model:
             )
         self.parameters.refresh()
         steps: list[Backward] = []
+        windows = self.parameters.windows
         for layer in self.layers:
+            if windows is not None:
+                windows.enter(layer.name)
             x, step = layer.forward(x, train=train)
+            if windows is not None:
+                windows.leave(layer.name)
             steps.append(step)
 
         def backward(dy: Array, ready: GradientsReady | None = None) -> None:
@@ -87,7 +92,11 @@ class Model:
             for index in range(len(steps) - 1, -1, -1):
                 if gradient is None:
                     break
+                if windows is not None:
+                    windows.enter(self.layers[index].name)
                 gradient = steps[index](gradient)
+                if windows is not None:
+                    windows.leave(self.layers[index].name)
                 names = self.ranges[index]
                 if ready is not None and names is not None:
                     slots = self.parameters.slots

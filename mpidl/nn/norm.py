@@ -171,9 +171,8 @@ class GroupNorm(Layer):
         center = self._spread(mean) * (rows / each)  # of each channel's group
         variance = self._spread(m2 + rows * (mean - center) ** 2) / each
         rstd = 1 / xp.sqrt(variance + exact.type(self.eps))
-        weight, bias = self._value("weight"), self._value("bias")
-        scale = xp.ascontiguousarray((rstd * weight).astype(exact))
-        shift = xp.ascontiguousarray((bias - center * scale).astype(exact))
+        scale = xp.ascontiguousarray((rstd * self._value("weight")).astype(exact))
+        shift = xp.ascontiguousarray((self._value("bias") - center * scale).astype(exact))
         y = self.space.get("y", x.shape, x.dtype)
         self.ops.segment_affine(flat, scale, shift, None, y, relu=self.has_relu)
         center = xp.ascontiguousarray(center.astype(exact))
@@ -186,6 +185,7 @@ class GroupNorm(Layer):
             self._gradient("weight")[...] = (along * rstd).sum(axis=0)
             if not self.needs_input_gradient:
                 return None
+            weight = self._value("weight")
             b = -(rstd**3) * self._spread(along * weight) / each
             shift_back = -rstd * self._spread(plain * weight) / each - b * center
             factors = [xp.ascontiguousarray(f.astype(exact)) for f in (scale, b, shift_back)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from mpidl.backend import Array, Ops, Workspace
 from mpidl.nn.init import INITIALIZERS
@@ -50,6 +50,46 @@ class Slot:
     stop: int
 
 
+Sum = Callable[[NDArray[np.float64]], None]
+
+
+@dataclass
+class FlatPart:
+    """What an optimizer works on where that is not the whole model: parts of the flat buffers, put together.
+
+    values, gradients: (length,). slots: every tensor, as the range of this part that holds some of it (it may be empty).
+    reduce: sums a float64 host array over the ranks that hold the other parts, in place.
+    """
+
+    ops: Ops
+    dtype: np.dtype[Any]
+    values: Array
+    gradients: Array
+    slots: dict[str, Slot]
+    reduce: Sum | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of elements."""
+        return int(self.values.size)
+
+
+class Windows(Protocol):
+    """Where parameters or gradients of a few layers lie for a while, if they do not lie in the flat buffers for good."""
+
+    def value(self, slot: Slot) -> Array | None:
+        """The values of a slot, flat; None: where they always are."""
+
+    def gradient(self, slot: Slot) -> Array | None:
+        """The gradients of a slot, flat; None: where they always are."""
+
+    def enter(self, layer: str) -> None:
+        """The passes come to a layer (of the model itself, not one inside another)."""
+
+    def leave(self, layer: str) -> None:
+        """And leave it."""
+
+
 class FlatParameters:
     """values: (n,) parameters; gradients: (n,); message: (n + spare,) gradients with `spare` elements behind them; state:
     what is not trainable.
@@ -70,6 +110,8 @@ class FlatParameters:
         compute_dtype: DTypeLike | None = None,
     ) -> None:
         self.ops, self.dtype = ops, np.dtype(dtype)
+        self.windows: Windows | None = None
+        self.reduce: Sum | None = None  # as in FlatPart: nothing to sum, this is everything
         self.compute_dtype = self.dtype if compute_dtype is None else np.dtype(compute_dtype)
         self.slots, self.length = _lay_out([spec for spec in specs if spec.trainable])
         self.state_slots, state_length = _lay_out([spec for spec in specs if not spec.trainable])
@@ -90,7 +132,9 @@ class FlatParameters:
         """The parameter or state `name` in its own shape, a view; of the master weights."""
         if name in self.state_slots:
             return _view(self.state, self.state_slots[name])
-        return _view(self.values, self.slots[name])
+        slot = self.slots[name]
+        window = self.windows.value(slot) if self.windows is not None else None
+        return _view(self.values, slot) if window is None else window.reshape(slot.spec.shape)
 
     def compute_value(self, name: str) -> Array:
         """The parameter or state `name` as layers compute with it."""
@@ -104,14 +148,22 @@ class FlatParameters:
 
     def gradient(self, name: str) -> Array:
         """The gradient of `name` in its own shape, a view."""
-        return _view(self.gradients, self.slots[name])
+        slot = self.slots[name]
+        window = self.windows.gradient(slot) if self.windows is not None else None
+        return _view(self.gradients, slot) if window is None else window.reshape(slot.spec.shape)
 
     def initialise(self, seed: int) -> None:
         """Fill the values; the same on every rank and backend, whatever the number of ranks."""
-        for index, (name, slot) in enumerate([*self.slots.items(), *self.state_slots.items()]):
-            generator = np.random.Generator(np.random.Philox(key=[seed, index]))
-            host = INITIALIZERS[slot.spec.init](generator, slot.spec.shape, slot.spec.fan_in)
-            self.value(name)[...] = self.ops.to_device(host.astype(self.dtype))
+        for name in (*self.slots, *self.state_slots):
+            self.value(name)[...] = self.ops.to_device(self.initial(name, seed))
+
+    def initial(self, name: str, seed: int) -> NDArray[Any]:
+        """What `initialise` gives a parameter or state, on the host."""
+        slot = self.slots[name] if name in self.slots else self.state_slots[name]
+        index = [*self.slots, *self.state_slots].index(name)
+        generator = np.random.Generator(np.random.Philox(key=[seed, index]))
+        host: NDArray[Any] = INITIALIZERS[slot.spec.init](generator, slot.spec.shape, slot.spec.fan_in)
+        return host.astype(self.dtype)
 
     def first_nonfinite(self, flat: Array) -> str | None:
         """The first parameter whose part of `flat` (values or gradients) holds a NaN or an infinity, or None."""

@@ -77,19 +77,20 @@ class LSTM(_Recurrent):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         n, t, _ = x.shape
-        gates, ops, w = self._inputs(x), self.ops, self._value("h.weight")
+        gates, ops, weight = self._inputs(x), self.ops, self._value("h.weight")
         exact = accumulator(x.dtype)
         h, c = (self.space.get(name, (t + 1, n, self.units), kind) for name, kind in (("h", x.dtype), ("c", exact)))
         h[0], c[0] = 0, 0
         ops.bias_act(gates.reshape(t * n, -1), self._value("h.bias"), relu=False)
         for step in range(t):
-            ops.matmul(h[step], w, gates[step], accumulate=True)
+            ops.matmul(h[step], weight, gates[step], accumulate=True)
             ops.lstm_forward(gates[step], c[step], c[step + 1], h[step + 1])
 
         def backward(dy: Array) -> Array | None:
             arriving = self._arriving(dy, t)
             dc, dh = (self.space.get(name, (n, self.units), kind) for name, kind in (("dc", exact), ("dh", x.dtype)))
             dc[...], dh[...] = 0, 0
+            w = self._value("h.weight")
             for step in range(t - 1, -1, -1):
                 ops.add(dh, arriving[step], dh, relu=False)
                 ops.lstm_backward(gates[step], c[step], c[step + 1], dh, dc)
@@ -112,18 +113,19 @@ class GRU(_Recurrent):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         n, t, _ = x.shape
-        x_gates, ops, w, b = self._inputs(x), self.ops, self._value("h.weight"), self._value("h.bias")
+        x_gates, ops, weight, bias = self._inputs(x), self.ops, self._value("h.weight"), self._value("h.bias")
         h_gates = self.space.get("h_gates", x_gates.shape, x.dtype)
         h = self.space.get("h", (t + 1, n, self.units), x.dtype)
         h[0] = 0
         for step in range(t):
-            ops.dense_forward(h[step], w, b, h_gates[step], relu=False)
+            ops.dense_forward(h[step], weight, bias, h_gates[step], relu=False)
             ops.gru_forward(x_gates[step], h_gates[step], h[step], h[step + 1])
 
         def backward(dy: Array) -> Array | None:
             arriving = self._arriving(dy, t)
             dh = self.space.get("dh", (n, self.units), x.dtype)
             dh[...] = 0
+            w = self._value("h.weight")
             for step in range(t - 1, -1, -1):
                 ops.add(dh, arriving[step], dh, relu=False)
                 ops.gru_backward(x_gates[step], h_gates[step], h[step], dh)

@@ -2,9 +2,20 @@
 
 from mpidl.optim.adam import Adam
 from mpidl.optim.layerwise import LAMB, LARS
-from mpidl.optim.optimizer import Optimizer, clip_by_global_norm
+from mpidl.optim.optimizer import Optimizer, Parameters, clip_by_global_norm, squared_norm
 from mpidl.optim.scaling import LossScaler
 from mpidl.optim.schedules import LearningRate
 from mpidl.optim.sgd import SGD
 
-__all__ = ["LAMB", "LARS", "SGD", "Adam", "LearningRate", "LossScaler", "Optimizer", "clip_by_global_norm"]
+__all__ = [
+    "LAMB",
+    "LARS",
+    "SGD",
+    "Adam",
+    "LearningRate",
+    "LossScaler",
+    "Optimizer",
+    "Parameters",
+    "clip_by_global_norm",
+    "squared_norm",
+]

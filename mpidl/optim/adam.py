@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from mpidl.backend import Ops
-from mpidl.nn import FlatParameters
-from mpidl.optim.optimizer import Optimizer
+from mpidl.optim.optimizer import Optimizer, Parameters
 
 
 class Adam(Optimizer):
@@ -12,7 +11,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        parameters: FlatParameters,
+        parameters: Parameters,
         ops: Ops,
         *,
         beta1: float = 0.9,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from mpidl.backend import Array, Ops
-from mpidl.nn import FlatParameters
-from mpidl.optim.optimizer import Optimizer, Slots
+from mpidl.optim.optimizer import Optimizer, Parameters, Slots
 
 
 class _LayerWise(Optimizer):
-    def __init__(self, parameters: FlatParameters, ops: Ops, weight_decay: float, *names: str) -> None:
+    def __init__(self, parameters: Parameters, ops: Ops, weight_decay: float, *names: str) -> None:
         super().__init__(parameters, ops, *names)
         self.slots, self.weight_decay = Slots(parameters, ops), weight_decay
         self._work = [ops.xp.zeros_like(parameters.values) for _ in range(2)]
@@ -30,7 +29,7 @@ class LARS(_LayerWise):
 
     def __init__(
         self,
-        parameters: FlatParameters,
+        parameters: Parameters,
         ops: Ops,
         *,
         momentum: float = 0.9,
@@ -59,7 +58,7 @@ class LAMB(_LayerWise):
 
     def __init__(
         self,
-        parameters: FlatParameters,
+        parameters: Parameters,
         ops: Ops,
         *,
         beta1: float = 0.9,

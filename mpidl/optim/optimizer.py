@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
 
 from mpidl.backend import Array, Ops
-from mpidl.nn import FlatParameters
+from mpidl.nn import FlatParameters, FlatPart
+
+Parameters = FlatParameters | FlatPart
 
 
 class Optimizer(ABC):
     """Changes `parameters.values` from `parameters.gradients`. state: (n,) buffers by name; count: steps taken so far."""
 
-    def __init__(self, parameters: FlatParameters, ops: Ops, *names: str) -> None:
+    def __init__(self, parameters: Parameters, ops: Ops, *names: str) -> None:
         self.parameters, self.ops, self.count = parameters, ops, 0
         self.state: dict[str, Array] = {name: ops.xp.zeros_like(parameters.values) for name in names}
 
@@ -32,7 +35,8 @@ class Slots:
     weight: (slots,) whether each has more than one axis; biases and scales of norms do not.
     """
 
-    def __init__(self, parameters: FlatParameters, ops: Ops) -> None:
+    def __init__(self, parameters: Parameters, ops: Ops) -> None:
+        self.reduce = parameters.reduce
         slots = list(parameters.slots.values())
         self.ops = ops
         self.starts, self.stops = (
@@ -45,7 +49,10 @@ class Slots:
     def norms(self, flat: Array) -> np.ndarray:
         """(slots,) Euclidean norms, float64, on the host."""
         self.ops.slot_squares(flat, self.starts, self.stops, self._squares)
-        result: np.ndarray = np.sqrt(self.ops.to_host(self._squares))
+        squares = np.array(self.ops.to_host(self._squares))
+        if self.reduce is not None:
+            self.reduce(squares)
+        result: np.ndarray = np.sqrt(squares)
         return result
 
     def scale(self, flat: Array, factors: np.ndarray) -> None:
@@ -53,12 +60,21 @@ class Slots:
         self.ops.slot_scale(flat, self.starts, self.stops, self.ops.to_device(np.ascontiguousarray(factors, np.float64)))
 
 
-def clip_by_global_norm(parameters: FlatParameters, ops: Ops, limit: float) -> float:
-    """Scale all gradients so that their common norm is at most `limit`; returns the norm before (Pascanu et al., 2013)."""
+def squared_norm(parameters: Parameters, flat: Array) -> float:
+    """Sum of squares of a buffer of the parameters' length; over all parts, if this is one of them."""
+    ops = parameters.ops
     ends = [ops.to_device(np.array([edge], np.int64)) for edge in (0, parameters.length)]
     square = ops.xp.zeros(1, np.float64)
-    ops.slot_squares(parameters.gradients, ends[0], ends[1], square)
-    norm = float(np.sqrt(ops.to_host(square)[0]))
+    ops.slot_squares(flat, ends[0], ends[1], square)
+    total = np.array(ops.to_host(square))
+    if parameters.reduce is not None:
+        parameters.reduce(total)
+    return float(total[0])
+
+
+def clip_by_global_norm(parameters: Parameters, ops: Ops, limit: float) -> float:
+    """Scale all gradients so that their common norm is at most `limit`; returns the norm before (Pascanu et al., 2013)."""
+    norm = math.sqrt(squared_norm(parameters, parameters.gradients))
     if norm > limit:
         ops.xp.multiply(
             parameters.gradients, ops.to_device(np.asarray(limit / norm, parameters.dtype)), out=parameters.gradients

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from mpidl.backend import Array
 from mpidl.nn import FlatParameters
+from mpidl.optim.optimizer import Parameters
 
 
 class LossScaler:
@@ -16,16 +20,24 @@ class LossScaler:
         self.parameters, self.dynamic, self.interval = parameters, dynamic, interval
         self.scale, self._good = scale if dynamic else 1.0, 0
 
-    def unscale(self, start: int, stop: int) -> None:
-        """Divide the gradients [start, stop) by the scale."""
+    def unscale(self, *gradients: Array) -> None:
+        """Divide gradients by the scale, in place."""
         if self.scale != 1:
-            self.parameters.gradients[start:stop] *= 1 / self.scale
+            for array in gradients:
+                array *= 1 / self.scale
 
-    def accept(self) -> bool:
-        """Whether the step's gradients, those of all ranks together, are finite and may be used; sets the next scale."""
+    def accept(self, part: Parameters | None = None) -> bool:
+        """Whether the step's gradients, those of all ranks together, are finite and may be used; sets the next scale.
+
+        part: what this rank's optimizer works on, where that is not the whole model.
+        """
         if not self.dynamic:
             return True
-        if not bool(self.parameters.ops.xp.isfinite(self.parameters.gradients).all()):
+        part = part or self.parameters
+        broken = np.array([float(not bool(part.ops.xp.isfinite(part.gradients).all()))])
+        if part.reduce is not None:
+            part.reduce(broken)
+        if broken[0]:
             self.scale, self._good = max(self.scale / 2, 1.0), 0
             return False
         self._good += 1

@@ -6,6 +6,7 @@ several threads ("thread"), else exchanged between layers ("layers"). A compress
 
 from __future__ import annotations
 
+import math
 import time
 from functools import partial
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from mpidl.comm.transport import host_view
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.sync.buckets import Bucket, BucketTuner, Departures, cut
-from mpidl.sync.strategy import StepScalars, Strategy
+from mpidl.sync.strategy import Apply, StepScalars, Strategy
 from mpidl.sync.worker import Worker
 
 BUCKET = 4 << 20  # bytes
@@ -59,7 +60,8 @@ class AllReduce(Strategy):
         compression: Compression | None = None,
         guard: str = "auto",
     ) -> None:
-        self.parameters, self.context, self.algorithm, self.exact = parameters, context, algorithm, exact
+        super().__init__(parameters)
+        self.context, self.algorithm, self.exact = context, algorithm, exact
         self.compression = compression
         self.group = Group(context.comm, name="gradients")
         self.group.guard = guard if guard != "auto" else self.group.guard
@@ -86,12 +88,14 @@ class AllReduce(Strategy):
         if self.overlap != "off":
             self.departures.ready(start)
 
-    def note(self, scalars: StepScalars) -> None:
-        spare = self.parameters.spare
-        own = np.array([scalars.loss, scalars.correct, scalars.failed, scalars.stop], spare.dtype)
-        spare[:4] = self.parameters.ops.to_device(own)
+    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
+        sums = self.finish()
+        if not sums.failed and math.isfinite(sums.loss):
+            apply()
+        return sums
 
     def finish(self) -> StepScalars:
+        """Complete the exchange: the gradients are then those of the global batch, and the scalars their sums. Collective."""
         self.departures.flush()
         if self.worker is not None:
             self.worker.drain()
@@ -99,7 +103,7 @@ class AllReduce(Strategy):
             all_reduce(self.parameters.spare, comm=self.group, algorithm=self.algorithm, exact=self.exact, name="scalars")
         if self.tuner is not None:
             self._tune()
-        return StepScalars(*(float(value) for value in self.parameters.ops.to_host(self.parameters.spare[:4])))
+        return StepScalars.read(self.parameters.spare, self.parameters)
 
     def _send(self, bucket: Bucket) -> None:
         if self.worker is None:
@@ -111,6 +115,7 @@ class AllReduce(Strategy):
 
     def _exchange(self, bucket: Bucket) -> None:
         part = self.parameters.message[bucket.start : bucket.stop]
+        self.sent += 2 * (self.group.size - 1) * part.nbytes // self.group.size if self.compression is None else 0
         if self.compression is None:
             all_reduce(part, comm=self.group, algorithm=self.algorithm, exact=self.exact, name=bucket.name)
             return
@@ -121,6 +126,10 @@ class AllReduce(Strategy):
             for start, stop, _ in [*layout, (len(values), len(values), ())]:
                 values[end:start] = 0  # between parameters; a compressor without a zero (sign) has filled it
                 end = stop
+
+    def report(self) -> dict[str, Any]:
+        compressed = getattr(self.compression, "sent", 0)
+        return {"sent_bytes": self.sent + compressed}
 
     def _tune(self) -> None:
         assert self.tuner is not None

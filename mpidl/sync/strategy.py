@@ -1,47 +1,126 @@
-"""What the trainer asks of a strategy for keeping replicas together."""
+"""What the trainer asks of a strategy for combining the work of all ranks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from mpidl.backend import Array
+from mpidl.nn import FlatParameters
+from mpidl.nn.parameters import FlatPart
+
+Apply = Callable[[], None]
 
 
 @dataclass
 class StepScalars:
-    """The scalars of one step: this rank's in `note`, the sums over all ranks from `finish`.
+    """The scalars of one step: this rank's, or sums over all ranks.
 
     They travel behind the gradients in the same message. failed: ranks on which something went wrong; stop: ranks that
-    were asked to stop by a signal.
+    were asked to stop by a signal; count: samples that loss and correct are sums over.
     """
 
     loss: float = 0.0
     correct: float = 0.0
     failed: float = 0.0
     stop: float = 0.0
+    count: float = 0.0
+
+    def write(self, spare: Array, parameters: FlatParameters) -> None:
+        """Into the spare elements behind the gradients."""
+        own = np.array(astuple(self), spare.dtype)
+        spare[: own.size] = parameters.ops.to_device(own)
+
+    @classmethod
+    def read(cls, spare: Array, parameters: FlatParameters) -> StepScalars:
+        """From the spare elements."""
+        return cls(*(float(value) for value in parameters.ops.to_host(spare[:5])))
+
+    def add(self, other: StepScalars) -> None:
+        """Add all fields, in place."""
+        for name in ("loss", "correct", "failed", "stop", "count"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 class Strategy(ABC):
     """One way of combining the work of all ranks over the flat buffers.
 
-    overlaps: whether gradients leave during backward.
+    overlaps: whether gradients leave during backward. local_mean: gradients are divided by this rank's samples, not by those
+    of the global batch. independent: every rank goes its own pace. accumulates: takes the gradients of each micro-batch,
+    instead of their sum on this rank. fatal_errors: an error on one rank cannot be agreed on in order, and ends the job at
+    once. part: the parameters that this rank's optimizer changes, and the gradients it takes. sent: bytes that this rank has
+    put on the wire.
     """
 
     overlaps = False
+    local_mean = False
+    independent = False
+    accumulates = False
+    fatal_errors = False
+
+    def __init__(self, parameters: FlatParameters) -> None:
+        self.parameters = parameters
+        self.part: FlatParameters | FlatPart = parameters
+        self.sent = 0
 
     @abstractmethod
     def begin(self) -> None:
-        """Make all replicas equal before the first step."""
+        """Make all replicas equal before the first step. Collective."""
 
-    @abstractmethod
-    def ready(self, start: int, stop: int) -> None:
+    def ready(self, start: int, stop: int) -> None:  # noqa: B027  (most need not know)
         """During backward: the gradients [start, stop) are final and may leave."""
 
-    @abstractmethod
+    def gradient_range(self, start: int, stop: int) -> list[Array]:
+        """Where the gradients [start, stop) lie, once backward has written them and before `ready`."""
+        return [self.parameters.gradients[start:stop]]
+
     def note(self, scalars: StepScalars) -> None:
         """Put this rank's scalars behind its gradients."""
+        scalars.write(self.parameters.spare, self.parameters)
 
     @abstractmethod
-    def finish(self) -> StepScalars:
-        """After backward: complete the exchange; the gradients are then those of the global batch, and the scalars their
-        sums over all ranks. Collective.
+    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
+        """After backward: exchange, and have the optimizer take its step by calling `apply`, in the strategy's order.
+
+        own: this rank's scalars; where it failed there are no gradients, but the strategy goes through the same exchanges.
+        Returns the sums over all ranks; or this rank's own, with failed and stop 0, in a step in which the ranks do not meet.
         """
+
+    def settle(self) -> StepScalars:
+        """A point of consistency, before evaluation and checkpoints: afterwards all ranks hold the same parameters.
+
+        Returns what has failed or asked to stop since the ranks last met, summed over them. Collective.
+        """
+        return StepScalars()
+
+    def end_epoch(self) -> None:  # noqa: B027
+        """All ranks have finished an epoch. Collective."""
+
+    # --- checkpoints: a buffer of the part's length here, of the whole model's in the file ---
+    def whole(self, array: Array) -> Array:
+        """A buffer of the optimizer over the whole model. Collective."""
+        return array
+
+    def take(self, whole: Any, array: Array) -> None:
+        """Fill this rank's part of a buffer from one over the whole model (on the host)."""
+        array[...] = self.parameters.ops.to_device(whole)
+
+    def initialise(self, seed: int) -> None:
+        """Fill the parameters; the same whatever the number of ranks."""
+        self.parameters.initialise(seed)
+
+    def values(self) -> Array:
+        """The parameters of the whole model. Collective."""
+        return self.parameters.values
+
+    def load_values(self, whole: Array) -> None:
+        """Set the parameters from those of the whole model, on every rank."""
+        self.parameters.values[...] = whole
+
+    def report(self) -> dict[str, Any]:
+        """Figures about the run so far for people and for comparison: bytes, staleness, memory."""
+        return {"sent_bytes": self.sent}

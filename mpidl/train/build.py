@@ -12,11 +12,12 @@ from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.models import MODELS, layers_of
 from mpidl.nn import FlatParameters, Model
-from mpidl.optim import LAMB, LARS, SGD, Adam, Optimizer
-from mpidl.sync import AllReduce, Strategy
+from mpidl.optim import LAMB, LARS, SGD, Adam, Optimizer, Parameters
+from mpidl.sync import AllReduce, Gossip, Graph, LocalSGD, Strategy, Zero, check_graph
 from mpidl.train.accumulate import tree_fits
-from mpidl.train.config import Config, ModelConfig, OptimConfig, SyncConfig
+from mpidl.train.config import Config, ModelConfig, OptimConfig
 from mpidl.train.inputs import InputSpec
+from mpidl.train.sync_config import SyncConfig
 
 
 def build_model(config: ModelConfig, spec: InputSpec, ops: Ops, precision: str = "float32") -> Model:
@@ -43,7 +44,7 @@ def make_model(config: ModelConfig, shape: tuple[int, ...], classes: int, ops: O
     return Model(layers, shape, ops, compute_dtype=getattr(ml_dtypes, precision, precision))
 
 
-def make_optimizer(config: OptimConfig, parameters: FlatParameters, ops: Ops) -> Optimizer:
+def make_optimizer(config: OptimConfig, parameters: Parameters, ops: Ops) -> Optimizer:
     """The optimizer that the configuration asks for, with fresh state."""
     momentum: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
     moments: dict[str, Any] = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps}
@@ -57,9 +58,22 @@ def make_optimizer(config: OptimConfig, parameters: FlatParameters, ops: Ops) ->
     return SGD(parameters, ops, weight_decay=decay, **momentum)
 
 
-def make_strategy(config: Config, parameters: FlatParameters, context: Context) -> Strategy:
-    """How the ranks keep together, by the configuration. Collective."""
+def make_strategy(config: Config, parameters: FlatParameters, context: Context, steps: int) -> Strategy:
+    """How the ranks keep together, by the configuration; steps: of an epoch. Collective."""
     sync, seed = config.sync, config.train.seed
+    if sync.strategy == "zero":
+        own = config.train.micro_batches // context.size if config.train.micro_batches % context.size == 0 else 1
+        nbytes = int(sync.bucket_mib * (1 << 20))
+        return Zero(parameters, context, stage=sync.zero.stage, bucket_bytes=nbytes, micro_batches=own)
+    if sync.strategy == "local_sgd":
+        local = sync.local_sgd
+        slow = {"slow_momentum": local.slow_momentum, "slow_rate": local.slow_rate}
+        return LocalSGD(parameters, context, steps=local.steps, start=int(local.start_epoch * steps), **slow)
+    if sync.strategy == "gossip":
+        gossip = sync.gossip
+        check_graph(gossip.graph, gossip.edges, context.size)
+        graph = Graph(gossip.graph, context.size, seed, gossip.edges, directed=gossip.mode == "push_sum")
+        return Gossip(parameters, context, graph, period=gossip.period, push_sum=gossip.mode == "push_sum")
     return AllReduce(
         parameters,
         context,

@@ -13,15 +13,9 @@ import msgspec
 from msgspec import Meta
 
 from mpidl.errors import ConfigError
+from mpidl.train.sync_config import NotNegative, Positive, Rate, Section, SyncConfig, check_sync
 
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
-Rate = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-
-
-class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of the sections: unknown keys are errors."""
 
 
 class DataConfig(Section, frozen=True):
@@ -46,7 +40,7 @@ class ModelConfig(Section, frozen=True):
     """
 
     name: str = "cnn"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
     weights: str | None = None
 
 
@@ -91,28 +85,6 @@ class TrainConfig(Section, frozen=True):
     output: str = "runs/default"
     log_every: Positive = 20
     max_steps: NotNegative = 0
-
-
-class SyncConfig(Section, frozen=True):
-    """How gradients are combined.
-
-    algorithm "auto": one that makes results independent of the number of ranks where there is one (see train.micro_batches),
-    else by size and placement. overlap, bucket_mib (0: 4 MiB), tune_buckets: see mpidl.sync.allreduce. compression: see
-    mpidl.compression. guard: compare what the ranks do before each exchange. watchdog: seconds until ranks that wait for
-    others give up (0: never).
-    """
-
-    strategy: Literal["allreduce"] = "allreduce"
-    algorithm: Literal["auto", "ring", "rabenseifner", "doubling", "tree", "direct", "hierarchical", "native"] = "auto"
-    overlap: Literal["auto", "thread", "layers", "off"] = "auto"
-    bucket_mib: Annotated[float, Meta(ge=0)] = 0.0
-    tune_buckets: bool = False
-    compression: Literal["none", "fp16", "bf16", "int8", "sign", "topk", "powersgd"] = "none"
-    error_feedback: bool = True
-    topk_ratio: Annotated[float, Meta(gt=0, le=1)] = 0.01
-    powersgd_rank: Positive = 4
-    guard: Literal["auto", "on", "off"] = "auto"
-    watchdog: Annotated[float, Meta(ge=0)] = 300.0
 
 
 class CheckpointConfig(Section, frozen=True):
@@ -178,9 +150,37 @@ def build_config(tree: dict[str, Any], where: str) -> Config:
         raise ConfigError(
             f"train.micro_batches is {config.train.micro_batches}", where=where, remedy="choose a power of two: 1, 2, 4, 8, ..."
         )
+    _check_together(config, tree, where)
     if config.optim.schedule == "step" and not config.optim.milestones:
         raise ConfigError("the step schedule needs optim.milestones", where=where, remedy="for example milestones = [3, 5]")
     return config
+
+
+def _check_together(config: Config, tree: dict[str, Any], where: str) -> None:
+    sync = config.sync
+    check_sync(tree.get("sync", {}), sync, where)
+    if sync.independent and config.train.precision == "float16":
+        raise ConfigError(
+            f"float16 needs ranks that agree on a loss scale; with {sync.strategy} they do not meet in a step",
+            where=where,
+            remedy='set train.precision = "bfloat16"',
+        )
+    if sync.independent and config.data.driver == "mpio-collective":
+        raise ConfigError(
+            f"{sync.strategy} lets ranks read at their own pace, but the driver mpio-collective reads together",
+            where=where,
+            remedy='set data.driver = "auto"',
+        )
+    if sync.strategy == "zero" and sync.zero.stage == 3 and config.train.precision != "float32":
+        raise ConfigError("stage 3 works in float32 only", where=where, remedy="set sync.zero.stage = 2, or float32")
+    if sync.strategy == "hogwild" and sync.hogwild.sparse:
+        optim = config.optim
+        if optim.name != "sgd" or optim.momentum or optim.weight_decay:
+            raise ConfigError(
+                "sparse updates leave alone what has no gradient; momentum, weight decay and other optimizers change it too",
+                where=where,
+                remedy='set optim.name = "sgd" with momentum = 0 and weight_decay = 0, or hogwild.sparse = false',
+            )
 
 
 def _override(tree: dict[str, Any], text: str) -> None:

@@ -14,6 +14,7 @@ from mpidl.comm.context import Context
 from mpidl.errors import CheckpointError, ConfigError, NumericsError
 from mpidl.nn import Model
 from mpidl.optim import LossScaler, Optimizer
+from mpidl.sync import Strategy
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.config import Config
 from mpidl.train.evaluate import Evaluation
@@ -40,10 +41,11 @@ class Saver:
         model: Model,
         optimizer: Optimizer,
         scaler: LossScaler,
+        strategy: Strategy,
         say: Callable[[str], None],
     ) -> None:
         self.config, self.context, self.spec, self.model, self.optimizer = config, context, spec, model, optimizer
-        self.scaler, self.say = scaler, say
+        self.scaler, self.strategy, self.say = scaler, strategy, say
         self.output = Path(config.train.output)
         self.folder = self.output / "checkpoints"
         self.saved: Path | None = None
@@ -78,9 +80,11 @@ class Saver:
         saved = ckpt.load_for(self.context, lambda: ckpt.load_latest(self.folder, self.say), "resuming")
         meta = saved.meta
         self._check(saved)
-        self.model.parameters.values[...] = self.model.ops.to_device(saved.buffers["parameters"])
-        for name, array in self._buffers().items():
-            array[...] = self.model.ops.to_device(saved.buffers[name])
+        self.strategy.load_values(self.model.ops.to_device(saved.buffers["parameters"]))
+        for name, array in self.optimizer.state.items():
+            self.strategy.take(saved.buffers[f"optimizer.{name}"], array)
+        if self.model.parameters.state.size:
+            self.model.parameters.state[...] = self.model.ops.to_device(saved.buffers["state"])
         self.scaler.scale = meta.loss_scale
         self.saved, self.saved_step = saved.path, meta.step
         self.say(f"resuming at step {meta.step} (epoch {meta.epoch + 1}) from {saved.path}")
@@ -109,7 +113,7 @@ class Saver:
                         remedy="the order of the data depends on it: keep it, or start anew",
                     )
                 )
-        if set(self._buffers()) != set(saved.buffers) - {"parameters"}:
+        if self._names() != set(saved.buffers) - {"parameters"}:
             raise agreed(
                 ConfigError(
                     f"optim.name is {self.config.optim.name!r}, but the run to resume has {meta.config['optim']['name']!r}",
@@ -121,16 +125,21 @@ class Saver:
     def _layout(self) -> dict[str, tuple[int, list[int]]]:
         return {name: (slot.start, list(slot.spec.shape)) for name, slot in self.model.parameters.slots.items()}
 
-    def _buffers(self) -> dict[str, Array]:
+    def _names(self) -> set[str]:
         """What a checkpoint holds besides the parameters."""
+        state = {"state"} if self.model.parameters.state.size else set()
+        return {f"optimizer.{name}" for name in self.optimizer.state} | state
+
+    def _buffers(self) -> dict[str, Array]:
+        own = {f"optimizer.{name}": self.strategy.whole(array) for name, array in self.optimizer.state.items()}
         state = self.model.parameters.state
-        own = {f"optimizer.{name}": array for name, array in self.optimizer.state.items()}
         return own | ({"state": state} if state.size else {})
 
     def save(self, position: Position, steps: int) -> None:
         """Write a checkpoint; steps: of one epoch."""
         parameters, step, last = self.model.parameters, position.step, position.last
-        broken = parameters.first_nonfinite(parameters.values)
+        values = self.strategy.values()
+        broken = parameters.first_nonfinite(values)
         if broken:
             self.context.agree(
                 NumericsError(
@@ -154,7 +163,7 @@ class Saver:
             best_accuracy=position.best_accuracy,
             loss_scale=self.scaler.scale,
         )
-        every = {"parameters": parameters.values} | self._buffers()
+        every = {"parameters": values} | self._buffers()
         buffers = {name: self.model.ops.to_host(array) for name, array in every.items()}
         self.saved = ckpt.save(self.folder, meta, buffers, self.context, keep=self.config.checkpoint.keep, best=best)
         self.saved_step = step

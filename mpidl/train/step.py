@@ -36,7 +36,7 @@ class StepGradients:
         self.passes = Passes(model, loss, graphs=graphs == "on" or (graphs == "auto" and not strategy.overlaps))
         self.strategy, self.scaler, self.micro_batches = strategy, scaler, micro_batches
         self.shared = SharedState(model, context, seed)
-        whole = micro_batches % context.size == 0
+        whole = micro_batches % context.size == 0 and not strategy.accumulates
         self.tree = TreeSum(model.parameters, micro_batches // context.size if whole else 1)
 
     def compute(self, step: int, batch: Batch, own: StepScalars) -> None:
@@ -50,18 +50,19 @@ class StepGradients:
             last = self.tree.at_last  # only then do gradients leave
             result = self._micro_batch(batch, staged, self._final if last else None)
             if not last:
-                self.scaler.unscale(0, length)
+                self.scaler.unscale(*self.strategy.gradient_range(0, length))
             if index + 1 < len(parts):
                 staged = self._stage(batch, *parts[index + 1])  # on a GPU while this one still computes
             loss, correct = (result.total, float(result.correct)) if result else (0.0, 0.0)
-            self.strategy.note(StepScalars(loss, correct, stop=own.stop if index == 0 else 0.0))
+            scalars = StepScalars(loss, correct, stop=own.stop if index == 0 else 0.0, count=parts[index][1] - parts[index][0])
+            self.strategy.note(scalars)
             self.tree.add_part(length if last else 0, whole)
             self.tree.advance()
-            own.loss, own.correct = own.loss + loss, own.correct + correct
+            own.loss, own.correct, own.count = own.loss + loss, own.correct + correct, own.count + scalars.count
 
     def _final(self, start: int, stop: int) -> None:
         """Gradients [start, stop) of the last micro-batch are there."""
-        self.scaler.unscale(start, stop)
+        self.scaler.unscale(*self.strategy.gradient_range(start, stop))
         self.tree.add_part(start, stop)
         self.strategy.ready(start, stop)
 
@@ -74,11 +75,11 @@ class StepGradients:
         return features, self.inputs.labels(batch.arrays[spec.label][low:high])
 
     def _micro_batch(self, batch: Batch, staged: tuple[Array, Array] | None, ready: GradientsReady | None) -> LossResult | None:
-        """Gradients of staged samples, divided by the samples of the batch."""
+        """Gradients of staged samples, divided by the samples of the global batch, or of this rank's part of it."""
         if staged is None:
             self.model.parameters.gradients[...] = 0
             if ready is not None:
                 ready(0, self.model.parameters.length)
             return None
         self.loss.gradient_scale = self.scaler.scale
-        return self.passes.run(*staged, batch.global_count, ready)
+        return self.passes.run(*staged, batch.count if self.strategy.local_mean else batch.global_count, ready)

@@ -21,7 +21,7 @@ from mpidl.nn import SoftmaxCrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
 from mpidl.observe.progress import Progress
 from mpidl.optim import LearningRate, LossScaler, clip_by_global_norm
-from mpidl.sync import StepScalars
+from mpidl.sync import Replicas, StepScalars
 from mpidl.train.build import build_model, make_optimizer, make_strategy
 from mpidl.train.config import Config
 from mpidl.train.evaluate import EpochAverage, evaluate
@@ -81,10 +81,12 @@ class Trainer:
         self.loader = Loader(self.reader, self.sampler, context=context)
         self.loss = SoftmaxCrossEntropy(self.ops, smoothing=config.train.label_smoothing)
         parameters, optim, train = self.model.parameters, config.optim, config.train
-        self.optimizer = make_optimizer(optim, parameters, self.ops)
         self.scaler = LossScaler(parameters, dynamic=train.precision == "float16")
         watchdog.start(context.comm, config.sync.watchdog)
-        self.strategy = make_strategy(config, parameters, context)
+        self.strategy = make_strategy(config, parameters, context, self.loader.steps)
+        self.optimizer = make_optimizer(optim, self.strategy.part, self.ops)
+        if isinstance(self.strategy, Replicas):
+            self.strategy.optimizer = self.optimizer
         parts = (self.model, self.inputs, self.loss, self.sampler, self.strategy, self.scaler, context)
         self.gradients = StepGradients(*parts, train.micro_batches, train.seed, config.backend.graphs)
         steps = self.loader.steps
@@ -98,7 +100,8 @@ class Trainer:
             optim.gamma,
         )
         self.at = Position()
-        self.saver = Saver(config, context, self.spec, self.model, self.optimizer, self.scaler, say)
+        self.saver = Saver(config, context, self.spec, self.model, self.optimizer, self.scaler, self.strategy, say)
+        self._error: Exception | None = None  # of this rank, until the ranks meet
         self._average = EpochAverage()
 
     # --- start and end ---
@@ -111,7 +114,7 @@ class Trainer:
             self.at = self.saver.restore()
         else:
             self.saver.claim(overwrite)
-            self.model.parameters.initialise(self.config.train.seed)
+            self.strategy.initialise(self.config.train.seed)
             if self.config.model.weights:
                 with self.context.together("loading weights"):
                     load_weights(self.model, self.config.model.weights)
@@ -137,6 +140,9 @@ class Trainer:
             while self.at.step < total and not stopped:
                 stopped = self._epoch(self.at.step // steps, self.at.step % steps, total, request, metrics, progress)
                 whole_epoch = self.at.step % steps == 0
+                stopped = bool(self._settle().stop) or stopped
+                if whole_epoch:
+                    self.strategy.end_epoch()
                 if self.test is not None and (whole_epoch or self.at.step == total) and not stopped:
                     self._evaluate(metrics, progress)
                 if self.at.step != self.saver.saved_step:
@@ -169,52 +175,72 @@ class Trainer:
     def _train_step(
         self, batches: Any, epoch: int, request: StopRequest, progress: Progress, metrics: MetricsLog | None
     ) -> StepScalars:
-        own, error = StepScalars(stop=float(request.requested)), None
+        own = StepScalars(stop=float(request.requested))
         try:
             self.gradients.compute(self.at.step, next(batches), own)
+            if self.strategy.local_mean and not math.isfinite(own.loss):
+                raise self._not_finite()
         except Exception as caught:
-            error, own.failed = caught, 1.0
+            if self.strategy.fatal_errors:
+                raise
+            self._error, own.failed = caught, 1.0
             self.gradients.tree.reset()
             self.strategy.note(own)
-        sums = self.strategy.finish()
-        if sums.failed:
-            self.context.agree(error, f"training step {self.at.step + 1}")
-        if not math.isfinite(sums.loss):
-            self._stop_on_nonfinite(own.loss)
         lr = self.rate.at(self.at.step)
-        if self.scaler.accept():
-            if self.config.optim.clip_norm:
-                clip_by_global_norm(self.model.parameters, self.ops, self.config.optim.clip_norm)
-            self.optimizer.step(lr)
+        sums = self.strategy.step(own, lambda: self._apply(lr))
+        self._check(sums, own)
         self.at.step += 1
-        count = self.sampler.count((self.at.step - 1) % self.loader.steps)
-        self._report(epoch, sums, count, lr, metrics, progress)
+        self._report(epoch, sums, lr, metrics, progress)
         return sums
 
-    def _stop_on_nonfinite(self, own_loss: float) -> None:
-        """Raise on every rank, naming what can be known: the rank, and the first parameter that went wrong."""
+    def _apply(self, lr: float) -> None:
+        """The optimizer's step, unless 16-bit gradients have overflowed."""
+        part = self.strategy.part
+        if self.scaler.accept(part):
+            if self.config.optim.clip_norm:
+                clip_by_global_norm(part, self.ops, self.config.optim.clip_norm)
+            self.optimizer.step(lr)
+
+    def _check(self, sums: StepScalars, own: StepScalars) -> None:
+        """Where the ranks have met: raise on all of them what went wrong on any."""
+        if sums.failed:
+            self.context.agree(self._error, f"training step {self.at.step + 1}")
+        if not math.isfinite(sums.loss) and not self.strategy.local_mean:
+            self.context.agree(None if math.isfinite(own.loss) else self._not_finite(), "training")
+            raise agreed(self._not_finite())
+
+    def _settle(self) -> StepScalars:
+        """Before parameters are used or saved."""
+        self.gradients.shared.settle()
+        sums = self.strategy.settle()
+        self._check(sums, StepScalars())
+        return sums
+
+    def _not_finite(self) -> NumericsError:
+        """Names what can be known: the first parameter that went wrong."""
         parameters = self.model.parameters
         broken = parameters.first_nonfinite(parameters.values)
         what = f"the loss is not finite at step {self.at.step + 1}"
         what += f"; parameter {broken} is not finite: the training diverged" if broken else ""
         remedy = "lower optim.lr or add optim.warmup_epochs; check the inputs; the last checkpoint is intact"
-        error = NumericsError(what, remedy=remedy)
-        self.context.agree(None if math.isfinite(own_loss) else error, "training")
-        raise agreed(error)
+        return NumericsError(what, remedy=remedy)
 
-    def _report(
-        self, epoch: int, sums: StepScalars, count: int, lr: float, metrics: MetricsLog | None, progress: Progress
-    ) -> None:
-        loss, accuracy = sums.loss / count, sums.correct / count
-        self._average.add(sums.loss, sums.correct, count, first=(self.at.step - 1) % self.loader.steps == 0)
-        progress.advance(count, f"epoch {epoch + 1}/{self.config.train.epochs} loss {loss:.4f}")
+    def _report(self, epoch: int, sums: StepScalars, lr: float, metrics: MetricsLog | None, progress: Progress) -> None:
+        loss, accuracy = sums.loss / max(sums.count, 1), sums.correct / max(sums.count, 1)
+        first = (self.at.step - 1) % self.loader.steps == 0
+        if sums.count:
+            self._average.add(sums.loss, sums.correct, int(sums.count), first=first)
+        progress.advance(
+            self.sampler.count((self.at.step - 1) % self.loader.steps),
+            f"epoch {epoch + 1}/{self.config.train.epochs} loss {loss:.4f}",
+        )
         if metrics and (self.at.step % self.config.train.log_every == 0 or self.at.step == 1):
             metrics.add("step", self.at.step, {"epoch": epoch, "loss": loss, "accuracy": accuracy, "lr": lr})
 
     # --- evaluation and checkpoints ---
     def _evaluate(self, metrics: MetricsLog | None, progress: Progress) -> None:
         assert self.test is not None
-        self.gradients.shared.settle()
+        self._settle()
         self.at.last = evaluate(self.model, self.loss, self.inputs, self.test, self.context, EVALUATION_BATCH)
         if metrics:
             metrics.add("evaluation", self.at.step, asdict(self.at.last))
@@ -225,7 +251,7 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        self.gradients.shared.settle()
+        self._settle()
         self.saver.save(self.at, self.loader.steps)
 
     def _result(self, seconds: float, samples: int, stopped: bool) -> Result:

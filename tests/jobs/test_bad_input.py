@@ -166,26 +166,45 @@ def test_resuming_with_another_model_or_order_of_data(run_folder: Path) -> None:
 
 CRASH = """
 import sys, mpidl.cli.main
+from mpidl.train.step import StepGradients
 from mpidl.train.trainer import Trainer
 from mpidl.comm.context import init
-original = Trainer._{method}
+original, calls = {method}, []
 def broken(self, *args, **kw):
-    if init().rank == 1 and self.step == 5:
+    calls.append(1)
+    if init().rank == 1 and len(calls) == 6:
         raise {error}
     return original(self, *args, **kw)
-Trainer._{method} = broken
+{method} = broken
 sys.exit(mpidl.cli.main.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("method", ["micro_batch", "report"])
-@pytest.mark.parametrize("error", ["ValueError('a bug')", "MemoryError()"])
-def test_an_exception_on_one_rank_ends_the_job(run_folder: Path, method: str, error: str) -> None:
+STRATEGIES = [
+    "allreduce",
+    "zero",
+    "zero --set sync.zero.stage=3",
+    "local_sgd",
+    "gossip",
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "strategy"),
+    [
+        ("StepGradients._micro_batch", "ValueError('a bug')", "allreduce"),
+        ("Trainer._report", "ValueError('a bug')", "allreduce"),
+        ("Trainer._report", "MemoryError()", "allreduce"),
+        *(("StepGradients._micro_batch", "MemoryError()", strategy) for strategy in STRATEGIES),
+    ],
+)
+def test_an_exception_on_one_rank_ends_the_job(run_folder: Path, method: str, error: str, strategy: str) -> None:
     """Inside the guarded part of a step all ranks agree; outside it the rank that fails ends the job. Never a hang."""
     script = run_folder / "crash.py"
     script.write_text(CRASH.format(method=method, error=error))
     started = time.monotonic()
-    job = finish(start(3, "python", str(script), "train", str(run_folder / "run.toml")))
+    options = f"--set sync.strategy={strategy}".split()
+    job = finish(start(3, "python", str(script), "train", str(run_folder / "run.toml"), *options))
     assert job.status not in (0, 124, 137)
     assert time.monotonic() - started < SECONDS
     assert ("a bug" if "Value" in error else "emory") in job.err

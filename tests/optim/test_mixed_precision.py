@@ -41,7 +41,7 @@ def losses(ops: Any, which: int, compute: Any, steps: int = 6) -> list[float]:
         loss.gradient_scale = scaler.scale
         result = loss(logits, y, y.size)
         backward(result.gradient, None)
-        scaler.unscale(0, model.parameters.length)
+        scaler.unscale(model.parameters.gradients)
         found.append(result.total / y.size)
         if scaler.accept():
             optimizer.step(0.003)
@@ -64,7 +64,7 @@ def test_an_overflow_leaves_the_step_out_and_halves_the_scale(gpu_ops: Any) -> N
     model.parameters.gradients[3] = np.inf
     assert not scaler.accept() and scaler.scale == 512
     model.parameters.gradients[...] = 512
-    scaler.unscale(0, 5)
+    scaler.unscale(model.parameters.gradients[:5])
     assert float(model.parameters.gradients[4]) == 1 and float(model.parameters.gradients[5]) == 512
     assert scaler.accept() and scaler.scale == 512
     assert scaler.accept() and scaler.scale == 1024  # after two good steps

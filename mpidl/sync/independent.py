@@ -1,0 +1,118 @@
+"""Strategies in which every rank goes its own pace: what the trainer asks of them, and how they share out the steps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from mpidl.comm import mpi
+from mpidl.comm.context import Context
+from mpidl.nn import FlatParameters
+from mpidl.optim import Optimizer
+from mpidl.sync.strategy import Apply, StepScalars, Strategy
+
+
+class Independent(Strategy):
+    """An epoch is a budget of steps of single workers; whoever is free claims the next. So a slow rank does fewer of them.
+
+    workers: ranks that train; optimizer: set by whoever makes it. staleness: how many updates of others came between a step's
+    reading the parameters and its update, counted.
+    """
+
+    local_mean = True
+    independent = True
+    serves = False
+
+    def __init__(self, parameters: FlatParameters, context: Context, workers: int) -> None:
+        super().__init__(parameters)
+        self.context, self.workers = context, workers
+        self.optimizer: Optimizer | None = None
+        self.staleness: Counter[int] = Counter()
+
+    @abstractmethod
+    def open_epoch(self, budget: int) -> None:
+        """Begin an epoch of `budget` steps of single workers. Collective."""
+
+    @abstractmethod
+    def claim(self) -> int | None:
+        """The number of the next step in the epoch, for this rank; None if the budget is used up. Fetches parameters."""
+
+    def serve(self) -> None:  # noqa: B027
+        """On ranks that do not train: work for the others until the epoch is over."""
+
+    def close_epoch(self) -> None:  # noqa: B027
+        """This rank claims no more."""
+
+    @abstractmethod
+    def push(self, lr: float, apply: Apply) -> None:
+        """After backward: use this rank's gradients. apply: the optimizer's step at `lr`, where it is on this rank."""
+
+    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
+        raise NotImplementedError("independent ranks claim, and push")
+
+    def meet(self, scalars: StepScalars) -> StepScalars:
+        """Sums over all ranks. Collective."""
+        total = StepScalars()
+        for other in self.context.gather(scalars):
+            total.add(other)
+        return total
+
+    def report(self) -> dict[str, Any]:
+        return super().report() | {"staleness": dict(sorted(self.staleness.items()))}
+
+
+class Window:
+    """One-sided access to memory of other ranks of a communicator: reads, sums, and atomic counters (MPI passive target).
+
+    count: elements of this rank's memory; rows of ranks without any stay empty. shared: the window can be mapped by all ranks
+    of `comm`, which are on one node; `of` gives the memory itself.
+    """
+
+    def __init__(self, comm: Any, count: int, dtype: Any, *, shared: bool = False) -> None:
+        self.comm, self.dtype, MPI = comm, np.dtype(dtype), mpi.load()
+        allocate = MPI.Win.Allocate_shared if shared else MPI.Win.Allocate
+        self.win = allocate(count * self.dtype.itemsize, self.dtype.itemsize, MPI.INFO_NULL, comm)
+        self.shared = shared
+        self.own = np.frombuffer(self.win.tomemory(), self.dtype) if count else np.empty(0, self.dtype)
+        self.own[...] = 0
+        comm.Barrier()
+        self.win.Lock_all()
+        self._open = True
+        mpi.before_finalise(self.free)
+
+    def of(self, rank: int) -> Any:
+        """The memory of a rank of the node itself."""
+        memory, _ = self.win.Shared_query(rank)
+        return np.frombuffer(memory, self.dtype)
+
+    def get(self, rank: int, out: Any, at: int = 0) -> None:
+        """Read elements from `at` on of a rank's memory. Each is read whole; together they may be older and newer."""
+        MPI = mpi.load()
+        self.win.Get_accumulate(np.empty(0, self.dtype), out, rank, (at, out.size), MPI.NO_OP)
+        self.win.Flush(rank)
+
+    def add(self, rank: int, values: Any, at: int = 0) -> None:
+        """Add to a rank's memory; every element is added whole."""
+        self.win.Accumulate(values, rank, (at, values.size), mpi.load().SUM)
+        self.win.Flush(rank)
+
+    def count_up(self, rank: int, at: int = 0, by: int = 1) -> int:
+        """Add to one integer, and return what it was before."""
+        before, MPI = np.zeros(1, self.dtype), mpi.load()
+        self.win.Fetch_and_op(np.array([by], self.dtype), before, rank, at, MPI.SUM)
+        self.win.Flush(rank)
+        return int(before[0])
+
+    def read(self, rank: int, at: int = 0) -> int:
+        """One integer."""
+        return self.count_up(rank, at, 0)
+
+    def free(self) -> None:
+        """Give the memory back. Collective."""
+        if self._open:
+            self._open = False
+            self.win.Unlock_all()
+            self.win.Free()

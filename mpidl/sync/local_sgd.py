@@ -1,0 +1,85 @@
+"""Local SGD: every rank takes several steps on its own, then the parameters are averaged (McMahan et al., 2017; Stich, 2019).
+
+Post-local SGD averages gradients in every step first, and begins local steps later (Lin et al., 2020). Slow momentum treats the
+change between two averages as a gradient, with a momentum of its own (SlowMo: Wang et al., 2020).
+"""
+
+from __future__ import annotations
+
+from mpidl.collectives import all_reduce
+from mpidl.comm.context import Context
+from mpidl.nn import FlatParameters
+from mpidl.sync.replicas import Replicas
+from mpidl.sync.strategy import Apply, StepScalars
+
+
+class LocalSGD(Replicas):
+    """steps: local steps between averages. start: the first local step of the run; before it gradients are averaged.
+
+    slow_momentum, slow_rate: 0 and 1 are plain averaging. Averages are weighted by the samples that each rank has seen.
+    """
+
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        context: Context,
+        *,
+        steps: int = 8,
+        start: int = 0,
+        slow_momentum: float = 0.0,
+        slow_rate: float = 1.0,
+    ) -> None:
+        super().__init__(parameters, context, "local SGD")
+        self.steps, self.start, self.slow_momentum, self.slow_rate = steps, start, slow_momentum, slow_rate
+        self.count, self._seen, self.averages = 0, 0.0, 0
+        xp = parameters.ops.xp
+        self._slow = xp.zeros_like(parameters.values) if slow_momentum or slow_rate != 1 else None
+        self._before = xp.zeros_like(parameters.values) if self._slow is not None else None
+
+    def begin(self) -> None:
+        super().begin()
+        if self._before is not None:
+            self._before[...] = self.parameters.values
+
+    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
+        self.count += 1
+        if self.count <= self.start:
+            return self._together(own, apply)
+        if not own.failed:
+            apply()
+        self._apart, self._seen = True, self._seen + own.count
+        if (self.count - self.start) % self.steps:
+            return self.remember(own)
+        sums = self.meet(own)
+        if not sums.failed:
+            self.combine()
+        return sums
+
+    def _together(self, own: StepScalars, apply: Apply) -> StepScalars:
+        """A step with averaged gradients; weighted by samples, since each rank has divided by its own."""
+        sums = self.meet(own)
+        if not sums.failed:
+            gradients = self.parameters.gradients
+            gradients *= gradients.dtype.type(own.count / max(sums.count, 1.0))
+            all_reduce(gradients, comm=self.group, name="gradients")
+            self.sent += 2 * (self.group.size - 1) * gradients.nbytes // self.group.size
+            apply()
+            if self._before is not None:
+                self._before[...] = self.parameters.values
+        return sums
+
+    def combine(self) -> None:
+        self.average(self._seen)
+        self._seen, self.averages = 0.0, self.averages + 1
+        if self._slow is None or self._before is None:
+            return
+        values = self.parameters.values
+        self._before -= values  # how far the average has come, backwards
+        self._slow *= self._slow.dtype.type(self.slow_momentum)
+        self._slow += self._before
+        self._before += values
+        self._before -= self._slow * self._slow.dtype.type(self.slow_rate)
+        values[...] = self._before
+
+    def report(self) -> dict[str, object]:
+        return super().report() | {"averages": self.averages}

@@ -1,0 +1,172 @@
+"""Who averages with whom in gossip, in which step and with which weights; and how fast that makes replicas equal.
+
+Weights of what a rank sends away and keeps add up to 1 (columns of the mixing matrix). In all graphs but the directed random
+one those of what it receives do too, so the mean over the ranks stays what it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpidl.errors import ConfigError
+
+GRAPHS = ("ring", "torus", "exponential", "random", "complete", "custom")
+Edges = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """One rank's part in one step. own: weight of what it keeps; sends: (to, weight); receives: from whom, ascending."""
+
+    own: float
+    sends: tuple[tuple[int, float], ...]
+    receives: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """kind: one of GRAPHS; edges: undirected, of "custom"; directed: whether "random" lets each rank push to one other (SGP).
+
+    "exponential" (one peer a step, 1, 2, 4, ... ranks away: Assran et al., 2019) and "random" (a new matching in each step)
+    change with the step; the others are the same in every step.
+    """
+
+    kind: str
+    size: int
+    seed: int = 0
+    edges: tuple[tuple[int, int], ...] = ()
+    directed: bool = False
+
+    @property
+    def period(self) -> int:
+        """Steps after which the graph repeats; 0 for random ones."""
+        if self.kind == "random":
+            return 0
+        return max(1, math.ceil(math.log2(self.size))) if self.kind == "exponential" and self.size > 1 else 1
+
+    def mixing(self, rank: int, step: int) -> Mixing:
+        """What `rank` does in `step`."""
+        column, row = _weights(self, step, rank), [other for other in range(self.size) if _weights(self, step, other).get(rank)]
+        sends = tuple((other, weight) for other, weight in sorted(column.items()) if other != rank)
+        return Mixing(column.get(rank, 0.0), sends, tuple(other for other in row if other != rank))
+
+    def matrix(self, step: int) -> NDArray[np.float64]:
+        """The mixing matrix (size, size) of a step: new = matrix @ old."""
+        result = np.zeros((self.size, self.size))
+        for rank in range(self.size):
+            for other, weight in _weights(self, step, rank).items():
+                result[other, rank] = weight
+        return result
+
+    def spectral_gap(self) -> float:
+        """1 - rate, where the distance from consensus shrinks by at least `rate` a step, on average over a period.
+
+        For random graphs the rate is that of the mean square over many draws.
+        """
+        if self.size == 1:
+            return 1.0
+        mean = np.full((self.size, self.size), 1 / self.size)
+        if self.period:
+            product = np.eye(self.size)
+            for step in range(self.period):
+                product = self.matrix(step) @ product
+            rate = float(np.linalg.norm(product - mean, 2)) ** (1 / self.period)
+        else:
+            squares = np.zeros_like(mean)
+            for step in range(200):
+                apart = self.matrix(step) - mean
+                squares += apart.T @ apart / 200
+            rate = float(np.linalg.eigvalsh(squares)[-1]) ** 0.5
+        return 1.0 - min(rate, 1.0) if rate > 1e-9 else 1.0
+
+
+@cache
+def _weights(graph: Graph, step: int, rank: int) -> dict[int, float]:
+    """What becomes of `rank`'s value: receiver -> weight."""
+    size = graph.size
+    if size == 1:
+        return {0: 1.0}
+    if graph.kind == "complete":
+        return dict.fromkeys(range(size), 1 / size)
+    if graph.kind == "exponential":
+        hop = 1 << step % max(1, graph.period)
+        return {rank: 0.5, (rank + hop) % size: 0.5}
+    if graph.kind == "random":
+        return _directed(graph, step, rank) if graph.directed else _matched(graph, step, rank)
+    neighbours = _neighbours(graph)
+    # Metropolis weights: symmetric whatever the degrees are
+    weights = {other: 1 / (1 + max(len(neighbours[rank]), len(neighbours[other]))) for other in neighbours[rank]}
+    return weights | {rank: 1 - sum(weights.values())}
+
+
+def _directed(graph: Graph, step: int, rank: int) -> dict[int, float]:
+    """Each rank pushes half of its value to another that it draws."""
+    drawn = np.random.default_rng([graph.seed, step]).integers(1, graph.size, graph.size)
+    return {rank: 0.5, int((rank + drawn[rank]) % graph.size): 0.5}
+
+
+def _matched(graph: Graph, step: int, rank: int) -> dict[int, float]:
+    """Disjoint pairs; with an odd number of ranks one of them rests."""
+    order = np.random.default_rng([graph.seed, step]).permutation(graph.size)
+    place = int(np.flatnonzero(order == rank)[0])
+    partner = place ^ 1
+    return {rank: 1.0} if partner >= graph.size else {rank: 0.5, int(order[partner]): 0.5}
+
+
+@cache
+def _neighbours(graph: Graph) -> tuple[frozenset[int], ...]:
+    size = graph.size
+    found: list[set[int]] = [set() for _ in range(size)]
+    pairs: list[tuple[int, int]] = list(graph.edges)
+    if graph.kind == "ring":
+        pairs = [(rank, (rank + 1) % size) for rank in range(size)]
+    if graph.kind == "torus":
+        rows = next(r for r in range(math.isqrt(size), 0, -1) if size % r == 0)
+        cols = size // rows
+        pairs = [(r * cols + c, r * cols + (c + 1) % cols) for r in range(rows) for c in range(cols)]
+        pairs += [(r * cols + c, (r + 1) % rows * cols + c) for r in range(rows) for c in range(cols)]
+    for a, b in pairs:
+        if a != b:
+            found[a].add(b)
+            found[b].add(a)
+    return tuple(frozenset(others) for others in found)
+
+
+def check_graph(kind: str, edges: Edges, size: int | None = None) -> None:
+    """ConfigError for a custom graph that is not one, or falls apart. size: number of ranks, if it is known."""
+    if kind != "custom":
+        if edges:
+            raise ConfigError(
+                "edges are given for a graph that has its own", where="sync.gossip", remedy='set graph = "custom"'
+            )
+        return
+    if not edges or any(len(edge) != 2 or min(edge) < 0 or edge[0] == edge[1] for edge in edges):
+        raise ConfigError(
+            "a custom graph needs edges between two different ranks", where="sync.gossip.edges", remedy="write [[0, 1], [1, 2]]"
+        )
+    ranks = max(map(max, edges)) + 1
+    if size is not None and ranks > size:
+        raise ConfigError(
+            f"edges name rank {ranks - 1}, but there are {size} ranks",
+            where="sync.gossip.edges",
+            remedy=f"use ranks below {size}",
+        )
+    reached, border, count = {0}, [0], size or ranks
+    neighbours = _neighbours(Graph("custom", count, edges=tuple((a, b) for a, b in edges)))
+    while border:
+        fresh = neighbours[border.pop()] - reached
+        reached |= fresh
+        border += fresh
+    if len(reached) < count:
+        alone = min(set(range(count)) - reached)
+        raise ConfigError(
+            f"the graph is not connected: no path from rank 0 to rank {alone}, so their models would never agree",
+            where="sync.gossip.edges",
+            remedy=f"add an edge to rank {alone}",
+        )
