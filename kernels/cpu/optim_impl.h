@@ -68,3 +68,15 @@ int NAME(slot_scale)(REAL *x, const int64_t *starts, const int64_t *stops, const
         for (long i = starts[s]; i < stops[s]; i++) x[i] *= (REAL)factors[s];
     return 0;
 }
+
+/* p -= lr * g in blocks of 16 elements that have any gradient; the others are not even written: other processes may be at them. */
+int NAME(sparse_sgd)(REAL *p, const REAL *g, long n, double lr) {
+    const REAL rate = (REAL)lr;
+    for (long at = 0; at < n; at += 16) {
+        const long m = n - at < 16 ? n - at : 16;
+        int any = 0;
+        for (long i = at; i < at + m; i++) any |= g[i] != 0;
+        if (any) for (long i = at; i < at + m; i++) p[i] -= rate * g[i];
+    }
+    return 0;
+}

@@ -80,3 +80,9 @@ extern "C" __global__ void slot_scale(ACC *x, const i64 *starts, const i64 *stop
     for (i64 s = blockIdx.x; s < slots; s += gridDim.x)
         for (i64 i = starts[s] + threadIdx.x; i < stops[s]; i += BLOCK) x[i] *= ACC(factors[s]);
 }
+
+// p -= lr * g where there is a gradient; elements without one are not written.
+extern "C" __global__ void sparse_sgd(ACC *p, const ACC *g, i64 n, ACC lr) {
+    FOR_EACH(i, n)
+        if (g[i] != ACC(0)) p[i] -= lr * g[i];
+}

@@ -56,6 +56,7 @@ KERNELS: dict[str, Kernel] = {
     "avgpool_backward": Kernel("pooling", "pp" + _POOL, ("each", 2, 3, 4, 5)),
     "adam_step": Kernel("optim", "ppppn" + "r" * 7 + "f", ("each", 4)),
     "adam_direction": Kernel("optim", "pppppn" + "r" * 6, ("each", 5)),
+    "sparse_sgd": Kernel("optim", "ppnr", ("each", 2)),
     "slot_squares": Kernel("optim", "piidn", ("blocks", 4)),
     "slot_scale": Kernel("optim", "piidn", ("blocks", 4)),
     "int8_pack": Kernel("compress", "paunnnn", ("blocks", 5)),

@@ -1,11 +1,30 @@
 """How the ranks combine their work."""
 
 from mpidl.sync.allreduce import AllReduce
+from mpidl.sync.async_gossip import AsyncGossip
 from mpidl.sync.gossip import Gossip
+from mpidl.sync.hogwild import Hogwild
+from mpidl.sync.independent import Independent
 from mpidl.sync.local_sgd import LocalSGD
+from mpidl.sync.parameter_server import ParameterServer, check_servers
 from mpidl.sync.replicas import Replicas
 from mpidl.sync.strategy import StepScalars, Strategy
 from mpidl.sync.topology import Graph, check_graph
 from mpidl.sync.zero import Zero
 
-__all__ = ["AllReduce", "Gossip", "Graph", "LocalSGD", "Replicas", "StepScalars", "Strategy", "Zero", "check_graph"]
+__all__ = [
+    "AllReduce",
+    "AsyncGossip",
+    "Gossip",
+    "Graph",
+    "Hogwild",
+    "Independent",
+    "LocalSGD",
+    "ParameterServer",
+    "Replicas",
+    "StepScalars",
+    "Strategy",
+    "Zero",
+    "check_graph",
+    "check_servers",
+]

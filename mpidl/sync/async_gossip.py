@@ -1,4 +1,5 @@
-"""Asynchronous gossip: whenever a rank has done a step, it averages with one other, which need not wait (AD-PSGD: Lian et al., 2018).
+"""Asynchronous gossip: whenever a rank has done a step, it averages with one other, which need not wait (AD-PSGD: Lian et
+al., 2018).
 
 Every rank's parameters lie in a window that the others can read and add to. What one gains in an average the other loses, by
 sums of whole elements, so the mean over all ranks never changes but by gradients, however the exchanges interleave.

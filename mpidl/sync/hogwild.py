@@ -1,7 +1,7 @@
 """Hogwild!: the ranks of a node change one set of parameters in shared memory, without locks (Recht et al., 2011).
 
-Where gradients are sparse, updates seldom touch the same element and little is lost; where they are dense, updates of others get
-partly overwritten, and the noise grows with the number of ranks: the paper's caveat. Nodes are averaged now and then.
+Where gradients are sparse, updates seldom touch the same element and little is lost; where they are dense, updates of others
+get partly overwritten, and the noise grows with the number of ranks: the paper's caveat. Nodes are averaged now and then.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ class Hogwild(Independent):
     synchronous run makes one for all.
     """
 
-    def __init__(
-        self, parameters: FlatParameters, context: Context, *, sparse: bool = False, average_every: int = 16
-    ) -> None:
+    def __init__(self, parameters: FlatParameters, context: Context, *, sparse: bool = False, average_every: int = 16) -> None:
         super().__init__(parameters, context, context.size)
         if parameters.ops.xp is not np:
             raise ConfigError(
@@ -79,7 +77,7 @@ class Hogwild(Independent):
         if ticket >= self._limit:
             return None
         self._seen = self._counters.read(0, UPDATES)
-        return ticket * self.workers // self.node.Get_size()
+        return int(ticket * self.workers // self.node.Get_size())
 
     def push(self, lr: float, apply: Apply) -> None:
         if self.sparse:

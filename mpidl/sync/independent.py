@@ -40,10 +40,10 @@ class Independent(Strategy):
     def claim(self) -> int | None:
         """The number of the next step in the epoch, for this rank; None if the budget is used up. Fetches parameters."""
 
-    def serve(self) -> None:  # noqa: B027
+    def serve(self) -> None:
         """On ranks that do not train: work for the others until the epoch is over."""
 
-    def close_epoch(self) -> None:  # noqa: B027
+    def close_epoch(self) -> None:
         """This rank claims no more."""
 
     @abstractmethod

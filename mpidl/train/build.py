@@ -13,7 +13,19 @@ from mpidl.errors import ConfigError
 from mpidl.models import MODELS, layers_of
 from mpidl.nn import FlatParameters, Model
 from mpidl.optim import LAMB, LARS, SGD, Adam, Optimizer, Parameters
-from mpidl.sync import AllReduce, Gossip, Graph, LocalSGD, Strategy, Zero, check_graph
+from mpidl.sync import (
+    AllReduce,
+    AsyncGossip,
+    Gossip,
+    Graph,
+    Hogwild,
+    LocalSGD,
+    ParameterServer,
+    Strategy,
+    Zero,
+    check_graph,
+    check_servers,
+)
 from mpidl.train.accumulate import tree_fits
 from mpidl.train.config import Config, ModelConfig, OptimConfig
 from mpidl.train.inputs import InputSpec
@@ -73,7 +85,13 @@ def make_strategy(config: Config, parameters: FlatParameters, context: Context, 
         gossip = sync.gossip
         check_graph(gossip.graph, gossip.edges, context.size)
         graph = Graph(gossip.graph, context.size, seed, gossip.edges, directed=gossip.mode == "push_sum")
+        if gossip.mode == "async":
+            return AsyncGossip(parameters, context, graph, period=gossip.period)
         return Gossip(parameters, context, graph, period=gossip.period, push_sum=gossip.mode == "push_sum")
+    if sync.strategy == "hogwild":
+        return Hogwild(parameters, context, sparse=sync.hogwild.sparse, average_every=sync.hogwild.average_every)
+    if sync.strategy == "parameter_server":
+        return _parameter_server(config, parameters, context)
     return AllReduce(
         parameters,
         context,
@@ -85,6 +103,27 @@ def make_strategy(config: Config, parameters: FlatParameters, context: Context, 
         compression=make_compression(sync, seed),
         guard=sync.guard,
     )
+
+
+def _parameter_server(config: Config, parameters: FlatParameters, context: Context) -> Strategy:
+    server = config.sync.parameter_server
+    staleness = None if server.staleness == "unbounded" else int(server.staleness)
+    if server.servers > 1 and config.optim.name in ("lars", "lamb"):
+        raise ConfigError(
+            f"{config.optim.name} looks at whole tensors, but several servers hold parts of them",
+            where="sync.parameter_server.servers",
+            remedy="set servers = 1, or another optimizer",
+        )
+    delay = server.delay_compensation
+    return ParameterServer(parameters, context, servers=server.servers, staleness=staleness, delay_compensation=delay)
+
+
+def workers(config: Config, context: Context) -> int:
+    """How many ranks train: the first ones. ConfigError if there is none."""
+    if config.sync.strategy != "parameter_server":
+        return context.size
+    check_servers(config.sync.parameter_server.servers, context.size)
+    return context.size - config.sync.parameter_server.servers
 
 
 def make_compression(sync: SyncConfig, seed: int) -> Any:

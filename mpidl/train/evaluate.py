@@ -55,7 +55,7 @@ def evaluate(
             result = loss(logits, inputs.labels(arrays[inputs.spec.label]), 1)
             sums += result.total, result.correct, len(logits)
         if model.parameters.windows is not None:  # ranks gather parameters together in each pass
-            most = -(-(-(-len(reader) // context.size)) // batch)
+            most = math.ceil(math.ceil(len(reader) / context.size) / batch)
             for _ in range(most - len(pieces)):
                 model.forward(inputs.features(reader.read([(0, 1)])[inputs.spec.feature]))
     total = np.empty_like(sums)

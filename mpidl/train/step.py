@@ -36,8 +36,8 @@ class StepGradients:
         self.passes = Passes(model, loss, graphs=graphs == "on" or (graphs == "auto" and not strategy.overlaps))
         self.strategy, self.scaler, self.micro_batches = strategy, scaler, micro_batches
         self.shared = SharedState(model, context, seed)
-        whole = micro_batches % context.size == 0 and not strategy.accumulates
-        self.tree = TreeSum(model.parameters, micro_batches // context.size if whole else 1)
+        whole = micro_batches % sampler.size == 0 and not strategy.accumulates
+        self.tree = TreeSum(model.parameters, micro_batches // sampler.size if whole else 1)
 
     def compute(self, step: int, batch: Batch, own: StepScalars) -> None:
         """Gradients summed over this rank's micro-batches; `own` gets its scalars."""

@@ -20,11 +20,12 @@ from mpidl.models.weights import load_weights
 from mpidl.nn import SoftmaxCrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
 from mpidl.observe.progress import Progress
-from mpidl.optim import LearningRate, LossScaler, clip_by_global_norm
-from mpidl.sync import Replicas, StepScalars
-from mpidl.train.build import build_model, make_optimizer, make_strategy
+from mpidl.optim import LearningRate, LossScaler, Parameters, clip_by_global_norm
+from mpidl.sync import Independent, Replicas, StepScalars
+from mpidl.train.build import build_model, make_optimizer, make_strategy, workers
 from mpidl.train.config import Config
 from mpidl.train.evaluate import EpochAverage, evaluate
+from mpidl.train.independent import run_epoch
 from mpidl.train.inputs import Inputs, input_spec
 from mpidl.train.saving import Position, Saver, agreed
 from mpidl.train.step import StepGradients
@@ -63,12 +64,13 @@ class Trainer:
             self.ops = create_ops(config.backend.name, context.local_rank, context.threads)
             self.model = build_model(config.model, self.spec, self.ops, config.train.precision)
             self.inputs = Inputs(self.spec, self.ops, self.model.parameters.compute_dtype)
+            train_ranks = workers(config, context)
             manifest, batch = self.reader.manifest, config.train.global_batch
             self.sampler = LaneSampler(
                 manifest.samples,
                 batch,
-                context.rank,
-                context.size,
+                min(context.rank, train_ranks - 1),
+                train_ranks,
                 seed=config.train.seed,
                 shuffle=data.shuffle,
                 window=window_steps(manifest.samples, batch, manifest.sample_bytes, data.window_bytes),
@@ -85,7 +87,7 @@ class Trainer:
         watchdog.start(context.comm, config.sync.watchdog)
         self.strategy = make_strategy(config, parameters, context, self.loader.steps)
         self.optimizer = make_optimizer(optim, self.strategy.part, self.ops)
-        if isinstance(self.strategy, Replicas):
+        if isinstance(self.strategy, Replicas | Independent):
             self.strategy.optimizer = self.optimizer
         parts = (self.model, self.inputs, self.loss, self.sampler, self.strategy, self.scaler, context)
         self.gradients = StepGradients(*parts, train.micro_batches, train.seed, config.backend.graphs)
@@ -159,11 +161,14 @@ class Trainer:
         self, epoch: int, first: int, total: int, request: StopRequest, metrics: MetricsLog | None, progress: Progress
     ) -> bool:
         """Steps of one epoch from `first` on; True when all ranks have agreed to stop."""
+        if self.strategy.independent:
+            steps = min(self.loader.steps - first, total - self.at.step)
+            return bool(run_epoch(self, steps, request, metrics, progress).stop)
         batches = self.loader.epoch(epoch, first)
         for _ in range(first, self.loader.steps):
             if self.at.step >= total:
                 return False
-            sums = self._train_step(batches, epoch, request, progress, metrics)
+            sums = self._train_step(batches, request, progress, metrics)
             if sums.stop:
                 progress.say(f"asked to stop by a signal: saving at step {self.at.step}")
                 return True
@@ -172,14 +177,12 @@ class Trainer:
                 self._save()
         return False
 
-    def _train_step(
-        self, batches: Any, epoch: int, request: StopRequest, progress: Progress, metrics: MetricsLog | None
-    ) -> StepScalars:
+    def _train_step(self, batches: Any, request: StopRequest, progress: Progress, metrics: MetricsLog | None) -> StepScalars:
         own = StepScalars(stop=float(request.requested))
         try:
             self.gradients.compute(self.at.step, next(batches), own)
             if self.strategy.local_mean and not math.isfinite(own.loss):
-                raise self._not_finite()
+                raise self.not_finite()
         except Exception as caught:
             if self.strategy.fatal_errors:
                 raise
@@ -190,24 +193,28 @@ class Trainer:
         sums = self.strategy.step(own, lambda: self._apply(lr))
         self._check(sums, own)
         self.at.step += 1
-        self._report(epoch, sums, lr, metrics, progress)
+        samples = self.sampler.count((self.at.step - 1) % self.loader.steps)
+        self.report(self.at.step, sums, lr, metrics, progress, samples)
         return sums
 
     def _apply(self, lr: float) -> None:
         """The optimizer's step, unless 16-bit gradients have overflowed."""
-        part = self.strategy.part
-        if self.scaler.accept(part):
-            if self.config.optim.clip_norm:
-                clip_by_global_norm(part, self.ops, self.config.optim.clip_norm)
+        if self.scaler.accept(self.strategy.part):
+            self.clip(self.strategy.part)
             self.optimizer.step(lr)
+
+    def clip(self, part: Parameters | None = None) -> None:
+        """Clip the gradients of a part, or of all of this rank's, as the configuration says."""
+        if self.config.optim.clip_norm:
+            clip_by_global_norm(part or self.model.parameters, self.ops, self.config.optim.clip_norm)
 
     def _check(self, sums: StepScalars, own: StepScalars) -> None:
         """Where the ranks have met: raise on all of them what went wrong on any."""
         if sums.failed:
             self.context.agree(self._error, f"training step {self.at.step + 1}")
         if not math.isfinite(sums.loss) and not self.strategy.local_mean:
-            self.context.agree(None if math.isfinite(own.loss) else self._not_finite(), "training")
-            raise agreed(self._not_finite())
+            self.context.agree(None if math.isfinite(own.loss) else self.not_finite(), "training")
+            raise agreed(self.not_finite())
 
     def _settle(self) -> StepScalars:
         """Before parameters are used or saved."""
@@ -216,7 +223,7 @@ class Trainer:
         self._check(sums, StepScalars())
         return sums
 
-    def _not_finite(self) -> NumericsError:
+    def not_finite(self) -> NumericsError:
         """Names what can be known: the first parameter that went wrong."""
         parameters = self.model.parameters
         broken = parameters.first_nonfinite(parameters.values)
@@ -225,17 +232,17 @@ class Trainer:
         remedy = "lower optim.lr or add optim.warmup_epochs; check the inputs; the last checkpoint is intact"
         return NumericsError(what, remedy=remedy)
 
-    def _report(self, epoch: int, sums: StepScalars, lr: float, metrics: MetricsLog | None, progress: Progress) -> None:
+    def report(
+        self, step: int, sums: StepScalars, lr: float, metrics: MetricsLog | None, progress: Progress, samples: int
+    ) -> None:
+        """One record of a step. sums: of the ranks that have met in it; samples: of all ranks together, about."""
         loss, accuracy = sums.loss / max(sums.count, 1), sums.correct / max(sums.count, 1)
-        first = (self.at.step - 1) % self.loader.steps == 0
         if sums.count:
-            self._average.add(sums.loss, sums.correct, int(sums.count), first=first)
-        progress.advance(
-            self.sampler.count((self.at.step - 1) % self.loader.steps),
-            f"epoch {epoch + 1}/{self.config.train.epochs} loss {loss:.4f}",
-        )
-        if metrics and (self.at.step % self.config.train.log_every == 0 or self.at.step == 1):
-            metrics.add("step", self.at.step, {"epoch": epoch, "loss": loss, "accuracy": accuracy, "lr": lr})
+            self._average.add(sums.loss, sums.correct, int(sums.count), first=(step - 1) % self.loader.steps == 0)
+        epoch = (step - 1) // self.loader.steps
+        progress.advance(samples, f"epoch {epoch + 1}/{self.config.train.epochs} loss {loss:.4f}")
+        if metrics and (step % self.config.train.log_every == 0 or step == 1):
+            metrics.add("step", step, {"epoch": epoch, "loss": loss, "accuracy": accuracy, "lr": lr})
 
     # --- evaluation and checkpoints ---
     def _evaluate(self, metrics: MetricsLog | None, progress: Progress) -> None:

@@ -165,6 +165,7 @@ CASES: dict[str, Case] = {
     "avgpool_backward": lambda g, n, m, k: [(a := pool(g, n, m, k))[1], a[0], *a[2]],
     "adam_step": adam,
     "adam_direction": lambda g, n, m, k: [*(a := adam(g, n, m, k))[:4], normal(g, n * m), n * m, *a[6:12]],
+    "sparse_sgd": lambda g, n, m, k: [normal(g, n * m), normal(g, n * m) * (g.random(n * m) < 0.05), n * m, 0.1],
     "slot_squares": slots,
     "slot_scale": slots,
 }  # fmt: skip

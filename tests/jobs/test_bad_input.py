@@ -193,8 +193,8 @@ STRATEGIES = [
     ("method", "error", "strategy"),
     [
         ("StepGradients._micro_batch", "ValueError('a bug')", "allreduce"),
-        ("Trainer._report", "ValueError('a bug')", "allreduce"),
-        ("Trainer._report", "MemoryError()", "allreduce"),
+        ("Trainer.report", "ValueError('a bug')", "allreduce"),
+        ("Trainer.report", "MemoryError()", "allreduce"),
         *(("StepGradients._micro_batch", "MemoryError()", strategy) for strategy in STRATEGIES),
     ],
 )

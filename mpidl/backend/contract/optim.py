@@ -25,6 +25,10 @@ class OptimOps(Launcher):
         fixes = (1 - beta1**step, 1 - beta2**step)
         self.launch("adam_direction", p, g, m, v, out, p.size, beta1, beta2, eps, weight_decay, *fixes)
 
+    def sparse_sgd(self, p: Array, g: Array, lr: float) -> None:
+        """P -= lr * g where g is not 0; elements (on a CPU: lines of 16) without a gradient are not written."""
+        self.launch("sparse_sgd", p, g, p.size, lr)
+
     def slot_squares(self, x: Array, starts: Array, stops: Array, out: Array) -> None:
         """Out (slots, float64) = sums of squares of x[starts[s] : stops[s]] (int64)."""
         self.launch("slot_squares", x, starts, stops, out, out.size)

@@ -35,6 +35,12 @@ def adam_direction(
     u[...] = m / real(fix1) / (np.sqrt(v) * real(fix2**-0.5) + real(eps)) + real(decay) * p
 
 
+def sparse_sgd(p: NDArr, g: NDArr, n: int, lr: float) -> None:
+    """Ops.sparse_sgd."""
+    places = np.flatnonzero(g)
+    p[places] -= p.dtype.type(lr) * g[places]
+
+
 def slot_squares(x: NDArr, starts: NDArr, stops: NDArr, squares: NDArr, slots: int) -> None:
     """Ops.slot_squares."""
     for slot in range(slots):
