@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import mpidl
-from mpidl.cli import bench, doctor, evaluate, export, plan, predict, shard, summary, train, tune
+from mpidl.cli import bench, compare, doctor, evaluate, export, plan, predict, shard, summary, train, tune
 from mpidl.comm import context as ranks
 from mpidl.comm.context import launcher_rank
 from mpidl.errors import MpidlError
 
 HEAD_START = 2.0  # seconds; before MPI is initialised rank 0 can only be given time to speak first
-COMMANDS = (shard, train, evaluate, predict, export, summary, plan, tune, bench, doctor)
+COMMANDS = (shard, train, compare, evaluate, predict, export, summary, plan, tune, bench, doctor)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -62,6 +62,38 @@ def plot_plan(steps: Sequence[Any], path: Path, title: str) -> None:
     _finish(figure, path, title)
 
 
+def plot_comparison(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Draw the outcomes of `mpidl compare`: test and training loss over time, samples and bytes, and how stale updates were."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    keys = (("seconds", "wall time (s)"), ("seen", "samples"), ("sent_bytes", "bytes sent by a rank"))
+    for number, row in enumerate(rows):
+        colour = f"C{number}"
+        steps = [r for r in row["records"] if r["kind"] == "step" and "seconds" in r]
+        tests = [r for r in row["records"] if r["kind"] == "evaluation"]
+        for axis, (key, _) in zip(axes.flat, keys, strict=False):
+            axis.plot([r[key] for r in steps], _smooth([r["loss"] for r in steps]), color=colour, alpha=0.35, lw=1)
+            axis.plot([r[key] for r in tests], [r["loss"] for r in tests], "o-", color=colour, ms=4, label=row["name"])
+        staleness = {int(k): v for k, v in row["report"].get("staleness", {}).items()}
+        total = sum(staleness.values())
+        if total:
+            axes[1, 1].plot(list(staleness), [v / total for v in staleness.values()], "o-", color=colour, label=row["name"])
+    for axis, (_, label) in zip(axes.flat, keys, strict=False):
+        axis.set(xlabel=label, ylabel="loss (test set; thin: training batches)", yscale="log")
+    axes[1, 0].set_xscale("symlog", linthresh=1e4)
+    axes[1, 1].set(xlabel="staleness (updates of others between reading and updating)", ylabel="share of updates")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        if axis.has_data():
+            axis.legend(fontsize=8)
+    _finish(figure, path, title)
+
+
+def _smooth(values: list[float], width: int = 9) -> list[float]:
+    """Running mean."""
+    return [sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
+
+
 def _pyplot() -> Any:
     import matplotlib
 

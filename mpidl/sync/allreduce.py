@@ -127,9 +127,8 @@ class AllReduce(Strategy):
                 values[end:start] = 0  # between parameters; a compressor without a zero (sign) has filled it
                 end = stop
 
-    def report(self) -> dict[str, Any]:
-        compressed = getattr(self.compression, "sent", 0)
-        return {"sent_bytes": self.sent + compressed}
+    def report_sent(self) -> int:
+        return self.sent + int(getattr(self.compression, "sent", 0))
 
     def _tune(self) -> None:
         assert self.tuner is not None

@@ -122,5 +122,9 @@ class Strategy(ABC):
         self.parameters.values[...] = whole
 
     def report(self) -> dict[str, Any]:
-        """Figures about the run so far for people and for comparison: bytes, staleness, memory."""
-        return {"sent_bytes": self.sent}
+        """Figures about the run so far for people and for comparison: bytes, staleness, memory. Collective."""
+        return {"sent_bytes": self.report_sent()}
+
+    def report_sent(self) -> int:
+        """Bytes that this rank has put on the wire."""
+        return self.sent

@@ -4,6 +4,7 @@ up."""
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ def run_epoch(
     assert isinstance(strategy, Independent)
     total, done = StepScalars(), 0
     strategy.open_epoch(steps * strategy.workers)
-    batches = _for_ever(trainer, first)
+    batches, begun = _for_ever(trainer, first), time.monotonic()
     if strategy.serves:
         strategy.serve()
     while not strategy.serves and not request.requested:
@@ -46,6 +47,8 @@ def run_epoch(
         done += 1
         step = first + ticket // strategy.workers + 1
         trainer.report(step, own, lr, metrics, progress, int(own.count) * strategy.workers)
+    trainer.worked.seconds += time.monotonic() - begun
+    trainer.worked.samples += int(total.count)
     strategy.close_epoch()
     total.stop = float(request.requested)
     sums = strategy.meet(total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 from mpidl.backend import Array
@@ -35,12 +36,19 @@ class StepGradients:
         self.model, self.inputs, self.loss, self.sampler = model, inputs, loss, sampler
         self.passes = Passes(model, loss, graphs=graphs == "on" or (graphs == "auto" and not strategy.overlaps))
         self.strategy, self.scaler, self.micro_batches = strategy, scaler, micro_batches
+        self.slowdown = 1.0  # for experiments: this rank takes so many times longer
         self.shared = SharedState(model, context, seed)
         whole = micro_batches % sampler.size == 0 and not strategy.accumulates
         self.tree = TreeSum(model.parameters, micro_batches // sampler.size if whole else 1)
 
     def compute(self, step: int, batch: Batch, own: StepScalars) -> None:
         """Gradients summed over this rank's micro-batches; `own` gets its scalars."""
+        begun = time.monotonic()
+        self._compute(step, batch, own)
+        if self.slowdown > 1:
+            time.sleep((self.slowdown - 1) * (time.monotonic() - begun))
+
+    def _compute(self, step: int, batch: Batch, own: StepScalars) -> None:
         cuts = self.sampler.cuts(batch.step, self.micro_batches)
         length, whole = self.model.parameters.length, len(self.model.parameters.message)
         parts = list(pairwise(cuts))

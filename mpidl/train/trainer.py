@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from mpidl.backend import create_ops
 from mpidl.cluster.signals import StopRequest
 from mpidl.collectives import watchdog
 from mpidl.comm.context import Context
-from mpidl.data import LaneSampler, Loader, Reader
+from mpidl.data import Batch, LaneSampler, Loader, Reader
 from mpidl.data.sampler import window_steps
 from mpidl.errors import NumericsError
 from mpidl.models.weights import load_weights
@@ -49,6 +49,14 @@ class Result:
     ranks: int
     checkpoint: str | None
     stopped: bool
+
+
+@dataclass
+class Work:
+    """What this rank has done: samples, and the seconds from the start of each epoch to its last step in it."""
+
+    samples: int = 0
+    seconds: float = 0.0
 
 
 class Trainer:
@@ -105,6 +113,7 @@ class Trainer:
         self.saver = Saver(config, context, self.spec, self.model, self.optimizer, self.scaler, self.strategy, say)
         self._error: Exception | None = None  # of this rank, until the ranks meet
         self._average = EpochAverage()
+        self.worked = Work()
 
     # --- start and end ---
     def prepare(self, *, resume: bool = False, auto_resume: bool = False, overwrite: bool = False) -> None:
@@ -138,6 +147,7 @@ class Trainer:
             quiet=quiet or not self.context.is_root,
         )
         request, started, first, stopped = StopRequest(), time.monotonic(), self.at.step, False
+        self.started = started
         try:
             while self.at.step < total and not stopped:
                 stopped = self._epoch(self.at.step // steps, self.at.step % steps, total, request, metrics, progress)
@@ -164,7 +174,21 @@ class Trainer:
         if self.strategy.independent:
             steps = min(self.loader.steps - first, total - self.at.step)
             return bool(run_epoch(self, steps, request, metrics, progress).stop)
-        batches = self.loader.epoch(epoch, first)
+        batches, begun = self.loader.epoch(epoch, first), time.monotonic()
+        try:
+            return self._steps(batches, first, total, request, metrics, progress)
+        finally:
+            self.worked.seconds += time.monotonic() - begun
+
+    def _steps(
+        self,
+        batches: Iterator[Batch],
+        first: int,
+        total: int,
+        request: StopRequest,
+        metrics: MetricsLog | None,
+        progress: Progress,
+    ) -> bool:
         for _ in range(first, self.loader.steps):
             if self.at.step >= total:
                 return False
@@ -189,6 +213,7 @@ class Trainer:
             self._error, own.failed = caught, 1.0
             self.gradients.tree.reset()
             self.strategy.note(own)
+        self.worked.samples += int(own.count)
         lr = self.rate.at(self.at.step)
         sums = self.strategy.step(own, lambda: self._apply(lr))
         self._check(sums, own)
@@ -242,7 +267,12 @@ class Trainer:
         epoch = (step - 1) // self.loader.steps
         progress.advance(samples, f"epoch {epoch + 1}/{self.config.train.epochs} loss {loss:.4f}")
         if metrics and (step % self.config.train.log_every == 0 or step == 1):
-            metrics.add("step", step, {"epoch": epoch, "loss": loss, "accuracy": accuracy, "lr": lr})
+            metrics.add("step", step, {"epoch": epoch, "loss": loss, "accuracy": accuracy, "lr": lr, **self._so_far(step)})
+
+    def _so_far(self, step: int) -> dict[str, float]:
+        """For comparisons: seconds since the start of the run, samples over all ranks, bytes sent by this one."""
+        sent = self.strategy.report_sent()
+        return {"seconds": time.monotonic() - self.started, "seen": self.sampler.seen(step), "sent_bytes": sent}
 
     # --- evaluation and checkpoints ---
     def _evaluate(self, metrics: MetricsLog | None, progress: Progress) -> None:
@@ -250,7 +280,7 @@ class Trainer:
         self._settle()
         self.at.last = evaluate(self.model, self.loss, self.inputs, self.test, self.context, EVALUATION_BATCH)
         if metrics:
-            metrics.add("evaluation", self.at.step, asdict(self.at.last))
+            metrics.add("evaluation", self.at.step, asdict(self.at.last) | self._so_far(self.at.step))
         done = math.ceil(self.at.step / self.loader.steps)
         progress.say(
             f"epoch {done}/{self.config.train.epochs}: test accuracy {100 * self.at.last.accuracy:.2f} %, "

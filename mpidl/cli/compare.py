@@ -1,0 +1,66 @@
+"""Train with several strategies on the same data, and compare loss over time, samples and bytes; run it under mpirun."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+NAME = "compare"
+HELP = "compare strategies on the same data"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    parser.add_argument("config", help="the run configuration, a TOML file (docs/configuration.md)")
+    parser.add_argument(
+        "--strategies",
+        required=True,
+        help='for example "allreduce,local_sgd,gossip", or with options "allreduce gossip:graph=ring,period=2"',
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder for runs, table and plot")
+    parser.add_argument("--slow", metavar="RANK:FACTOR", help="train also with one rank slowed down, and show what others keep")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one value")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare; all ranks call it together."""
+    from mpidl.comm.context import init
+    from mpidl.observe.plot import plot_comparison
+    from mpidl.train.compare import compare, split_specs, table
+
+    context = init()
+    with context.together("reading the command line"):
+        specs, slow = split_specs(args.strategies), _slow(args.slow, context.size)
+    say = (lambda text: print(text, file=sys.stderr, flush=True)) if context.is_root else (lambda text: None)
+    outcomes = compare(args.config, args.overrides, specs, args.out, context, slow=slow, say=say)
+    rows = [asdict(outcome) for outcome in outcomes]
+
+    def write() -> None:
+        text = table(outcomes)
+        (args.out / "comparison.md").write_text(text + "\n")
+        (args.out / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n")
+        plot_comparison(rows, args.out / "comparison.png", f"{context.size} ranks, {args.config}")
+        if not args.json:
+            print(text)
+
+    context.on_root(write, f"writing to {args.out}")
+    return {"outcomes": [{k: v for k, v in row.items() if k != "records"} for row in rows], "out": str(args.out)}
+
+
+def _slow(text: str | None, size: int) -> tuple[int, float] | None:
+    from mpidl.errors import ConfigError
+
+    if text is None:
+        return None
+    rank, _, factor = text.partition(":")
+    try:
+        found = int(rank), float(factor or 5)
+    except ValueError:
+        found = -1, 0.0
+    if not 0 <= found[0] < size or found[1] < 1:
+        raise ConfigError(f"cannot use {text!r}", where="--slow", remedy=f"write a rank below {size} and a factor, like 1:5")
+    return found
