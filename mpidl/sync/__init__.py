@@ -7,6 +7,7 @@ from mpidl.sync.hogwild import Hogwild
 from mpidl.sync.independent import Independent
 from mpidl.sync.local_sgd import LocalSGD
 from mpidl.sync.parameter_server import ParameterServer, check_servers
+from mpidl.sync.remote_server import RemoteServer
 from mpidl.sync.replicas import Replicas
 from mpidl.sync.strategy import StepScalars, Strategy
 from mpidl.sync.topology import Graph, check_graph
@@ -21,6 +22,7 @@ __all__ = [
     "Independent",
     "LocalSGD",
     "ParameterServer",
+    "RemoteServer",
     "Replicas",
     "StepScalars",
     "Strategy",

@@ -7,6 +7,7 @@ sums of whole elements, so the mean over all ranks never changes but by gradient
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.sync.independent import Independent, Window
 from mpidl.sync.progress import Progress
-from mpidl.sync.strategy import Apply, StepScalars
+from mpidl.sync.strategy import StepScalars
 from mpidl.sync.topology import Graph
 
 TICKETS, UPDATES = 0, 1
@@ -74,8 +75,8 @@ class AsyncGossip(Independent):
         self.parameters.values[...] = self._before
         return ticket
 
-    def push(self, lr: float, apply: Apply) -> None:
-        apply()
+    def push(self, lr: float, apply: Callable[[float], None]) -> None:
+        apply(lr)
         self._window.add(self.context.rank, self.parameters.values - self._before)
         self.staleness[self._counters.read(self.context.rank, UPDATES) - self._seen] += 1
         self._steps += 1

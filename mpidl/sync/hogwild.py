@@ -6,6 +6,7 @@ get partly overwritten, and the noise grows with the number of ranks: the paper'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.sync.independent import Independent, Window
-from mpidl.sync.strategy import Apply, StepScalars
+from mpidl.sync.strategy import StepScalars
 
 TICKETS, UPDATES = 0, 1  # counters in shared memory
 
@@ -79,11 +80,11 @@ class Hogwild(Independent):
         self._seen = self._counters.read(0, UPDATES)
         return int(ticket * self.workers // self.node.Get_size())
 
-    def push(self, lr: float, apply: Apply) -> None:
+    def push(self, lr: float, apply: Callable[[float], None]) -> None:
         if self.sparse:
             self.parameters.ops.sparse_sgd(self.parameters.values, self.parameters.gradients, lr / self.workers)
         else:
-            apply()
+            apply(lr / self.workers)
         self.staleness[self._counters.count_up(0, UPDATES) - self._seen] += 1
 
     def close_epoch(self) -> None:

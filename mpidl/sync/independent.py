@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ class Independent(Strategy):
         """This rank claims no more."""
 
     @abstractmethod
-    def push(self, lr: float, apply: Apply) -> None:
-        """After backward: use this rank's gradients. apply: the optimizer's step at `lr`, where it is on this rank."""
+    def push(self, lr: float, apply: Callable[[float], None]) -> None:
+        """After backward: use this rank's gradients. apply: the step of this rank's optimizer at a rate, if it has one."""
 
     def step(self, own: StepScalars, apply: Apply) -> StepScalars:
         raise NotImplementedError("independent ranks claim, and push")
@@ -61,7 +62,15 @@ class Independent(Strategy):
         return total
 
     def report(self) -> dict[str, Any]:
-        return super().report() | {"staleness": dict(sorted(self.staleness.items()))}
+        everyone = self.context.gather((dict(self.staleness), self.sent))
+        total: Counter[int] = Counter()
+        for counted, _ in everyone:
+            total.update(counted)
+        return {
+            "sent_bytes": max(sent for _, sent in everyone),
+            "staleness": dict(sorted(total.items())),
+            "applied": total.total(),
+        }
 
 
 class Window:

@@ -8,7 +8,7 @@ parameters have moved meanwhile (DC-ASGD: Zheng et al., 2017).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters, FlatPart
 from mpidl.sync.clocks import Clocks
 from mpidl.sync.independent import Independent
-from mpidl.sync.strategy import Apply, StepScalars
+from mpidl.sync.strategy import StepScalars
 
 PUSH, ASK, DONE, LEAVE = range(4)  # what a worker says
 KIND, NUMBER, RATE, VERSION = range(4)  # fields of the head of its message
@@ -63,7 +63,7 @@ class ParameterServer(Independent):
         self.serves = context.rank >= self.workers
         self.ranges = [part(index, servers, parameters.length) for index in range(servers)]
         own = self.ranges[context.rank - self.workers] if self.serves else (0, 0)
-        self.part = _share(parameters, *own)
+        self.part = share_of(parameters, *own)
         self.clocks, self.version, self._numbers = Clocks(staleness), 0, 0
         self._pulled: dict[int, tuple[int, Any]] = {}  # version and, for compensation, parameters that each worker has
         self._sum = np.zeros(self.part.length, parameters.dtype) if self.serves else None
@@ -131,7 +131,7 @@ class ParameterServer(Independent):
         ticket = int(boxes[0][: HEAD * 8].view(np.float64)[TICKET])
         return None if ticket < 0 else ticket
 
-    def push(self, lr: float, apply: Apply) -> None:
+    def push(self, lr: float, apply: Callable[[float], None]) -> None:
         self._numbers += 1
         self._send(PUSH, lr)
 
@@ -240,9 +240,7 @@ class ParameterServer(Independent):
 
     def report(self) -> dict[str, Any]:
         everyone = self.context.gather((dict(self.staleness), dict(self.clocks.applied), self.sent))
-        for counted, _, _ in everyone[self.workers + 1 :]:
-            del counted  # every server sees the same pushes
-        staleness, applied, _ = everyone[self.workers]
+        staleness, applied, _ = everyone[self.workers]  # every server sees the same gradients
         return {
             "sent_bytes": max(sent for _, _, sent in everyone),
             "staleness": dict(sorted(staleness.items())),
@@ -250,7 +248,7 @@ class ParameterServer(Independent):
         }
 
 
-def _share(parameters: FlatParameters, start: int, stop: int) -> FlatPart:
+def share_of(parameters: FlatParameters, start: int, stop: int) -> FlatPart:
     """Elements [start, stop) of the parameters, in memory of their own."""
     xp = parameters.ops.xp
     slots = {}

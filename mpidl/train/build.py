@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -21,13 +23,14 @@ from mpidl.sync import (
     Hogwild,
     LocalSGD,
     ParameterServer,
+    RemoteServer,
     Strategy,
     Zero,
     check_graph,
     check_servers,
 )
 from mpidl.train.accumulate import tree_fits
-from mpidl.train.config import Config, ModelConfig, OptimConfig
+from mpidl.train.config import ModelConfig, OptimConfig
 from mpidl.train.inputs import InputSpec
 from mpidl.train.sync_config import SyncConfig
 
@@ -70,47 +73,68 @@ def make_optimizer(config: OptimConfig, parameters: Parameters, ops: Ops) -> Opt
     return SGD(parameters, ops, weight_decay=decay, **momentum)
 
 
-def make_strategy(config: Config, parameters: FlatParameters, context: Context, steps: int) -> Strategy:
-    """How the ranks keep together, by the configuration; steps: of an epoch. Collective."""
-    sync, seed = config.sync, config.train.seed
-    if sync.strategy == "zero":
-        own = config.train.micro_batches // context.size if config.train.micro_batches % context.size == 0 else 1
-        nbytes = int(sync.bucket_mib * (1 << 20))
-        return Zero(parameters, context, stage=sync.zero.stage, bucket_bytes=nbytes, micro_batches=own)
-    if sync.strategy == "local_sgd":
-        local = sync.local_sgd
-        slow = {"slow_momentum": local.slow_momentum, "slow_rate": local.slow_rate}
-        return LocalSGD(parameters, context, steps=local.steps, start=int(local.start_epoch * steps), **slow)
-    if sync.strategy == "gossip":
-        gossip = sync.gossip
-        check_graph(gossip.graph, gossip.edges, context.size)
-        graph = Graph(gossip.graph, context.size, seed, gossip.edges, directed=gossip.mode == "push_sum")
-        if gossip.mode == "async":
-            return AsyncGossip(parameters, context, graph, period=gossip.period)
-        return Gossip(parameters, context, graph, period=gossip.period, push_sum=gossip.mode == "push_sum")
-    if sync.strategy == "hogwild":
-        return Hogwild(parameters, context, sparse=sync.hogwild.sparse, average_every=sync.hogwild.average_every)
-    if sync.strategy == "parameter_server":
-        return _parameter_server(config, parameters, context)
+@dataclass(frozen=True)
+class Surroundings:
+    """What strategies need to know of a run. steps: of an epoch; micro_batches: of a step over all ranks."""
+
+    steps: int = 1
+    micro_batches: int = 1
+    seed: int = 0
+    optimizer: str = "sgd"
+
+
+def make_strategy(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+    """How the ranks keep together, by the configuration. Collective."""
+    return _MAKERS[sync.strategy](sync, parameters, context, run)
+
+
+def _all_reduce(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
     return AllReduce(
         parameters,
         context,
         algorithm=sync.algorithm,
-        exact=tree_fits(config.train.micro_batches, context.size),
+        exact=tree_fits(run.micro_batches, context.size),
         overlap=sync.overlap,
         bucket_bytes=int(sync.bucket_mib * (1 << 20)),
         tune_buckets=sync.tune_buckets,
-        compression=make_compression(sync, seed),
+        compression=make_compression(sync, run.seed),
         guard=sync.guard,
     )
 
 
-def _parameter_server(config: Config, parameters: FlatParameters, context: Context) -> Strategy:
-    server = config.sync.parameter_server
+def _zero(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+    own = run.micro_batches // context.size if run.micro_batches % context.size == 0 else 1
+    nbytes = int(sync.bucket_mib * (1 << 20))
+    return Zero(parameters, context, stage=sync.zero.stage, bucket_bytes=nbytes, micro_batches=own)
+
+
+def _local_sgd(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+    local = sync.local_sgd
+    slow = {"slow_momentum": local.slow_momentum, "slow_rate": local.slow_rate}
+    return LocalSGD(parameters, context, steps=local.steps, start=int(local.start_epoch * run.steps), **slow)
+
+
+def _gossip(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+    gossip = sync.gossip
+    check_graph(gossip.graph, gossip.edges, context.size)
+    graph = Graph(gossip.graph, context.size, run.seed, gossip.edges, directed=gossip.mode == "push_sum")
+    if gossip.mode == "async":
+        return AsyncGossip(parameters, context, graph, period=gossip.period)
+    return Gossip(parameters, context, graph, period=gossip.period, push_sum=gossip.mode == "push_sum")
+
+
+def _hogwild(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+    return Hogwild(parameters, context, sparse=sync.hogwild.sparse, average_every=sync.hogwild.average_every)
+
+
+def _parameter_server(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+    server = sync.parameter_server
     staleness = None if server.staleness == "unbounded" else int(server.staleness)
-    if server.servers > 1 and config.optim.name in ("lars", "lamb"):
+    if server.transport == "rma":
+        return RemoteServer(parameters, context, servers=server.servers, staleness=staleness)
+    if server.servers > 1 and run.optimizer in ("lars", "lamb"):
         raise ConfigError(
-            f"{config.optim.name} looks at whole tensors, but several servers hold parts of them",
+            f"{run.optimizer} looks at whole tensors, but several servers hold parts of them",
             where="sync.parameter_server.servers",
             remedy="set servers = 1, or another optimizer",
         )
@@ -118,12 +142,22 @@ def _parameter_server(config: Config, parameters: FlatParameters, context: Conte
     return ParameterServer(parameters, context, servers=server.servers, staleness=staleness, delay_compensation=delay)
 
 
-def workers(config: Config, context: Context) -> int:
+_MAKERS: dict[str, Callable[[SyncConfig, FlatParameters, Context, Surroundings], Strategy]] = {
+    "allreduce": _all_reduce,
+    "zero": _zero,
+    "local_sgd": _local_sgd,
+    "gossip": _gossip,
+    "hogwild": _hogwild,
+    "parameter_server": _parameter_server,
+}
+
+
+def workers(sync: SyncConfig, context: Context) -> int:
     """How many ranks train: the first ones. ConfigError if there is none."""
-    if config.sync.strategy != "parameter_server":
+    if sync.strategy != "parameter_server":
         return context.size
-    check_servers(config.sync.parameter_server.servers, context.size)
-    return context.size - config.sync.parameter_server.servers
+    check_servers(sync.parameter_server.servers, context.size)
+    return context.size - sync.parameter_server.servers
 
 
 def make_compression(sync: SyncConfig, seed: int) -> Any:

@@ -42,7 +42,7 @@ def run_epoch(
         if not math.isfinite(own.loss):
             raise trainer.not_finite()
         trainer.clip()
-        strategy.push(lr, lambda lr=lr: trainer.optimizer.step(lr))  # type: ignore[misc]
+        strategy.push(lr, trainer.optimizer.step)
         total.add(own)
         done += 1
         step = first + ticket // strategy.workers + 1

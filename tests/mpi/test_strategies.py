@@ -23,6 +23,7 @@ from mpidl.sync import (
     Independent,
     LocalSGD,
     ParameterServer,
+    RemoteServer,
     StepScalars,
     Strategy,
     Zero,
@@ -164,7 +165,7 @@ def work(strategy: Independent, gradient: Any, budget: int, pause: Any = None) -
         if ticket is None:
             break
         strategy.parameters.gradients[...] = gradient
-        strategy.push(0.1, lambda: strategy.optimizer.step(0.1) if strategy.optimizer else None)
+        strategy.push(0.1, lambda lr: strategy.optimizer.step(lr) if strategy.optimizer else None)
         done += 1
         if pause is not None:
             pause(done)
@@ -223,6 +224,32 @@ def test_staleness_zero_is_synchronous(context: Any) -> None:
         reference.gradients[...] = (strategy.workers - 1) / 2
         optimizer.step(0.1)
     np.testing.assert_allclose(parameters.values[:50], reference.values[:50], rtol=1e-5)
+
+
+@pytest.mark.parametrize("staleness", [1, 3, None])
+@pytest.mark.parametrize("servers", [1, 2])
+def test_one_sided_servers_use_every_step_once(context: Any, staleness: int | None, servers: int) -> None:
+    if servers >= context.size:
+        return
+    parameters = flat_of(100)
+    strategy = RemoteServer(parameters, context, servers=servers, staleness=staleness)
+    strategy.optimizer = SGD(parameters, parameters.ops, momentum=0.0)
+    strategy.begin()
+    luck, ahead = random.Random(context.rank), []
+
+    def pause(done: int) -> None:
+        time.sleep(luck.random() * 0.003)
+        strategy._counters.get(strategy.workers, strategy._clocks, 2)
+        ahead.append(done - int(strategy._clocks.min()))
+
+    for _ in range(2):  # epochs
+        done = work(strategy, np.ones(parameters.length, np.float32), 30 * strategy.workers, pause)
+    strategy.settle()
+    report = strategy.report()
+    assert report["applied"] == 60 * strategy.workers and sum(context.gather(done)) == 30 * strategy.workers
+    np.testing.assert_allclose(parameters.values[:100], -0.1 * 60, rtol=1e-4)
+    if staleness is not None and ahead:
+        assert max(ahead) <= staleness + 1  # its own step among them
 
 
 def test_hogwild_loses_nothing_where_ranks_touch_different_elements(context: Any) -> None:

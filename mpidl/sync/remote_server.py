@@ -1,0 +1,148 @@
+"""Parameter servers by one-sided communication: workers read and change the servers' memory, and no server has anything to do.
+
+A worker's optimizer takes its step on the parameters it has read, and the difference is added on the servers, each element
+whole. So the state of an optimizer is the worker's own, and its rate is divided by the number of workers. The bound on
+staleness is kept by the workers themselves: their clocks lie in the first server's memory, and who is too far ahead waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.collectives.schedule import part
+from mpidl.comm.context import Context
+from mpidl.errors import ConfigError
+from mpidl.nn import FlatParameters
+from mpidl.sync.independent import Independent, Window
+from mpidl.sync.parameter_server import check_servers, share_of
+from mpidl.sync.strategy import StepScalars
+
+TICKETS, UPDATES, CLOCKS = 0, 1, 2
+GONE = 1 << 40  # on the clock of a worker that has finished the epoch
+PAUSE = 0.0002  # seconds between looks
+
+
+class RemoteServer(Independent):
+    """servers: the last ranks; staleness: steps that a worker may be ahead of the slowest, 1 or more; None: any number."""
+
+    def __init__(self, parameters: FlatParameters, context: Context, *, servers: int = 1, staleness: int | None = None) -> None:
+        check_servers(servers, context.size)
+        super().__init__(parameters, context, context.size - servers)
+        if parameters.ops.xp is not np:
+            raise ConfigError(
+                "one-sided communication works on host memory, but the backend computes on GPUs",
+                where="sync.parameter_server.transport",
+                remedy='set transport = "messages"',
+            )
+        self.servers, self.staleness_bound = servers, staleness
+        self.group = Group(context.comm, name="parameter servers")
+        self.serves = context.rank >= self.workers
+        self.ranges = [part(index, servers, parameters.length) for index in range(servers)]
+        own = self.ranges[context.rank - self.workers] if self.serves else (0, 0)
+        if self.serves:
+            self.part = share_of(parameters, 0, 0)  # no optimizer here
+        self._memory = Window(self.group.comm, own[1] - own[0], parameters.dtype)
+        first = context.rank == self.workers
+        self._counters = Window(self.group.comm, CLOCKS + self.workers if first else 0, np.int64)
+        self._before = np.empty_like(parameters.values)
+        self._clocks = np.empty(self.workers, np.int64)
+        self._limit, self._clock, self._seen = 0, 0, 0
+
+    def begin(self) -> None:
+        broadcast(self.parameters.values, comm=self.group, name="parameters")
+        self.load_values(self.parameters.values)
+
+    def load_values(self, whole: Any) -> None:
+        self.parameters.values[...] = whole
+        self.context.barrier()
+        if self.serves:
+            start, stop = self.ranges[self.context.rank - self.workers]
+            now = np.empty(stop - start, self.parameters.dtype)
+            self._memory.get(self.context.rank, now)
+            self._memory.add(self.context.rank, whole[start:stop] - now)
+        self.context.barrier()
+
+    def open_epoch(self, budget: int) -> None:
+        self._limit, self._clock = budget, 0
+        self.context.barrier()
+        if self.context.rank == self.workers:
+            for place in (TICKETS, *range(CLOCKS, CLOCKS + self.workers)):
+                self._counters.count_up(self.workers, place, -self._counters.read(self.workers, place))
+        self.context.barrier()
+
+    def serve(self) -> None:
+        """Keep MPI going until all workers have finished."""
+        done = self.group.comm.Ibarrier()
+        while not done.Test():
+            time.sleep(PAUSE)
+
+    def close_epoch(self) -> None:
+        if self.serves:
+            return
+        self._counters.count_up(self.workers, CLOCKS + self.context.rank, GONE)
+        done = self.group.comm.Ibarrier()
+        while not done.Test():
+            time.sleep(PAUSE)
+
+    def claim(self) -> int | None:
+        self._keep_the_bound()
+        ticket = self._counters.count_up(self.workers, TICKETS)
+        if ticket >= self._limit:
+            return None
+        self._seen = self._counters.read(self.workers, UPDATES)
+        for index, (start, stop) in enumerate(self.ranges):
+            self._memory.get(self.workers + index, self.parameters.values[start:stop])
+        self._before[...] = self.parameters.values
+        return ticket
+
+    def _keep_the_bound(self) -> None:
+        """Wait while too far ahead of the slowest worker that is there."""
+        if self.staleness_bound is None:
+            return
+        self.group.doing = ("a slower worker", self._clocks, "min", "clocks")
+        try:
+            while True:
+                self._counters.get(self.workers, self._clocks, CLOCKS)
+                if self._clock - int(self._clocks.min()) <= self.staleness_bound:
+                    return
+                time.sleep(PAUSE)
+        finally:
+            self.group.doing = None
+            self.group.count += 1
+
+    def push(self, lr: float, apply: Callable[[float], None]) -> None:
+        apply(lr / self.workers)
+        self._before -= self.parameters.values
+        self._before *= -1
+        for index, (start, stop) in enumerate(self.ranges):
+            self._memory.add(self.workers + index, self._before[start:stop])
+            self.sent += 2 * (stop - start) * self._before.itemsize
+        self._clock += 1
+        self._counters.count_up(self.workers, CLOCKS + self.context.rank)
+        self.staleness[self._counters.count_up(self.workers, UPDATES) - self._seen] += 1
+
+    def settle(self) -> StepScalars:
+        self.context.barrier()
+        for index, (start, stop) in enumerate(self.ranges):
+            self._memory.get(self.workers + index, self.parameters.values[start:stop])
+        self.context.barrier()
+        return StepScalars()
+
+    def whole(self, array: Any) -> Any:
+        """The mean of the workers' optimizers."""
+        full = np.zeros(self.parameters.length, self.parameters.dtype)
+        if not self.serves:
+            full += array / self.workers
+        all_reduce(full, comm=self.group, name="optimizer state")
+        if not self.serves:
+            array[...] = full  # as after a resume
+        return full
+
+    def take(self, whole: Any, array: Any) -> None:
+        if not self.serves:
+            array[...] = whole
