@@ -81,6 +81,7 @@ def plot_comparison(rows: Sequence[dict[str, Any]], path: Path, title: str) -> N
     for axis, (_, label) in zip(axes.flat, keys, strict=False):
         axis.set(xlabel=label, ylabel="loss (test set; thin: training batches)", yscale="log")
     axes[1, 0].set_xscale("symlog", linthresh=1e4)
+    axes[1, 0].set_xlim(left=0)
     axes[1, 1].set(xlabel="staleness (updates of others between reading and updating)", ylabel="share of updates")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
