@@ -56,4 +56,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{result.samples_per_second:,.0f} samples/s\n"
         f"checkpoint: {result.checkpoint}; curves: {trainer.output / 'training.png'}"
     )
-    return asdict(result) | {"status": STOPPED if result.stopped else 0}
+    report = trainer.strategy.report()
+    if notes := figures(report):
+        say(f"{config.sync.strategy}: {notes}")
+    return asdict(result) | {"strategy": report, "status": STOPPED if result.stopped else 0}
+
+
+def figures(report: dict[str, Any]) -> str:
+    """What a strategy has to say of itself, in words."""
+    mebibyte = 1 << 20
+    texts = []
+    if report.get("sent_bytes"):
+        texts.append(f"{report['sent_bytes'] / mebibyte:,.1f} MiB sent by a rank")
+    if "part_bytes" in report:
+        texts.append(
+            f"a rank holds {report['parameter_bytes'] / mebibyte:,.2f} MiB of parameters, "
+            f"{report['gradient_bytes'] / mebibyte:,.2f} of gradients and {report['part_bytes'] / mebibyte:,.2f} of each "
+            f"optimizer buffer, of {report['whole_bytes'] / mebibyte:,.2f} each"
+        )
+    if "spectral_gap" in report:
+        texts.append(f"spectral gap of the graph {report['spectral_gap']:.3f}")
+    if staleness := {int(late): times for late, times in report.get("staleness", {}).items()}:
+        mean = sum(late * times for late, times in staleness.items()) / max(1, sum(staleness.values()))
+        texts.append(f"staleness {mean:.2f} on average, {max(staleness)} at most")
+    if "gradient_noise_scale" in report:
+        texts.append(
+            f"gradient noise scale {report['gradient_noise_scale']:,.0f} samples: a global batch up to about that still pays"
+        )
+    return "; ".join(texts)

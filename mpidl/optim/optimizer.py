@@ -61,9 +61,9 @@ class Slots:
 
 
 def squared_norm(parameters: Parameters, flat: Array) -> float:
-    """Sum of squares of a buffer of the parameters' length; over all parts, if this is one of them."""
+    """Sum of squares of (some of) a buffer like the parameters'; over all parts, if they are one of several."""
     ops = parameters.ops
-    ends = [ops.to_device(np.array([edge], np.int64)) for edge in (0, parameters.length)]
+    ends = [ops.to_device(np.array([edge], np.int64)) for edge in (0, flat.size)]
     square = ops.xp.zeros(1, np.float64)
     ops.slot_squares(flat, ends[0], ends[1], square)
     total = np.array(ops.to_host(square))

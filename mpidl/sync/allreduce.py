@@ -19,11 +19,14 @@ from mpidl.comm.context import Context
 from mpidl.comm.transport import host_view
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
+from mpidl.optim import squared_norm
 from mpidl.sync.buckets import Bucket, BucketTuner, Departures, cut
+from mpidl.sync.noise import NoiseScale
 from mpidl.sync.strategy import Apply, StepScalars, Strategy
 from mpidl.sync.worker import Worker
 
 BUCKET = 4 << 20  # bytes
+SQUARES = 5  # place among the spare elements
 TUNED = tuple(1 << power for power in (19, 20, 21, 22, 23, 24, 25))
 
 
@@ -44,7 +47,7 @@ class AllReduce(Strategy):
 
     algorithm: see `mpidl.collectives.all_reduce`; exact: only those of fixed order. overlap: "thread", "layers", "off", or
     "auto": a thread where it can win, that is between nodes or with a GPU. bucket_bytes: 0 means 4 MiB; tune_buckets: try
-    several sizes during the first steps.
+    several sizes during the first steps. noise_scale: measure the gradient noise (mpidl.sync.noise).
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class AllReduce(Strategy):
         tune_buckets: bool = False,
         compression: Compression | None = None,
         guard: str = "auto",
+        noise_scale: bool = False,
     ) -> None:
         super().__init__(parameters)
         self.context, self.algorithm, self.exact = context, algorithm, exact
@@ -70,6 +74,8 @@ class AllReduce(Strategy):
         self.worker = Worker() if self.overlap == "thread" and context.size > 1 else None
         self.tuner = BucketTuner(TUNED) if tune_buckets and self.overlap != "off" else None
         self._cut(self.tuner.current if self.tuner else bucket_bytes or BUCKET)
+        self.noise: NoiseScale | None = None
+        self._measures, self._squares = noise_scale and context.size > 1, 0.0
         self._started = time.monotonic()
 
     def _cut(self, nbytes: int) -> None:
@@ -96,16 +102,42 @@ class AllReduce(Strategy):
 
     def finish(self) -> StepScalars:
         """Complete the exchange: the gradients are then those of the global batch, and the scalars their sums. Collective."""
+        if self._measures and self.single:  # the scalars are in the same message
+            self._squares = squared_norm(self.parameters, self.parameters.gradients)
+            self._note_squares()
         self.departures.flush()
         if self.worker is not None:
             self.worker.drain()
+        if self._measures and not self.single:
+            self._note_squares()
         if not self.single:
             all_reduce(self.parameters.spare, comm=self.group, algorithm=self.algorithm, exact=self.exact, name="scalars")
         if self.tuner is not None:
             self._tune()
-        return StepScalars.read(self.parameters.spare, self.parameters)
+        sums = StepScalars.read(self.parameters.spare, self.parameters)
+        if self._measures and not sums.failed:
+            self._measure(sums)
+        return sums
+
+    def _note_squares(self) -> None:
+        """This rank's squares to the scalars: of its own mean gradient, which is its share of the sum times the ranks."""
+        own = np.array([self._squares * self.group.size], self.parameters.dtype)
+        self.parameters.spare[SQUARES : SQUARES + 1] = self.parameters.ops.to_device(own)
+        self._squares = 0.0
+
+    def _measure(self, sums: StepScalars) -> None:
+        if self.noise is None:
+            self.noise = NoiseScale(sums.count / self.group.size, sums.count)
+        if sums.count == self.noise.big:  # not of a last, smaller batch
+            small = float(self.parameters.ops.to_host(self.parameters.spare[SQUARES : SQUARES + 1])[0])
+            self.noise.add(small, squared_norm(self.parameters, self.parameters.gradients))
+
+    def report(self) -> dict[str, Any]:
+        return super().report() | (self.noise.report() if self.noise else {})
 
     def _send(self, bucket: Bucket) -> None:
+        if self._measures and not self.single:
+            self._squares += squared_norm(self.parameters, self.parameters.gradients[bucket.start : bucket.stop])
         if self.worker is None:
             self._exchange(bucket)
             return

@@ -99,6 +99,7 @@ def _all_reduce(sync: SyncConfig, parameters: FlatParameters, context: Context, 
         tune_buckets=sync.tune_buckets,
         compression=make_compression(sync, run.seed),
         guard=sync.guard,
+        noise_scale=sync.noise_scale,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -48,11 +49,14 @@ class OptimConfig(Section, frozen=True):
     """The optimizer and the learning-rate schedule. Times are in epochs.
 
     momentum, nesterov: of sgd and lars; beta1, beta2, eps: of adam, adamw and lamb; trust: of lars. clip_norm: largest
-    norm of all gradients together (0: no limit).
+    norm of all gradients together (0: no limit). base_batch: the batch that lr is meant for; with another global batch the rate
+    is scaled by their ratio (linear: Goyal et al., 2017) or its root (sqrt: for Adam and LAMB; 0: not at all).
     """
 
     name: Literal["sgd", "adam", "adamw", "lars", "lamb"] = "sgd"
     lr: Rate = 0.05
+    base_batch: NotNegative = 0
+    scaling: Literal["linear", "sqrt"] = "linear"
     momentum: Fraction = 0.9
     nesterov: bool = False
     beta1: Fraction = 0.9
@@ -66,6 +70,14 @@ class OptimConfig(Section, frozen=True):
     milestones: tuple[Annotated[float, Meta(gt=0)], ...] = ()
     gamma: Rate = 0.1
     floor: Fraction = 0.0
+
+
+def scaled_rate(optim: OptimConfig, global_batch: int) -> float:
+    """The peak learning rate for a global batch."""
+    if not optim.base_batch:
+        return optim.lr
+    ratio = global_batch / optim.base_batch
+    return optim.lr * (ratio if optim.scaling == "linear" else math.sqrt(ratio))
 
 
 class TrainConfig(Section, frozen=True):

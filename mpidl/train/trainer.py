@@ -23,7 +23,7 @@ from mpidl.observe.progress import Progress
 from mpidl.optim import LearningRate, LossScaler, Parameters, clip_by_global_norm
 from mpidl.sync import Independent, Replicas, StepScalars
 from mpidl.train.build import Surroundings, build_model, make_optimizer, make_strategy, workers
-from mpidl.train.config import Config
+from mpidl.train.config import Config, scaled_rate
 from mpidl.train.evaluate import EpochAverage, evaluate
 from mpidl.train.independent import run_epoch
 from mpidl.train.inputs import Inputs, input_spec
@@ -102,7 +102,7 @@ class Trainer:
         self.gradients = StepGradients(*parts, train.micro_batches, train.seed, config.backend.graphs)
         steps = self.loader.steps
         self.rate = LearningRate(
-            optim.lr,
+            scaled_rate(optim, train.global_batch),
             steps * config.train.epochs,
             optim.schedule,
             int(optim.warmup_epochs * steps),
