@@ -14,6 +14,11 @@ class _LayerWise(Optimizer):
         self.slots, self.weight_decay = Slots(parameters, ops), weight_decay
         self._work = [ops.xp.zeros_like(parameters.values) for _ in range(2)]
 
+    def rebind(self, parameters: Parameters) -> None:
+        super().rebind(parameters)
+        self.slots = Slots(parameters, self.ops)
+        self._work = [self.ops.xp.zeros_like(parameters.values) for _ in range(2)]
+
     def _add_decay(self, direction: Array) -> None:
         """Weight decay for tensors with more than one axis."""
         if self.weight_decay:

@@ -20,6 +20,11 @@ class Optimizer(ABC):
         self.parameters, self.ops, self.count = parameters, ops, 0
         self.state: dict[str, Array] = {name: ops.xp.zeros_like(parameters.values) for name in names}
 
+    def rebind(self, parameters: Parameters) -> None:
+        """Work on other parameters from now on, with fresh state: those that a strategy leaves to this rank."""
+        self.parameters = parameters
+        self.state = {name: self.ops.xp.zeros_like(parameters.values) for name in self.state}
+
     def step(self, lr: float) -> None:
         """Update the parameters from the gradients with learning rate `lr`."""
         self.count += 1

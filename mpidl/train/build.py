@@ -80,7 +80,6 @@ class Surroundings:
     steps: int = 1
     micro_batches: int = 1
     seed: int = 0
-    optimizer: str = "sgd"
 
 
 def make_strategy(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
@@ -117,7 +116,6 @@ def _local_sgd(sync: SyncConfig, parameters: FlatParameters, context: Context, r
 
 def _gossip(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
     gossip = sync.gossip
-    check_graph(gossip.graph, gossip.edges, context.size)
     graph = Graph(gossip.graph, context.size, run.seed, gossip.edges, directed=gossip.mode == "push_sum")
     if gossip.mode == "async":
         return AsyncGossip(parameters, context, graph, period=gossip.period)
@@ -133,12 +131,6 @@ def _parameter_server(sync: SyncConfig, parameters: FlatParameters, context: Con
     staleness = None if server.staleness == "unbounded" else int(server.staleness)
     if server.transport == "rma":
         return RemoteServer(parameters, context, servers=server.servers, staleness=staleness)
-    if server.servers > 1 and run.optimizer in ("lars", "lamb"):
-        raise ConfigError(
-            f"{run.optimizer} looks at whole tensors, but several servers hold parts of them",
-            where="sync.parameter_server.servers",
-            remedy="set servers = 1, or another optimizer",
-        )
     delay = server.delay_compensation
     return ParameterServer(parameters, context, servers=server.servers, staleness=staleness, delay_compensation=delay)
 
@@ -154,11 +146,41 @@ _MAKERS: dict[str, Callable[[SyncConfig, FlatParameters, Context, Surroundings],
 
 
 def workers(sync: SyncConfig, context: Context) -> int:
-    """How many ranks train: the first ones. ConfigError if there is none."""
-    if sync.strategy != "parameter_server":
-        return context.size
-    check_servers(sync.parameter_server.servers, context.size)
-    return context.size - sync.parameter_server.servers
+    """How many ranks train: the first ones."""
+    return context.size - (sync.parameter_server.servers if sync.strategy == "parameter_server" else 0)
+
+
+def check_strategy(sync: SyncConfig, context: Context, model: Model, optimizer: str) -> None:
+    """ConfigError for a strategy that cannot work with so many ranks, on this device, or with this model or optimizer."""
+    if sync.strategy == "gossip":
+        check_graph(sync.gossip.graph, sync.gossip.edges, context.size)
+    server = sync.parameter_server
+    if sync.strategy == "parameter_server":
+        check_servers(server.servers, context.size)
+        if server.servers > 1 and optimizer in ("lars", "lamb") and server.transport == "messages":
+            raise ConfigError(
+                f"{optimizer} looks at whole tensors, but several servers hold parts of them",
+                where="sync.parameter_server.servers",
+                remedy='set servers = 1, transport = "rma", or another optimizer',
+            )
+    one_sided = sync.independent and (sync.strategy != "parameter_server" or server.transport == "rma")
+    if one_sided and model.ops.name != "numpy":
+        raise ConfigError(
+            f"{sync.strategy} shares host memory among ranks, but the backend computes on GPUs",
+            where="sync.strategy",
+            remedy='set backend.name = "numpy", or a strategy that sends messages: parameter_server, gossip in mode sync',
+        )
+    if model.synchronises and context.size > 1 and sync.strategy != "allreduce" and not _lockstep(sync):
+        raise ConfigError(
+            f"the model has batch norm over all ranks, which must then be in step; with {sync.strategy} they are not",
+            where="model.options",
+            remedy="use a model without synchronised batch norm, or allreduce, zero, local_sgd, or gossip in mode sync",
+        )
+
+
+def _lockstep(sync: SyncConfig) -> bool:
+    """Whether ranks do equally many passes, one by one."""
+    return not sync.independent and not (sync.strategy == "zero" and sync.zero.stage == 3)
 
 
 def make_compression(sync: SyncConfig, seed: int) -> Any:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from mpidl.errors import ConfigError
-from mpidl.train.sync_config import NotNegative, Positive, Rate, Section, SyncConfig, check_sync
+from mpidl.train.sync_config import NotNegative, Positive, Rate, Section, SyncConfig, check_sync, name_check
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
@@ -154,6 +154,7 @@ def read_model(name: str, options: list[str]) -> ModelConfig:
 def build_config(tree: dict[str, Any], where: str) -> Config:
     """Check a nested dictionary and turn it into a Config."""
     _refuse_unknown(tree, Config, (), where)
+    name_check(tree.get("sync", {}), where)
     try:
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:

@@ -101,6 +101,19 @@ class SyncConfig(Section, frozen=True):
         return self.strategy in INDEPENDENT or (self.strategy == "gossip" and self.gossip.mode == "async")
 
 
+def name_check(tree: dict[str, Any], where: str) -> None:
+    """ConfigError for a strategy that does not exist, or several at once."""
+    name = tree.get("strategy", "allreduce")
+    if name in STRATEGIES:
+        return
+    several = isinstance(name, str) and any(part.strip() in STRATEGIES for part in name.replace("+", ",").split(","))
+    raise ConfigError(
+        f"sync.strategy is {name!r}: " + ("a run has one strategy" if several else "there is no such strategy"),
+        where=where,
+        remedy=f"choose one of {', '.join(STRATEGIES)}",
+    )
+
+
 def check_sync(tree: dict[str, Any], sync: SyncConfig, where: str) -> None:
     """ConfigError for what cannot work together; tree: the section as it was written."""
     for name in STRATEGIES:

@@ -22,7 +22,7 @@ from mpidl.observe.metrics import MetricsLog, read_metrics
 from mpidl.observe.progress import Progress
 from mpidl.optim import LearningRate, LossScaler, Parameters, clip_by_global_norm
 from mpidl.sync import Independent, Replicas, StepScalars
-from mpidl.train.build import Surroundings, build_model, make_optimizer, make_strategy, workers
+from mpidl.train.build import Surroundings, build_model, check_strategy, make_optimizer, make_strategy, workers
 from mpidl.train.config import Config, scaled_rate
 from mpidl.train.evaluate import EpochAverage, evaluate
 from mpidl.train.independent import run_epoch
@@ -71,6 +71,7 @@ class Trainer:
             self.spec = input_spec(self.reader.manifest, data, data.train)
             self.ops = create_ops(config.backend.name, context.local_rank, context.threads)
             self.model = build_model(config.model, self.spec, self.ops, config.train.precision)
+            check_strategy(config.sync, context, self.model, config.optim.name)
             self.inputs = Inputs(self.spec, self.ops, self.model.parameters.compute_dtype)
             train_ranks = workers(config.sync, context)
             manifest, batch = self.reader.manifest, config.train.global_batch
@@ -93,7 +94,7 @@ class Trainer:
         parameters, optim, train = self.model.parameters, config.optim, config.train
         self.scaler = LossScaler(parameters, dynamic=train.precision == "float16")
         watchdog.start(context.comm, config.sync.watchdog)
-        run = Surroundings(self.loader.steps, train.micro_batches, train.seed, optim.name)
+        run = Surroundings(self.loader.steps, train.micro_batches, train.seed)
         self.strategy = make_strategy(config.sync, parameters, context, run)
         self.optimizer = make_optimizer(optim, self.strategy.part, self.ops)
         if isinstance(self.strategy, Replicas | Independent):
