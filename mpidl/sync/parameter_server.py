@@ -68,7 +68,7 @@ class ParameterServer(Independent):
         self._pulled: dict[int, tuple[int, Any]] = {}  # version and, for compensation, parameters that each worker has
         self._sum = np.zeros(self.part.length, parameters.dtype) if self.serves else None
         self._gathered, self._lr, self._limit, self._tickets = 0, 0.0, 0, 0
-        self._asked = False
+        self._asked = self._expecting = False
         self._outbox = [self._message(stop - start) for start, stop in self.ranges]
         self._inbox = [self._message(stop - start) for start, stop in self.ranges]
 
@@ -107,6 +107,7 @@ class ParameterServer(Independent):
     def _send(self, kind: int, lr: float = 0.0) -> None:
         """To all servers; a gradient goes with a push."""
         comm, requests = self.group.comm, []
+        self._expecting = kind in (PUSH, ASK)
         with host_view(self.parameters.gradients) as gradients:
             for index, (start, stop) in enumerate(self.ranges):
                 message = self._outbox[index]
@@ -121,7 +122,7 @@ class ParameterServer(Independent):
 
     def _receive(self) -> int | None:
         """The answers of all servers: parameters, and from the first a ticket."""
-        comm, boxes = self.group.comm, self._inbox
+        comm, boxes, self._expecting = self.group.comm, self._inbox, False
         with self._waiting("parameters from the servers"):
             requests = [comm.Irecv(box, source=self.workers + index) for index, box in enumerate(boxes)]
             for request in requests:
@@ -136,12 +137,16 @@ class ParameterServer(Independent):
         self._send(PUSH, lr)
 
     def close_epoch(self) -> None:
-        if not self.serves:
-            self._send(DONE)
+        if self.serves:
+            return
+        if self._expecting:  # asked to stop: the servers must get rid of their answers
+            self._receive()
+        self._send(DONE)
 
     def pause(self) -> None:
         """This worker leaves; nobody waits for it. It comes back with its next `claim`."""
-        self._receive()  # the answer to its last gradient
+        if self._expecting:
+            self._receive()  # the answer to its last gradient
         self._send(LEAVE)
         self._asked = False
 
