@@ -87,6 +87,13 @@ class Hogwild(Independent):
             apply(lr / self.workers)
         self.staleness[self._counters.count_up(0, UPDATES) - self._seen] += 1
 
+    def add(self, places: Any, values: Any) -> None:
+        """Parameters at `places` (k,) += values (k,), without a lock: for gradients that are known to be sparse.
+
+        For loops of one's own: the paper's update, of as many elements as a sample has features. Does not count as a step.
+        """
+        self.parameters.values[places] += values
+
     def close_epoch(self) -> None:
         """The leaders make up for averages that their last steps have not come to: all do equally many."""
         while self.leaders is not None and self._rounds < self._periods:
