@@ -53,7 +53,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
 
 
 def test_stage_3_trains_a_model_that_exceeds_the_budget_of_a_rank(tmp_path: Path) -> None:
-    """Parameters, gradients and optimizer state of 385 MiB on two ranks that may have 290 each; without it a rank needs more."""
+    """Parameters, gradients and optimizer state of 385 MiB on two ranks that may have 290 each; else a rank needs more."""
     budget = 290
     sharded, plain = measure(tmp_path, "zero"), measure(tmp_path, "allreduce")
     assert sharded["whole"] > budget and plain["used"] > budget
