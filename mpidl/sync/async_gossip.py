@@ -17,7 +17,6 @@ from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.sync.independent import Independent, Window
-from mpidl.sync.progress import Progress
 from mpidl.sync.strategy import StepScalars
 from mpidl.sync.topology import Graph
 
@@ -42,7 +41,6 @@ class AsyncGossip(Independent):
         self._before, self._other = np.empty_like(parameters.values), np.empty_like(parameters.values)
         self._rng = np.random.default_rng([graph.seed, context.rank])
         self._limit, self._steps, self._seen = 0, 0, 0
-        self.progress = Progress(self.group.comm) if context.nodes > 1 and context.threads_allowed else None
 
     def begin(self) -> None:
         broadcast(self.parameters.values, comm=self.group, name="parameters")

@@ -12,6 +12,11 @@ done
 env ${MPI_ENV:-} timeout 600 mpirun -n 2 mpidl bench collectives --plot runs/all-reduce.png
 # shellcheck disable=SC2086
 env ${MPI_ENV:-} timeout 900 mpirun -n 2 python scripts/bench/compression.py
+# shellcheck disable=SC2086
+env ${MPI_ENV:-} timeout 300 mpirun -n 2 python scripts/bench/hogwild.py
+# shellcheck disable=SC2086
+env ${MPI_ENV:-} timeout 900 mpirun -n 2 mpidl compare scripts/configs/fashion-cnn.toml --set train.max_steps=100 --slow 1:5 \
+    --strategies "allreduce local_sgd gossip gossip:mode=async,graph=random hogwild" --out runs/compare
 if scripts/netns/cluster.sh possible; then
     scripts/netns/cluster.sh up 4 200
     # shellcheck disable=SC2086

@@ -84,3 +84,20 @@ dist.all_reduce(np.ones(1_000_000))
 """
     job = cluster("run", "4", "python", "-c", code)
     assert job.status != 0 and "rank 2 does not answer" in job.err, job.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["sync.strategy=hogwild", "sync.hogwild.average_every=4"],
+        ["sync.strategy=gossip", "sync.gossip.graph=random", "sync.gossip.mode=async"],
+        ["sync.strategy=parameter_server", "sync.parameter_server.transport=rma"],
+    ],
+    ids=["hogwild", "async gossip", "one-sided servers"],
+)
+def test_strategies_at_their_own_pace_between_hosts(hosts: None, run_folder: Path, options: list[str]) -> None:
+    """Two ranks on each of two hosts: shared memory within, messages between."""
+    sets = [word for text in options for word in ("--set", text)]
+    job = cluster("run", "4", "mpidl", "train", str(run_folder / "run.toml"), "--json", *sets, MPIDL_HOSTS="2")
+    assert job.status == 0, job.err
+    assert "on 2 node(s)" in job.err and job.result["accuracy"] > 0.9
