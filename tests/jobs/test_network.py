@@ -96,8 +96,8 @@ dist.all_reduce(np.ones(1_000_000))
     ids=["hogwild", "async gossip", "one-sided servers"],
 )
 def test_strategies_at_their_own_pace_between_hosts(hosts: None, run_folder: Path, options: list[str]) -> None:
-    """Two ranks on each of two hosts: shared memory within, messages between."""
+    """Two ranks on each of four hosts: shared memory within, messages between."""
     sets = [word for text in options for word in ("--set", text)]
-    job = cluster("run", "4", "mpidl", "train", str(run_folder / "run.toml"), "--json", *sets, MPIDL_HOSTS="2")
+    job = cluster("run", "8", "mpidl", "train", str(run_folder / "run.toml"), "--json", *sets)
     assert job.status == 0, job.err
-    assert "on 2 node(s)" in job.err and job.result["accuracy"] > 0.9
+    assert "8 rank(s) on 4 node(s)" in job.err and job.result["accuracy"] > 0.9
