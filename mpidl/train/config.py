@@ -178,6 +178,12 @@ def _check_together(config: Config, tree: dict[str, Any], where: str) -> None:
             where=where,
             remedy='set train.precision = "bfloat16"',
         )
+    if sync.independent and config.checkpoint.every_steps:
+        raise ConfigError(
+            f"checkpoint.every_steps needs ranks in step; with {sync.strategy} they meet at the end of each epoch only",
+            where=where,
+            remedy="set checkpoint.every_steps = 0",
+        )
     if sync.independent and config.data.driver == "mpio-collective":
         raise ConfigError(
             f"{sync.strategy} lets ranks read at their own pace, but the driver mpio-collective reads together",

@@ -123,5 +123,6 @@ def test_what_cannot_work_is_refused(run_folder: Path) -> None:
     expect(refuse(4, "sync.strategy=gossip", "sync.gossip.graph=custom", edges), "not connected", "add an edge")
     expect(refuse(2, "sync.strategy=gossip", "sync.compression=int8"), "all-reduce of gradients only")
     expect(refuse(2, "sync.strategy=hogwild", "sync.hogwild.sparse=true"), "momentum")
+    expect(refuse(2, "sync.strategy=hogwild", "checkpoint.every_steps=5"), "checkpoint.every_steps", "end of each epoch")
     norm = ["model.name=resnet", 'model.options={size="tiny"}']
     expect(refuse(2, "sync.strategy=hogwild", *norm), "batch norm over all ranks")
