@@ -29,7 +29,7 @@ from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import Model
 from mpidl.optim import Optimizer
-from mpidl.sync import Independent, Replicas, StepScalars, Strategy
+from mpidl.sync import Independent, StepScalars, Strategy
 from mpidl.train.build import Surroundings, check_strategy, make_strategy, workers
 from mpidl.train.sync_config import STRATEGIES, SyncConfig, check_sync, name_check
 
@@ -137,8 +137,7 @@ class DistributedOptimizer:
         self.strategy: Strategy = make_strategy(settings, model.parameters, self.context, run)
         if self.strategy.part is not model.parameters:
             optimizer.rebind(self.strategy.part)
-        if isinstance(self.strategy, Replicas | Independent):
-            self.strategy.optimizer = optimizer
+        self.strategy.optimizer = optimizer
         self.strategy.load_values(values)
         self.strategy.begin()
 

@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def figures(report: dict[str, Any]) -> str:
     """What a strategy has to say of itself, in words."""
+    from mpidl.sync import mean_and_largest
+
     mebibyte = 1 << 20
     texts = []
     if report.get("sent_bytes"):
@@ -76,9 +78,8 @@ def figures(report: dict[str, Any]) -> str:
         )
     if "spectral_gap" in report:
         texts.append(f"spectral gap of the graph {report['spectral_gap']:.3f}")
-    if staleness := {int(late): times for late, times in report.get("staleness", {}).items()}:
-        mean = sum(late * times for late, times in staleness.items()) / max(1, sum(staleness.values()))
-        texts.append(f"staleness {mean:.2f} on average, {max(staleness)} at most")
+    if late := mean_and_largest(report):
+        texts.append(f"staleness {late[0]:.2f} on average, {late[1]} at most")
     if "gradient_noise_scale" in report:
         texts.append(
             f"gradient noise scale {report['gradient_noise_scale']:,.0f} samples: a global batch up to about that still pays"

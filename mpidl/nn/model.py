@@ -83,8 +83,6 @@ class Model:
             if windows is not None:
                 windows.enter(layer.name)
             x, step = layer.forward(x, train=train)
-            if windows is not None:
-                windows.leave(layer.name)
             steps.append(step)
 
         def backward(dy: Array, ready: GradientsReady | None = None) -> None:
@@ -95,8 +93,6 @@ class Model:
                 if windows is not None:
                     windows.enter(self.layers[index].name)
                 gradient = steps[index](gradient)
-                if windows is not None:
-                    windows.leave(self.layers[index].name)
                 names = self.ranges[index]
                 if ready is not None and names is not None:
                     slots = self.parameters.slots

@@ -86,9 +86,6 @@ class Windows(Protocol):
     def enter(self, layer: str) -> None:
         """The passes come to a layer (of the model itself, not one inside another)."""
 
-    def leave(self, layer: str) -> None:
-        """And leave it."""
-
 
 class FlatParameters:
     """values: (n,) parameters; gradients: (n,); message: (n + spare,) gradients with `spare` elements behind them; state:

@@ -4,7 +4,7 @@ from mpidl.sync.allreduce import AllReduce
 from mpidl.sync.async_gossip import AsyncGossip
 from mpidl.sync.gossip import Gossip
 from mpidl.sync.hogwild import Hogwild
-from mpidl.sync.independent import Independent
+from mpidl.sync.independent import Independent, check_host_memory, mean_and_largest
 from mpidl.sync.local_sgd import LocalSGD
 from mpidl.sync.parameter_server import ParameterServer, check_servers
 from mpidl.sync.remote_server import RemoteServer
@@ -28,5 +28,7 @@ __all__ = [
     "Strategy",
     "Zero",
     "check_graph",
+    "check_host_memory",
     "check_servers",
+    "mean_and_largest",
 ]

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.collectives import all_reduce
 from mpidl.comm.context import Context
-from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.sync.independent import Independent, Window
 from mpidl.sync.strategy import StepScalars
@@ -27,24 +26,13 @@ class AsyncGossip(Independent):
     """graph: where partners come from; period: steps between exchanges."""
 
     def __init__(self, parameters: FlatParameters, context: Context, graph: Graph, *, period: int = 1) -> None:
-        super().__init__(parameters, context, context.size)
-        if parameters.ops.xp is not np:
-            raise ConfigError(
-                "asynchronous gossip reads the memory of other ranks, but the backend computes on GPUs",
-                where="sync.gossip.mode",
-                remedy='set mode = "sync", or backend.name = "numpy"',
-            )
+        super().__init__(parameters, context, context.size, "gossip")
         self.graph, self.period = graph, period
-        self.group = Group(context.comm, name="gossip")
         self._window = Window(self.group.comm, parameters.length, parameters.dtype)
         self._counters = Window(self.group.comm, 2, np.int64)
         self._before, self._other = np.empty_like(parameters.values), np.empty_like(parameters.values)
         self._rng = np.random.default_rng([graph.seed, context.rank])
         self._limit, self._steps, self._seen = 0, 0, 0
-
-    def begin(self) -> None:
-        broadcast(self.parameters.values, comm=self.group, name="parameters")
-        self.load_values(self.parameters.values)
 
     def load_values(self, whole: Any) -> None:
         self.parameters.values[...] = whole
@@ -53,15 +41,14 @@ class AsyncGossip(Independent):
     def _put_own(self, values: Any) -> None:
         """Replace this rank's window, while nobody else works on it."""
         self.context.barrier()
-        self._window.get(self.context.rank, self._before)
-        self._window.add(self.context.rank, values - self._before)
+        self._window.replace(self.context.rank, values)
         self.context.barrier()
 
     def open_epoch(self, budget: int) -> None:
         self._limit = budget
         self.context.barrier()
         if self.context.is_root:
-            self._counters.count_up(0, TICKETS, -self._counters.read(0, TICKETS))
+            self._counters.reset(0, TICKETS)
         self.context.barrier()
 
     def claim(self) -> int | None:
@@ -105,8 +92,7 @@ class AsyncGossip(Independent):
         values[...] = self._before
         all_reduce(values, comm=self.group, op="mean", name="parameters")
         self._put_own(values)
-        for name, array in (self.optimizer.state if self.optimizer else {}).items():
-            all_reduce(array, comm=self.group, op="mean", name=name)
+        self.average_optimizers(self.group)
         return StepScalars()
 
     def report(self) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import numpy as np
 from mpidl.collectives import Group, all_reduce, broadcast
 from mpidl.comm import mpi
 from mpidl.comm.context import Context
-from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.sync.independent import Independent, Window
 from mpidl.sync.strategy import StepScalars
@@ -30,15 +29,8 @@ class Hogwild(Independent):
     """
 
     def __init__(self, parameters: FlatParameters, context: Context, *, sparse: bool = False, average_every: int = 16) -> None:
-        super().__init__(parameters, context, context.size)
-        if parameters.ops.xp is not np:
-            raise ConfigError(
-                "Hogwild! shares host memory, but the backend computes on GPUs",
-                where="sync.strategy",
-                remedy='set backend.name = "numpy", or another strategy',
-            )
+        super().__init__(parameters, context, context.size, "hogwild")
         self.sparse, self.average_every = sparse, average_every
-        self.group = Group(context.comm, name="hogwild")
         MPI = mpi.load()
         self.node = context.comm.Split_type(MPI.COMM_TYPE_SHARED, context.rank)
         leads = self.node.Get_rank() == 0
@@ -68,7 +60,7 @@ class Hogwild(Independent):
         self._periods = budget // self.workers // self.average_every
         self.node.Barrier()
         if self.node.Get_rank() == 0:
-            self._counters.count_up(0, TICKETS, -self._counters.read(0, TICKETS))
+            self._counters.reset(0, TICKETS)
         self.node.Barrier()
 
     def claim(self) -> int | None:
@@ -115,8 +107,7 @@ class Hogwild(Independent):
         self.context.barrier()
         if self.leaders is not None:
             all_reduce(self.parameters.values, comm=self.leaders, op="mean", name="parameters of nodes")
-        for name, array in (self.optimizer.state if self.optimizer else {}).items():
-            all_reduce(array, comm=self.group, op="mean", name=name)
+        self.average_optimizers(self.group)
         self.context.barrier()
         return StepScalars()
 

@@ -9,29 +9,38 @@ from typing import Any
 
 import numpy as np
 
+from mpidl.backend import Ops
+from mpidl.collectives import Group, broadcast
 from mpidl.comm import mpi
 from mpidl.comm.context import Context
+from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
-from mpidl.optim import Optimizer
 from mpidl.sync.strategy import Apply, StepScalars, Strategy
 
 
 class Independent(Strategy):
     """An epoch is a budget of steps of single workers; whoever is free claims the next. So a slow rank does fewer of them.
 
-    workers: ranks that train; optimizer: set by whoever makes it. staleness: how many updates of others came between a step's
-    reading the parameters and its update, counted.
+    workers: ranks that train; name: of the group of all ranks. host_only: works on parameters in host memory only. staleness:
+    how many updates of others came between a step's reading the parameters and its update, counted.
     """
 
     local_mean = True
     independent = True
     serves = False
+    host_only = True
 
-    def __init__(self, parameters: FlatParameters, context: Context, workers: int) -> None:
+    def __init__(self, parameters: FlatParameters, context: Context, workers: int, name: str) -> None:
         super().__init__(parameters)
+        if self.host_only:
+            check_host_memory(parameters.ops, name)
         self.context, self.workers = context, workers
-        self.optimizer: Optimizer | None = None
+        self.group = Group(context.comm, name=name)
         self.staleness: Counter[int] = Counter()
+
+    def begin(self) -> None:
+        broadcast(self.parameters.values, comm=self.group, name="parameters")
+        self.load_values(self.parameters.values)
 
     @abstractmethod
     def open_epoch(self, budget: int) -> None:
@@ -73,6 +82,23 @@ class Independent(Strategy):
         }
 
 
+def check_host_memory(ops: Ops, name: str) -> None:
+    """ConfigError for a strategy that reads the memory of other ranks where that is a GPU's."""
+    if ops.name != "numpy":
+        raise ConfigError(
+            f"{name} shares host memory among ranks, but the backend computes on GPUs",
+            where="sync.strategy",
+            remedy='set backend.name = "numpy", or a strategy that sends messages: parameter_server, gossip in mode sync',
+        )
+
+
+def mean_and_largest(report: dict[str, Any]) -> tuple[float, int] | None:
+    """Of the staleness in a strategy's report; None where there is none."""
+    counted = {int(late): times for late, times in report.get("staleness", {}).items()}
+    total = sum(counted.values())
+    return (sum(late * times for late, times in counted.items()) / total, max(counted)) if total else None
+
+
 class Window:
     """One-sided access to memory of other ranks of a communicator: reads, sums, and atomic counters (MPI passive target).
 
@@ -84,9 +110,8 @@ class Window:
         self.comm, self.dtype, MPI = comm, np.dtype(dtype), mpi.load()
         allocate = MPI.Win.Allocate_shared if shared else MPI.Win.Allocate
         self.win = allocate(count * self.dtype.itemsize, self.dtype.itemsize, MPI.INFO_NULL, comm)
-        self.shared = shared
-        self.own = np.frombuffer(self.win.tomemory(), self.dtype) if count else np.empty(0, self.dtype)
-        self.own[...] = 0
+        if count:
+            np.frombuffer(self.win.tomemory(), self.dtype)[...] = 0
         comm.Barrier()
         self.win.Lock_all()
         self._open = True
@@ -118,6 +143,16 @@ class Window:
     def read(self, rank: int, at: int = 0) -> int:
         """One integer."""
         return self.count_up(rank, at, 0)
+
+    def reset(self, rank: int, at: int = 0) -> None:
+        """Set one integer to 0, while nobody else works on it."""
+        self.count_up(rank, at, -self.read(rank, at))
+
+    def replace(self, rank: int, values: Any) -> None:
+        """Set a rank's memory, while nobody else works on it."""
+        now = np.empty_like(values)
+        self.get(rank, now)
+        self.add(rank, values - now)
 
     def free(self) -> None:
         """Give the memory back. Collective."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.collectives import Group, broadcast
+from mpidl.collectives import broadcast
 from mpidl.collectives.schedule import part
 from mpidl.comm import mpi
 from mpidl.comm.context import Context
@@ -26,8 +26,8 @@ from mpidl.sync.independent import Independent
 from mpidl.sync.strategy import StepScalars
 
 PUSH, ASK, DONE, LEAVE = range(4)  # what a worker says
-KIND, NUMBER, RATE, VERSION = range(4)  # fields of the head of its message
-TICKET, ANSWERED = 0, 1  # of the head of the answer
+KIND, NUMBER, RATE = range(3)  # fields of the head of its message
+TICKET = 0  # in the head of the answer
 HEAD = 4  # float64 numbers: exact for counts up to 2^53
 
 
@@ -47,6 +47,8 @@ class ParameterServer(Independent):
     On a server `part` is its share of the parameters, with the optimizer's state; on a worker it is empty.
     """
 
+    host_only = False
+
     def __init__(
         self,
         parameters: FlatParameters,
@@ -57,9 +59,8 @@ class ParameterServer(Independent):
         delay_compensation: float = 0.0,
     ) -> None:
         check_servers(servers, context.size)
-        super().__init__(parameters, context, context.size - servers)
-        self.servers, self.delay_compensation = servers, delay_compensation
-        self.group = Group(context.comm, name="parameter servers")
+        super().__init__(parameters, context, context.size - servers, "parameter servers")
+        self.delay_compensation = delay_compensation
         self.serves = context.rank >= self.workers
         self.ranges = [part(index, servers, parameters.length) for index in range(servers)]
         own = self.ranges[context.rank - self.workers] if self.serves else (0, 0)
@@ -78,10 +79,6 @@ class ParameterServer(Independent):
 
     def _body(self, message: Any) -> Any:
         return message[HEAD * 8 :].view(self.parameters.dtype)
-
-    def begin(self) -> None:
-        broadcast(self.parameters.values, comm=self.group, name="parameters")
-        self.load_values(self.parameters.values)
 
     def load_values(self, whole: Any) -> None:
         self.parameters.values[...] = whole

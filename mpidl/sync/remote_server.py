@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.collectives import all_reduce
 from mpidl.collectives.schedule import part
 from mpidl.comm.context import Context
-from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.sync.independent import Independent, Window
 from mpidl.sync.parameter_server import check_servers, share_of
@@ -32,15 +31,8 @@ class RemoteServer(Independent):
 
     def __init__(self, parameters: FlatParameters, context: Context, *, servers: int = 1, staleness: int | None = None) -> None:
         check_servers(servers, context.size)
-        super().__init__(parameters, context, context.size - servers)
-        if parameters.ops.xp is not np:
-            raise ConfigError(
-                "one-sided communication works on host memory, but the backend computes on GPUs",
-                where="sync.parameter_server.transport",
-                remedy='set transport = "messages"',
-            )
-        self.servers, self.staleness_bound = servers, staleness
-        self.group = Group(context.comm, name="parameter servers")
+        super().__init__(parameters, context, context.size - servers, "parameter servers")
+        self.staleness_bound = staleness
         self.serves = context.rank >= self.workers
         self.ranges = [part(index, servers, parameters.length) for index in range(servers)]
         own = self.ranges[context.rank - self.workers] if self.serves else (0, 0)
@@ -53,18 +45,12 @@ class RemoteServer(Independent):
         self._clocks = np.empty(self.workers, np.int64)
         self._limit, self._clock, self._seen = 0, 0, 0
 
-    def begin(self) -> None:
-        broadcast(self.parameters.values, comm=self.group, name="parameters")
-        self.load_values(self.parameters.values)
-
     def load_values(self, whole: Any) -> None:
         self.parameters.values[...] = whole
         self.context.barrier()
         if self.serves:
             start, stop = self.ranges[self.context.rank - self.workers]
-            now = np.empty(stop - start, self.parameters.dtype)
-            self._memory.get(self.context.rank, now)
-            self._memory.add(self.context.rank, whole[start:stop] - now)
+            self._memory.replace(self.context.rank, whole[start:stop])
         self.context.barrier()
 
     def open_epoch(self, budget: int) -> None:
@@ -72,22 +58,22 @@ class RemoteServer(Independent):
         self.context.barrier()
         if self.context.rank == self.workers:
             for place in (TICKETS, *range(CLOCKS, CLOCKS + self.workers)):
-                self._counters.count_up(self.workers, place, -self._counters.read(self.workers, place))
+                self._counters.reset(self.workers, place)
         self.context.barrier()
 
     def serve(self) -> None:
         """Keep MPI going until all workers have finished."""
+        self._wait_for_all()
+
+    def _wait_for_all(self) -> None:
         done = self.group.comm.Ibarrier()
         while not done.Test():
             time.sleep(PAUSE)
 
     def close_epoch(self) -> None:
-        if self.serves:
-            return
-        self._counters.count_up(self.workers, CLOCKS + self.context.rank, GONE)
-        done = self.group.comm.Ibarrier()
-        while not done.Test():
-            time.sleep(PAUSE)
+        if not self.serves:
+            self._counters.count_up(self.workers, CLOCKS + self.context.rank, GONE)
+            self._wait_for_all()
 
     def claim(self) -> int | None:
         self._keep_the_bound()

@@ -9,12 +9,11 @@ import numpy as np
 from mpidl.collectives import Group, all_reduce, broadcast
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
-from mpidl.optim import Optimizer
 from mpidl.sync.strategy import StepScalars, Strategy
 
 
 class Replicas(Strategy):
-    """Every rank has a model and an optimizer of its own. optimizer: set by whoever makes it, for `settle`.
+    """Every rank has a model and an optimizer of its own.
 
     Failures are remembered until the ranks meet.
     """
@@ -24,7 +23,6 @@ class Replicas(Strategy):
     def __init__(self, parameters: FlatParameters, context: Context, name: str) -> None:
         super().__init__(parameters)
         self.context = context
-        self.optimizer: Optimizer | None = None
         self.group = Group(context.comm, name=name)
         self._pending = StepScalars()
         self._apart = False  # whether replicas may differ
@@ -64,8 +62,7 @@ class Replicas(Strategy):
         sums = self.meet()
         if self._apart and not sums.failed:
             self.combine()
-            for name, array in (self.optimizer.state if self.optimizer else {}).items():
-                all_reduce(array, comm=self.group, op="mean", name=name)
+            self.average_optimizers(self.group)
         return sums
 
     def combine(self) -> None:

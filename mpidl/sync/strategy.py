@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from mpidl.backend import Array
+from mpidl.collectives import Group, all_reduce
 from mpidl.nn import FlatParameters
 from mpidl.nn.parameters import FlatPart
+from mpidl.optim import Optimizer
 
 Apply = Callable[[], None]
 
@@ -65,6 +67,7 @@ class Strategy(ABC):
     def __init__(self, parameters: FlatParameters) -> None:
         self.parameters = parameters
         self.part: FlatParameters | FlatPart = parameters
+        self.optimizer: Optimizer | None = None  # set by whoever makes both
         self.sent = 0
 
     @abstractmethod
@@ -99,6 +102,11 @@ class Strategy(ABC):
 
     def end_epoch(self) -> None:  # noqa: B027
         """All ranks have finished an epoch. Collective."""
+
+    def average_optimizers(self, group: Group) -> None:
+        """Where every rank has a whole optimizer of its own: their states become their mean. Collective."""
+        for name, array in (self.optimizer.state if self.optimizer else {}).items():
+            all_reduce(array, comm=group, op="mean", name=name)
 
     # --- checkpoints: a buffer of the part's length here, of the whole model's in the file ---
     def whole(self, array: Array) -> Array:

@@ -91,7 +91,12 @@ class Zero(Strategy):
         buckets = layer_buckets(parameters, bucket_bytes or BUCKET)
         self.pieces = Pieces(buckets, context.rank, context.size)
         self.micro_batches, self._next, self._done = micro_batches, len(buckets) - 1, 0
-        self._layers = {_layer(name): self._bucket_of(slot) for name, slot in parameters.slots.items()}
+        self._layers = {
+            _layer(name): index
+            for name, slot in parameters.slots.items()
+            for index, bucket in enumerate(buckets)
+            if bucket.start <= slot.start < bucket.stop
+        }
         self._gradients: dict[int, Array] = {}  # windows by bucket
         self._values: dict[int, Array] = {}
         self._free: list[Array] = []
@@ -111,7 +116,7 @@ class Zero(Strategy):
 
     # --- windows ---
     def _bucket_of(self, slot: Slot) -> int:
-        return next(i for i, bucket in enumerate(self.pieces.buckets) if bucket.start <= slot.start < bucket.stop)
+        return self._layers[_layer(slot.spec.name)]
 
     def _window(self, held: dict[int, Array], index: int) -> Array:
         """The window of a bucket, zeroed if it is a new one."""
@@ -161,9 +166,6 @@ class Zero(Strategy):
         for other in list(self._values):
             self._drop(self._values, other)
         self._gather(index, self._window(self._values, index))
-
-    def leave(self, layer: str) -> None:
-        """Nothing: the next layer may lie in the same bucket."""
 
     def _gather(self, index: int, target: Array) -> None:
         """Own piece from the part into its place in a bucket, and those of the others."""

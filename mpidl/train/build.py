@@ -27,6 +27,7 @@ from mpidl.sync import (
     Strategy,
     Zero,
     check_graph,
+    check_host_memory,
     check_servers,
 )
 from mpidl.train.accumulate import tree_fits
@@ -164,12 +165,8 @@ def check_strategy(sync: SyncConfig, context: Context, model: Model, optimizer: 
                 remedy='set servers = 1, transport = "rma", or another optimizer',
             )
     one_sided = sync.independent and (sync.strategy != "parameter_server" or server.transport == "rma")
-    if one_sided and model.ops.name != "numpy":
-        raise ConfigError(
-            f"{sync.strategy} shares host memory among ranks, but the backend computes on GPUs",
-            where="sync.strategy",
-            remedy='set backend.name = "numpy", or a strategy that sends messages: parameter_server, gossip in mode sync',
-        )
+    if one_sided:
+        check_host_memory(model.ops, sync.strategy)
     if model.synchronises and context.size > 1 and sync.strategy != "allreduce" and not _lockstep(sync):
         raise ConfigError(
             f"the model has batch norm over all ranks, which must then be in step; with {sync.strategy} they are not",

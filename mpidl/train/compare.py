@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.observe.metrics import read_metrics
+from mpidl.sync import mean_and_largest
 from mpidl.train.config import Config, load_config
 from mpidl.train.sync_config import STRATEGIES
 from mpidl.train.trainer import Trainer
@@ -74,9 +75,9 @@ def compare(
     )
     outcomes = []
     for spec, config in zip(specs, configs, strict=True):
-        outcome = _run(spec, config, context, None, say)
+        outcome = _run(spec, config, context, None)
         if slow is not None:
-            slowed = _run(spec, config, context, slow, say)
+            slowed = _run(spec, config, context, slow)
             outcome = _kept(outcome, slowed, slow[0])
         outcomes.append(outcome)
         say(describe(outcome))
@@ -87,7 +88,7 @@ def _config(path: str, overrides: Sequence[str], spec: Spec, out: Path, index: i
     return load_config(path, [*overrides, *spec.overrides, f"train.output={out}/{index}-{spec.strategy}"])
 
 
-def _run(spec: Spec, config: Config, context: Context, slow: tuple[int, float] | None, say: Callable[[str], None]) -> Outcome:
+def _run(spec: Spec, config: Config, context: Context, slow: tuple[int, float] | None) -> Outcome:
     trainer = Trainer(config, context)
     trainer.prepare(overwrite=True)
     if slow is not None and context.rank == slow[0]:
@@ -111,8 +112,6 @@ def _run(spec: Spec, config: Config, context: Context, slow: tuple[int, float] |
 
 def _kept(plain: Outcome, slowed: Outcome, rank: int) -> Outcome:
     """The plain outcome with the share of speed that the other ranks kept: on average, and the worst of them."""
-    from dataclasses import replace
-
     shares = [
         after / before
         for index, (before, after) in enumerate(zip(plain.speeds, slowed.speeds, strict=True))
@@ -137,9 +136,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
     head = ["strategy", "accuracy", "loss", "seconds", "samples/s", "MB sent by a rank", "staleness mean (largest)"]
     lines = [head + (["others keep beside a slow rank"] if slowed else [])]
     for one in outcomes:
-        staleness = {int(k): v for k, v in one.report.get("staleness", {}).items()}
-        total = sum(staleness.values())
-        mean = f"{sum(k * v for k, v in staleness.items()) / total:.2f} ({max(staleness)})" if total else "-"
+        late = mean_and_largest(one.report)
+        mean = f"{late[0]:.2f} ({late[1]})" if late else "-"
         cells = [one.name, f"{100 * one.accuracy:.2f} %", f"{one.loss:.4f}", f"{one.seconds:.1f}"]
         cells += [f"{one.samples / one.seconds:,.0f}", f"{one.report.get('sent_bytes', 0) / 1e6:.1f}", mean]
         lines.append(cells + ([f"{100 * one.kept:.0f} %" if one.kept is not None else "-"] if slowed else []))

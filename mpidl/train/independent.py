@@ -37,16 +37,16 @@ def run_epoch(
         if ticket is None:
             break
         own = StepScalars()
-        lr = trainer.rate.at(first + ticket // strategy.workers)
-        trainer.gradients.compute(first + ticket // strategy.workers, next(batches), own)
+        step = first + ticket // strategy.workers
+        lr = trainer.rate.at(step)
+        trainer.gradients.compute(step, next(batches), own)
         if not math.isfinite(own.loss):
             raise trainer.not_finite()
         trainer.clip()
         strategy.push(lr, trainer.optimizer.step)
         total.add(own)
         done += 1
-        step = first + ticket // strategy.workers + 1
-        trainer.report(step, own, lr, metrics, progress, int(own.count) * strategy.workers)
+        trainer.report(step + 1, own, lr, metrics, progress, int(own.count) * strategy.workers)
     trainer.worked.seconds += time.monotonic() - begun
     trainer.worked.samples += int(total.count)
     strategy.close_epoch()

@@ -21,7 +21,7 @@ from mpidl.nn import SoftmaxCrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
 from mpidl.observe.progress import Progress
 from mpidl.optim import LearningRate, LossScaler, Parameters, clip_by_global_norm
-from mpidl.sync import Independent, Replicas, StepScalars
+from mpidl.sync import StepScalars
 from mpidl.train.build import Surroundings, build_model, check_strategy, make_optimizer, make_strategy, workers
 from mpidl.train.config import Config, scaled_rate
 from mpidl.train.evaluate import EpochAverage, evaluate
@@ -97,8 +97,7 @@ class Trainer:
         run = Surroundings(self.loader.steps, train.micro_batches, train.seed)
         self.strategy = make_strategy(config.sync, parameters, context, run)
         self.optimizer = make_optimizer(optim, self.strategy.part, self.ops)
-        if isinstance(self.strategy, Replicas | Independent):
-            self.strategy.optimizer = self.optimizer
+        self.strategy.optimizer = self.optimizer
         parts = (self.model, self.inputs, self.loss, self.sampler, self.strategy, self.scaler, context)
         self.gradients = StepGradients(*parts, train.micro_batches, train.seed, config.backend.graphs)
         steps = self.loader.steps
