@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 NAME = "train"
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in train.output")
     start.add_argument("--auto-resume", action="store_true", help="as --resume where there is a checkpoint, else start anew")
+    start.add_argument("--resume-from", type=Path, metavar="FILE", help="go on from this checkpoint file")
     start.add_argument("--overwrite", action="store_true", help="throw away an earlier run in train.output")
 
 
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{len(trainer.reader.manifest.shards)} shard(s); {context.size} rank(s) on {context.nodes} node(s), "
         f"{context.threads} thread(s) each; {trainer.ops.describe()}"
     )
-    trainer.prepare(resume=args.resume, auto_resume=args.auto_resume, overwrite=args.overwrite)
+    trainer.prepare(resume=args.resume, auto_resume=args.auto_resume, resume_from=args.resume_from, overwrite=args.overwrite)
     result = trainer.run()
     say(
         f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): accuracy {100 * result.accuracy:.2f} %, "

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.collectives import Group
+from mpidl.comm.transport import array_module, is_device
 from mpidl.errors import ConfigError
+from mpidl.optim import RunState
 
 # name -> (module, class)
 COMPRESSORS: dict[str, tuple[str, str]] = {
@@ -43,6 +47,37 @@ class Compressor(ABC):
 
         key: names the bucket from step to step; layout: its tensors, for compressors that use their shapes.
         """
+
+    def state(self) -> RunState:
+        """What later sums depend on besides their values: residuals by bucket, factors, counters; copied to the host."""
+        return RunState()
+
+    def load_state(self, state: RunState) -> None:  # noqa: B027  (some have none)
+        """Go on from what `state` returned; takes out of it what it uses."""
+
+
+def to_host(arrays: Mapping[str, Any], prefix: str) -> dict[str, NDArray[Any]]:
+    """Copies of host or device arrays on the host, for `RunState`: under prefix:bucket."""
+    return {f"{prefix}:{key}": np.array(array.get() if is_device(array) else array) for key, array in arrays.items()}
+
+
+def take_all(state: RunState, prefix: str) -> dict[str, NDArray[Any]]:
+    """The arrays that `to_host` has put under `prefix`, by bucket; they are removed."""
+    start, found = f"{prefix}:", {}
+    for name in [name for name in state.names() if name.startswith(start)]:
+        array = state.take(name)
+        assert array is not None
+        found[name.removeprefix(start)] = array
+    return found
+
+
+def fitting(held: Any, shape: tuple[int, ...], like: Any) -> Any:
+    """`held` (a residual of an earlier step or a checkpoint) in `shape` and in the memory of `like`; zeros if it is none."""
+    if held is None or held.size != math.prod(shape):
+        return array_module(like).zeros(shape, np.float32)
+    if is_device(like) and not is_device(held):
+        held = array_module(like).asarray(held)
+    return held.reshape(shape)
 
 
 class Plain(Compressor):

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from mpidl.collectives import Group
 from mpidl.compression import kernels
-from mpidl.compression.compressor import Compressor, Layout, Plain
+from mpidl.compression.compressor import Compressor, Layout, Plain, fitting, take_all, to_host
+from mpidl.optim import RunState
 
 
 class ErrorFeedback(Compressor):
@@ -35,11 +36,20 @@ class ErrorFeedback(Compressor):
 
     def reduce(self, values: NDArray[Any], group: Group, key: str, layout: Layout = ()) -> None:
         """Add the residual, reduce, and keep what the others did not get. Values that are not finite leave no residual."""
-        residual = self.residuals.get(key)
-        if residual is None or residual.size != values.size:
-            residual = self.residuals[key] = np.zeros_like(values)
+        residual = self.residuals[key] = fitting(self.residuals.get(key), values.shape, values)
         kernels.add_and_keep(values, residual)
         self.inner.reduce(values, group, key, layout)
         self.inner.take_own(residual)
         if self.inner.poisoned:
             residual[~np.isfinite(residual)] = 0
+
+    def state(self) -> RunState:
+        """Residuals, and the state of the compressor itself."""
+        state = RunState(own=to_host(self.residuals, "residual"))
+        state.add("inner", self.inner.state())
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        """Go on from what `state` returned."""
+        self.residuals = take_all(state, "residual")
+        self.inner.load_state(state.take_section("inner"))

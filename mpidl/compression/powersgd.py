@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.collectives import Group, all_reduce
-from mpidl.compression.compressor import Layout, Plain
+from mpidl.compression.compressor import Layout, Plain, take_all, to_host
+from mpidl.optim import RunState
 
 
 class PowerSGD(Plain):
@@ -46,6 +47,17 @@ class PowerSGD(Plain):
         self._right[key] = right
         self._factors, self._layout = (left, own), layout
         self._put(values, left, right, summed)
+
+    def state(self) -> RunState:
+        """The right factors, which are the same on all ranks."""
+        factors = {f"{key}:{index}": factor for key, right in self._right.items() for index, factor in enumerate(right)}
+        return RunState(shared=to_host(factors, "factor"))
+
+    def load_state(self, state: RunState) -> None:
+        """Go on from what `state` returned."""
+        self._right = {}
+        for name, factor in take_all(state, "factor").items():  # in the order in which they were saved
+            self._right.setdefault(name.rpartition(":")[0], []).append(factor)
 
     def take_own(self, values: NDArray[Any]) -> None:
         """The projections of this rank's own matrices, and its vectors."""

@@ -20,7 +20,8 @@ from mpidl.collectives.pairwise import all_to_all
 from mpidl.collectives.schedule import NOTHING, Exchange, Round
 from mpidl.comm.transport import array_module
 from mpidl.compression import kernels
-from mpidl.compression.compressor import Compressor, Layout
+from mpidl.compression.compressor import Compressor, Layout, fitting, take_all, to_host
+from mpidl.optim import RunState
 
 BLOCK = 1024  # elements that share a scale
 FLUSH = Exchange(0, NOTHING, 0, NOTHING, False)  # sends nothing, but completes what is under way
@@ -116,9 +117,9 @@ class Quantised(Compressor):
             owed[~np.isfinite(owed)] = 0
 
     def _kept(self, held: dict[str, NDArray[Any]], key: str, shape: tuple[int, ...], like: NDArray[Any]) -> NDArray[Any]:
-        if key not in held or held[key].shape != shape:
-            held[key] = array_module(like).zeros(shape, np.float32)
-        return held[key]
+        kept: NDArray[Any] = fitting(held.get(key), shape, like)
+        held[key] = kept
+        return kept
 
     def _gather(self, parts: list[Any], packets: list[Any], group: Group) -> Iterator[Round]:
         """All-gather; each packet is unpacked while the next one travels."""
@@ -131,6 +132,17 @@ class Quantised(Compressor):
         yield FLUSH
         if arrived is not None:
             self.unpack(packets[arrived], parts[arrived])
+
+    def state(self) -> RunState:
+        """Both residuals, and the calls so far, which seed the noise of rounding."""
+        state = RunState(own=to_host(self._residuals, "residual") | to_host(self._late, "owner"))
+        state.set_numbers(calls=self._calls)
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        """Go on from what `state` returned."""
+        self._calls = int(state.take_number("calls", self._calls))
+        self._residuals, self._late = take_all(state, "residual"), take_all(state, "owner")
 
     def scales(self, packet: NDArray[Any]) -> NDArray[Any]:
         """The scales at the head of a packet, (blocks,) float32."""

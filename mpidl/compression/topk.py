@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from mpidl.collectives import Group, all_gather
 from mpidl.compression import kernels
-from mpidl.compression.compressor import Compressor, Layout
+from mpidl.compression.compressor import Compressor, Layout, fitting, take_all, to_host
+from mpidl.optim import RunState
 
 
 class TopK(Compressor):
@@ -23,7 +24,8 @@ class TopK(Compressor):
         if not 0 < ratio <= 1:
             raise TypeError(f"ratio is {ratio}, but must be above 0 and at most 1")
         self.ratio, self.feedback = ratio, feedback
-        self._kept: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # residual and hint of each bucket
+        self._residuals: dict[str, NDArray[Any]] = {}
+        self._hints: dict[str, NDArray[Any]] = {}  # of the threshold
 
     def reduce(self, values: NDArray[Any], group: Group, key: str, layout: Layout = ()) -> None:
         """All-gather of every rank's pairs: (P - 1) packets sent per rank."""
@@ -43,13 +45,19 @@ class TopK(Compressor):
         k = max(1, min(values.size, round(values.size * self.ratio)))
         if not self.feedback:
             return kernels.topk(values, k)
-        kept = self._kept.get(key)
-        if kept is None or kept[0].size != values.size:
-            kept = self._kept[key] = (np.zeros_like(values), np.zeros(1, np.uint32))
-        return kernels.topk_feedback(values, kept[0], k, kept[1])
+        residual = self._residuals[key] = fitting(self._residuals.get(key), values.shape, values)
+        return kernels.topk_feedback(values, residual, k, self._hints.setdefault(key, np.zeros(1, np.uint32)))
 
     def _leave(self, key: str, packet: NDArray[Any]) -> None:
         """What is sent, as it is rounded, is no longer owed; what is not finite never was."""
-        residual = self._kept[key][0]
+        residual = self._residuals[key]
         if not kernels.topk_unpack(packet, residual, -1):
             residual[~np.isfinite(residual)] = 0
+
+    def state(self) -> RunState:
+        """Residuals and hints."""
+        return RunState(own=to_host(self._residuals, "residual") | to_host(self._hints, "hint"))
+
+    def load_state(self, state: RunState) -> None:
+        """Go on from what `state` returned."""
+        self._residuals, self._hints = take_all(state, "residual"), take_all(state, "hint")

@@ -6,6 +6,7 @@ from mpidl.optim.optimizer import Optimizer, Parameters, clip_by_global_norm, sq
 from mpidl.optim.scaling import LossScaler
 from mpidl.optim.schedules import LearningRate
 from mpidl.optim.sgd import SGD
+from mpidl.optim.state import RunState, Stateful
 
 __all__ = [
     "LAMB",
@@ -16,6 +17,8 @@ __all__ = [
     "LossScaler",
     "Optimizer",
     "Parameters",
+    "RunState",
+    "Stateful",
     "clip_by_global_norm",
     "squared_norm",
 ]

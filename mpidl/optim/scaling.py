@@ -7,6 +7,7 @@ import numpy as np
 from mpidl.backend import Array
 from mpidl.nn import FlatParameters
 from mpidl.optim.optimizer import Parameters
+from mpidl.optim.state import RunState
 
 
 class LossScaler:
@@ -44,3 +45,15 @@ class LossScaler:
         if self._good >= self.interval:
             self.scale, self._good = min(self.scale * 2, 2.0**24), 0
         return True
+
+    def state(self) -> RunState:
+        """The scale, and the steps since it last changed; ranks whose replicas differ have scales of their own."""
+        state = RunState()
+        if self.dynamic:
+            state.set_numbers(own=True, scale=self.scale, good=self._good)
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        """Go on with a saved scale."""
+        self.scale = state.take_number("scale", self.scale)
+        self._good = int(state.take_number("good", self._good))

@@ -19,7 +19,7 @@ from mpidl.comm.context import Context
 from mpidl.comm.transport import host_view
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
-from mpidl.optim import squared_norm
+from mpidl.optim import RunState, squared_norm
 from mpidl.sync.buckets import Bucket, BucketTuner, Departures, cut
 from mpidl.sync.noise import NoiseScale
 from mpidl.sync.strategy import Apply, StepScalars, Strategy
@@ -40,6 +40,12 @@ class Compression(Protocol):
 
     def reduce(self, values: Any, group: Group, key: str, layout: Any) -> None:
         """Replace `values` by their sum over the ranks, nearly; key: the bucket's name in every step; layout: its tensors."""
+
+    def state(self) -> RunState:
+        """What later sums depend on: residuals, factors, counters."""
+
+    def load_state(self, state: RunState) -> None:
+        """Go on from `state`."""
 
 
 class AllReduce(Strategy):
@@ -129,6 +135,7 @@ class AllReduce(Strategy):
         if self.noise is None:
             self.noise = NoiseScale(sums.count / self.group.size, sums.count)
         if sums.count == self.noise.big:  # not of a last, smaller batch
+            self.noise.small = sums.count / self.group.size  # a resumed run may have other ranks
             small = float(self.parameters.ops.to_host(self.parameters.spare[SQUARES : SQUARES + 1])[0])
             self.noise.add(small, squared_norm(self.parameters, self.parameters.gradients))
 
@@ -159,6 +166,26 @@ class AllReduce(Strategy):
                 values[end:start] = 0  # between parameters; a compressor without a zero (sign) has filled it
                 end = stop
 
+    def state(self) -> RunState:
+        """Also that of the compressor, and the measured gradient noise."""
+        state = super().state()
+        if self.compression is not None:
+            state.add("compression", self.compression.state())
+        if self.noise is not None:
+            state.add("noise", self.noise.state())
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        super().load_state(state)
+        if self.compression is not None:
+            saved, buckets = state.take_section("compression"), {bucket.name for bucket in self.departures.buckets}
+            state.add("compression", _of_other_buckets(saved, buckets))  # not used: gradients are cut in other places now
+            self.compression.load_state(saved)
+        noise = state.take_section("noise")
+        if self._measures and noise.shared:
+            self.noise = NoiseScale(0.0, 0.0)
+            self.noise.load_state(noise)
+
     def report_sent(self) -> int:
         return self.sent + int(getattr(self.compression, "sent", 0))
 
@@ -169,6 +196,15 @@ class AllReduce(Strategy):
         if self.tuner.record(slowest):
             self._cut(self.tuner.current)
         self._started = time.monotonic()
+
+
+def _of_other_buckets(state: RunState, buckets: set[str]) -> RunState:
+    """Take out of a compressor's state what belongs to buckets (the part behind the colon) that do not exist."""
+    other = RunState()
+    for target, source in ((other.shared, state.shared), (other.own, state.own)):
+        for name in [name for name in source if ":" in name and name.split(":")[1] not in buckets]:
+            target[name] = source.pop(name)
+    return other
 
 
 def _choose_overlap(wanted: str, group: Group, context: Context, host: bool) -> str:

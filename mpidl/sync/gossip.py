@@ -12,6 +12,7 @@ import numpy as np
 from mpidl.comm.context import Context
 from mpidl.comm.transport import host_view
 from mpidl.nn import FlatParameters
+from mpidl.optim import RunState
 from mpidl.sync.replicas import Replicas
 from mpidl.sync.strategy import Apply, StepScalars
 from mpidl.sync.topology import Graph
@@ -34,7 +35,7 @@ class Gossip(Replicas):
         self.count += 1
         if not own.failed:
             apply()
-        self._apart = True
+        self.diverge()
         if self.count % self.period == 0:
             self._mix()
         return self.meet(own) if self.count % MEET == 0 else self.remember(own)
@@ -81,6 +82,20 @@ class Gossip(Replicas):
         """The mean, weighted where push-sum has made ranks unequal."""
         self.average(self.weight if self.push_sum else None)
         self.weight = 1.0
+
+    def state(self) -> RunState:
+        """Also steps, exchanges (which choose the edges of the graph), and this rank's push-sum weight."""
+        state = super().state()
+        state.set_numbers(count=self.count, exchanges=self.exchanges)
+        if self.apart:
+            state.own["weight"] = np.array([self.weight])
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        super().load_state(state)
+        self.count = int(state.take_number("count", self.count))
+        self.exchanges = int(state.take_number("exchanges", self.exchanges))
+        self.weight = state.take_number("weight", 1.0)
 
     def report(self) -> dict[str, Any]:
         return super().report() | {"exchanges": self.exchanges, "spectral_gap": self.graph.spectral_gap()}

@@ -6,9 +6,13 @@ change between two averages as a gradient, with a momentum of its own (SlowMo: W
 
 from __future__ import annotations
 
+import numpy as np
+
+from mpidl.backend import Array
 from mpidl.collectives import all_reduce
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
+from mpidl.optim import RunState
 from mpidl.sync.replicas import Replicas
 from mpidl.sync.strategy import Apply, StepScalars
 
@@ -47,7 +51,8 @@ class LocalSGD(Replicas):
             return self._together(own, apply)
         if not own.failed:
             apply()
-        self._apart, self._seen = True, self._seen + own.count
+        self.diverge()
+        self._seen += own.count
         if (self.count - self.start) % self.steps:
             return self.remember(own)
         sums = self.meet(own)
@@ -80,6 +85,32 @@ class LocalSGD(Replicas):
         self._before += values
         self._before -= self._slow * self._slow.dtype.type(self.slow_rate)
         values[...] = self._before
+
+    def _slow_buffers(self) -> dict[str, Array]:
+        if self._slow is None or self._before is None:
+            return {}
+        # where the replicas are equal, they are what they were after the last average
+        return {"slow_momentum": self._slow} | ({"average": self._before} if self.apart else {})
+
+    def state(self) -> RunState:
+        """Also steps, the samples since the last average, and slow momentum."""
+        state, to_host = super().state(), self.parameters.ops.to_host
+        state.set_numbers(count=self.count, averages=self.averages)
+        state.shared |= {name: np.array(to_host(array)) for name, array in self._slow_buffers().items()}
+        if self.apart:
+            state.own["samples"] = np.array([self._seen])
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        super().load_state(state)
+        self.count = int(state.take_number("count", self.count))
+        self.averages = int(state.take_number("averages", self.averages))
+        self._seen = state.take_number("samples", 0.0)
+        for name, array in self._slow_buffers().items():
+            saved = state.take(name)
+            if saved is not None:
+                array[...] = self.parameters.ops.to_device(saved)
+        state.take("average")  # without the replicas it has no meaning
 
     def report(self) -> dict[str, object]:
         return super().report() | {"averages": self.averages}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mpidl.optim import RunState
+
 
 class NoiseScale:
     """Estimates it from the gradients of single ranks and their mean. small, big: samples of each; decay: of running means.
@@ -32,6 +34,19 @@ class NoiseScale:
         if self._weight == 0 or self._signal <= 0:
             return None
         return max(self._noise, 0.0) / self._signal
+
+    def state(self) -> RunState:
+        """The running means."""
+        state = RunState()
+        state.set_numbers(small=self.small, big=self.big, noise=self._noise, signal=self._signal, weight=self._weight)
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        """Go on with saved running means."""
+        self.small, self.big = state.take_number("small", self.small), state.take_number("big", self.big)
+        self._noise = state.take_number("noise", self._noise)
+        self._signal = state.take_number("signal", self._signal)
+        self._weight = state.take_number("weight", self._weight)
 
     def report(self) -> dict[str, Any]:
         """The estimate, and what it suggests: up to this batch size twice the batch nearly halves the steps."""

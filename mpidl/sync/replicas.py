@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from mpidl.backend import Array
 from mpidl.collectives import Group, all_reduce, broadcast
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
+from mpidl.optim import RunState
 from mpidl.sync.strategy import StepScalars, Strategy
 
 
@@ -24,8 +26,8 @@ class Replicas(Strategy):
         super().__init__(parameters)
         self.context = context
         self.group = Group(context.comm, name=name)
+        self._diverged = False  # whether parameters may differ; `apart`: they or the optimizers
         self._pending = StepScalars()
-        self._apart = False  # whether replicas may differ
 
     def begin(self) -> None:
         broadcast(self.parameters.values, comm=self.group, name="parameters")
@@ -55,16 +57,46 @@ class Replicas(Strategy):
             values *= values.dtype.type(weight / max(float(total[0]), 1e-30))
             all_reduce(values, comm=self.group, name="parameters")
         self.sent += 2 * (self.group.size - 1) * values.nbytes // self.group.size
-        self._apart = False
+        self._diverged = False
 
     def settle(self) -> StepScalars:
         """The mean of the replicas and of their optimizers."""
         sums = self.meet()
-        if self._apart and not sums.failed:
+        if sums.failed:
+            return sums
+        if self._diverged:
             self.combine()
+        if self.apart:
             self.average_optimizers(self.group)
+            self.apart = False
         return sums
+
+    def diverge(self) -> None:
+        """This rank's optimizer has taken a step of its own."""
+        self.apart = self._diverged = True
 
     def combine(self) -> None:
         """Make one model of the replicas."""
         self.average()
+
+    def state(self) -> RunState:
+        """Between averages also this rank's parameters and optimizer, copied."""
+        state = super().state()
+        if self.apart:
+            to_host = self.parameters.ops.to_host
+            state.own |= {name: np.array(to_host(array)) for name, array in self._replica().items()}
+            state.own["diverged"] = np.array([float(self._diverged)])
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        super().load_state(state)
+        replica = self._replica()
+        self.apart = replica.keys() <= state.own.keys()
+        if self.apart:
+            for name, array in replica.items():
+                array[...] = self.parameters.ops.to_device(state.own.pop(name))
+        self._diverged = bool(state.take_number("diverged", 0.0))
+
+    def _replica(self) -> dict[str, Array]:
+        buffers = self.optimizer.state if self.optimizer is not None else {}
+        return {"parameters": self.parameters.values} | {f"optimizer.{name}": array for name, array in buffers.items()}

@@ -13,7 +13,7 @@ from mpidl.backend import Array
 from mpidl.collectives import Group, all_reduce
 from mpidl.nn import FlatParameters
 from mpidl.nn.parameters import FlatPart
-from mpidl.optim import Optimizer
+from mpidl.optim import Optimizer, RunState
 
 Apply = Callable[[], None]
 
@@ -55,7 +55,7 @@ class Strategy(ABC):
     of the global batch. independent: every rank goes its own pace. accumulates: takes the gradients of each micro-batch,
     instead of their sum on this rank. fatal_errors: an error on one rank cannot be agreed on in order, and ends the job at
     once. part: the parameters that this rank's optimizer changes, and the gradients it takes. sent: bytes that this rank has
-    put on the wire.
+    put on the wire. apart: whether the replicas of the ranks may differ now.
     """
 
     overlaps = False
@@ -63,6 +63,7 @@ class Strategy(ABC):
     independent = False
     accumulates = False
     fatal_errors = False
+    apart = False
 
     def __init__(self, parameters: FlatParameters) -> None:
         self.parameters = parameters
@@ -116,6 +117,21 @@ class Strategy(ABC):
     def take(self, whole: Any, array: Array) -> None:
         """Fill this rank's part of a buffer from one over the whole model (on the host)."""
         array[...] = self.parameters.ops.to_device(whole)
+
+    def state(self) -> RunState:
+        """What a resumed run needs besides parameters and optimizer buffers of the whole model, to go on bit for bit.
+
+        Asked before `settle`, which may change it: where replicas are apart each rank's own parameters are in it.
+        """
+        state = RunState()
+        if self.optimizer is not None:
+            state.set_numbers(own=True, updates=self.optimizer.count)
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        """Go on from what `state` returned, after `begin`. Takes out of it what it uses; what is missing starts anew."""
+        if self.optimizer is not None:
+            self.optimizer.count = int(state.take_number("updates", self.optimizer.count))
 
     def initialise(self, seed: int) -> None:
         """Fill the parameters; the same whatever the number of ranks."""

@@ -2,16 +2,21 @@
 
 A file under its final name is complete: every dataset is there, forced to disk, and its SHA-256 stands in the metadata.
 HDF5 alone cannot tell (a killed writer can leave a file that opens and reads as zeros).
+
+Datasets: "parameters", "state" and "optimizer.NAME" over the whole model; "shared.NAME" and "own.NAME", the run state
+(mpidl.optim.RunState), of which "own" holds the arrays of all ranks one after another.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +27,16 @@ from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
-from mpidl.data.manifest import sync_folder
-from mpidl.errors import CheckpointError, MpidlError
+from mpidl.errors import CheckpointError, DataError, MpidlError, UnreadableError
+from mpidl.files import reading, sync_folder
+from mpidl.optim import RunState
 
-VERSION = 1
+VERSION, READABLE = 2, (1, 2)  # version 1 has no run state
 BEST = "best.h5"
 META_BYTES = 1 << 16  # room for the metadata, reserved with the data
+SHARED, OWN = "shared.", "own."
+READ_BYTES = 64 << 20  # of what is only verified, at a time
+DAMAGED = "the file is damaged: use an earlier checkpoint"
 _NAME = re.compile(r"step-(\d{8,})\.h5")
 Buffers = dict[str, NDArray[Any]]
 
@@ -41,8 +50,29 @@ class Part(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class OwnArrays(msgspec.Struct, frozen=True):
+    """One name of `RunState.own`: dtype, and the shape on each rank; None where a rank has none."""
+
+    dtype: str
+    shapes: tuple[tuple[int, ...] | None, ...]
+
+    def span(self, rank: int) -> tuple[int, int]:
+        """Where the rank's elements lie in the dataset."""
+        sizes = [0 if shape is None else math.prod(shape) for shape in self.shapes]
+        start = sum(sizes[:rank])
+        return start, start + sizes[rank]
+
+    @property
+    def size(self) -> int:
+        """Elements of all ranks."""
+        return self.span(len(self.shapes) - 1)[1]
+
+
 class Meta(msgspec.Struct, frozen=True):
-    """What a checkpoint says of itself. step: finished steps; epoch, epoch_step: where the data goes on."""
+    """What a checkpoint says of itself. step: finished steps; epoch, epoch_step: where the data goes on.
+
+    ranks: that wrote it; shared, own: shapes of the arrays in the run state.
+    """
 
     version: int
     step: int
@@ -53,31 +83,51 @@ class Meta(msgspec.Struct, frozen=True):
     parameters: dict[str, tuple[int, list[int]]]
     metrics: dict[str, float]
     best_accuracy: float
-    loss_scale: float = 1.0
     parts: tuple[Part, ...] = ()
+    ranks: int = 0
+    shared: dict[str, tuple[int, ...]] = {}
+    own: dict[str, OwnArrays] = {}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded and verified checkpoint."""
+    """A loaded and verified checkpoint. state: without `own` where those are of another number of ranks."""
 
     path: Path
     meta: Meta
     buffers: Buffers
+    state: RunState
 
 
-def save(folder: Path, meta: Meta, buffers: Buffers, context: Context, *, keep: int, best: bool) -> Path:
+class DamagedCheckpoint(CheckpointError):
+    """The contents of a checkpoint are not what was written: trying again cannot help."""
+
+
+def save(
+    folder: Path,
+    meta: Meta,
+    buffers: Buffers,
+    context: Context,
+    *,
+    keep: int,
+    best: bool,
+    state: RunState | None = None,
+) -> Path:
     """Write `folder`/step-N.h5; then drop all but the `keep` newest, and point best.h5 at it if it is the best. Collective.
 
-    buffers: name -> (n,) host arrays, equal on all ranks. An error leaves earlier checkpoints as they are and is raised on
-    every rank as CheckpointError.
+    buffers: name -> (n,) host arrays, equal on all ranks; state: what else a resumed run needs. An error leaves earlier
+    checkpoints as they are and is raised on every rank as CheckpointError.
     """
     path = folder / f"step-{meta.step:08d}.h5"
     partial = path.with_name(path.name + ".partial")
+    state = state or RunState()
+    own = _describe_own(state, context)
+    whole = buffers | {f"{SHARED}{name}": array.reshape(-1) for name, array in state.shared.items()}
+    shared = {name: array.shape for name, array in state.shared.items()}
     try:
-        context.on_root(lambda: _create(partial, buffers), f"creating {partial}")
-        parts = _write_parts(partial, buffers, context)
-        complete = msgspec.structs.replace(meta, parts=tuple(parts))
+        context.on_root(lambda: _create(partial, whole, own), f"creating {partial}")
+        parts = _write_parts(partial, whole, state, own, context)
+        complete = msgspec.structs.replace(meta, parts=tuple(parts), ranks=context.size, shared=shared, own=own)
         context.on_root(lambda: _publish(path, partial, complete, keep, best), f"finishing {path}")
     except MpidlError as error:
         if context.is_root:
@@ -92,12 +142,22 @@ def save(folder: Path, meta: Meta, buffers: Buffers, context: Context, *, keep: 
     return path
 
 
-def _create(partial: Path, buffers: Buffers) -> None:
+def _describe_own(state: RunState, context: Context) -> dict[str, OwnArrays]:
+    """What the ranks have of their own. Collective."""
+    held = context.gather({name: (array.dtype.str, array.shape) for name, array in state.own.items()})
+    names = dict.fromkeys(name for one in held for name in one)
+    dtypes = {name: next(one[name][0] for one in held if name in one) for name in names}
+    return {name: OwnArrays(dtypes[name], tuple(one[name][1] if name in one else None for one in held)) for name in names}
+
+
+def _create(partial: Path, whole: Buffers, own: dict[str, OwnArrays]) -> None:
     """Create the file and reserve its blocks, so that a full disk is noticed here, not in mid-write."""
     partial.parent.mkdir(parents=True, exist_ok=True)
     with hdf5.open_file(partial, "w") as file:
-        for name, array in buffers.items():
+        for name, array in whole.items():
             file.create_dataset(name, array.shape, array.dtype, dcpl=hdf5.early_allocation())
+        for name, arrays in own.items():
+            file.create_dataset(f"{OWN}{name}", (arrays.size,), arrays.dtype, dcpl=hdf5.early_allocation())
     with open(partial, "rb+") as raw:
         try:
             os.posix_fallocate(raw.fileno(), 0, partial.stat().st_size + META_BYTES)
@@ -106,25 +166,35 @@ def _create(partial: Path, buffers: Buffers) -> None:
                 raise
 
 
-def _write_parts(partial: Path, buffers: Buffers, context: Context) -> list[Part]:
-    """Every rank writes and hashes its slice of every buffer; rank 0 all of them where h5py is serial."""
+def _write_parts(partial: Path, whole: Buffers, state: RunState, own: dict[str, OwnArrays], context: Context) -> list[Part]:
+    """Every rank writes and hashes its slice of every buffer, and what is its own; one after another where h5py is serial."""
     parallel = hdf5.is_parallel() and context.size > 1
     writers = context.size if parallel else 1
-    file = hdf5.open_file(partial, "r+", comm=context.comm) if parallel else None
-    parts: list[Part] = []
-    with context.together(f"writing {partial}"):
-        if context.rank < writers:
-            target = file or hdf5.open_file(partial, "r+")
-            for name, array in buffers.items():
-                start, stop = context.rank * array.size // writers, (context.rank + 1) * array.size // writers
-                if stop > start:
-                    target[name][start:stop] = array[start:stop]
-                parts.append(Part(name, start, stop, _digest(array[start:stop])))
-            if not parallel:
-                target.close()
-    if file is not None:
+    pieces = [(f"{OWN}{name}", own[name].span(context.rank)[0], array.reshape(-1)) for name, array in state.own.items()]
+    if context.rank < writers:
+        for name, array in whole.items():
+            start, stop = context.rank * array.size // writers, (context.rank + 1) * array.size // writers
+            pieces.append((name, start, array[start:stop]))
+    if parallel:
+        file = hdf5.open_file(partial, "r+", comm=context.comm)
+        with context.together(f"writing {partial}"):
+            parts = [_write_piece(file, *piece) for piece in pieces]
         file.close()
-    return [part for own in context.gather(parts) for part in own]
+    else:
+        parts = []
+        for turn in range(context.size if own else 1):
+            with context.together(f"writing {partial}"):
+                if turn == context.rank and pieces:
+                    with hdf5.open_file(partial, "r+") as file:
+                        parts = [_write_piece(file, *piece) for piece in pieces]
+    return [part for own_parts in context.gather(parts) for part in own_parts]
+
+
+def _write_piece(file: Any, name: str, start: int, array: NDArray[Any]) -> Part:
+    stop = start + array.size
+    if array.size:
+        file[name][start:stop] = array
+    return Part(name, start, stop, _digest(array))
 
 
 def _digest(array: NDArray[Any]) -> str:
@@ -158,71 +228,171 @@ def _link(path: Path, name: Path) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, newest first; best.h5 is not among them."""
-    found = [path for path in folder.glob("step-*.h5") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.stem[5:]), reverse=True)
+    """The checkpoints in `folder`, newest first; best.h5 is not among them. Raises OSError if the folder cannot be read."""
+    try:
+        names = [entry.name for entry in os.scandir(folder)]
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in sorted((n for n in names if _NAME.fullmatch(n)), key=step_in_name, reverse=True)]
+
+
+def step_in_name(path: Path | str) -> int:
+    """The step of a checkpoint by its file name; -1 if that is not one."""
+    match = _NAME.fullmatch(Path(path).name)
+    return int(match.group(1)) if match else -1
 
 
 def read(path: Path) -> Checkpoint:
-    """Load and verify one checkpoint. Raises CheckpointError naming the file and what is wrong with it."""
-    damaged = "the file is damaged: use an earlier checkpoint"
+    """Load and verify one checkpoint, but for `state.own`, which is verified only: `read_own` loads it.
+
+    Raises DamagedCheckpoint where the file is not what was written, and CheckpointError where it cannot be read now, or by this
+    version.
+    """
+    with _opened(path) as file:
+        meta = _read_meta(file, path)
+        own = {f"{OWN}{name}" for name in meta.own}
+        datasets = {name: hdf5.trusted_dataset(file, name, path) for name in file}
+        buffers = {name: np.asarray(dataset[...]) for name, dataset in datasets.items() if name not in own}
+        _verify(path, meta, buffers, {name: dataset for name, dataset in datasets.items() if name in own})
+    state = RunState({name: buffers.pop(f"{SHARED}{name}").reshape(shape) for name, shape in meta.shared.items()})
+    return Checkpoint(path, meta, buffers, state)
+
+
+def read_own(path: Path, meta: Meta, rank: int) -> Buffers:
+    """What was `rank`'s own in the run state of a checkpoint, verified."""
+    found: Buffers = {}
+    with _opened(path) as file:
+        for name, arrays in meta.own.items():
+            shape = arrays.shapes[rank]
+            if shape is not None:
+                start, stop = arrays.span(rank)
+                held = np.asarray(hdf5.trusted_dataset(file, f"{OWN}{name}", path)[start:stop])
+                expected = next(p.sha256 for p in meta.parts if (p.dataset, p.start, p.stop) == (f"{OWN}{name}", start, stop))
+                if _digest(held) != expected:
+                    raise _damaged(path, f"the checksum of {OWN + name!r}[{start}:{stop}] is wrong")
+                found[name] = held.reshape(shape)
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file; what goes wrong with it is told apart into what is damaged and what cannot be read now."""
+    if not path.is_file():
+        raise CheckpointError("there is no such file", where=str(path), remedy="check the path")
     try:
-        with hdf5.open_file(path) as file:
-            if "meta" not in file.attrs:
-                raise CheckpointError("is not a checkpoint of mpidl, or was never finished", where=str(path), remedy=damaged)
-            encoded = np.asarray(file.attrs["meta"]).tobytes()
-            if hashlib.sha256(encoded).hexdigest() != file.attrs["meta_sha256"]:
-                raise CheckpointError("the checksum of its metadata is wrong", where=str(path), remedy=damaged)
-            meta = msgspec.json.decode(encoded, type=Meta)
-            if meta.version != VERSION:
-                raise CheckpointError(
-                    f"has version {meta.version}, this mpidl reads version {VERSION}",
-                    where=str(path),
-                    remedy="use that mpidl",
-                )
-            buffers = {name: hdf5.trusted_dataset(file, name, path)[...] for name in file}
-    except (OSError, msgspec.MsgspecError) as error:
-        raise CheckpointError(f"cannot be read: {error}", where=str(path), remedy=damaged) from error
-    _verify(path, meta, buffers)
-    return Checkpoint(path, meta, buffers)
+        with reading(path), hdf5.open_file(path) as file:
+            yield file
+    except UnreadableError as error:
+        wait = "nothing says that it is damaged: try again, or name an earlier one with --resume-from FILE"
+        remedy = f"{error.remedy}; {wait}"
+        raise CheckpointError(f"cannot be read now: {error.what}", where=str(path), remedy=remedy) from error
+    except (DataError, msgspec.MsgspecError, ValueError, TypeError) as error:
+        raise _damaged(path, getattr(error, "what", str(error))) from error
 
 
-def _verify(path: Path, meta: Meta, buffers: Buffers) -> None:
-    covered = dict.fromkeys(buffers, 0)
+def _damaged(path: Path, what: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(what, where=str(path), remedy=DAMAGED)
+
+
+def _read_meta(file: Any, path: Path) -> Meta:
+    if "meta" not in file.attrs or "meta_sha256" not in file.attrs:
+        raise _damaged(path, "is not a checkpoint of mpidl, or was never finished")
+    encoded = np.asarray(file.attrs["meta"]).tobytes()
+    if hashlib.sha256(encoded).hexdigest() != file.attrs["meta_sha256"]:
+        raise _damaged(path, "the checksum of its metadata is wrong")
+    version = msgspec.json.decode(encoded, type=_Version).version
+    if version not in READABLE:
+        raise CheckpointError(
+            f"has version {version}, this mpidl reads versions up to {VERSION}",
+            where=str(path),
+            remedy="use the mpidl that wrote it, or name an earlier checkpoint with --resume-from FILE",
+        )
+    return msgspec.json.decode(encoded, type=Meta)
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+def _verify(path: Path, meta: Meta, buffers: Buffers, streamed: dict[str, Any]) -> None:
+    """Raise DamagedCheckpoint unless the checksums cover all data and agree. streamed: datasets that are not in memory."""
+    every: dict[str, Any] = buffers | streamed
+    covered = dict.fromkeys(every, 0)
     for part in meta.parts:
-        if part.dataset not in buffers or _digest(buffers[part.dataset][part.start : part.stop]) != part.sha256:
-            raise CheckpointError(
-                f"the checksum of {part.dataset!r}[{part.start}:{part.stop}] is wrong",
-                where=str(path),
-                remedy="the file is damaged: use an earlier checkpoint",
-            )
+        if part.dataset not in every or _digest_part(every[part.dataset], part) != part.sha256:
+            raise _damaged(path, f"the checksum of {part.dataset!r}[{part.start}:{part.stop}] is wrong")
         covered[part.dataset] += part.stop - part.start
-    if any(covered[name] != array.size for name, array in buffers.items()):
-        raise CheckpointError("its checksums do not cover its data", where=str(path), remedy="use an earlier checkpoint")
+    if any(covered[name] != array.size for name, array in every.items()):
+        raise _damaged(path, "its checksums do not cover its data")
+
+
+def _digest_part(array: Any, part: Part) -> str:
+    """Of an array, or of a dataset piece by piece."""
+    digest = hashlib.sha256()
+    step = max(1, READ_BYTES // array.dtype.itemsize)
+    for at in range(part.start, part.stop, step):
+        piece = np.ascontiguousarray(array[at : min(at + step, part.stop)])
+        digest.update(piece.view(np.uint8))
+    return digest.hexdigest()
 
 
 def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint:
-    """The newest checkpoint that is intact; damaged ones are passed over with a warning. Raises CheckpointError if none is."""
+    """The newest checkpoint that is intact.
+
+    A damaged one is passed over, with a warning that says how many steps are lost. One that cannot be read now (locked, no
+    permission, an I/O error, a newer format) is not: its CheckpointError is raised, since an earlier one would silently throw
+    work away. Raises CheckpointError if there is none.
+    """
+    damaged: list[DamagedCheckpoint] = []
     for path in list_checkpoints(folder):
         try:
-            return read(path)
-        except MpidlError as error:
-            warn(f"passing over {path}: {error.what}")
+            found = read(path)
+        except DamagedCheckpoint as error:
+            damaged.append(error)
+            continue
+        if damaged:
+            lost = step_in_name(damaged[0].where) - found.meta.step
+            warn("\n".join(f"WARNING: passing over {each.where}: {each.what}" for each in damaged))
+            warn(f"WARNING: {lost} step(s) are lost: the newest intact checkpoint is that of step {found.meta.step}")
+        return found
+    for each in damaged:
+        warn(f"WARNING: passing over {each.where}: {each.what}")
     raise CheckpointError("no usable checkpoint found", where=str(folder), remedy="train without --resume")
 
 
-def load_for(context: Context, find: Callable[[], Checkpoint], doing: str) -> Checkpoint:
-    """Rank 0 finds, reads and verifies a checkpoint; every rank gets it. Collective."""
+def set_aside_later(folder: Path, loaded: Path, step: int, warn: Callable[[str], None]) -> None:
+    """Rename checkpoints of later steps than the one that a run goes on from: they are damaged, or belong to another course.
+
+    Left where they are they would count as the newest ones, and what this run writes would be dropped in their favour.
+    """
+    for path in list_checkpoints(folder):
+        if step_in_name(path) > step and path != loaded:
+            aside = path.with_name(path.name + ".superseded")
+            path.replace(aside)
+            warn(f"keeping {path.name} as {aside.name}: the run goes on from step {step}")
+
+
+def load_for(context: Context, find: Callable[[], Checkpoint], doing: str, *, own: bool = False) -> Checkpoint:
+    """Rank 0 finds, reads and verifies a checkpoint; every rank gets it. Collective.
+
+    own: also each rank's own run state, where the checkpoint is of as many ranks.
+    """
     loaded: Checkpoint | None = None
     with context.together(doing):
         if context.is_root:
             loaded = find()
     head = context.broadcast(
-        (loaded.path, loaded.meta, {k: (v.size, v.dtype) for k, v in loaded.buffers.items()}) if loaded else None
+        (loaded.path, loaded.meta, loaded.state.shared, {k: (v.size, v.dtype) for k, v in loaded.buffers.items()})
+        if loaded
+        else None
     )
     assert head is not None
-    path, meta, shapes = head
+    path, meta, shared, shapes = head
     buffers = loaded.buffers if loaded else {name: np.empty(size, dtype) for name, (size, dtype) in shapes.items()}
     for array in buffers.values():
         context.comm.Bcast(array, root=0)
-    return Checkpoint(path, meta, buffers)
+    state = RunState(shared)
+    if own and meta.ranks == context.size:
+        with context.together(doing):
+            state.own = read_own(path, meta, context.rank)
+    return Checkpoint(path, meta, buffers, state)

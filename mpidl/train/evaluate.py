@@ -12,6 +12,7 @@ from mpidl.data.reader import Reader
 from mpidl.data.sampler import contiguous_batches
 from mpidl.data.validate import check_values
 from mpidl.nn import Model, SoftmaxCrossEntropy
+from mpidl.optim import RunState
 from mpidl.train.inputs import Inputs
 
 
@@ -36,6 +37,17 @@ class EpochAverage:
         seen = before + count
         total_loss = (self.seen.loss * before if before else 0.0) + loss
         self.seen = Evaluation(total_loss / seen, (self.seen.accuracy * before + correct) / seen, seen)
+
+    def state(self) -> RunState:
+        """The sums so far."""
+        state = RunState()
+        state.set_numbers(own=True, loss=self.seen.loss, accuracy=self.seen.accuracy, samples=self.seen.samples)
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        """Go on with saved sums."""
+        loss, accuracy = state.take_number("loss", math.nan), state.take_number("accuracy", 0.0)
+        self.seen = Evaluation(loss, accuracy, int(state.take_number("samples", 0)))
 
 
 def evaluate(

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from mpidl.backend import Array
 from mpidl.comm.context import Context
 from mpidl.errors import CheckpointError, ConfigError, NumericsError
 from mpidl.nn import Model
-from mpidl.optim import LossScaler, Optimizer
+from mpidl.optim import Optimizer, RunState, Stateful
 from mpidl.sync import Strategy
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.config import Config
 from mpidl.train.evaluate import Evaluation
 from mpidl.train.inputs import InputSpec
+
+_NOTHING = np.empty(0)
 
 
 @dataclass
@@ -31,7 +34,10 @@ class Position:
 
 
 class Saver:
-    """Checkpoints of one run. saved: the newest one; saved_step: its step. Its methods are collective."""
+    """Checkpoints of one run. saved: the newest one; saved_step: its step. Its methods are collective.
+
+    more: what has a state to save besides the strategy, by name.
+    """
 
     def __init__(
         self,
@@ -40,12 +46,13 @@ class Saver:
         spec: InputSpec,
         model: Model,
         optimizer: Optimizer,
-        scaler: LossScaler,
         strategy: Strategy,
+        more: dict[str, Stateful],
         say: Callable[[str], None],
     ) -> None:
         self.config, self.context, self.spec, self.model, self.optimizer = config, context, spec, model, optimizer
-        self.scaler, self.strategy, self.say = scaler, strategy, say
+        self.strategy, self.say = strategy, say
+        self.stateful: dict[str, Stateful] = {"strategy": strategy, **more}
         self.output = Path(config.train.output)
         self.folder = self.output / "checkpoints"
         self.saved: Path | None = None
@@ -75,23 +82,64 @@ class Saver:
         text = msgspec.json.format(msgspec.json.encode(self.config), indent=2)
         (self.output / "config.json").write_bytes(text + b"\n")
 
-    def restore(self) -> Position:
-        """Fill model and optimizer from the newest intact checkpoint."""
-        saved = ckpt.load_for(self.context, lambda: ckpt.load_latest(self.folder, self.say), "resuming")
+    def restore(self, file: Path | None = None) -> tuple[Position, RunState]:
+        """Fill model and optimizer from the newest intact checkpoint, or from `file`. The state is for `load_state`."""
+
+        def find() -> ckpt.Checkpoint:
+            return ckpt.read(file) if file is not None else ckpt.load_latest(self.folder, self.say)
+
+        saved = ckpt.load_for(self.context, find, "resuming", own=True)
         meta = saved.meta
         self._check(saved)
+        self.context.on_root(
+            lambda: ckpt.set_aside_later(self.folder, saved.path, meta.step, self.say), f"looking into {self.folder}"
+        )
         self.strategy.load_values(self.model.ops.to_device(saved.buffers["parameters"]))
         for name, array in self.optimizer.state.items():
             self.strategy.take(saved.buffers[f"optimizer.{name}"], array)
         if self.model.parameters.state.size:
             self.model.parameters.state[...] = self.model.ops.to_device(saved.buffers["state"])
-        self.scaler.scale = meta.loss_scale
         self.saved, self.saved_step = saved.path, meta.step
         self.say(f"resuming at step {meta.step} (epoch {meta.epoch + 1}) from {saved.path}")
         last = None
         if "accuracy" in meta.metrics:
             last = Evaluation(meta.metrics["loss"], meta.metrics["accuracy"], int(meta.metrics["samples"]))
-        return Position(meta.step, meta.best_accuracy, last)
+        return Position(meta.step, meta.best_accuracy, last), self._usable(saved)
+
+    def _usable(self, saved: ckpt.Checkpoint) -> RunState:
+        """The state without what belongs to another strategy, compressor or number of ranks; says what that is."""
+        meta, state, sync = saved.meta, saved.state, self.config.sync
+        before = {"strategy": "allreduce", "compression": "none"} | meta.config.get("sync", {})
+        if before["strategy"] != sync.strategy:
+            self._say_dropped(state.take_section("strategy"), f"the run had the strategy {before['strategy']!r}")
+        elif before["compression"] != sync.compression:
+            self._say_dropped(state.take_section("strategy.compression"), f"compression was {before['compression']!r}")
+        if meta.ranks != self.context.size:
+            lost = {name: arrays for name, arrays in meta.own.items() if name not in state.shared}
+            self._say_dropped(
+                RunState(own=dict.fromkeys(lost, _NOTHING)),
+                f"each of {meta.ranks} ranks had its own, now there are {self.context.size}",
+            )
+        return state
+
+    def _say_dropped(self, state: RunState, why: str) -> None:
+        names = dict.fromkeys(name.split(":")[0] for name in state.names())
+        if names:
+            self.say(f"not used from the checkpoint: {', '.join(names)} ({why})")
+
+    def state(self) -> RunState:
+        """All that a resumed run needs besides the buffers, to go on bit for bit. Before `settle` (see Strategy.state)."""
+        state = RunState()
+        for name, part in self.stateful.items():
+            state.add(name, part.state())
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        """Go on from what `state` returned, once the strategy has begun."""
+        for name, part in self.stateful.items():
+            section = state.take_section(name)
+            part.load_state(section)
+            self._say_dropped(section, "the run has other buckets or settings now")
 
     def _check(self, saved: ckpt.Checkpoint) -> None:
         meta = saved.meta
@@ -135,8 +183,8 @@ class Saver:
         state = self.model.parameters.state
         return own | ({"state": state} if state.size else {})
 
-    def save(self, position: Position, steps: int) -> None:
-        """Write a checkpoint; steps: of one epoch."""
+    def save(self, position: Position, steps: int, state: RunState) -> None:
+        """Write a checkpoint; steps: of one epoch; state: from before the strategy settled."""
         parameters, step, last = self.model.parameters, position.step, position.last
         values = self.strategy.values()
         broken = parameters.first_nonfinite(values)
@@ -161,11 +209,12 @@ class Saver:
             parameters=self._layout(),
             metrics=asdict(last) if last else {},
             best_accuracy=position.best_accuracy,
-            loss_scale=self.scaler.scale,
         )
         every = {"parameters": values} | self._buffers()
         buffers = {name: self.model.ops.to_host(array) for name, array in every.items()}
-        self.saved = ckpt.save(self.folder, meta, buffers, self.context, keep=self.config.checkpoint.keep, best=best)
+        self.saved = ckpt.save(
+            self.folder, meta, buffers, self.context, keep=self.config.checkpoint.keep, best=best, state=state
+        )
         self.saved_step = step
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.collectives import Group, all_reduce
 from mpidl.comm.context import Context
 from mpidl.nn import BatchNorm, Model
+from mpidl.optim import RunState
 
 
 class SharedState:
@@ -26,6 +28,18 @@ class SharedState:
     def begin(self, step: int, index: int, count: int) -> None:
         """Before micro-batch `index` of this rank's `count` in a step."""
         self.model.runtime.step, self.model.runtime.part = step, self.context.rank * count + index
+
+    def state(self) -> RunState:
+        """This rank's running statistics where they differ, copied: `settle` changes them."""
+        if self.group is None or not self.apart:
+            return RunState()
+        return RunState(own={"statistics": np.array(self.model.ops.to_host(self.model.parameters.state))})
+
+    def load_state(self, state: RunState) -> None:
+        """Go on with saved statistics."""
+        saved = state.take("statistics")
+        if saved is not None and self.apart:
+            self.model.parameters.state[...] = self.model.ops.to_device(saved)
 
     def settle(self) -> None:
         """Before state is used or saved: the mean of the ranks' running statistics where they differ. Collective."""

@@ -20,7 +20,7 @@ from mpidl.models.weights import load_weights
 from mpidl.nn import SoftmaxCrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
 from mpidl.observe.progress import Progress
-from mpidl.optim import LearningRate, LossScaler, Parameters, clip_by_global_norm
+from mpidl.optim import LearningRate, LossScaler, Parameters, RunState, Stateful, clip_by_global_norm
 from mpidl.sync import StepScalars
 from mpidl.train.build import Surroundings, build_model, check_strategy, make_optimizer, make_strategy, workers
 from mpidl.train.config import Config, scaled_rate
@@ -111,19 +111,33 @@ class Trainer:
             optim.gamma,
         )
         self.at = Position()
-        self.saver = Saver(config, context, self.spec, self.model, self.optimizer, self.scaler, self.strategy, say)
         self._error: Exception | None = None  # of this rank, until the ranks meet
         self._average = EpochAverage()
+        more: dict[str, Stateful] = {
+            "scaler": self.scaler,
+            "statistics": self.gradients.shared,
+            "average": self._average,
+        }
+        self.saver = Saver(config, context, self.spec, self.model, self.optimizer, self.strategy, more, say)
         self.worked = Work()
 
     # --- start and end ---
-    def prepare(self, *, resume: bool = False, auto_resume: bool = False, overwrite: bool = False) -> None:
+    def prepare(
+        self,
+        *,
+        resume: bool = False,
+        auto_resume: bool = False,
+        resume_from: Path | None = None,
+        overwrite: bool = False,
+    ) -> None:
         """Start from fresh parameters, or from the newest intact checkpoint. Collective.
 
-        auto_resume: resume if the output folder has a checkpoint; overwrite: throw away what is there.
+        auto_resume: resume if the output folder has a checkpoint; resume_from: from this file; overwrite: throw away what is
+        there.
         """
-        if resume or (auto_resume and self.saver.exists()):
-            self.at = self.saver.restore()
+        state: RunState | None = None
+        if resume or resume_from is not None or (auto_resume and self.saver.exists()):
+            self.at, state = self.saver.restore(resume_from)
         else:
             self.saver.claim(overwrite)
             self.strategy.initialise(self.config.train.seed)
@@ -132,6 +146,8 @@ class Trainer:
                     load_weights(self.model, self.config.model.weights)
         self.optimizer.count = self.at.step
         self.strategy.begin()
+        if state is not None:
+            self.saver.load_state(state)
 
     # --- the loop ---
     def run(self, *, quiet: bool = False) -> Result:
@@ -153,13 +169,15 @@ class Trainer:
             while self.at.step < total and not stopped:
                 stopped = self._epoch(self.at.step // steps, self.at.step % steps, total, request, metrics, progress)
                 whole_epoch = self.at.step % steps == 0
+                # within an epoch a resumed run goes on from the replicas as they are, not from their mean
+                state = None if whole_epoch else self.saver.state()
                 stopped = bool(self._settle().stop) or stopped
                 if whole_epoch:
                     self.strategy.end_epoch()
                 if self.test is not None and (whole_epoch or self.at.step == total) and not stopped:
                     self._evaluate(metrics, progress)
                 if self.at.step != self.saver.saved_step:
-                    self._save()
+                    self._save(state)
         finally:
             request.release()
             self.loader.close()
@@ -199,7 +217,7 @@ class Trainer:
                 return True
             every = self.config.checkpoint.every_steps
             if every and self.at.step % every == 0 and self.at.step % self.loader.steps:
-                self._save()
+                self._save_within()
         return False
 
     def _train_step(self, batches: Any, request: StopRequest, progress: Progress, metrics: MetricsLog | None) -> StepScalars:
@@ -288,9 +306,18 @@ class Trainer:
             f"test loss {self.at.last.loss:.4f}"
         )
 
-    def _save(self) -> None:
+    def _save(self, state: RunState | None = None) -> None:
+        """state: from before the strategy settled, if it has."""
+        state = state or self.saver.state()
         self._settle()
-        self.saver.save(self.at, self.loader.steps)
+        self.saver.save(self.at, self.loader.steps, state)
+
+    def _save_within(self) -> None:
+        """A checkpoint within an epoch leaves the replicas as they are: when one is written changes no result."""
+        apart, state = self.strategy.apart or self.gradients.shared.apart, self.saver.state()
+        self._save(state)
+        if apart:
+            self.saver.load_state(state)
 
     def _result(self, seconds: float, samples: int, stopped: bool) -> Result:
         final = self.at.last or self._average.seen

@@ -178,6 +178,11 @@ def test_a_damaged_checkpoint_is_passed_over(run_folder: Path) -> None:
         file.write(bytes([byte[0] ^ 1]))
     resumed = train(run_folder, 2, "--resume")
     assert resumed.status == 0 and "passing over" in resumed.err and f"from {older}" in resumed.err
+    assert "21 step(s) are lost" in resumed.err
+    named = train(run_folder, 2, "--resume-from", str(older))
+    assert named.status == 0 and "resuming at step 21" in named.err and "superseded" in named.err
+    assert [path.name for path in ckpt.list_checkpoints(older.parent)] == ["step-00000063.h5", "step-00000042.h5"]
+    losses(run_folder)
 
 
 def test_a_shared_file_through_mpio(run_folder: Path) -> None:

@@ -1,0 +1,159 @@
+"""A run that is stopped and resumed equals one that never stopped, bit for bit, for all deterministic strategies."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpidl.data.importers import Source
+from mpidl.data.writer import WriteOptions, write_dataset
+from mpidl.observe.metrics import read_metrics
+from mpidl.train import checkpoint as ckpt
+from mpidl.train.config import build_config
+from mpidl.train.trainer import Trainer
+
+pytestmark = pytest.mark.mpi
+SAMPLES, BATCH, EPOCH = 250, 12, 21  # the last batch of an epoch has 10 samples
+STOP = 30  # in the middle of the second epoch, and of a period between averages
+TREES: dict[str, dict[str, Any]] = {
+    "allreduce": {},
+    "adam": {"optim": {"name": "adam", "lr": 0.003}},
+    "buckets": {"sync": {"overlap": "layers", "bucket_mib": 0.001, "noise_scale": True}},
+    "no error feedback": {"sync": {"compression": "int8", "error_feedback": False}},
+    "zero 1": {"sync": {"strategy": "zero", "zero": {"stage": 1}}},
+    "zero 2": {"sync": {"strategy": "zero", "zero": {"stage": 2}}},
+    "zero 3": {"sync": {"strategy": "zero", "zero": {"stage": 3}, "bucket_mib": 0.001}},
+    "local": {"sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4}}},
+    "post-local": {"sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4, "start_epoch": 0.5}}},
+    "slow momentum": {"sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4, "slow_momentum": 0.5}}},
+    "gossip": {"sync": {"strategy": "gossip", "gossip": {"period": 2}}},
+    "random gossip": {"sync": {"strategy": "gossip", "gossip": {"graph": "random"}}},
+    "push-sum": {"sync": {"strategy": "gossip", "gossip": {"graph": "random", "mode": "push_sum"}}},
+    "batch norm of each rank": {
+        "sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4}},
+        "model": {"name": "resnet", "options": {"size": "tiny", "synchronised": False}},
+    },
+    "dropout": {"model": {"name": "vit", "options": {"size": "tiny", "dropout": 0.2}}},
+} | {
+    name: {"sync": {"compression": name, "topk_ratio": 0.05, "bucket_mib": 0.002, "overlap": "layers"}}
+    for name in ("fp16", "bf16", "int8", "sign", "topk", "powersgd")
+}
+REPLICAS = ["local", "post-local", "slow momentum", "gossip", "push-sum", "batch norm of each rank"]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Images of 8 x 8 bytes with 4 classes, in a folder that all ranks see."""
+    from mpidl.comm.context import init
+
+    context = init()
+    made = Path(context.on_root(tempfile.mkdtemp, "making a folder"))
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.integers(0, 120, (SAMPLES, 8, 8), np.uint8), "label": rng.integers(0, 4, SAMPLES)}
+    arrays["image"][:, :4, :4] += (arrays["label"] * 20).astype(np.uint8)[:, None, None]
+    source = Source(SAMPLES, lambda low, high: {name: array[low:high] for name, array in arrays.items()})
+    write_dataset(source, made / "data", WriteOptions(3), context, lambda count: None)
+    yield made
+    context.barrier()
+    if context.is_root:
+        shutil.rmtree(made)
+
+
+def train(context: Any, folder: Path, name: str, output: str, *, resume: bool = False, **settings: Any) -> list[str]:
+    """Train, and return what rank 0 was told."""
+    tree: dict[str, Any] = {
+        "data": {"train": f"{folder}/data", "test": f"{folder}/data"},
+        "model": {"name": "mlp", "options": {"hidden": [24]}},
+        "optim": {"lr": 0.02},
+    } | TREES[name]
+    tree["train"] = {"epochs": 2, "global_batch": BATCH, "output": f"{folder}/{output}", "log_every": 1}
+    for key, value in settings.items():
+        section, _, option = key.partition("_")
+        tree[section] = tree.get(section, {}) | {option: value}
+    said: list[str] = []
+    trainer = Trainer(build_config(tree, "test"), context, say=said.append)
+    trainer.prepare(resume=resume, overwrite=not resume)
+    trainer.run(quiet=True)
+    trainer.strategy.parameters.ops.synchronize()
+    return said
+
+
+def assert_equal(context: Any, folder: Path, first: str, second: str) -> None:
+    """Same parameters, optimizer, run state of all ranks, and losses of all steps."""
+    with context.together("comparing"):
+        ends = [ckpt.read(ckpt.list_checkpoints(folder / name / "checkpoints")[0]) for name in (first, second)]
+        assert ends[0].meta.step == ends[1].meta.step == 2 * EPOCH
+        pairs = [(ends[0].buffers, ends[1].buffers), (ends[0].state.shared, ends[1].state.shared)]
+        own = [ckpt.read_own(end.path, end.meta, context.rank) for end in ends]
+        for a, b in (*pairs, (own[0], own[1])):
+            assert a.keys() == b.keys()
+            for key in a:
+                np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+        steps = [
+            [(r["step"], r["loss"]) for r in read_metrics(folder / name / "metrics.jsonl") if r["kind"] == "step"]
+            for name in (first, second)
+        ]
+        assert steps[0] == steps[1] and len(steps[0]) == 2 * EPOCH
+
+
+def skip_unless(context: Any, *sizes: int) -> None:
+    if context.size not in sizes:
+        pytest.skip(f"for {sizes} ranks")
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_resumed_equals_straight(context: Any, folder: Path, name: str) -> None:
+    skip_unless(context, 2, 3)
+    train(context, folder, name, "straight")
+    train(context, folder, name, "halves", train_max_steps=STOP)
+    said = train(context, folder, name, "halves", resume=True)
+    assert not context.is_root or any(f"resuming at step {STOP}" in text for text in said)
+    assert not any("not used" in text for text in said), said
+    assert_equal(context, folder, "straight", "halves")
+
+
+def test_a_synchronous_server_is_resumed_at_the_end_of_an_epoch(context: Any, folder: Path) -> None:
+    """Two workers: sums of two do not depend on who comes first."""
+    skip_unless(context, 3)
+    TREES["server"] = {"sync": {"strategy": "parameter_server", "parameter_server": {"staleness": 0}}}
+    train(context, folder, "server", "straight")
+    train(context, folder, "server", "halves", train_max_steps=EPOCH)
+    train(context, folder, "server", "halves", resume=True)
+    with context.together("comparing"):
+        ends = [ckpt.read(ckpt.list_checkpoints(folder / one / "checkpoints")[0]) for one in ("straight", "halves")]
+        for key in ends[0].buffers:
+            np.testing.assert_array_equal(ends[0].buffers[key], ends[1].buffers[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", REPLICAS)
+def test_when_checkpoints_are_written_changes_no_result(context: Any, folder: Path, name: str) -> None:
+    """Replicas are averaged for the file, and go on as they were."""
+    skip_unless(context, 3)
+    train(context, folder, name, "rare")
+    train(context, folder, name, "frequent", checkpoint_every_steps=7)
+    assert_equal(context, folder, "rare", "frequent")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("topk", "strategy.compression.residual"), ("push-sum", "strategy.weight"), ("slow momentum", "ranks")]
+)
+def test_other_ranks_keep_what_has_meaning(context: Any, folder: Path, name: str, words: str) -> None:
+    """Stopped on one rank less than it is resumed on."""
+    from mpidl.comm.context import init
+    from mpidl.comm.mpi import load
+
+    skip_unless(context, 3, 4)
+    small = context.comm.Split(0 if context.rank < context.size - 1 else load().UNDEFINED, context.rank)
+    if small != load().COMM_NULL:
+        train(init(small), folder, name, "other", train_max_steps=STOP)
+    context.barrier()
+    said = train(context, folder, name, "other", resume=True)
+    if context.is_root:
+        assert any("not used" in text and words in text for text in said), said
+        assert ckpt.list_checkpoints(folder / "other" / "checkpoints")[0].name == f"step-{2 * EPOCH:08d}.h5"
