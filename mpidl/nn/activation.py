@@ -92,11 +92,13 @@ class Dropout(Layer):
         if not train or self.rate == 0:
             return x, lambda dy: dy
         y = self.space.get("y", x.shape, x.dtype)
-        key = (1 - self.rate, self.runtime.drawn(self.ops), self.number * PARTS)
-        self.ops.dropout(x, y, *key)
+        self._drop(x, y)
 
         def backward(dy: Array) -> Array:
-            self.ops.dropout(dy, dy, *key)
+            self._drop(dy, dy)
             return dy
 
         return y, backward
+
+    def _drop(self, x: Array, out: Array) -> None:
+        self.ops.dropout(x, out, 1 - self.rate, self.runtime.drawn(self.ops), self.number * PARTS)

@@ -229,9 +229,7 @@ class Recompute(Composite):
     def bind(self, ops: Ops, parameters: FlatParameters, runtime: Runtime) -> None:
         super().bind(ops, parameters, runtime)
         for layer in self.parts[0][1].walk():
-            path = layer.name[len(self.name) :]
-            layer.space = parameters.shared_spaces.setdefault(f"{layer.kind}{path}", layer.space)
-        self.shared = parameters.shared_spaces.setdefault("", ops.workspace())
+            layer.memory = f"recomputed {layer.kind}{layer.name[len(self.name) :]}"
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         body = self.parts[0][1]
@@ -240,7 +238,9 @@ class Recompute(Composite):
         y[...] = output
 
         def backward(dy: Array) -> Array | None:
-            kept = self.shared.get("dy", dy.shape, dy.dtype)  # dy may lie in the memory that the body is about to use
+            kept = self.runtime.activations.space("recomputed").get(
+                "dy", dy.shape, dy.dtype
+            )  # dy may lie in the memory that the body is about to use
             kept[...] = dy
             self.runtime.recomputing = True
             try:

@@ -13,6 +13,7 @@ class Embedding(Layer):
 
     kind = "embedding"
     capturable = True
+    takes_ids = True
 
     def __init__(self, rows: int, width: int, *, positions: bool = False) -> None:
         super().__init__()

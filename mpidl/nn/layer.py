@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend import Array, Ops, Workspace
-from mpidl.errors import ShapeError
+from mpidl.errors import ConfigError, ShapeError
+from mpidl.nn.activations import Activations, MaskKey
 from mpidl.nn.parameters import FlatParameters, ParameterSpec
 
 Shape = tuple[int, ...]
@@ -27,33 +29,45 @@ class Runtime:
 
     seed, step, part: key of random masks; part numbers the micro-batches of a step over all ranks, so that masks do not depend
     on the number of ranks. reduce: sums a float64 host array (n,) over the ranks, in place; None on one rank. recomputing:
-    a forward pass is done again for its gradients, so running statistics stay as they are.
+    a forward pass is done again for its gradients, so running statistics stay as they are. activations: of the pass that is
+    going on; model: whose layers these are.
     """
 
+    activations: Activations
     seed: int = 0
     step: int = 0
     part: int = 0
     reduce: Callable[[NDArray[Any]], None] | None = None
     recomputing: bool = False
+    model: weakref.ref[Any] | None = None
     _drawn: Array = None
-    _written: tuple[int, int, int] | None = None
+    _written: MaskKey | None = None
+
+    @property
+    def key(self) -> MaskKey:
+        """seed, step and part."""
+        return self.seed, self.step, self.part
+
+    @key.setter
+    def key(self, value: MaskKey) -> None:
+        self.seed, self.step, self.part = value
 
     def drawn(self, ops: Ops) -> Array:
         """seed, step and part where kernels read them: (3,) int64, always the same memory."""
         if self._drawn is None:
             self._drawn = ops.xp.zeros(3, np.int64)
-        now = (self.seed, self.step, self.part)
-        if now != self._written:
-            self._drawn[...], self._written = ops.to_device(np.array(now, np.int64)), now
+        if self.key != self._written:
+            self._drawn[...], self._written = ops.to_device(np.array(self.key, np.int64)), self.key
         return self._drawn
 
 
 class Layer(ABC):
-    """A layer. `name` is unique in a model; `needs_input_gradient` is False for the first layer of a model."""
+    """A layer at one place of one model. `name` is unique in a model; `needs_input_gradient` is False for its first layer."""
 
     kind: str
     has_relu = False  # whether the output went through a ReLU
     synchronises = False  # whether a training pass waits for the other ranks
+    takes_ids = False  # whether the inputs are whole numbers: rows of a table
     capturable = False  # whether passes only launch kernels of the table and products, with the same arguments every time
 
     def __init__(self) -> None:
@@ -62,7 +76,7 @@ class Layer(ABC):
         self.runtime: Runtime
         self.needs_input_gradient = True
         self.ops: Ops
-        self.space: Workspace
+        self.memory = self.kind  # the name of its workspace in the memory of a pass
         self.parameters: FlatParameters
 
     @abstractmethod
@@ -74,8 +88,24 @@ class Layer(ABC):
         return []
 
     def bind(self, ops: Ops, parameters: FlatParameters, runtime: Runtime) -> None:
-        """Receive the backend and the flat buffer that holds the declared parameters under `<layer name>.<name>`."""
-        self.ops, self.parameters, self.runtime, self.space = ops, parameters, runtime, ops.workspace()
+        """Receive the backend and the flat buffer that holds the declared parameters under `<layer name>.<name>`.
+
+        Raises ConfigError for a layer that stands somewhere already: its names and activations would be those of both places.
+        """
+        before: Runtime | None = getattr(self, "runtime", None)
+        if before is not None and (before is runtime or (before.model is not None and before.model() is not None)):
+            raise ConfigError(
+                f"this {type(self).__name__} object stands at two places "
+                + ("of the model" if before is runtime else "of two models"),
+                where=f"layer {self.name}",
+                remedy="make an object for each place: [Dense(8), ReLU(), Dense(8), ReLU()]",
+            )
+        self.ops, self.parameters, self.runtime, self.memory = ops, parameters, runtime, self.name
+
+    @property
+    def space(self) -> Workspace:
+        """Arrays of this layer in the memory of the pass that is going on: used again in every step."""
+        return self.runtime.activations.space(self.memory)
 
     def children(self) -> list[tuple[str, Layer]]:
         """Layers inside this one, with their names in it."""

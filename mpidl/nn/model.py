@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from numpy.typing import DTypeLike
 
 from mpidl.backend import Array, Ops
 from mpidl.errors import BackendError, ShapeError
+from mpidl.nn.activations import ActivationPool
 from mpidl.nn.layer import Backward, Layer, Runtime, Shape
 from mpidl.nn.parameters import FlatParameters, ParameterSpec
 from mpidl.nn.pool import MaxPool2D
@@ -43,7 +45,8 @@ class Model:
         specs: list[ParameterSpec] = []
         shape = self.input_shape
         self.ranges: list[tuple[str, str] | None] = []
-        self.runtime = Runtime()
+        self._passes = ActivationPool(ops)
+        self.runtime = Runtime(self._passes.free[0], model=weakref.ref(self))
         for index, layer in enumerate(self.layers):
             numbers[layer.kind] += 1
             layer.name = f"{layer.kind}{numbers[layer.kind]}"
@@ -61,6 +64,7 @@ class Model:
             layer.bind(ops, self.parameters, self.runtime)
         for number, layer in enumerate(self.walk()):
             layer.number = number
+        self.takes_ids = any(layer.takes_ids for layer in self.walk())
         self.synchronises = any(layer.synchronises for layer in self.walk())
         self.capturable = all(layer.capturable for layer in self.walk())
 
@@ -70,13 +74,21 @@ class Model:
             yield from layer.walk()
 
     def forward(self, x: Array, *, train: bool = False) -> tuple[Array, ModelBackward]:
-        """Output for a batch x (n, *input_shape), and its backward; both valid until the next forward."""
+        """Output for a batch x (n, *input_shape), and its backward.
+
+        x: floats of another dtype, views, and host arrays for a GPU are copied. train: the activations are kept until the
+        backward pass, which can be called once, is over: several passes may be in flight. Otherwise, and afterwards, the
+        next forward pass may overwrite output and activations.
+        """
+        x = self._usable(x)
         if tuple(x.shape[1:]) != self.input_shape:
             raise ShapeError(
                 f"the model takes samples of shape {self.input_shape}, but got {tuple(x.shape[1:])}",
                 remedy="shard the data in the model's shape, or change the model",
             )
         self.parameters.refresh()
+        this = self._passes.begin(self.runtime.key)
+        self.runtime.activations = this.activations
         steps: list[Backward] = []
         windows = self.parameters.windows
         for layer in self.layers:
@@ -84,8 +96,20 @@ class Model:
                 windows.enter(layer.name)
             x, step = layer.forward(x, train=train)
             steps.append(step)
+        if not train:
+            this.release()
 
         def backward(dy: Array, ready: GradientsReady | None = None) -> None:
+            this.begin_backward()
+            before, self.runtime.key = self.runtime.key, this.key
+            self.runtime.activations = this.activations
+            try:
+                propagate(dy, ready)
+            finally:
+                self.runtime.key = before
+                this.release()
+
+        def propagate(dy: Array, ready: GradientsReady | None) -> None:
             gradient: Array | None = dy
             for index in range(len(steps) - 1, -1, -1):
                 if gradient is None:
@@ -99,6 +123,20 @@ class Model:
                     ready(slots[names[0]].start, slots[names[1]].stop)
 
         return x, backward
+
+    def _usable(self, x: Any) -> Array:
+        """`x` as layers take it: on the device, contiguous, of the compute dtype; or int64 for models that take ids."""
+        xp = self.ops.xp
+        if not isinstance(x, xp.ndarray):
+            x = self.ops.to_device(np.asarray(x))
+        wanted = np.dtype(np.int64) if self.takes_ids else self.parameters.compute_dtype
+        if self.takes_ids and x.dtype.kind not in "iu":
+            raise ShapeError(
+                f"the model takes ids (whole numbers), but got {x.dtype}",
+                where=f"layer {self.layers[0].name}",
+                remedy="convert the tokens to int64",
+            )
+        return x if x.dtype == wanted and x.flags.c_contiguous else xp.ascontiguousarray(x, wanted)
 
 
 def _check_dtypes(ops: Ops, dtype: np.dtype[Any], compute: np.dtype[Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mpidl.backend import Array, Ops, Workspace
+from mpidl.backend import Array, Ops
 from mpidl.nn.init import INITIALIZERS
 
 ALIGNMENT = 16  # elements: each float32 parameter starts on a 64-byte line
@@ -112,7 +112,6 @@ class FlatParameters:
         self.compute_dtype = self.dtype if compute_dtype is None else np.dtype(compute_dtype)
         self.slots, self.length = _lay_out([spec for spec in specs if spec.trainable])
         self.state_slots, state_length = _lay_out([spec for spec in specs if not spec.trainable])
-        self.shared_spaces: dict[str, Workspace] = {}  # of layers that are computed again (see mpidl.nn.composite.Recompute)
         self.state: Array = ops.xp.zeros(state_length, self.dtype)
         self.values: Array = ops.xp.zeros(self.length, self.dtype)
         self.message: Array = ops.xp.zeros(self.length + spare, self.dtype)
