@@ -34,6 +34,15 @@ FLAGS = [
 ]
 
 
+def numpy_headers() -> list[str]:
+    """Where NumPy's C headers lie; nowhere without NumPy, and then there is no compiled binder."""
+    try:
+        import numpy
+    except ImportError:
+        return []
+    return [numpy.get_include()]
+
+
 class BuildKernels(build_ext):
     """Compile all sources into one library per level, beside the sources' package."""
 
@@ -69,6 +78,9 @@ class BuildKernels(build_ext):
 
 setup(
     ext_modules=[Extension(f"mpidl._kernels.libmpidl_cpu_{level}", SOURCES, optional=True) for level in LEVELS]
-    + [Extension("mpidl._kernels.fast_shared", ["kernels/python/fast_shared.c"], optional=True)],
+    + [
+        Extension("mpidl._kernels.fast_shared", ["kernels/python/fast_shared.c"], optional=True),
+        Extension("mpidl._kernels.bind", ["kernels/python/bind.c"], include_dirs=numpy_headers(), optional=True),
+    ],
     cmdclass={"build_ext": BuildKernels},
 )

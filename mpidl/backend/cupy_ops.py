@@ -14,6 +14,7 @@ from cupy.cuda import cublas
 from numpy.typing import NDArray
 
 from mpidl.backend import kernels
+from mpidl.backend.binder import Binder
 from mpidl.backend.contract.base import Array, accumulator
 from mpidl.backend.ops import Conv2DGeometry, Ops
 from mpidl.backend.table import KERNELS
@@ -37,6 +38,7 @@ class CupyOps(Ops):
     xp: Any = cp
     column_bytes = 256 << 20
     captures = True
+    largest_head = 256  # attention.cu keeps a head in the registers of a warp
     half_types = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
     def __init__(self, local_rank: int = 0) -> None:
@@ -44,6 +46,7 @@ class CupyOps(Ops):
         cp.cuda.Device(self.device).use()
         self._modules: dict[tuple[str, np.dtype[Any]], Any] = {}
         self._column_memory = self.workspace()
+        self._binders: dict[tuple[str, Any], Binder] = {}
         self._slots: dict[str, list[_Slot]] = {}
         self._copies = cp.cuda.Stream(non_blocking=True)
         self._consumed: Any = None
@@ -60,6 +63,13 @@ class CupyOps(Ops):
 
     def _each(self, family: str, name: str, real: Any, n: int, args: tuple[Any, ...]) -> None:
         """Launch a grid-stride kernel over n elements."""
+        for arg in args:
+            if hasattr(arg, "flags") and not arg.flags.c_contiguous:
+                raise BackendError(
+                    f"the kernel takes contiguous arrays, got shape {arg.shape} with strides {arg.strides}",
+                    where=f"kernel {name}",
+                    remedy="copy it with ascontiguousarray(...)",
+                )
         if n:
             blocks = min(-(-n // BLOCK), MAX_BLOCKS)
             self._kernel(family, name, real)((blocks,), (BLOCK,), args)
@@ -69,7 +79,12 @@ class CupyOps(Ops):
             self._attention_backward(*args)
             return
         kernel = KERNELS[name]
-        dtype = next(arg.dtype for letter, arg in zip(kernel.arguments, args, strict=True) if letter in "ps")
+        reals = (arg for letter, arg in zip(kernel.arguments, args, strict=False) if letter in "ps")
+        dtype = next((arg.dtype for arg in reals if hasattr(arg, "dtype")), np.dtype(np.float32))
+        binder = self._binders.get((name, dtype))
+        if binder is None:
+            binder = self._binders[name, dtype] = Binder(name, kernel, dtype)
+        binder.check(args)
         grid, block = _cover(kernel.launch, args)
         if all(grid):
             scalars: dict[str, Any] = {"n": np.int64, "r": accumulator(dtype).type, "e": np.float64, "f": np.int32}

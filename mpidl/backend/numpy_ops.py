@@ -14,35 +14,24 @@ from numpy.typing import NDArray
 
 from mpidl.backend import kernels
 from mpidl.backend import numpy_fallback as plain
+from mpidl.backend.binder import Binder
 from mpidl.backend.ops import Conv2DGeometry, Ops
 from mpidl.backend.plain import PLAIN
-from mpidl.backend.table import KERNELS, ONLY_CUDA
+from mpidl.backend.table import C_KERNELS, KERNELS, ONLY_CUDA
 from mpidl.errors import BackendError
 
 NDArr = NDArray[Any]
 WINOGRAD_VARIABLE = "MPIDL_WINOGRAD"  # "off": direct convolutions only, slower and more exact
 _SUFFIX: dict[np.dtype[Any], str] = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
-_VOID, _LONG, _DOUBLE, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
-# name -> argument types; every kernel returns 0 or an error code
-_SIGNATURES: dict[str, list[Any]] = {
-    "bias_act": [_VOID] * 2 + [_LONG] * 2 + [_INT],
-    "relu_forward": [_VOID] * 2 + [_LONG],
-    "relu_backward": [_VOID] * 3 + [_LONG],
-    "column_sums": [_VOID] * 2 + [_LONG] * 2,
-    "scale_u8": [_VOID] * 2 + [_LONG] + [_DOUBLE] * 2,
-    "conv2d_forward": [_VOID] * 4 + [_LONG] * 11 + [_INT],
-    "conv2d_backward_input": [_VOID] * 3 + [_LONG] * 11,
-    "conv2d_backward_weights": [_VOID] * 4 + [_LONG] * 11,
-    "maxpool2d_forward": [_VOID] * 2 + [_LONG] * 5,
-    "maxpool2d_backward": [_VOID] * 4 + [_LONG] * 5 + [_INT],
-    "softmax_cross_entropy": [_VOID] * 5 + [_LONG] * 2 + [_DOUBLE] * 2,
-    "gemm": [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 2 + [_VOID] + [_LONG] * 3 + [_INT] * 2,
-    "sgd_step": [_VOID] * 3 + [_LONG] + [_DOUBLE] * 3 + [_INT],
+# argument kinds (see mpidl.backend.table) as C sees them; every kernel returns 0 or an error code
+_C_TYPES = dict.fromkeys("apiuds", ctypes.c_void_p) | {
+    "n": ctypes.c_long,
+    "r": ctypes.c_double,
+    "e": ctypes.c_double,
+    "f": ctypes.c_int,
 }
-_LETTERS = dict.fromkeys("apiuds", _VOID) | {"n": _LONG, "r": _DOUBLE, "e": _DOUBLE, "f": _INT}
-_SIGNATURES |= {
-    name: [_LETTERS[letter] for letter in kernel.arguments] for name, kernel in KERNELS.items() if name not in ONLY_CUDA
-}
+_KERNELS = C_KERNELS | {name: kernel for name, kernel in KERNELS.items() if name not in ONLY_CUDA}
+_settings: tuple[int, bool] | None = None  # threads and Winograd, as the C library has them now
 
 
 class NumpyOps(Ops):
@@ -55,27 +44,43 @@ class NumpyOps(Ops):
         loaded = kernels.load_library() if use_c else None
         self.level = loaded[1] if loaded else "none"
         self._column_memory = self.workspace()
+        self._library = loaded[0] if loaded else None
+        self._settings = threads, os.environ.get(WINOGRAD_VARIABLE, "on") != "off"
         self._c: dict[tuple[str, np.dtype[Any]], Any] = {}
-        if loaded:
-            loaded[0].mpidl_set_threads(threads)
-            loaded[0].mpidl_set_winograd(os.environ.get(WINOGRAD_VARIABLE, "on") != "off")
-            for name, types in _SIGNATURES.items():
+        self._binders: dict[tuple[str, np.dtype[Any]], Binder] = {}
+        if self._library is not None:
+            for name, kernel in _KERNELS.items():
                 for dtype, suffix in _SUFFIX.items():
-                    function = getattr(loaded[0], f"mpidl_{name}_{suffix}")
-                    function.argtypes, function.restype = types, _INT
+                    function = getattr(self._library, f"mpidl_{name}_{suffix}")
+                    function.argtypes, function.restype = [_C_TYPES[kind] for kind in kernel.arguments], ctypes.c_int
                     self._c[name, dtype] = function
 
     def _run(self, name: str, dtype: np.dtype[Any], *args: Any) -> bool:
-        """Call the C kernel; False where there is none for this dtype."""
+        """Check the arguments and call the C kernel; False where there is none for this dtype."""
+        binder = self._binders.get((name, dtype))
+        if binder is None:
+            binder = self._binders[name, dtype] = Binder(name, _KERNELS[name], dtype)
+        bound = binder.pointers(args)
         function = self._c.get((name, dtype))
         if function is None:
             return False
-        if function(*[arg.ctypes.data if isinstance(arg, np.ndarray) else arg for arg in args]):
+        if _settings != self._settings:
+            self._configure()
+        if function(*bound):
             raise BackendError(f"out of memory in kernel {name}", remedy="lower train.global_batch")
         return True
 
+    def _configure(self) -> None:
+        """The C library has one number of threads: that of whoever calls it."""
+        global _settings
+        assert self._library is not None
+        self._library.mpidl_set_threads(self._settings[0])
+        self._library.mpidl_set_winograd(self._settings[1])
+        _settings = self._settings
+
     def launch(self, name: str, *args: Any) -> None:
-        dtype = next(arg.dtype for arg in args if isinstance(arg, np.ndarray) and arg.dtype.kind == "f")
+        reals = (arg.dtype for arg in args if isinstance(arg, np.ndarray) and arg.dtype.kind in "fV")  # V: bfloat16
+        dtype = next(reals, np.dtype(np.float32))
         if not self._run(name, dtype, *args):
             PLAIN[name](*args)
 
@@ -99,6 +104,10 @@ class NumpyOps(Ops):
         self, a: NDArr, b: NDArr, out: NDArr, bias: NDArr | None = None, relu: bool = False, *, accumulate: bool = False
     ) -> None:
         """out = act(a @ b + bias) by our own kernel: unlike those of a BLAS its sums do not depend on the rows or threads."""
+        if a.shape[1] != b.shape[0] or out.shape != (a.shape[0], b.shape[1]):
+            raise BackendError(
+                f"cannot multiply {a.shape} by {b.shape} into {out.shape}", where="matmul", remedy="check the shapes"
+            )
         strides = [stride // array.itemsize for array in (a, b, out) for stride in array.strides]
         (a0, a1, b0, b1, c0, c1), (m, k), n = strides, a.shape, b.shape[1]
         if not self._run("gemm", out.dtype, a, a0, a1, b, b0, b1, out, c0, c1, bias, m, n, k, relu, accumulate):
@@ -107,6 +116,15 @@ class NumpyOps(Ops):
             else:
                 out[...] = a @ b
             plain.bias_act(out, bias, relu)
+
+    def embedding_forward(self, table: NDArr, ids: NDArr, out: NDArr) -> None:
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(table):
+            raise BackendError(
+                f"ids from {int(ids.min())} to {int(ids.max())}, but the table has {len(table)} rows",
+                where="embedding",
+                remedy="give the layer as many rows as there are tokens",
+            )
+        super().embedding_forward(table, ids, out)
 
     def bias_act(self, y: NDArr, bias: NDArr, *, relu: bool) -> None:
         if not self._run("bias_act", y.dtype, y, bias, y.shape[0], y.shape[1], relu):
@@ -156,16 +174,25 @@ class NumpyOps(Ops):
             plain.conv2d_backward_weights(x, dy, dw, db, geometry)
 
     def maxpool2d_forward(self, x: NDArr, out: NDArr, k: int) -> None:
+        _check_tiles(x, out, k)
         if not self._run("maxpool2d_forward", x.dtype, x, out, *x.shape, k):
             plain.maxpool2d_forward(x, out, k)
 
     def maxpool2d_backward(self, dy: NDArr, x: NDArr, y: NDArr, out: NDArr, k: int, *, relu: bool) -> None:
+        _check_tiles(x, dy, k)
+        _check_tiles(x, y, k)
         if not self._run("maxpool2d_backward", x.dtype, dy, x, y, out, *x.shape, k, relu):
             plain.maxpool2d_backward(dy, x, y, out, k, relu)
 
     def softmax_cross_entropy(
         self, logits: NDArr, labels: NDArr, loss: NDArr, dlogits: NDArr, hit: NDArr, scale: float, smoothing: float = 0.0
     ) -> None:
+        if labels.size and int(labels.max()) >= logits.shape[1]:
+            raise BackendError(
+                f"label {int(labels.max())} does not exist: there are {logits.shape[1]} classes",
+                where="softmax_cross_entropy",
+                remedy="number the classes from 0, and give the model as many outputs",
+            )
         args = (logits, labels, loss, dlogits, hit, *logits.shape, scale, smoothing)
         if not self._run("softmax_cross_entropy", logits.dtype, *args):
             plain.softmax_cross_entropy(logits, labels, loss, dlogits, hit, scale, smoothing)
@@ -175,6 +202,14 @@ class NumpyOps(Ops):
     ) -> None:
         if not self._run("sgd_step", p.dtype, p, g, v, p.size, lr, momentum, weight_decay, nesterov):
             plain.sgd_step(p, g, v, lr, momentum, weight_decay, nesterov)
+
+
+def _check_tiles(x: NDArr, tiled: NDArr, k: int) -> None:
+    n, height, width, channels = x.shape
+    if tiled.shape != (n, height // k, width // k, channels):
+        raise BackendError(
+            f"windows of {k} x {k} over {x.shape} do not give {tiled.shape}", where="maxpool2d", remedy="check the shapes"
+        )
 
 
 def _numbers(batch: NDArr, g: Conv2DGeometry) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from mpidl.errors import ConfigError
 
 GRAPHS = ("ring", "torus", "exponential", "random", "complete", "custom")
 Edges = Sequence[Sequence[int]]
+Columns = tuple[dict[int, float], ...]  # receiver -> weight, for each rank
+KEPT = 16  # steps whose weights are kept; periods are no longer, up to 65,536 ranks
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,20 @@ class Graph:
 
     def mixing(self, rank: int, step: int) -> Mixing:
         """What `rank` does in `step`."""
-        column, row = _weights(self, step, rank), [other for other in range(self.size) if _weights(self, step, other).get(rank)]
+        columns = self._columns(step)
+        column, row = columns[rank], [other for other, weights in enumerate(columns) if weights.get(rank)]
         sends = tuple((other, weight) for other, weight in sorted(column.items()) if other != rank)
         return Mixing(column.get(rank, 0.0), sends, tuple(other for other in row if other != rank))
+
+    def _columns(self, step: int) -> Columns:
+        """What becomes of each rank's value in a step."""
+        return _columns(self, step % self.period if self.period else step)
 
     def matrix(self, step: int) -> NDArray[np.float64]:
         """The mixing matrix (size, size) of a step: new = matrix @ old."""
         result = np.zeros((self.size, self.size))
-        for rank in range(self.size):
-            for other, weight in _weights(self, step, rank).items():
+        for rank, weights in enumerate(self._columns(step)):
+            for other, weight in weights.items():
                 result[other, rank] = weight
         return result
 
@@ -91,37 +98,40 @@ class Graph:
         return 1 - matched / 2 - matched / (2 * others)
 
 
-@cache
-def _weights(graph: Graph, step: int, rank: int) -> dict[int, float]:
-    """What becomes of `rank`'s value: receiver -> weight."""
+@lru_cache(KEPT)
+def _columns(graph: Graph, step: int) -> Columns:
+    """What becomes of the ranks' values in a step, below the period for graphs that have one."""
     size = graph.size
     if size == 1:
-        return {0: 1.0}
+        return ({0: 1.0},)
     if graph.kind == "complete":
-        return dict.fromkeys(range(size), 1 / size)
+        return (dict.fromkeys(range(size), 1 / size),) * size
     if graph.kind == "exponential":
-        hop = 1 << step % max(1, graph.period)
-        return {rank: 0.5, (rank + hop) % size: 0.5}
+        return tuple({rank: 0.5, (rank + (1 << step)) % size: 0.5} for rank in range(size))
     if graph.kind == "random":
-        return _directed(graph, step, rank) if graph.directed else _matched(graph, step, rank)
-    neighbours = _neighbours(graph)
-    # Metropolis weights: symmetric whatever the degrees are
-    weights = {other: 1 / (1 + max(len(neighbours[rank]), len(neighbours[other]))) for other in neighbours[rank]}
-    return weights | {rank: 1 - sum(weights.values())}
+        return _directed(graph, step) if graph.directed else _matched(graph, step)
+    found = _neighbours(graph)
+    columns = []
+    for rank, neighbours in enumerate(found):
+        # Metropolis weights: symmetric whatever the degrees are
+        weights = {other: 1 / (1 + max(len(neighbours), len(found[other]))) for other in neighbours}
+        columns.append(weights | {rank: 1 - sum(weights.values())})
+    return tuple(columns)
 
 
-def _directed(graph: Graph, step: int, rank: int) -> dict[int, float]:
+def _directed(graph: Graph, step: int) -> Columns:
     """Each rank pushes half of its value to another that it draws."""
     drawn = np.random.default_rng([graph.seed, step]).integers(1, graph.size, graph.size)
-    return {rank: 0.5, int((rank + drawn[rank]) % graph.size): 0.5}
+    return tuple({rank: 0.5, int((rank + hop) % graph.size): 0.5} for rank, hop in enumerate(drawn))
 
 
-def _matched(graph: Graph, step: int, rank: int) -> dict[int, float]:
+def _matched(graph: Graph, step: int) -> Columns:
     """Disjoint pairs; with an odd number of ranks one of them rests."""
-    order = np.random.default_rng([graph.seed, step]).permutation(graph.size)
-    place = int(np.flatnonzero(order == rank)[0])
-    partner = place ^ 1
-    return {rank: 1.0} if partner >= graph.size else {rank: 0.5, int(order[partner]): 0.5}
+    order = np.random.default_rng([graph.seed, step]).permutation(graph.size).tolist()
+    columns: list[dict[int, float]] = [{rank: 1.0} for rank in range(graph.size)]
+    for one, other in zip(order[::2], order[1::2], strict=False):
+        columns[one], columns[other] = {one: 0.5, other: 0.5}, {other: 0.5, one: 0.5}
+    return tuple(columns)
 
 
 @cache

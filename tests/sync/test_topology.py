@@ -108,3 +108,22 @@ def test_graphs_that_fall_apart_are_refused() -> None:
     check_graph("custom", [[0, 1], [1, 2]], size=3)
     custom = Graph("custom", 3, edges=((0, 1), (1, 2)))
     assert 0 < custom.spectral_gap() < 1
+
+
+@pytest.mark.parametrize("kind", ["ring", "torus", "exponential", "random", "complete"])
+def test_long_runs_keep_no_more_than_a_few_steps(kind: str) -> None:
+    """The weights of a step are worked out once for all ranks, and forgotten."""
+    import tracemalloc
+
+    from mpidl.sync import topology
+
+    graph = Graph(kind, 64)
+    for step in range(50):
+        graph.mixing(3, step)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for step in range(50, 1500):
+        graph.mixing(3, step)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 200_000 and topology._columns.cache_info().currsize <= topology.KEPT

@@ -21,11 +21,13 @@ def accumulator(dtype: DTypeLike) -> np.dtype[Any]:
 class Launcher(ABC):
     """Runs kernels of the table by name on arrays of one backend.
 
-    xp: numpy or cupy. half_types: 16-bit dtypes that activations and copies of the weights may have.
+    xp: numpy or cupy. half_types: 16-bit dtypes that activations and copies of the weights may have. largest_head: elements of
+    an attention head, at most; 0: any number.
     """
 
     xp: Any
     half_types: tuple[np.dtype[Any], ...] = ()
+    largest_head = 0
 
     def column_sums(self, x: Array, out: Array) -> None:
         """Out (cols) = sum of x (rows, cols) over its rows."""

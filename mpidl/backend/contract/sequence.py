@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mpidl.backend.contract.base import Array, Launcher
+from mpidl.errors import BackendError
 
 
 class SequenceOps(Launcher):
@@ -24,14 +25,16 @@ class SequenceOps(Launcher):
         query t sees
         the keys up to t + tk - tq. On a GPU the scores never exist in memory; on a CPU those of a block of queries do.
         """
-        self.launch("attention_forward", q, k, v, out, lse, *_extents(q, k), scale, int(causal))
+        extents = _extents(self, {"q": q}, {"k": k, "v": v})
+        self.launch("attention_forward", q, k, v, out, lse, *extents, scale, int(causal))
 
     def attention_backward(
         self, dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, dq: Array, dk: Array, dv: Array,
         *, scale: float, causal: bool,
     ) -> None:  # fmt: skip
         """Gradients of q, k and v, in the same layouts, overwritten."""
-        self.launch("attention_backward", dout, q, k, v, out, lse, dq, dk, dv, *_extents(q, k), scale, int(causal))
+        extents = _extents(self, {"q": q, "dq": dq}, {"k": k, "v": v, "dk": dk, "dv": dv})
+        self.launch("attention_backward", dout, q, k, v, out, lse, dq, dk, dv, *extents, scale, int(causal))
 
     def lstm_forward(self, gates: Array, c_before: Array, c: Array, h: Array) -> None:
         """Gates (n, 4 hidden): i, f, g, o from pre-activations to activations; c, h (n, hidden) (Hochreiter and
@@ -52,6 +55,38 @@ class SequenceOps(Launcher):
         self.launch("gru_backward", x_gates, h_gates, h_before, dh, *dh.shape)
 
 
-def _extents(q: Array, k: Array) -> tuple[int, ...]:
+def _extents(ops: Launcher, queries: dict[str, Array], keys: dict[str, Array]) -> tuple[int, ...]:
+    """The numbers that the kernels take. Raises BackendError for shapes or strides that they would read wrongly."""
+    q, k = queries["q"], keys["k"]
     n, tq, heads, dim = q.shape
-    return n, heads, tq, k.shape[1], dim, q.strides[1] // q.itemsize, k.strides[1] // k.itemsize
+    if ops.largest_head and dim > ops.largest_head:
+        raise BackendError(
+            f"heads of {dim} elements: on this backend they have at most {ops.largest_head}",
+            where="attention",
+            remedy="use more heads",
+        )
+    return n, heads, tq, k.shape[1], dim, _row_stride(queries, q.shape), _row_stride(keys, (n, k.shape[1], heads, dim))
+
+
+def _row_stride(arrays: dict[str, Array], shape: tuple[int, ...]) -> int:
+    """Elements from one token to the next, the same in all of them."""
+    n, tokens, heads, dim = shape
+    found: set[int] = set()
+    for name, array in arrays.items():
+        item, strides = array.itemsize, array.strides
+        row = strides[1] if array.ndim == 4 and tokens > 1 else heads * dim * item if n < 2 else strides[0]
+        even = (
+            array.shape == shape
+            and (dim < 2 or strides[3] == item)
+            and (heads < 2 or strides[2] == dim * item)
+            and (n < 2 or strides[0] == tokens * row)
+        )
+        found.add(row // item)
+        if (array.size and (not even or row % item or len(found) > 1)) or array.shape != shape:
+            raise BackendError(
+                f"{name} has shape {array.shape}, strides {array.strides}; the kernel takes {shape} with contiguous heads, and "
+                f"tokens as far apart in each of {', '.join(arrays)}",
+                where="attention",
+                remedy="copy it with ascontiguousarray(...)",
+            )
+    return next(iter(found))
