@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+
 
 class MpidlError(Exception):
     """Base of all errors that mpidl raises on purpose.
@@ -29,6 +33,10 @@ class DataError(MpidlError):
     """A data set, shard or sample cannot be used."""
 
 
+class UnreadableError(DataError):
+    """A file cannot be read now (locked, no permission, an I/O error, too many open files): nothing says that it is damaged."""
+
+
 class CheckpointError(MpidlError):
     """A checkpoint cannot be written, found or trusted."""
 
@@ -53,6 +61,57 @@ class EnvironmentProblem(MpidlError):
     """MPI, HDF5, or another part of the machine is missing or unusable."""
 
 
+ENOTSUPP = 524  # of the Linux kernel, without a name in POSIX: NFS answers so where it knows no locks
+_LOCKS = (
+    "close the program that holds a lock on it; where the file system has no working locks, set "
+    "HDF5_USE_FILE_LOCKING=FALSE in the environment of the job, or ask for a mount with locks (Lustre: -o flock)"
+)
+_PERMISSION = "check the permissions of that path and of its folders; on AFS or a Kerberos mount renew your ticket"
+_SERVER = "the file system or its server has a problem: look at its state (dmesg, the site's status page), then start again"
+_NETWORK = "the connection to the file server is broken: wait until it is back, then start again"
+# What the operating system says about reaching a file: it may be as good as ever.
+_UNREACHABLE = {
+    errno.EAGAIN: _LOCKS,
+    errno.ENOLCK: _LOCKS,
+    errno.EDEADLK: _LOCKS,
+    errno.EOPNOTSUPP: _LOCKS,
+    ENOTSUPP: _LOCKS,
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.ENOKEY: _PERMISSION,
+    errno.EKEYEXPIRED: _PERMISSION,
+    errno.EIO: _SERVER,
+    errno.EREMOTEIO: _SERVER,
+    errno.ENXIO: _SERVER,
+    errno.ENODEV: _SERVER,
+    errno.ESTALE: "the file was replaced, or its server restarted, while it was open: start again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "this machine has too many open files: close programs, or ask for a higher fs.file-max",
+    errno.ENOMEM: "this machine is out of memory: use fewer ranks a node",
+    errno.EBUSY: "another program uses it: start again when it is free",
+    errno.EINTR: "start again",
+    errno.ETIMEDOUT: _NETWORK,
+    errno.ENOTCONN: _NETWORK,
+    errno.ESHUTDOWN: _NETWORK,
+    errno.ECONNREFUSED: _NETWORK,
+    errno.ECONNRESET: _NETWORK,
+    errno.EHOSTDOWN: _NETWORK,
+    errno.EHOSTUNREACH: _NETWORK,
+    errno.ENETUNREACH: _NETWORK,
+}
+_REMEDIES = _UNREACHABLE | {
+    errno.ENOSPC: "free space on that file system, or choose another place",
+    errno.EDQUOT: "your quota is used up: delete files, or choose another place",
+    errno.EFBIG: "the file-size limit of this session is reached (ulimit -f)",
+    errno.EROFS: "that file system is read-only: choose another place",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of that path is a file, not a folder: check the path",
+    errno.EISDIR: "that path is a folder: name a file",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "its links lead in a circle: check the path",
+}
+
+
 def wrap(error: Exception, doing: str) -> MpidlError:
     """An MpidlError for `error`: itself if it is one, else one that names the activity and the original type."""
     if isinstance(error, MpidlError):
@@ -62,22 +121,45 @@ def wrap(error: Exception, doing: str) -> MpidlError:
             f"out of memory while {doing}",
             remedy="lower train.global_batch or data.window_bytes, raise train.micro_batches, or use more nodes",
         )
-    if isinstance(error, OSError):
-        return MpidlError(f"{error} (while {doing})", remedy=_os_remedy(error))
+    code = errno_of(error)
+    if isinstance(error, OSError) or code:
+        return MpidlError(f"{os_words(error)} (while {doing})", remedy=os_remedy(code))
     return MpidlError(f"{type(error).__name__}: {error} (while {doing})")
 
 
-def _os_remedy(error: OSError) -> str:
-    import errno
+def errno_of(error: Exception) -> int:
+    """The number of the operating system's error, 0 for none. HDF5 has it in its text only, and may not raise an OSError."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    found = re.search(r"errno = (\d+)|\(os error (\d+)\)", str(error))
+    return int(found[1] or found[2]) if found else 0
 
-    remedies = {
-        errno.ENOSPC: "free space on that file system or choose another place (train.output)",
-        errno.EDQUOT: "your quota is used up: delete files or choose another place (train.output)",
-        errno.EFBIG: "the file-size limit of this session is reached (ulimit -f)",
-        errno.EACCES: "check the permissions of that path",
-        errno.EPERM: "check the permissions of that path",
-        errno.EROFS: "that file system is read-only: choose another place",
-        errno.ENOENT: "check the path",
-        errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    }
-    return remedies.get(error.errno or 0, "check the path and the file system")
+
+def os_words(error: Exception) -> str:
+    """`error` in one line: HDF5 appends addresses of its memory."""
+    code, text = errno_of(error), str(error)
+    if "errno = " not in text:
+        return text
+    return f"{strerror(code)} ({re.sub(r'^.Errno [0-9]+. ', '', text).partition(' (')[0]})"
+
+
+def strerror(code: int) -> str:
+    """What an error number means, in words."""
+    return "file locks are not supported" if code == ENOTSUPP else os.strerror(code)
+
+
+def os_remedy(code: int) -> str:
+    """What to do about an error number of the operating system."""
+    return _REMEDIES.get(code, "check the path and the file system")
+
+
+def unreadable(code: int, where: str) -> UnreadableError | None:
+    """The error for a file that the operating system does not let us read, None where its number says nothing of that."""
+    if code not in _UNREACHABLE:
+        return None
+    locked = " (a lock)" if _UNREACHABLE[code] is _LOCKS else ""
+    return UnreadableError(
+        f"cannot be read now: {strerror(code)}{locked}; nothing says that the file is damaged",
+        where=where,
+        remedy=_UNREACHABLE[code],
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +12,16 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mpidl.comm import mpi
-from mpidl.errors import DataError
+from mpidl.errors import DataError, errno_of, os_remedy, strerror, unreadable
+from mpidl.files import COPY, read_error
 
 mpi.preload()  # before h5py, see mpidl.comm.mpi
 import h5py  # noqa: E402
 
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_LOCKING = hasattr(h5py.h5p.PropFAID, "set_file_locking")  # HDF5 1.10.7, or 1.12.1 and later
+if not _LOCKING:
+    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # older ones know this only, for all files of the process
 REBUILD = (
     "rebuild it: HDF5_MPI=ON CC=mpicc HDF5_DIR=<prefix of a parallel HDF5> "
     "pip install --no-build-isolation --no-binary=h5py --no-deps --force-reinstall h5py"
@@ -25,26 +33,65 @@ def is_parallel() -> bool:
     return bool(h5py.get_config().mpi)
 
 
-def open_file(path: Path | str, mode: str = "r", *, comm: Any = None, chunk_cache: bool = True) -> Any:
+def open_file(path: Path | str, mode: str = "r", *, comm: Any = None, chunk_cache: bool = True, remedy: str = COPY) -> Any:
     """An h5py File; with `comm`, opened by all its ranks together through the mpio driver.
 
-    chunk_cache=False: large reads of uncompressed chunks go straight into the caller's memory.
+    chunk_cache=False: large reads of uncompressed chunks go straight into the caller's memory. remedy: what to do about a
+    damaged file. Files are renamed into place when they are complete, so that readers take no lock.
 
-    Raises DataError naming the file if HDF5 cannot open it.
+    Raises UnreadableError where the file is out of reach now (locked, no permission, an I/O error, too many open files), and
+    DataError naming the file where it is not there, damaged or not HDF5, or cannot be written.
     """
     options: dict[str, Any] = {"driver": "mpio", "comm": comm} if comm is not None else {}
     if not chunk_cache:
         options["rdcc_nbytes"] = 0
+    if _LOCKING:
+        options["locking"] = False if mode == "r" else "best-effort"
     try:
         return h5py.File(path, mode, **options)
-    except FileNotFoundError as error:
-        raise DataError("the file does not exist", where=str(path), remedy="check the path, or shard the data again") from error
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"HDF5 cannot open the file: {error}",
-            where=str(path),
-            remedy="the file is damaged or not HDF5: shard the data again",
-        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _open_error(error, path, mode, remedy) from error
+
+
+def _open_error(error: Exception, path: Path | str, mode: str, remedy: str) -> DataError:
+    """Why HDF5 could not open a file. Through mpio it does not say, so that we look for ourselves."""
+    code, signed = errno_of(error), True
+    if not code and mode != "w":
+        code, signed = _look(Path(path), os.O_RDONLY if mode == "r" else os.O_RDWR)
+    if mode == "r" and code:
+        return read_error(OSError(code, strerror(code)), path, remedy)
+    if code:
+        known = unreadable(code, str(path)) if mode == "r+" else None
+        return known or DataError(f"cannot be written: {strerror(code)}", where=str(path), remedy=os_remedy(code))
+    if not signed:
+        return DataError(
+            "is not an HDF5 file: the signature is missing", where=str(path), remedy=f"check the path; or {remedy}"
+        )
+    sizes = re.search(r"truncated file: eof = (\d+), .*stored_eof = (\d+)", str(error))
+    if sizes:
+        what = f"is truncated: it has {int(sizes[1]):,} bytes, and {int(sizes[2]):,} were written"
+        return DataError(what, where=str(path), remedy=remedy)
+    return read_error(error, path, remedy)
+
+
+def _look(path: Path, flags: int) -> tuple[int, bool]:
+    """The error number of opening and reading the file (0: none), and whether it has the signature of HDF5.
+
+    The signature stands at byte 0, 512, 1024, 2048, ... (HDF5 File Format Specification, section II.A).
+    """
+    try:
+        handle = os.open(path, flags)
+        try:
+            size, place = os.fstat(handle).st_size, 0
+            while place < max(size, 1):
+                if os.pread(handle, len(SIGNATURE), place) == SIGNATURE:
+                    return 0, True
+                place = max(512, 2 * place)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        return error.errno or errno.EIO, False
+    return 0, False
 
 
 def early_allocation() -> Any:
@@ -62,12 +109,12 @@ def trusted_dataset(file: Any, name: str, path: Path | str) -> Any:
     """
     link = file.get(name, getlink=True)
     if link is None:
-        raise DataError(f"has no dataset {name!r}, only {sorted(file)}", where=str(path), remedy="shard the data again")
+        raise DataError(f"has no dataset {name!r}, only {sorted(file)}", where=str(path), remedy=COPY)
     if not isinstance(link, h5py.HardLink):
         raise DataError(f"{name!r} is a link to elsewhere, which is not allowed", where=str(path), remedy="copy the data in")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
-        raise DataError(f"{name!r} is not a dataset", where=str(path), remedy="shard the data again")
+        raise DataError(f"{name!r} is not a dataset", where=str(path), remedy=COPY)
     if dataset.is_virtual or dataset.external:
         raise DataError(
             f"{name!r} keeps its data in other files, which is not allowed", where=str(path), remedy="copy the data in"
@@ -77,7 +124,7 @@ def trusted_dataset(file: Any, name: str, path: Path | str) -> Any:
         raise DataError(
             f"{name!r} claims {dataset.nbytes} bytes, but the whole file has {size}: it is truncated or forged",
             where=str(path),
-            remedy="shard the data again",
+            remedy=COPY,
         )
     return dataset
 

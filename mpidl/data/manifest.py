@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +9,13 @@ import msgspec
 import numpy as np
 
 from mpidl.errors import DataError
+from mpidl.files import file_sha256 as file_sha256
+from mpidl.files import read_error, reading, write_beside
+from mpidl.files import sync_folder as sync_folder
 
 NAME = "manifest.json"
 FORMAT = "mpidl-shards"
 VERSION = 1
-BLOCK = 1 << 20
 
 
 class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,12 +87,14 @@ def load_manifest(folder: Path | str) -> Manifest:
     path = Path(folder) / NAME
     try:
         raw = path.read_bytes()
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DataError(
             f"cannot read the manifest: {error.strerror}",
             where=str(path),
             remedy="make a data set with 'mpidl shard', or fix the path",
         ) from error
+    except OSError as error:
+        raise read_error(error, path) from error
     try:
         head = msgspec.json.decode(raw)
         if not isinstance(head, dict) or head.get("format") != FORMAT:
@@ -135,42 +137,17 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
     write_beside(folder / NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
 
 
-def write_beside(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, force it to disk and rename it into place: no reader ever sees half of it."""
-    beside = path.with_name(path.name + ".partial")
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the entries of `folder` to disk, so that a rename in it survives a crash."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify_shard(folder: Path, shard: Shard) -> None:
     """DataError if the shard's file is missing, has another size, or other contents than the manifest says."""
     path = folder / shard.file
     remedy = "copy the file again from where it was made, or shard the data again"
-    if not path.is_file():
-        raise DataError("the shard is missing", where=str(path), remedy=remedy)
-    size = path.stat().st_size
+    with reading(path, remedy):
+        if not path.is_file():
+            raise DataError("the shard is missing", where=str(path), remedy=remedy)
+        size = path.stat().st_size
+        found = file_sha256(path) if size == shard.bytes else ""
     if size != shard.bytes:
         raise DataError(f"the shard has {size} bytes where the manifest says {shard.bytes}", where=str(path), remedy=remedy)
-    found = file_sha256(path)
     if found != shard.sha256:
         raise DataError(
             f"the shard is damaged: its SHA-256 is {found[:16]}..., the manifest says {shard.sha256[:16]}...",

@@ -18,6 +18,7 @@ from mpidl.data.direct import DirectRows
 from mpidl.data.hdf5 import is_parallel, open_file, read_ranges, read_ranges_collectively, trusted_dataset
 from mpidl.data.manifest import Field, Manifest, Shard, load_manifest, verify_shard
 from mpidl.errors import DataError
+from mpidl.files import reading
 
 Arrays = dict[str, NDArray[Any]]
 DRIVERS = ("auto", "posix", "mpio", "mpio-collective")
@@ -93,7 +94,7 @@ class Reader:
             verify_shard(self.folder, shard)
         elif not path.is_file():
             raise DataError("the shard is missing", where=str(path), remedy="copy it again or shard the data again")
-        with open_file(path) as file:
+        with reading(path), open_file(path) as file:
             for name, field in self.fields.items():
                 dataset = trusted_dataset(file, name, path)
                 wanted = (shard.samples, *field.shape)
@@ -151,19 +152,13 @@ class Reader:
         path = self.folder / self.manifest.shards[index].file
         if index not in self._files:
             self._files[index] = open_file(path, chunk_cache=False)
-        try:
+        with reading(path):
             direct = self._direct_rows(index, name)
             if direct is not None:
                 direct.read(ranges, out)
                 return
             read = read_ranges_collectively if self.driver == "mpio-collective" else read_ranges
             read(self._files[index][name], ranges, out)
-        except OSError as error:
-            raise DataError(
-                f"reading {len(out)} samples of {name!r} failed: {error}",
-                where=str(path),
-                remedy="the file is damaged or the file system failed: check it, or shard the data again",
-            ) from error
 
     def _direct_rows(self, index: int, name: str) -> DirectRows | None:
         """Straight access to a field of a shard, for the posix driver and where its layout allows it."""

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.data import hdf5
-from mpidl.data.manifest import write_beside
 from mpidl.errors import ConfigError
+from mpidl.files import write_beside
 
 SUFFIXES = (".npz", ".h5", ".csv")
 

@@ -1,0 +1,76 @@
+"""Files that are complete or not there, and errors of reading told apart: out of reach now, or damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mpidl.errors import DataError, errno_of, os_remedy, os_words, strerror, unreadable
+
+COPY = "copy the file again from where it was made, or make it anew"
+
+
+@contextmanager
+def beside(path: Path | str) -> Iterator[Path]:
+    """A path beside `path` to write to; at the end of the block it is forced to disk and renamed into place.
+
+    No reader ever sees half of a file, and an error in the block leaves nothing behind. Raises OSError.
+    """
+    final = Path(path)
+    partial = final.with_name(final.name + ".partial")
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(final)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    sync_folder(final.parent)
+
+
+def write_beside(path: Path | str, content: bytes) -> None:
+    """Write `content` to `path`, complete or not at all (see `beside`)."""
+    with beside(path) as partial:
+        partial.write_bytes(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the entries of `folder` to disk, so that a rename in it survives a crash."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def reading(path: Path | str, remedy: str = COPY) -> Iterator[None]:
+    """Errors of reading `path` in this block become UnreadableError where it is out of reach now, else DataError.
+
+    remedy: for a file that is damaged.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError) as error:  # h5py raises all three
+        raise read_error(error, path, remedy) from error
+
+
+def read_error(error: Exception, path: Path | str, remedy: str = COPY) -> DataError:
+    """What `error`, raised while reading `path`, means for the file."""
+    code, where = errno_of(error), str(path)
+    if isinstance(error, FileNotFoundError):
+        return DataError("the file does not exist", where=where, remedy="check the path")
+    if isinstance(error, (IsADirectoryError, NotADirectoryError)):
+        return DataError(f"cannot be opened: {strerror(code)}", where=where, remedy=os_remedy(code))
+    return unreadable(code, where) or DataError(f"is damaged: {os_words(error)}", where=where, remedy=remedy)

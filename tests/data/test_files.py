@@ -1,0 +1,176 @@
+"""A file that is out of reach now is told apart from one that is damaged; what is written is complete or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpidl.data import Reader, hdf5
+from mpidl.data.hdf5 import h5py, open_file
+from mpidl.errors import ENOTSUPP, DataError, MpidlError, UnreadableError, errno_of, wrap
+from mpidl.files import beside, read_error, write_beside
+
+NOW = {
+    errno.EAGAIN: "HDF5_USE_FILE_LOCKING", errno.ENOLCK: "HDF5_USE_FILE_LOCKING", ENOTSUPP: "HDF5_USE_FILE_LOCKING",
+    errno.EACCES: "permissions", errno.EPERM: "permissions", errno.EIO: "server", errno.ESTALE: "server",
+    errno.EMFILE: "ulimit -n", errno.ENFILE: "fs.file-max",
+}  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    made = tmp_path / "a.h5"
+    with h5py.File(made, "w") as file:
+        file["x"] = np.arange(1000)
+    return made
+
+
+@pytest.mark.parametrize("code", NOW)
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+def test_what_the_operating_system_refuses_is_not_damaged(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception]
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise kind(f"Unable to open file (unable to lock file, errno = {code}, error message = 'no', buf = 0x7ffd1aed3b30)")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    for mode in ("r", "r+"):
+        with pytest.raises(UnreadableError) as caught:
+            open_file(path, mode)
+        assert str(path) in caught.value.where and NOW[code] in caught.value.remedy
+        assert "nothing says that the file is damaged" in caught.value.what and "0x7ff" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", NOW)
+def test_the_operating_system_is_asked_where_hdf5_says_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """As through mpio, whose messages hold no error number."""
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise OSError("Unable to open file (MPI_File_open failed)")
+
+    def fail(*args: Any) -> Any:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    with monkeypatch.context() as patch, pytest.raises(UnreadableError):
+        patch.setattr(os, "pread", fail)
+        open_file(path)
+    with pytest.raises(DataError, match="is damaged") as caught:
+        open_file(path)
+    assert not isinstance(caught.value, UnreadableError)
+
+
+LOCK = """
+import fcntl, sys
+file = open(sys.argv[1], "r+b")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_readers_take_no_lock(path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", LOCK, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    try:
+        with open_file(path) as file:
+            assert file["x"][7] == 7
+        with pytest.raises(UnreadableError, match="HDF5_USE_FILE_LOCKING"):
+            open_file(path, "r+")
+    finally:
+        holder.communicate(b"")
+
+
+def test_too_many_open_files(path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    held = []
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(UnreadableError, match="ulimit -n"):
+            open_file(path)
+    finally:
+        for handle in held:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_damaged_files_say_what_is_wrong(path: Path, tmp_path: Path) -> None:
+    raw = path.read_bytes()
+    (tmp_path / "text.h5").write_text("hello " * 400)
+    (tmp_path / "empty.h5").write_bytes(b"")
+    (tmp_path / "short.h5").write_bytes(raw[:1000])
+    (tmp_path / "torn.h5").write_bytes(raw[:8] + b"\xff" * 88 + raw[96:])
+    (tmp_path / "behind-a-user-block.h5").write_bytes(b"\0" * 512 + raw)
+    for name, words in [
+        ("text.h5", "not an HDF5 file"), ("empty.h5", "not an HDF5 file"), ("torn.h5", "is damaged"),
+        ("short.h5", f"truncated: it has 1,000 bytes, and {len(raw):,} were written"),
+        (".", "Is a directory"), ("none.h5", "does not exist"), ("text.h5/a.h5", "Not a directory"),
+    ]:  # fmt: skip
+        with pytest.raises(DataError, match=words) as caught:
+            open_file(tmp_path / name)
+        assert not isinstance(caught.value, UnreadableError) and caught.value.remedy
+        assert "shard" not in caught.value.remedy, "the file may be a checkpoint"
+    open_file(tmp_path / "behind-a-user-block.h5").close()
+    with pytest.raises(DataError, match="No such file"):
+        open_file(tmp_path / "none" / "a.h5", "w")
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_shard_out_of_reach_is_not_called_damaged(make_dataset: Any, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fail(*args: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    folder, _ = make_dataset(20, 2)
+    with Reader(folder) as reader:
+        monkeypatch.setattr(os, "preadv", fail)
+        with pytest.raises(UnreadableError, match=r"shard-00001\.h5"):
+            reader.read([(15, 18)])
+    monkeypatch.setattr("mpidl.data.manifest.file_sha256", fail)
+    with pytest.raises(UnreadableError, match=r"shard-00000\.h5"):
+        Reader(folder)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(UnreadableError, match=r"manifest\.json"):
+        Reader(folder)
+
+
+def test_a_full_disk_in_the_words_of_hdf5_and_rust() -> None:
+    torn = RuntimeError(
+        "Can't decrement id ref count (file write failed: time = now\n, errno = 28, error message = 'No', buf = 0x1)"
+    )
+    rust = Exception("Error while serializing: I/O error: File too large (os error 27)")
+    assert (errno_of(torn), errno_of(rust), errno_of(ValueError("errno"))) == (errno.ENOSPC, errno.EFBIG, 0)
+    error = wrap(torn, "sharding")
+    assert "No space left" in error.what and "free space" in error.remedy and "train.output" not in error.remedy
+    assert "\n" not in error.what and "ulimit -f" in wrap(rust, "x").remedy
+    assert isinstance(read_error(OSError(errno.EINVAL, "bad offset"), "a.h5"), DataError)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_beside(path, b"old")
+    with pytest.raises(ValueError, match="no"), beside(path) as partial:
+        partial.write_bytes(b"half")
+        raise ValueError("no")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError):
+        write_beside(tmp_path / "none" / "a.txt", b"")
+
+
+def test_hdf5_without_the_locking_property_still_opens(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hdf5, "_LOCKING", False)
+    open_file(path).close()
+
+
+def test_the_family() -> None:
+    assert issubclass(UnreadableError, DataError) and issubclass(DataError, MpidlError)
