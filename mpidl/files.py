@@ -66,6 +66,18 @@ def reading(path: Path | str, remedy: str = COPY) -> Iterator[None]:
         raise read_error(error, path, remedy) from error
 
 
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Errors of the operating system in writing `path` in this block, also those that HDF5 hides, become DataError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        code = errno_of(error)
+        if not code:
+            raise
+        raise DataError(f"cannot be written: {strerror(code)}", where=str(path), remedy=os_remedy(code)) from error
+
+
 def read_error(error: Exception, path: Path | str, remedy: str = COPY) -> DataError:
     """What `error`, raised while reading `path`, means for the file."""
     code, where = errno_of(error), str(path)

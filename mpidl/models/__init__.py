@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from mpidl.errors import ConfigError
 from mpidl.models.cnn import cnn
@@ -27,6 +27,19 @@ MODELS: dict[str, Callable[..., Sequence[Layer]]] = {
     "resnet50": partial(resnet, depth=50),
     "unet": unet,
     "vit": vit,
+}
+# what samples a model takes: of two numbers of extents, (h, w) is a grey image and (t, c) a series; tokens are (t,)
+INPUTS: dict[str, Literal["image", "series", "tokens", "any"]] = {
+    "cnn": "image",
+    "fno": "series",
+    "gpt": "tokens",
+    "lstm": "series",
+    "mlp": "any",
+    "resnet": "image",
+    "resnet18": "image",
+    "resnet50": "image",
+    "unet": "image",
+    "vit": "image",
 }
 # option size="tiny" or "real": what a laptop trains in seconds, and what papers use (also the defaults of the models)
 SIZES: dict[str, dict[str, dict[str, Any]]] = {

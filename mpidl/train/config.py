@@ -20,12 +20,16 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
 class DataConfig(Section, frozen=True):
-    """train, test: folders made by `mpidl shard`, relative to the working directory."""
+    """train, test: folders made by `mpidl shard`, relative to the working directory.
+
+    layout: what a field (a, b) is: a grey image (height, width), or a series (steps, channels); "auto": what the model takes.
+    """
 
     train: str
     test: str | None = None
     feature: str | None = None
     label: str | None = None
+    layout: Literal["auto", "image", "series"] = "auto"
     mean: float | None = None
     std: Rate | None = None
     shuffle: bool = True

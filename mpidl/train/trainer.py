@@ -68,7 +68,7 @@ class Trainer:
         data, driver = config.data, config.data.driver
         self.reader = Reader(data.train, context=context, driver=driver, verify=data.verify)
         with context.together("setting up the model"):
-            self.spec = input_spec(self.reader.manifest, data, data.train)
+            self.spec = input_spec(self.reader.manifest, data, data.train, config.model.name, say)
             self.ops = create_ops(config.backend.name, context.local_rank, context.threads)
             self.model = build_model(config.model, self.spec, self.ops, config.train.precision)
             check_strategy(config.sync, context, self.model, config.optim.name)
