@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mpidl.errors import DataError, errno_of, os_remedy, os_words, strerror, unreadable
+from mpidl.errors import ConfigError, DataError, errno_of, os_remedy, os_words, strerror, unreadable
 
 COPY = "copy the file again from where it was made, or make it anew"
 
@@ -37,6 +38,24 @@ def write_beside(path: Path | str, content: bytes) -> None:
     """Write `content` to `path`, complete or not at all (see `beside`)."""
     with beside(path) as partial:
         partial.write_bytes(content)
+
+
+def check_folder(path: Path) -> None:
+    """ConfigError before any work if `path` cannot be a new file in an existing folder."""
+    if path.is_dir():
+        raise ConfigError("is a folder", where=str(path), remedy="name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError("its folder does not exist", where=str(path), remedy="make the folder first")
+
+
+def reserve(path: Path | str, size: int) -> None:
+    """Claim `size` bytes of disk for a file, so that a full disk is noticed here; raises OSError. Not every file system can."""
+    with open(path, "rb+") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     trainer.prepare(resume=args.resume, auto_resume=args.auto_resume, overwrite=args.overwrite)
     result = trainer.run()
     say(
-        f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): accuracy {100 * result.accuracy:.2f} %, "
-        f"loss {result.loss:.4f} on {result.samples:,} samples; {result.seconds:.1f} s, "
+        f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): {result.evaluated_on} accuracy "
+        f"{100 * result.accuracy:.2f} %, loss {result.loss:.4f} on {result.samples:,} samples; {result.seconds:.1f} s, "
         f"{result.samples_per_second:,.0f} samples/s\n"
         f"checkpoint: {result.checkpoint}; curves: {trainer.output / 'training.png'}"
     )

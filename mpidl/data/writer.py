@@ -18,7 +18,7 @@ from mpidl.data import hdf5
 from mpidl.data.importers import Arrays, Source, meaning_of
 from mpidl.data.manifest import MAX_CLASSES, Field, Manifest, Shard, Statistics, new_manifest, save_manifest
 from mpidl.errors import DataError, MpidlError
-from mpidl.files import file_sha256, sync_folder, writing
+from mpidl.files import file_sha256, reserve, sync_folder, writing
 
 CHUNK_BYTES = 256 << 10  # a chunk holds some batches of small samples, or one large sample
 READ_BYTES = 32 << 20  # how much of the source is in memory at a time
@@ -183,6 +183,7 @@ def _fill(
     for low, high in _ranges(*samples, schema):
         for name, array in _checked(source, low, high, schema, tallies).items():
             file[name][low - first : high - first] = array
+        hdf5.check_written(file)
         progress(high - low)
 
 
@@ -240,6 +241,8 @@ def _write_shared(
         with writing(path), hdf5.open_file(path, "w") as file:
             for name, field in schema.items():
                 _create(file, name, field, source.samples, None)
+        with writing(path):
+            reserve(path, path.stat().st_size)
 
     context.on_root(create, f"creating {path}")
     file = hdf5.open_file(path, "r+", comm=context.comm) if parallel else None

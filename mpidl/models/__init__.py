@@ -28,11 +28,11 @@ MODELS: dict[str, Callable[..., Sequence[Layer]]] = {
     "unet": unet,
     "vit": vit,
 }
-# what samples a model takes: of two numbers of extents, (h, w) is a grey image and (t, c) a series; tokens are (t,)
-INPUTS: dict[str, Literal["image", "series", "tokens", "any"]] = {
+# what 'mpidl train' makes of the samples for a model: a field (a, b) is a grey image (h, w), or a series (t, c)
+INPUTS: dict[str, Literal["image", "series", "any"]] = {
     "cnn": "image",
-    "fno": "series",
-    "gpt": "tokens",
+    "fno": "any",
+    "gpt": "any",
     "lstm": "series",
     "mlp": "any",
     "resnet": "image",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from mpidl.data.manifest import Field, Manifest, Statistics
 from mpidl.errors import ConfigError, DataError
 from mpidl.models import INPUTS
 from mpidl.train.config import DataConfig
+
+EXTENTS = {"image": ("height", "width", "channels"), "series": ("steps", "channels")}
 
 
 class InputSpec(msgspec.Struct, frozen=True):
@@ -44,6 +47,8 @@ class InputSpec(msgspec.Struct, frozen=True):
                 remedy="use the data set the model was made for, or train a new model",
             )
         label = manifest.fields.get(self.label)
+        if needs_label and label is not None:
+            _check_one(label, self.label, where)
         if needs_label and (label is None or (label.classes or 0) > self.classes):
             raise DataError(
                 f"the model knows {self.classes} classes in {self.label!r}, the data set has "
@@ -63,32 +68,33 @@ def input_spec(
     feature, label = manifest.only("feature", config.feature, where), manifest.only("label", config.label, where)
     field, classes = manifest.fields[feature], _classes(manifest, label, where)
     takes = INPUTS.get(model, "any")
-    if takes == "tokens":
-        raise ConfigError(
-            f"{model!r} learns texts, but 'mpidl train' trains classifiers of vectors, images and series",
-            where="model.name",
-            remedy="train it through the API (scripts/examples/gpt_text.py), or choose another model",
-        )
     layout: Literal["image", "series"] = (
         "series" if "series" in (config.layout, takes) and config.layout != "image" else "image"
     )
     spec = InputSpec(feature, label, field.shape, classes, *_normalisation(field, feature, config, note), layout)
-    fits = {"image": len(spec.shape) == 3, "series": len(spec.shape) in (2, 3), "any": True}[takes]
-    if not fits:
-        shapes = "(height, width, channels)" if takes == "image" else "(steps, channels)"
-        remedy = "choose another model: mlp takes any samples"
-        if len(field.shape) == 2:
-            remedy = f'set data.layout = "{takes}", or {remedy}'
+    if takes != "any" and len(spec.shape) != len(EXTENTS[takes]):
+        wanted = f"{takes if takes == 'series' else takes + 's'} ({', '.join(EXTENTS[takes])})"
+        other = f'set data.layout = "{takes}", or ' if len(field.shape) == 2 else ""
         raise ConfigError(
-            f"{model!r} takes {takes}s {shapes}, but samples of {feature!r} have the shape {spec.shape}",
+            f"{model!r} takes {wanted}, but samples of {feature!r} have the shape {spec.shape}",
             where=where,
-            remedy=remedy,
+            remedy=f"{other}choose another model: mlp takes any samples",
         )
     return spec
 
 
+def _check_one(field: Field, name: str, where: str) -> None:
+    if math.prod(field.shape) != 1:
+        raise DataError(
+            f"the label {name!r} has the shape {field.shape}, but a classifier learns one class for each sample",
+            where=where,
+            remedy="shard one class for each sample; train texts and fields through the API (docs/models.md)",
+        )
+
+
 def _classes(manifest: Manifest, label: str, where: str) -> int:
     field = manifest.fields[label]
+    _check_one(field, label, where)
     if field.classes:
         return field.classes
     if np.dtype(field.dtype).kind == "f":

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mpidl.backend import create_ops
 from mpidl.cluster.signals import StopRequest
@@ -15,7 +15,7 @@ from mpidl.collectives import watchdog
 from mpidl.comm.context import Context
 from mpidl.data import Batch, LaneSampler, Loader, Reader
 from mpidl.data.sampler import window_steps
-from mpidl.errors import NumericsError
+from mpidl.errors import NumericsError, wrap
 from mpidl.models.weights import load_weights
 from mpidl.nn import SoftmaxCrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
@@ -37,10 +37,12 @@ EVALUATION_BATCH = 256
 class Result:
     """What a run came to.
 
-    loss, accuracy, samples: of the last evaluation; without test data, of the last epoch's batches as they were trained on."""
+    loss, accuracy, samples: of the last evaluation on the "test" data; without one, of the last epoch's batches as they were
+    trained on ("training"); evaluated_on says which."""
 
     loss: float
     accuracy: float
+    evaluated_on: Literal["test", "training"]
     samples: int
     epochs: int
     steps: int
@@ -295,10 +297,14 @@ class Trainer:
     def _result(self, seconds: float, samples: int, stopped: bool) -> Result:
         final = self.at.last or self._average.seen
         if self.context.is_root:
-            self._plot()
+            try:
+                self._plot()
+            except OSError as error:  # the run is done and saved: a picture is no reason to call it failed
+                self.say(f"note: the curves could not be drawn: {wrap(error, 'drawing')}")
         return Result(
             loss=final.loss,
             accuracy=final.accuracy,
+            evaluated_on="test" if self.at.last else "training",
             samples=final.samples,
             epochs=math.ceil(self.at.step / self.loader.steps),
             steps=self.at.step,
