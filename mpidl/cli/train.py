@@ -35,12 +35,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.train.config import load_config
 
     context = init()
-    config = context.on_root(lambda: load_config(args.config, args.overrides), "reading the configuration")
-    from mpidl.train.trainer import Trainer
 
     def say(text: str) -> None:
         if context.is_root:
             print(text, file=sys.stderr, flush=True)
+
+    def note(text: str) -> None:
+        say(f"note: {text}")
+
+    config = context.on_root(lambda: load_config(args.config, args.overrides, note=note), "reading the configuration")
+    from mpidl.train.trainer import Trainer
 
     trainer = Trainer(config, context, say=say)
     say(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,11 +249,9 @@ def _write_shared(
     file = hdf5.open_file(path, "r+", comm=context.comm) if parallel else None
     with context.together(f"writing {path}"), writing(path):
         if context.rank < writers:
-            target = file or hdf5.open_file(path, "r+")
             start, stop = context.rank * source.samples // writers, (context.rank + 1) * source.samples // writers
-            _fill(target, 0, source, (start, stop), schema, tallies, progress)
-            if not parallel:
-                target.close()
+            with nullcontext(file) if parallel else hdf5.open_file(path, "r+") as target:
+                _fill(target, 0, source, (start, stop), schema, tallies, progress)
     if file is not None:
         file.close()
 

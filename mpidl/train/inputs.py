@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, Literal
 
 import msgspec
@@ -58,6 +59,19 @@ class InputSpec(msgspec.Struct, frozen=True):
             )
 
 
+def check_class_names(train: Manifest, other: Manifest, label: str, where: str) -> None:
+    """DataError if the classes of another data set have other names: words are numbered in each data set on its own."""
+    ours, theirs = (manifest.fields[label].class_names for manifest in (train, other))
+    if ours and theirs and ours != theirs:
+        number = next(i for i, pair in enumerate(zip_longest(ours, theirs)) if pair[0] != pair[1])
+        names = [repr(names[number]) if number < len(names) else "nothing" for names in (ours, theirs)]
+        raise DataError(
+            f"class {number} of {label!r} is {names[1]} here, but {names[0]} in the training data",
+            where=where,
+            remedy="shard both from files with the same classes, or write the labels as numbers",
+        )
+
+
 def input_spec(
     manifest: Manifest, config: DataConfig, where: str, model: str = "cnn", note: Callable[[str], None] = lambda text: None
 ) -> InputSpec:
@@ -72,6 +86,8 @@ def input_spec(
         "series" if "series" in (config.layout, takes) and config.layout != "image" else "image"
     )
     spec = InputSpec(feature, label, field.shape, classes, *_normalisation(field, feature, config, note), layout)
+    if config.layout != "auto" and len(field.shape) != 2:
+        note(f"data.layout has no effect: samples of {feature!r} have the shape {field.shape}")
     if takes != "any" and len(spec.shape) != len(EXTENTS[takes]):
         wanted = f"{takes if takes == 'series' else takes + 's'} ({', '.join(EXTENTS[takes])})"
         other = f'set data.layout = "{takes}", or ' if len(field.shape) == 2 else ""

@@ -26,7 +26,7 @@ from mpidl.train.build import Surroundings, build_model, check_strategy, make_op
 from mpidl.train.config import Config, scaled_rate
 from mpidl.train.evaluate import EpochAverage, evaluate
 from mpidl.train.independent import run_epoch
-from mpidl.train.inputs import Inputs, input_spec
+from mpidl.train.inputs import Inputs, check_class_names, input_spec
 from mpidl.train.saving import Position, Saver, agreed
 from mpidl.train.step import StepGradients
 
@@ -70,7 +70,7 @@ class Trainer:
         data, driver = config.data, config.data.driver
         self.reader = Reader(data.train, context=context, driver=driver, verify=data.verify)
         with context.together("setting up the model"):
-            self.spec = input_spec(self.reader.manifest, data, data.train, config.model.name, say)
+            self.spec = input_spec(self.reader.manifest, data, data.train, config.model.name, lambda text: say(f"note: {text}"))
             self.ops = create_ops(config.backend.name, context.local_rank, context.threads)
             self.model = build_model(config.model, self.spec, self.ops, config.train.precision)
             check_strategy(config.sync, context, self.model, config.optim.name)
@@ -91,6 +91,7 @@ class Trainer:
             self.test = Reader(data.test, context=context, driver="posix", verify=data.verify)
             with context.together("checking the test data"):
                 self.spec.check(self.test.manifest, data.test)
+                check_class_names(self.reader.manifest, self.test.manifest, self.spec.label, data.test)
         self.loader = Loader(self.reader, self.sampler, context=context)
         self.loss = SoftmaxCrossEntropy(self.ops, smoothing=config.train.label_smoothing)
         parameters, optim, train = self.model.parameters, config.optim, config.train

@@ -252,3 +252,15 @@ def test_what_is_no_checkpoint_is_not_to_be_sharded_again(trained: Path, mpidl: 
     (trained / "notes.h5").write_text("hello " * 100)
     status, _, err = mpidl("evaluate", trained / "notes.h5", "--data", trained / "data")
     assert status == 1 and "not an HDF5 file" in err and "shard" not in err
+
+
+def test_words_that_would_be_numbered_otherwise(tmp_path: Path, mpidl: Run) -> None:
+    """A test table without one of the classes numbers the others from 0 on its own: its accuracy would be wrong."""
+    table(tmp_path / "a.csv", ("cat", "dog", "emu"), "label")
+    table(tmp_path / "b.csv", ("dog", "emu", "emu"), "label")
+    for name, out in (("a.csv", "data"), ("b.csv", "test")):
+        assert mpidl("shard", tmp_path / name, "--out", tmp_path / out)[0] == 0
+    run = ("train", configure(tmp_path), "--overwrite", "--set")
+    status, _, err = mpidl(*run, f"data.test={tmp_path}/test")
+    assert status == 1 and "class 0 of 'label' is 'dog' here, but 'cat' in the training data" in err
+    assert mpidl(*run, f"data.test={tmp_path}/data")[0] == 0
