@@ -163,3 +163,11 @@ def unreadable(code: int, where: str) -> UnreadableError | None:
         where=where,
         remedy=_UNREACHABLE[code],
     )
+
+
+def at_place(error: Exception) -> tuple[str, ...]:
+    """What msgspec says of a value, and where it stands in the words of the file: ("expected ...", "fields.x.shape")."""
+    what, _, path = str(error).partition(" - at ")
+    what = what[:1].lower() + what[1:].replace("`", "")
+    place = re.sub(r"^\$\.?", "", path.strip("`")).replace("[...]", ".*")
+    return (what, place) if place else (what,)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mpidl.errors import DataError, errno_of, os_remedy, os_words, strerror, unreadable
+from mpidl.errors import ConfigError, DataError, errno_of, os_remedy, os_words, strerror, unreadable
 
 COPY = "copy the file again from where it was made, or make it anew"
 
@@ -39,6 +40,24 @@ def write_beside(path: Path | str, content: bytes) -> None:
         partial.write_bytes(content)
 
 
+def check_folder(path: Path) -> None:
+    """ConfigError before any work if `path` cannot be a new file in an existing folder."""
+    if path.is_dir():
+        raise ConfigError("is a folder", where=str(path), remedy="name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError("its folder does not exist", where=str(path), remedy="make the folder first")
+
+
+def reserve(path: Path | str, size: int) -> None:
+    """Claim `size` bytes of disk for a file, so that a full disk is noticed here; raises OSError. Not every file system can."""
+    with open(path, "rb+") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+
+
 def sync_folder(folder: Path) -> None:
     """Force the entries of `folder` to disk, so that a rename in it survives a crash."""
     handle = os.open(folder, os.O_RDONLY)
@@ -64,6 +83,18 @@ def reading(path: Path | str, remedy: str = COPY) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, KeyError) as error:  # h5py raises all three
         raise read_error(error, path, remedy) from error
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Errors of the operating system in writing `path` in this block, also those that HDF5 hides, become DataError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        code = errno_of(error)
+        if not code:
+            raise
+        raise DataError(f"cannot be written: {strerror(code)}", where=str(path), remedy=os_remedy(code)) from error
 
 
 def read_error(error: Exception, path: Path | str, remedy: str = COPY) -> DataError:

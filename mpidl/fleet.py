@@ -31,6 +31,7 @@ from mpidl.nn import Model
 from mpidl.optim import Optimizer
 from mpidl.sync import Independent, StepScalars, Strategy
 from mpidl.train.build import Surroundings, check_strategy, make_strategy, workers
+from mpidl.train.checking import check_tree
 from mpidl.train.sync_config import STRATEGIES, SyncConfig, check_sync, name_check
 
 _settings: SyncConfig | None = None
@@ -53,10 +54,8 @@ class DistributedStrategy:
         name_check(tree, "fleet.init")
         if self.options:
             tree[self.name] = dict(self.options)
-        try:
-            found = msgspec.convert(tree, SyncConfig)
-        except msgspec.ValidationError as error:
-            raise ConfigError(str(error), where="fleet.init", remedy="check the options (docs/strategies.md)") from error
+        check_tree(tree, SyncConfig, lambda name: "fleet.init", ("sync",))
+        found = msgspec.convert(tree, SyncConfig)
         check_sync(tree, found, "fleet.init")
         return found
 

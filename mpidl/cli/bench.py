@@ -41,11 +41,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _network(args: argparse.Namespace, context: Any, group: Any) -> dict[str, Any]:
     from mpidl.collectives.measure import network
+    from mpidl.files import check_folder, write_beside
+
+    if args.output:
+        context.on_root(lambda: check_folder(args.output), "checking --output")
 
     machine = network(group).to_json()
     text = json.dumps(machine, indent=1)
     if args.output:
-        context.on_root(lambda: args.output.write_text(text + "\n"), f"writing {args.output}")
+        context.on_root(lambda: write_beside(args.output, f"{text}\n".encode()), f"writing {args.output}")
     if context.is_root and not args.json:
         print(text)
         if group.node_count == 1:
@@ -55,7 +59,10 @@ def _network(args: argparse.Namespace, context: Any, group: Any) -> dict[str, An
 
 def _collectives(args: argparse.Namespace, context: Any, group: Any) -> dict[str, Any]:
     from mpidl.collectives import bench
+    from mpidl.observe.plot import check_plot, plot_collectives
 
+    if args.plot:
+        context.on_root(lambda: check_plot(args.plot), "checking --plot")
     names = args.algorithms.split(",") if args.algorithms else None
     with context.together("choosing algorithms"):
         bench.check(names)
@@ -70,8 +77,7 @@ def _collectives(args: argparse.Namespace, context: Any, group: Any) -> dict[str
         best = min(rows, key=lambda row: row["median_us"])
         say(f"{nbytes:>10} " + " ".join(f"{row['median_us']:>13.1f}" for row in rows)
             + f"   {best['algorithm_gb_s']:.3f}, {best['bus_gb_s']:.3f} ({best['algorithm']})")  # fmt: skip
-    if args.plot and context.is_root:
-        from mpidl.observe.plot import plot_collectives
-
-        plot_collectives(results, args.plot, f"all-reduce, {group.size} ranks on {group.node_count} node(s)")
+    if args.plot:
+        title = f"all-reduce, {group.size} ranks on {group.node_count} node(s)"
+        context.on_root(lambda: plot_collectives(results, args.plot, title), f"writing {args.plot}")
     return {"ranks": group.size, "nodes": group.node_count, "results": results}

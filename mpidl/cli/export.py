@@ -20,9 +20,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Export; rank 0 writes."""
     from mpidl.comm.context import init
     from mpidl.inference.predict import Predictor
-    from mpidl.models.weights import save_weights
+    from mpidl.models.weights import check_weights, save_weights
 
     context = init()
+    context.on_root(lambda: check_weights(args.output), "checking the output")
     predictor = Predictor(args.checkpoint, context, backend="numpy")
     context.on_root(lambda: save_weights(predictor.model, args.output), f"writing {args.output}")
     parameters = predictor.model.parameters

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,11 @@ from typing import Any
 NAME = "plan"
 HELP = "predicted step time and efficiency at up to thousands of ranks"
 MIB = 1 << 20
+LARGEST = 1 << 20  # ranks
+ONE_RANK_A_NODE = (
+    "nothing says how many ranks a node has: one is assumed, so that every message crosses the network and no link is "
+    "shared; give --ranks-per-node, or --machine with what 'mpidl bench network --output FILE' measured"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,15 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Needs no MPI launcher."""
     from mpidl.errors import ConfigError
+    from mpidl.observe.plot import check_plot, plot_plan
     from mpidl.sync.plan import plan_step, rank_counts
 
-    machine = read_machine(args)
+    machine, notes = read_machine(args)
     first, _, last = args.ranks.partition("..")
-    if not first.isdigit() or not (last or first).isdigit() or not 1 <= int(first) <= int(last or first):
-        raise ConfigError(f"cannot understand {args.ranks!r}", where="--ranks", remedy="write 64, or 2..4096")
+    if not first.isdigit() or not (last or first).isdigit() or not 1 <= int(first) <= int(last or first) <= LARGEST:
+        remedy = f"write 64, or 2..4096; at most {LARGEST:,}"
+        raise ConfigError(f"cannot understand {args.ranks!r}", where="--ranks", remedy=remedy)
     for name in ("gradient_mb", "compute_ms", "bucket_mib"):
-        if getattr(args, name) <= 0:
-            raise ConfigError("must be positive", where="--" + name.replace("_", "-"))
+        if not 0 < getattr(args, name) < math.inf:
+            where = "--" + name.replace("_", "-")
+            raise ConfigError(f"cannot use {getattr(args, name)}", where=where, remedy="give a positive number")
+    if args.plot:
+        check_plot(args.plot)
     steps = [
         plan_step(
             machine,
@@ -56,15 +68,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ]
     if not args.json:
         show(machine, args, steps)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if args.plot:
-        from mpidl.observe.plot import plot_plan
-
         plot_plan(steps, args.plot, f"{args.gradient_mb:g} MB of gradients, {args.compute_ms:g} ms of compute a step")
-    return {"machine": machine.to_json(), "steps": [asdict(step) for step in steps]}
+    return {"machine": machine.to_json(), "steps": [asdict(step) for step in steps], "notes": notes}
 
 
-def read_machine(args: argparse.Namespace) -> Any:
-    """The machine file with the command line's changes."""
+def read_machine(args: argparse.Namespace) -> tuple[Any, list[str]]:
+    """The machine file with the command line's changes; and what had to be assumed, for people."""
     from mpidl.collectives.cost import Machine
     from mpidl.errors import ConfigError
 
@@ -75,7 +87,10 @@ def read_machine(args: argparse.Namespace) -> Any:
             raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
         changes = {"ranks_per_node": args.ranks_per_node, "latency_us": args.latency_us}
         changes["bandwidth_gb_s"] = args.bandwidth_gbit / 8 if args.bandwidth_gbit is not None else None
-        return Machine(**held | {key: value for key, value in changes.items() if value is not None})
+        told = held | {key: value for key, value in changes.items() if value is not None}
+        if not isinstance(told.get("ranks_per_node", 1), int):
+            raise ValueError("ranks_per_node must be a whole number")
+        return Machine(**told), [] if "ranks_per_node" in told else [ONE_RANK_A_NODE]
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"cannot be used: {error}", where=str(args.machine), remedy="make it with 'mpidl bench network --output FILE'"

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mpidl.cli.source import add_source_arguments, source_options
+
 NAME = "predict"
 HELP = "class probabilities for new data"
 
@@ -15,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint file, or the output folder of a run (its best checkpoint)")
     parser.add_argument("data", type=Path, nargs="+", help="a sharded data set, or raw files as for 'mpidl shard'")
     parser.add_argument("--out", type=Path, required=True, help="where to write: .npz, .h5 or .csv")
+    add_source_arguments(parser)
     parser.add_argument("--backend", default="auto", help="auto, numpy or cupy")
 
 
@@ -28,7 +31,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     context.on_root(lambda: check_target(args.out), "checking --out")
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
     with context.together("opening the data"):
-        samples = open_samples(args.data, predictor.spec)
+        samples = open_samples(args.data, predictor.spec, **source_options(args))
     probabilities = predict(predictor, samples, context)
     counts = context.on_root(lambda: write_predictions(args.out, probabilities), f"writing {args.out}")
     if context.is_root and not args.json:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
+
+from mpidl.cli.source import add_source_arguments, source_options
 
 NAME = "shard"
 HELP = "make a sharded data set from raw files"
@@ -16,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         type=Path,
         nargs="+",
-        help="IDX(.gz) or .npy files (features, then labels), one .npz, .csv or HDF5 file, or class folders with images",
+        help="IDX(.gz) or .npy files (features, then labels), one .npz, .csv, .tsv or HDF5 file, or class folders with images",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--shards", type=int, default=0, help="number of shard files (default: one per rank, at least 4)")
     parser.add_argument("--shared", action="store_true", help="one file that all ranks share")
     parser.add_argument("--compress", choices=("gzip", "lzf"), help="compress the shards")
-    parser.add_argument("--label", help="name of the label field or CSV column")
+    add_source_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
 
 
@@ -36,13 +39,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     context = init()
     with context.together("opening the source"):
-        source = open_source(args.source, args.label)
+        source = open_source(args.source, **source_options(args))
     shards = args.shards or min(max(4, context.size), source.samples)
     options = WriteOptions(shards, args.shared, args.compress, args.label, args.overwrite)
     progress = Progress(source.samples // context.size, "samples", label="sharding", quiet=not context.is_root)
-    manifest = write_dataset(source, args.out, options, context, progress.advance)
+    notes = list(source.notes)
+    manifest = write_dataset(source, args.out, options, context, progress.advance, note=notes.append)
     progress.close()
-    summary = describe(manifest) | {"out": str(args.out)}
+    summary = describe(manifest) | {"out": str(args.out), "notes": notes}
+    if context.is_root:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     if context.is_root and not args.json:
         print(f"{manifest.samples:,} samples in {len(manifest.shards)} file(s) in {args.out}:")
         for name, text in summary["fields"].items():

@@ -37,12 +37,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.train.config import load_config
 
     context = init()
-    config = context.on_root(lambda: load_config(args.config, args.overrides), "reading the configuration")
-    from mpidl.train.trainer import Trainer
 
     def say(text: str) -> None:
         if context.is_root:
             print(text, file=sys.stderr, flush=True)
+
+    def note(text: str) -> None:
+        say(f"note: {text}")
+
+    config = context.on_root(lambda: load_config(args.config, args.overrides, note=note), "reading the configuration")
+    from mpidl.train.trainer import Trainer
 
     trainer = Trainer(config, context, say=say)
     say(
@@ -53,8 +57,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     trainer.prepare(resume=args.resume, auto_resume=args.auto_resume, resume_from=args.resume_from, overwrite=args.overwrite)
     result = trainer.run()
     say(
-        f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): accuracy {100 * result.accuracy:.2f} %, "
-        f"loss {result.loss:.4f} on {result.samples:,} samples; {result.seconds:.1f} s, "
+        f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): {result.evaluated_on} accuracy "
+        f"{100 * result.accuracy:.2f} %, loss {result.loss:.4f} on {result.samples:,} samples; {result.seconds:.1f} s, "
         f"{result.samples_per_second:,.0f} samples/s\n"
         f"checkpoint: {result.checkpoint}; curves: {trainer.output / 'training.png'}"
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,119 @@ def is_parallel() -> bool:
     return bool(h5py.get_config().mpi)
 
 
+class _Target(io.RawIOBase):
+    """The file that HDF5 writes to, where writing never fails: HDF5 crashes later where it cannot write what it has cached.
+
+    The first error is kept in `error`, and nothing is written after it. The file is locked against other writers where the file
+    system has locks.
+    """
+
+    def __init__(self, path: Path | str, mode: str) -> None:
+        self._file = os.open(path, os.O_RDWR | (os.O_CREAT if mode == "w" else 0), 0o666)
+        self._place = 0
+        self.error: OSError | None = None
+        _lock(self._file)
+        if mode == "w":
+            os.ftruncate(self._file, 0)
+
+    def _write(self, action: Callable[[], None]) -> None:
+        if self.error is None:
+            try:
+                action()
+            except OSError as error:
+                self.error = error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file."""
+        self._place = os.lseek(self._file, offset, whence)
+        return self._place
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self._place
+
+    def readinto(self, memory: Any) -> int:
+        """As of any file."""
+        count = os.preadv(self._file, [memory], self._place)
+        self._place += count
+        return count
+
+    def write(self, data: Any) -> int:
+        """All of `data`; nothing after the first error."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+
+        def action() -> None:
+            nonlocal rest
+            while rest:
+                count = os.pwrite(self._file, rest, self._place)
+                rest, self._place = rest[count:], self._place + count
+
+        self._write(action)
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """As of any file; not after the first error."""
+        size = self._place if size is None else size
+        self._write(lambda: os.ftruncate(self._file, size))
+        return size
+
+    def close(self) -> None:
+        """Give the file and its lock back."""
+        if not self.closed:
+            super().close()
+            os.close(self._file)
+
+
+def _lock(file: int) -> None:
+    """Lock an open file against other writers; BlockingIOError where somebody holds it. Not every file system has locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise
+    except OSError:
+        pass
+
+
+class _Written(h5py.File):  # type: ignore[misc]
+    """An h5py File over a `_Target`; raises the OSError of a failed write once it is closed."""
+
+    def __init__(self, path: Path | str, mode: str) -> None:
+        self._target = _Target(path, mode)
+        try:
+            super().__init__(self._target, mode)
+        except BaseException:
+            self._target.close()
+            raise
+
+    def check(self) -> None:
+        """Raise the error of a write that failed."""
+        if self._target.error is not None:
+            raise self._target.error
+
+    def close(self) -> None:
+        """Close the file. Raises OSError where something could not be written."""
+        if not self.id:
+            return
+        try:
+            super().close()
+        finally:
+            self._target.close()
+        self.check()
+
+
+def check_written(file: Any) -> None:
+    """Raise the OSError of a write to `file` (from `open_file`) that has failed so far; closing the file does so too."""
+    if isinstance(file, _Written):
+        file.check()
+
+
 def open_file(path: Path | str, mode: str = "r", *, comm: Any = None, chunk_cache: bool = True, remedy: str = COPY) -> Any:
     """An h5py File; with `comm`, opened by all its ranks together through the mpio driver.
 
-    chunk_cache=False: large reads of uncompressed chunks go straight into the caller's memory. remedy: what to do about a
-    damaged file. Files are renamed into place when they are complete, so that readers take no lock.
+    mode: "r", "r+" or "w". chunk_cache=False: large reads of uncompressed chunks go straight into the caller's memory. remedy:
+    what to do about a damaged file. Files are renamed into place when they are complete, so that readers take no lock.
 
     Raises UnreadableError where the file is out of reach now (locked, no permission, an I/O error, too many open files), and
     DataError naming the file where it is not there, damaged or not HDF5, or cannot be written.
@@ -45,11 +155,13 @@ def open_file(path: Path | str, mode: str = "r", *, comm: Any = None, chunk_cach
     options: dict[str, Any] = {"driver": "mpio", "comm": comm} if comm is not None else {}
     if not chunk_cache:
         options["rdcc_nbytes"] = 0
-    if _LOCKING:
-        options["locking"] = False if mode == "r" else "best-effort"
+    if _LOCKING and mode == "r":
+        options["locking"] = False
     try:
+        if comm is None and mode != "r":
+            return _Written(path, mode)
         return h5py.File(path, mode, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise _open_error(error, path, mode, remedy) from error
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import struct
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
-from mpidl.errors import DataError
+from mpidl.errors import DataError, at_place
 from mpidl.files import file_sha256 as file_sha256
 from mpidl.files import read_error, reading, write_beside
 from mpidl.files import sync_folder as sync_folder
@@ -16,22 +20,38 @@ from mpidl.files import sync_folder as sync_folder
 NAME = "manifest.json"
 FORMAT = "mpidl-shards"
 VERSION = 1
+MAX_CLASSES = 1 << 20
+Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 
 
 class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Mean and standard deviation over all elements of a field, for normalising inputs."""
+    """Mean and standard deviation over all elements of a field, for normalising inputs.
+
+    checksum: of both numbers (see `sealed`); data sets made by earlier versions have none.
+    """
 
     mean: float
-    std: float
+    std: Annotated[float, Meta(ge=0)]
+    checksum: str | None = None
+
+    @staticmethod
+    def sealed(mean: float, std: float) -> Statistics:
+        """With the first 16 digits of the SHA-256 of both numbers, little-endian float64."""
+        return Statistics(mean, std, hashlib.sha256(struct.pack("<dd", mean, std)).hexdigest()[:16])
+
+    @property
+    def intact(self) -> bool:
+        """Whether the checksum fits, where there is one."""
+        return self.checksum in (None, Statistics.sealed(self.mean, self.std).checksum)
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One array a sample has. shape: of one sample. classes: for labels, they lie in [0, classes)."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 40)], ...], Meta(max_length=16)]
     meaning: Literal["feature", "label", "other"]
-    classes: int | None = None
+    classes: Annotated[int, Meta(ge=1, le=MAX_CLASSES)] | None = None
     class_names: tuple[str, ...] | None = None
     statistics: Statistics | None = None
 
@@ -45,9 +65,9 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file, relative to the manifest. sha256: of the whole file, as sha256sum prints it."""
 
     file: str
-    samples: int
-    bytes: int
-    sha256: str
+    samples: Count
+    bytes: Count
+    sha256: Annotated[str, Meta(min_length=64, max_length=64)]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +76,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: str
     version: int
     layout: Literal["shards", "shared"]
-    samples: int
+    samples: Count
     fields: dict[str, Field]
     shards: tuple[Shard, ...]
 
@@ -65,16 +85,22 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Bytes of one sample over all fields."""
         return sum(field.sample_bytes for field in self.fields.values())
 
-    def only(self, meaning: str, wanted: str | None, where: str) -> str:
+    def only(self, meaning: Literal["feature", "label"], wanted: str | None, where: str) -> str:
         """The name of the field with this meaning, or `wanted` if given; DataError if there is not exactly one."""
         names = [wanted] if wanted else [name for name, field in self.fields.items() if field.meaning == meaning]
-        if len(names) != 1 or names[0] not in self.fields:
-            raise DataError(
-                f"cannot tell which field is the {meaning}: the data set has {sorted(self.fields)}, asked for {wanted}",
-                where=where,
-                remedy=f'name it in the configuration: data.{meaning} = "..."',
-            )
-        return names[0]
+        if len(names) == 1 and names[0] in self.fields:
+            return names[0]
+        known = ", ".join(f"{name} ({field.meaning})" for name, field in self.fields.items())
+        remedy = f'name it in the configuration: data.{meaning} = "..."'
+        if wanted:
+            what = f"has no field {wanted!r}: data.{meaning} must be one of {known}"
+        elif names:
+            what = f"has several fields that could be the {meaning}: {', '.join(names)}"
+        else:
+            what = f"has no field that is a {meaning}; its fields are {known}"
+            if meaning == "label":
+                remedy = "shard the data again with --label NAME, the field or column that holds the classes"
+        raise DataError(what, where=where, remedy=remedy)
 
 
 def new_manifest(layout: Literal["shards", "shared"], fields: dict[str, Field], shards: tuple[Shard, ...]) -> Manifest:
@@ -103,7 +129,7 @@ def load_manifest(folder: Path | str) -> Manifest:
             raise _bad(path, f"it has version {head.get('version')}, this mpidl reads version {VERSION}")
         manifest = msgspec.json.decode(raw, type=Manifest)
     except msgspec.MsgspecError as error:
-        raise _bad(path, str(error)) from error
+        raise _bad(path, " in ".join(at_place(error))) from error
     _check(path, manifest)
     return manifest
 
@@ -118,18 +144,33 @@ def _check(path: Path, manifest: Manifest) -> None:
             path,
             f"it claims {manifest.samples} samples, but its shards add up to {sum(s.samples for s in manifest.shards)}",
         )
-    if not manifest.fields or not manifest.shards or any(shard.samples < 0 for shard in manifest.shards):
-        raise _bad(path, "it has no fields, no shards, or a negative count")
+    if not manifest.fields or not manifest.shards:
+        raise _bad(path, "it has no fields or no shards")
     for shard in manifest.shards:
         if Path(shard.file).name != shard.file or shard.file in ("", ".", ".."):
             raise _bad(path, f"shard file {shard.file!r} is not a plain file name")
     for name, field in manifest.fields.items():
-        try:
-            np.dtype(field.dtype)
-        except TypeError:
-            raise _bad(path, f"field {name!r} has the unknown dtype {field.dtype!r}") from None
-        if any(extent < 1 for extent in field.shape):
-            raise _bad(path, f"field {name!r} has the impossible shape {field.shape}")
+        _check_field(path, name, field)
+
+
+def _check_field(path: Path, name: str, field: Field) -> None:
+    try:
+        known = np.dtype(field.dtype).kind in "biuf"
+    except (TypeError, ValueError, SyntaxError):  # numpy reads "1,2" and "(2" as descriptions of structures
+        known = False
+    if not known:
+        raise _bad(path, f"field {name!r} has the unknown dtype {field.dtype!r}")
+    if field.class_names and len(field.class_names) > (field.classes or 0):
+        raise _bad(path, f"field {name!r} has {len(field.class_names)} class names for {field.classes} classes")
+    statistics = field.statistics
+    if statistics and not (math.isfinite(statistics.mean) and math.isfinite(statistics.std)):
+        raise _bad(path, f"mean or std of field {name!r} is not finite")
+    if statistics and not statistics.intact:
+        raise DataError(
+            f"mean {statistics.mean} or std {statistics.std} of field {name!r} was changed: their checksum does not fit",
+            where=str(path),
+            remedy="copy manifest.json again or shard the data again; for another normalisation set data.mean and data.std",
+        )
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.data.importers import Arrays, Source, meaning_of
-from mpidl.data.manifest import (
-    Field,
-    Manifest,
-    Shard,
-    Statistics,
-    file_sha256,
-    new_manifest,
-    save_manifest,
-    sync_folder,
-)
-from mpidl.errors import DataError
+from mpidl.data.manifest import MAX_CLASSES, Field, Manifest, Shard, Statistics, new_manifest, save_manifest
+from mpidl.errors import DataError, MpidlError
+from mpidl.files import file_sha256, reserve, sync_folder, writing
 
 CHUNK_BYTES = 256 << 10  # a chunk holds some batches of small samples, or one large sample
 READ_BYTES = 32 << 20  # how much of the source is in memory at a time
+SPARSE_CLASSES = 1000  # labels with more classes must use a tenth of them, or they are something else: years, postcodes
 Progress = Callable[[int], None]
 
 
@@ -51,10 +47,13 @@ class _Tally:
     count: int = 0
     lowest: int = 0
     highest: int = -1
+    values: set[int] = dataclasses.field(default_factory=set)  # of labels, as far as they are few
 
     def add(self, array: NDArray[Any], meaning: str) -> None:
         if meaning == "label" and array.size and array.dtype.kind in "iu":
             self.lowest, self.highest = min(self.lowest, int(array.min())), max(self.highest, int(array.max()))
+            if len(self.values) <= MAX_CLASSES:
+                self.values.update(np.unique(array).tolist())
         elif meaning == "feature":
             exact = array.astype(np.float64, copy=False).reshape(-1)
             self.total += float(exact.sum())
@@ -62,29 +61,58 @@ class _Tally:
             self.count += exact.size
 
 
-def write_dataset(source: Source, folder: Path, options: WriteOptions, context: Context, progress: Progress) -> Manifest:
+def write_dataset(
+    source: Source,
+    folder: Path,
+    options: WriteOptions,
+    context: Context,
+    progress: Progress,
+    *,
+    note: Callable[[str], None] = lambda text: None,
+) -> Manifest:
     """Shard `source` into `folder`, which appears complete or not at all. Collective; returns the manifest on every rank.
 
-    progress: told the number of samples written, on every rank. Raises DataError on every rank together.
+    progress: told the number of samples written, on every rank; note: told what is odd about the data, on every rank. Raises
+    DataError on every rank together.
     """
     schema = context.on_root(lambda: _schema(source, options), "reading the schema of the source")
     partial = folder.with_name(folder.name + ".partial")
     context.on_root(lambda: _prepare(folder, partial, options), f"preparing {folder}")
+    try:
+        manifest = _write(source, partial, schema, options, context, progress, note)
+        context.on_root(lambda: _publish(folder, partial, manifest), f"publishing {folder}")
+    except MpidlError:
+        if context.is_root:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _write(
+    source: Source,
+    partial: Path,
+    schema: dict[str, Field],
+    options: WriteOptions,
+    context: Context,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> Manifest:
     tallies = {name: _Tally() for name in schema}
     shards: list[tuple[int, Shard]] = []
     if options.shared:
         _write_shared(source, partial / "shard-00000.h5", schema, context, tallies, progress)
-        if context.is_root:
-            shards = [(0, _describe(partial / "shard-00000.h5", source.samples))]
+        with context.together("checking the shared file"):
+            if context.is_root:
+                shards = [(0, _describe(partial / "shard-00000.h5", source.samples))]
     else:
-        with context.together(f"writing {folder}"):
+        with context.together(f"writing {partial}"):
             for index in range(context.rank, options.shards, context.size):
                 shards.append((index, _write_shard(source, partial, index, schema, options, tallies, progress)))
     ordered = [shard for _, shard in sorted(item for part in context.gather(shards) for item in part)]
-    fields = _finish_fields(schema, context.gather(tallies), source)
-    manifest = new_manifest("shared" if options.shared else "shards", fields, tuple(ordered))
-    context.on_root(lambda: _publish(folder, partial, manifest), f"publishing {folder}")
-    return manifest
+    parts = context.gather(tallies)
+    with context.together("describing the fields"):
+        fields = _finish_fields(schema, parts, source, note)
+    return new_manifest("shared" if options.shared else "shards", fields, tuple(ordered))
 
 
 def _schema(source: Source, options: WriteOptions) -> dict[str, Field]:
@@ -99,9 +127,10 @@ def _schema(source: Source, options: WriteOptions) -> dict[str, Field]:
         stored = _storable(array)
         if stored.dtype.kind not in "biuf":
             raise DataError(
-                f"field {name!r} has dtype {array.dtype}, which cannot be trained on", remedy="convert it to numbers"
+                f"field {name!r} has dtype {array.dtype}, which cannot be trained on",
+                remedy="convert it to numbers; names of classes with numpy.unique(y, return_inverse=True)[1]",
             )
-        fields[name] = Field(stored.dtype.name, array.shape[1:], meaning_of(name, array, options.label))
+        fields[name] = Field(stored.dtype.name, array.shape[1:], meaning_of(name, array, source.label or options.label))
     return fields
 
 
@@ -155,6 +184,7 @@ def _fill(
     for low, high in _ranges(*samples, schema):
         for name, array in _checked(source, low, high, schema, tallies).items():
             file[name][low - first : high - first] = array
+        hdf5.check_written(file)
         progress(high - low)
 
 
@@ -189,7 +219,7 @@ def _write_shard(
 ) -> Shard:
     start, stop = index * source.samples // options.shards, (index + 1) * source.samples // options.shards
     path = folder / f"shard-{index:05d}.h5"
-    with hdf5.open_file(path, "w") as file:
+    with writing(path), hdf5.open_file(path, "w") as file:
         for name, field in schema.items():
             _create(file, name, field, stop - start, options.compression)
         _fill(file, start, source, (start, stop), schema, tallies, progress)
@@ -209,19 +239,19 @@ def _write_shared(
     writers = context.size if parallel else 1
 
     def create() -> None:
-        with hdf5.open_file(path, "w") as file:
+        with writing(path), hdf5.open_file(path, "w") as file:
             for name, field in schema.items():
                 _create(file, name, field, source.samples, None)
+        with writing(path):
+            reserve(path, path.stat().st_size)
 
     context.on_root(create, f"creating {path}")
     file = hdf5.open_file(path, "r+", comm=context.comm) if parallel else None
-    with context.together(f"writing {path}"):
+    with context.together(f"writing {path}"), writing(path):
         if context.rank < writers:
-            target = file or hdf5.open_file(path, "r+")
             start, stop = context.rank * source.samples // writers, (context.rank + 1) * source.samples // writers
-            _fill(target, 0, source, (start, stop), schema, tallies, progress)
-            if not parallel:
-                target.close()
+            with nullcontext(file) if parallel else hdf5.open_file(path, "r+") as target:
+                _fill(target, 0, source, (start, stop), schema, tallies, progress)
     if file is not None:
         file.close()
 
@@ -230,24 +260,63 @@ def _describe(path: Path, samples: int) -> Shard:
     return Shard(path.name, samples, path.stat().st_size, file_sha256(path))
 
 
-def _finish_fields(schema: dict[str, Field], parts: list[dict[str, _Tally]], source: Source) -> dict[str, Field]:
+def _finish_fields(
+    schema: dict[str, Field], parts: list[dict[str, _Tally]], source: Source, note: Callable[[str], None]
+) -> dict[str, Field]:
     """Add what was learnt: classes of labels, mean and standard deviation of features."""
     fields = {}
-    for name, field in schema.items():
+    for name, found in schema.items():
         tallies = [part[name] for part in parts]
-        classes, names, statistics = None, None, None
-        if field.meaning == "label":
-            lowest = min(tally.lowest for tally in tallies)
-            if lowest < 0:
-                raise DataError(f"label {name!r} has the negative value {lowest}", remedy="number the classes from 0")
-            classes = max(tally.highest for tally in tallies) + 1
-            if source.class_names:
-                classes, names = max(classes, len(source.class_names)), source.class_names
-            classes = classes or None
-        elif field.meaning == "feature":
-            count = sum(tally.count for tally in tallies)
-            mean = sum(tally.total for tally in tallies) / count
-            variance = sum(tally.squares for tally in tallies) / count - mean * mean
-            statistics = Statistics(mean, float(np.sqrt(max(variance, 0.0))))
-        fields[name] = Field(field.dtype, field.shape, field.meaning, classes, names, statistics)
+        if found.meaning == "label":
+            classes = _classes(name, found, tallies, source, note)
+            found = msgspec.structs.replace(found, classes=classes, class_names=source.class_names if classes else None)
+        elif found.meaning == "feature":
+            found = msgspec.structs.replace(found, statistics=_statistics(name, tallies, note))
+        fields[name] = found
+    if not any(found.meaning == "label" for found in fields.values()):
+        others = [name for name, found in fields.items() if found.meaning == "other"]
+        known = ", ".join(source.candidates or others or fields)
+        note(f"no field is a label, and mpidl train needs one: shard again with --label NAME, one of {known}")
     return fields
+
+
+def _statistics(name: str, tallies: list[_Tally], note: Callable[[str], None]) -> Statistics:
+    count = sum(tally.count for tally in tallies)
+    mean = sum(tally.total for tally in tallies) / count
+    variance = sum(tally.squares for tally in tallies) / count - mean * mean
+    std = float(np.sqrt(max(variance, 0.0)))
+    if std == 0:
+        note(f"the feature {name!r} is {mean:g} in all samples: nothing can be learnt from it")
+    return Statistics.sealed(mean, std)
+
+
+def _classes(name: str, found: Field, tallies: list[_Tally], source: Source, note: Callable[[str], None]) -> int | None:
+    """The number of classes of a label; None for real numbers. Raises DataError for numbers that cannot be meant as classes."""
+    if np.dtype(found.dtype).kind == "f":
+        note(
+            f"the label {name!r} holds real numbers, not classes: mpidl train cannot use it (it trains classifiers; "
+            "regression: docs/models.md)"
+        )
+        return None
+    lowest, highest = min(tally.lowest for tally in tallies), max(tally.highest for tally in tallies)
+    if lowest < 0:
+        raise DataError(f"label {name!r} has the negative value {lowest}", remedy="number the classes from 0")
+    values = set().union(*(tally.values for tally in tallies))
+    classes, tokens = max(highest + 1, len(source.class_names or ())), bool(found.shape)
+    if classes > MAX_CLASSES or (not tokens and classes > max(SPARSE_CLASSES, 10 * len(values))):
+        raise DataError(
+            f"label {name!r} has {len(values):,} different values from {min(values):,} to {highest:,}: as classes numbered "
+            f"from 0 they would be {classes:,}, of which {classes - len(values):,} have no sample",
+            remedy="number the classes from 0 without gaps: numpy.unique(y, return_inverse=True)[1]; numbers to be "
+            "predicted (regression) are not classes",
+        )
+    if not tokens and len(values) < classes:
+        empty = [str(value) for value in range(classes) if value not in values]
+        shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
+        note(f"{len(empty)} of the {classes} classes in {name!r} have no sample: {shown}")
+    if not tokens and source.samples >= 20 and 2 * len(values) > source.samples:
+        note(
+            f"{name!r} has {len(values):,} different values in {source.samples:,} samples: with one or two samples a class "
+            "nothing can be learnt; numbers to be predicted (regression) are not classes"
+        )
+    return classes

@@ -83,14 +83,14 @@ class _RawSamples:
     def __init__(self, source: Source, spec: InputSpec, where: str) -> None:
         self._source, self._spec = source, spec
         arrays = source.read(0, min(1, source.samples))
-        features = [name for name, array in arrays.items() if meaning_of(name, array, spec.label) == "feature"]
+        features = [name for name, array in arrays.items() if meaning_of(name, array, source.label or spec.label) == "feature"]
         self._name = spec.feature if spec.feature in arrays else (features[0] if features else "")
         if not self._name or arrays[self._name].shape[1:] != spec.field_shape:
             found = {name: array.shape[1:] for name, array in arrays.items()}
             raise DataError(
                 f"the model takes samples of shape {spec.field_shape}, found {found}",
                 where=where,
-                remedy="give data of that shape",
+                remedy="give data of that shape; a label among its columns is left out with --label NAME",
             )
 
     def __len__(self) -> int:
@@ -100,13 +100,13 @@ class _RawSamples:
         return {self._spec.feature: np.concatenate([self._source.read(*piece)[self._name] for piece in pieces])}
 
 
-def open_samples(paths: Sequence[Path], spec: InputSpec) -> Samples:
-    """A sharded data set or raw files, checked against what the model takes."""
+def open_samples(paths: Sequence[Path], spec: InputSpec, **options: Any) -> Samples:
+    """A sharded data set or raw files, checked against what the model takes. options: of `open_source`, for raw files."""
     if len(paths) == 1 and (paths[0] / MANIFEST).is_file():
         reader = Reader(paths[0], driver="posix", fields=[spec.feature])
         spec.check(reader.manifest, str(paths[0]), needs_label=False)
         return reader
-    return _RawSamples(open_source(paths), spec, ", ".join(map(str, paths)))
+    return _RawSamples(open_source(paths, **options), spec, ", ".join(map(str, paths)))
 
 
 def predict(predictor: Predictor, reader: Samples, context: Context) -> NDArray[Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from mpidl.errors import ConfigError
 from mpidl.models.cnn import cnn
@@ -27,6 +27,19 @@ MODELS: dict[str, Callable[..., Sequence[Layer]]] = {
     "resnet50": partial(resnet, depth=50),
     "unet": unet,
     "vit": vit,
+}
+# what 'mpidl train' makes of the samples for a model: a field (a, b) is a grey image (h, w), or a series (t, c)
+INPUTS: dict[str, Literal["image", "series", "any"]] = {
+    "cnn": "image",
+    "fno": "any",
+    "gpt": "any",
+    "lstm": "series",
+    "mlp": "any",
+    "resnet": "image",
+    "resnet18": "image",
+    "resnet50": "image",
+    "unet": "image",
+    "vit": "image",
 }
 # option size="tiny" or "real": what a laptop trains in seconds, and what papers use (also the defaults of the models)
 SIZES: dict[str, dict[str, dict[str, Any]]] = {

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.errors import CheckpointError
+from mpidl.errors import CheckpointError, ConfigError, errno_of, os_remedy, strerror
+from mpidl.files import beside, check_folder
 from mpidl.nn import Dense, Embedding, Model, Residual
 
+SUFFIX = ".safetensors"
 Tensors = dict[str, NDArray[Any]]
 Names = dict[str, tuple[str, Callable[[NDArray[Any]], NDArray[Any]]]]  # our name -> theirs, and how theirs becomes ours
 
@@ -30,15 +32,33 @@ def _turned(tensor: NDArray[Any]) -> NDArray[Any]:
 
 
 def save_weights(model: Model, path: Path | str) -> None:
-    """Write all parameters, and state such as running means, under their names in the model."""
+    """Write all parameters, and state such as running means, under their names in the model.
+
+    The file is complete or not there. Raises ConfigError for another suffix than .safetensors, CheckpointError where it cannot
+    be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
+
+    check_weights(Path(path))
 
     flat = model.parameters
     names = [*flat.slots, *flat.state_slots]
     tensors = {name: np.array(model.ops.to_host(flat.value(name))) for name in names}
-    beside = Path(path).with_name(Path(path).name + ".partial")
-    save_file(tensors, beside, metadata={"format": "mpidl"})
-    beside.replace(path)
+    try:
+        with beside(path) as partial:
+            save_file(tensors, partial, metadata={"format": "mpidl"})
+    except (OSError, SafetensorError) as error:
+        code = errno_of(error)
+        what = strerror(code) if code else str(error)
+        raise CheckpointError(f"cannot be written: {what}", where=str(path), remedy=os_remedy(code)) from error
+
+
+def check_weights(path: Path) -> None:
+    """ConfigError before any work if weights cannot be written to `path`."""
+    if path.suffix != SUFFIX:
+        raise ConfigError(f"unknown kind of file {path.suffix!r}", where=str(path), remedy=f"name it something{SUFFIX}")
+    check_folder(path)
 
 
 def load_weights(model: Model, path: Path | str) -> None:

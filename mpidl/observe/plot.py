@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mpidl.errors import ConfigError
+from mpidl.files import beside, check_folder
+
 
 def plot_run(records: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw training loss and accuracy (from step records) and test loss and accuracy (from evaluations) into a PNG."""
@@ -104,7 +107,21 @@ def _pyplot() -> Any:
     return plt
 
 
+def check_plot(path: Path) -> None:
+    """ConfigError before any work if no picture can be written to `path`."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        known = ", ".join(f".{kind}" for kind in sorted(kinds))
+        raise ConfigError(f"unknown kind of picture {path.suffix!r}", where=str(path), remedy=f"use one of {known}")
+    check_folder(path)
+
+
 def _finish(figure: Any, path: Path, title: str) -> None:
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    _pyplot().close(figure)
+    try:
+        with beside(path) as partial:
+            figure.savefig(partial, dpi=120, format=path.suffix[1:].lower())
+    finally:
+        _pyplot().close(figure)

@@ -37,8 +37,16 @@ from mpidl.train.sync_config import SyncConfig
 
 
 def build_model(config: ModelConfig, spec: InputSpec, ops: Ops, precision: str = "float32") -> Model:
-    """The model for inputs of `spec`, with zero parameters."""
-    return make_model(config, spec.shape, spec.classes, ops, precision)
+    """The model for inputs of `spec`, with zero parameters. Raises ConfigError for one that is no classifier."""
+    model = make_model(config, spec.shape, spec.classes, ops, precision)
+    if model.output_shape != (spec.classes,):
+        raise ConfigError(
+            f"{config.name!r} gives numbers of shape {model.output_shape} for a sample, but 'mpidl train' trains classifiers, "
+            f"which give one for each of the {spec.classes} classes",
+            where="model",
+            remedy="train texts and fields through the API (docs/models.md), or choose another model or other options",
+        )
+    return model
 
 
 def make_model(config: ModelConfig, shape: tuple[int, ...], classes: int, ops: Ops, precision: str = "float32") -> Model:

@@ -34,6 +34,7 @@ class Outcome:
     name: str
     loss: float
     accuracy: float
+    evaluated_on: str
     seconds: float
     samples: int
     speeds: list[float]
@@ -100,6 +101,7 @@ def _run(spec: Spec, config: Config, context: Context, slow: tuple[int, float] |
         name=spec.text,
         loss=result.loss,
         accuracy=result.accuracy,
+        evaluated_on=result.evaluated_on,
         seconds=result.seconds,
         samples=int(sum(context.gather(trainer.worked.samples))),
         speeds=context.gather(speed),
@@ -125,7 +127,8 @@ def describe(outcome: Outcome) -> str:
     kept = f", others keep {100 * outcome.kept:.0f} % beside a slow rank" if outcome.kept is not None else ""
     megabytes = outcome.report.get("sent_bytes", 0) / 1e6
     return (
-        f"{outcome.name}: accuracy {100 * outcome.accuracy:.2f} %, loss {outcome.loss:.4f}, {outcome.seconds:.1f} s, "
+        f"{outcome.name}: {outcome.evaluated_on} accuracy {100 * outcome.accuracy:.2f} %, loss {outcome.loss:.4f}, "
+        f"{outcome.seconds:.1f} s, "
         f"{outcome.samples:,} samples, {megabytes:.1f} MB sent by a rank{kept}"
     )
 
@@ -133,7 +136,8 @@ def describe(outcome: Outcome) -> str:
 def table(outcomes: Sequence[Outcome]) -> str:
     """A Markdown table."""
     slowed = any(outcome.kept is not None for outcome in outcomes)
-    head = ["strategy", "accuracy", "loss", "seconds", "samples/s", "MB sent by a rank", "staleness mean (largest)"]
+    on = " and ".join(sorted({one.evaluated_on for one in outcomes}))
+    head = ["strategy", f"{on} accuracy", "loss", "seconds", "samples/s", "MB sent by a rank", "staleness mean (largest)"]
     lines = [head + (["others keep beside a slow rank"] if slowed else [])]
     for one in outcomes:
         late = mean_and_largest(one.report)

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
-import types
-import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from mpidl.errors import ConfigError
+from mpidl.errors import ConfigError, at_place, os_remedy
+from mpidl.train.checking import check_tree
 from mpidl.train.sync_config import NotNegative, Positive, Rate, Section, SyncConfig, check_sync, name_check
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
 class DataConfig(Section, frozen=True):
-    """train, test: folders made by `mpidl shard`, relative to the working directory."""
+    """train, test: folders made by `mpidl shard`, relative to the working directory.
+
+    layout: what a field (a, b) is: a grey image (height, width), or a series (steps, channels); "auto": what the model takes.
+    """
 
     train: str
     test: str | None = None
     feature: str | None = None
     label: str | None = None
+    layout: Literal["auto", "image", "series"] = "auto"
     mean: float | None = None
     std: Rate | None = None
     shuffle: bool = True
@@ -128,17 +131,65 @@ class Config(Section, frozen=True):
     backend: BackendConfig = BackendConfig()
 
 
-def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
-    """Read and check a TOML file, with overrides of the form "section.key=value" applied. Raises ConfigError."""
+# Settings that work only beside another one: the other setting, and which values of it (WHATEVER: any but 0).
+WHATEVER: tuple[Any, ...] = ()
+NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "optim.momentum": ("optim.name", ("sgd", "lars")),
+    "optim.nesterov": ("optim.name", ("sgd", "lars")),
+    "optim.beta1": ("optim.name", ("adam", "adamw", "lamb")),
+    "optim.beta2": ("optim.name", ("adam", "adamw", "lamb")),
+    "optim.eps": ("optim.name", ("adam", "adamw", "lamb")),
+    "optim.trust": ("optim.name", ("lars",)),
+    "optim.scaling": ("optim.base_batch", WHATEVER),
+    "optim.milestones": ("optim.schedule", ("step",)),
+    "optim.gamma": ("optim.schedule", ("step",)),
+    "optim.floor": ("optim.schedule", ("cosine",)),
+    "sync.algorithm": ("sync.strategy", ("allreduce",)),
+    "sync.overlap": ("sync.strategy", ("allreduce",)),
+    "sync.guard": ("sync.strategy", ("allreduce",)),
+    "sync.bucket_mib": ("sync.strategy", ("allreduce", "zero")),
+    "sync.error_feedback": ("sync.compression", ("fp16", "bf16", "int8", "sign", "topk", "powersgd")),
+    "sync.topk_ratio": ("sync.compression", ("topk",)),
+    "sync.powersgd_rank": ("sync.compression", ("powersgd",)),
+}
+
+
+def load_config(
+    path: Path | str, overrides: list[str] | None = None, *, note: Callable[[str], None] = lambda text: None
+) -> Config:
+    """Read and check a TOML file, with overrides of the form "section.key=value" applied. Raises ConfigError.
+
+    note: told of settings that have no effect.
+    """
     try:
         tree = tomllib.loads(Path(path).read_text())
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path), remedy="check the path") from error
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path), remedy=os_remedy(error.errno or 0)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"is not valid TOML: {error}", where=str(path), remedy="correct that line") from error
-    for override in overrides or []:
-        _override(tree, override)
-    return build_config(tree, str(path))
+    given = {_override(tree, override): override for override in overrides or []}
+    config = build_config(tree, str(path), given)
+    for text in ineffective(tree, config):
+        note(text)
+    return config
+
+
+def ineffective(tree: dict[str, Any], config: Config) -> list[str]:
+    """What of the settings in `tree`, as they were written, has no effect in `config`, and why."""
+    found = []
+    for name, (other, values) in NEEDS.items():
+        value = look_up(config, other)
+        if look_up(tree, name) is not None and not (value in values or (values == WHATEVER and value)):
+            wanted = f"with {other} = {' or '.join(map(repr, values))} only" if values else f"where {other} is set"
+            found.append(f"{name} has no effect: {other} is {value!r}, and it works {wanted}")
+    return found
+
+
+def look_up(place: Any, name: str) -> Any:
+    """The value of a setting in a tree or a Config; None where the tree does not have it."""
+    for part in name.split("."):
+        place = place.get(part) if isinstance(place, dict) else getattr(place, part, None)
+    return place
 
 
 def read_model(name: str, options: list[str]) -> ModelConfig:
@@ -151,21 +202,30 @@ def read_model(name: str, options: list[str]) -> ModelConfig:
     return build_config(tree, "the command line").model
 
 
-def build_config(tree: dict[str, Any], where: str) -> Config:
-    """Check a nested dictionary and turn it into a Config."""
-    _refuse_unknown(tree, Config, (), where)
-    name_check(tree.get("sync", {}), where)
+def build_config(tree: dict[str, Any], where: str, overrides: dict[str, str] | None = None) -> Config:
+    """Check a nested dictionary and turn it into a Config. overrides: names of settings from the command line -> their text."""
+    given = overrides or {}
+    whole = f"{where} with {' '.join(f'--set {text}' for text in given.values())}" if given else where
+
+    def origin(name: str) -> str:
+        text = next((text for key, text in given.items() if f"{name}.".startswith(f"{key}.")), None)
+        return where if text is None else f"--set {text}"
+
+    name_check(tree.get("sync", {}), origin("sync.strategy"))
+    check_tree(tree, Config, origin)
     try:
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(str(error), where=where, remedy="correct that value (see docs/configuration.md)") from error
+        raise ConfigError(" in ".join(at_place(error)), where=whole, remedy="correct it (see docs/configuration.md)") from error
     if config.train.micro_batches & (config.train.micro_batches - 1):
         raise ConfigError(
-            f"train.micro_batches is {config.train.micro_batches}", where=where, remedy="choose a power of two: 1, 2, 4, 8, ..."
+            f"train.micro_batches is {config.train.micro_batches}",
+            where=origin("train.micro_batches"),
+            remedy="choose a power of two: 1, 2, 4, 8, ...",
         )
-    _check_together(config, tree, where)
+    _check_together(config, tree, whole)
     if config.optim.schedule == "step" and not config.optim.milestones:
-        raise ConfigError("the step schedule needs optim.milestones", where=where, remedy="for example milestones = [3, 5]")
+        raise ConfigError("the step schedule needs optim.milestones", where=whole, remedy="for example milestones = [3, 5]")
     return config
 
 
@@ -202,7 +262,8 @@ def _check_together(config: Config, tree: dict[str, Any], where: str) -> None:
             )
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
+def _override(tree: dict[str, Any], text: str) -> str:
+    """Write the setting "section.key=value" into the tree; returns its name."""
     key, separator, value = text.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
@@ -216,18 +277,4 @@ def _override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"{part!r} is a value, not a section", where=f"--set {text}", remedy="check the name")
     tree[parts[-1]] = parsed
-
-
-def _refuse_unknown(tree: dict[str, Any], kind: type[msgspec.Struct], path: tuple[str, ...], where: str) -> None:
-    known = typing.get_type_hints(kind)
-    for key, value in tree.items():
-        name = ".".join((*path, key))
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-            remedy = f"did you mean {'.'.join((*path, close[0]))!r}?" if close else f"known are {', '.join(sorted(known))}"
-            raise ConfigError(f"unknown key {name!r}", where=where, remedy=remedy)
-        inner = known[key]
-        if isinstance(inner, type) and not isinstance(inner, types.GenericAlias) and issubclass(inner, msgspec.Struct):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{name!r} must be a section", where=where, remedy=f"write [{name}] and keys below it")
-            _refuse_unknown(value, inner, (*path, key), where)
+    return ".".join(parts)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend import Array, Ops, Workspace
-from mpidl.data.manifest import Manifest
-from mpidl.errors import DataError
+from mpidl.data.manifest import Field, Manifest, Statistics
+from mpidl.errors import ConfigError, DataError
+from mpidl.models import INPUTS
 from mpidl.train.config import DataConfig
+
+EXTENTS = {"image": ("height", "width", "channels"), "series": ("steps", "channels")}
 
 
 class InputSpec(msgspec.Struct, frozen=True):
-    """What a trained model expects; stored in its checkpoints. shape: of one sample, in NHWC for images."""
+    """What a trained model expects; stored in its checkpoints. layout: what a field (a, b) is, see DataConfig."""
 
     feature: str
     label: str
@@ -23,11 +29,13 @@ class InputSpec(msgspec.Struct, frozen=True):
     classes: int
     mean: float
     std: float
+    layout: Literal["image", "series"] = "image"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The model's input shape: a grey image (h, w) gets one channel."""
-        return (*self.field_shape, 1) if len(self.field_shape) == 2 else self.field_shape
+        """The model's input shape, NHWC for images: a grey image (h, w) gets one channel, a series (t, c) is what it is."""
+        grey = self.layout == "image" and len(self.field_shape) == 2
+        return (*self.field_shape, 1) if grey else self.field_shape
 
     def check(self, manifest: Manifest, where: str, *, needs_label: bool = True) -> None:
         """DataError if a data set does not have what the model takes."""
@@ -40,6 +48,8 @@ class InputSpec(msgspec.Struct, frozen=True):
                 remedy="use the data set the model was made for, or train a new model",
             )
         label = manifest.fields.get(self.label)
+        if needs_label and label is not None:
+            _check_one(label, self.label, where)
         if needs_label and (label is None or (label.classes or 0) > self.classes):
             raise DataError(
                 f"the model knows {self.classes} classes in {self.label!r}, the data set has "
@@ -49,16 +59,80 @@ class InputSpec(msgspec.Struct, frozen=True):
             )
 
 
-def input_spec(manifest: Manifest, config: DataConfig, where: str) -> InputSpec:
-    """Choose feature and label, and the normalisation: from the configuration, else the statistics of the manifest."""
+def check_class_names(train: Manifest, other: Manifest, label: str, where: str) -> None:
+    """DataError if the classes of another data set have other names: words are numbered in each data set on its own."""
+    ours, theirs = (manifest.fields[label].class_names for manifest in (train, other))
+    if ours and theirs and ours != theirs:
+        number = next(i for i, pair in enumerate(zip_longest(ours, theirs)) if pair[0] != pair[1])
+        names = [repr(names[number]) if number < len(names) else "nothing" for names in (ours, theirs)]
+        raise DataError(
+            f"class {number} of {label!r} is {names[1]} here, but {names[0]} in the training data",
+            where=where,
+            remedy="shard both from files with the same classes, or write the labels as numbers",
+        )
+
+
+def input_spec(
+    manifest: Manifest, config: DataConfig, where: str, model: str = "cnn", note: Callable[[str], None] = lambda text: None
+) -> InputSpec:
+    """Choose feature and label, their layout, and the normalisation: from the configuration, else from the manifest.
+
+    model: its name, which says whether a field (a, b) is an image or a series. note: told what is odd.
+    """
     feature, label = manifest.only("feature", config.feature, where), manifest.only("label", config.label, where)
-    field, classes = manifest.fields[feature], manifest.fields[label].classes
-    if not classes:
-        raise DataError(f"the field {label!r} is not a label with classes", where=where, remedy="shard with --label")
-    statistics = field.statistics
-    mean = config.mean if config.mean is not None else (statistics.mean if statistics else 0.0)
-    std = config.std if config.std is not None else (statistics.std if statistics and statistics.std > 0 else 1.0)
-    return InputSpec(feature, label, field.shape, classes, mean, std)
+    field, classes = manifest.fields[feature], _classes(manifest, label, where)
+    takes = INPUTS.get(model, "any")
+    layout: Literal["image", "series"] = (
+        "series" if "series" in (config.layout, takes) and config.layout != "image" else "image"
+    )
+    spec = InputSpec(feature, label, field.shape, classes, *_normalisation(field, feature, config, note), layout)
+    if config.layout != "auto" and len(field.shape) != 2:
+        note(f"data.layout has no effect: samples of {feature!r} have the shape {field.shape}")
+    if takes != "any" and len(spec.shape) != len(EXTENTS[takes]):
+        wanted = f"{takes if takes == 'series' else takes + 's'} ({', '.join(EXTENTS[takes])})"
+        other = f'set data.layout = "{takes}", or ' if len(field.shape) == 2 else ""
+        raise ConfigError(
+            f"{model!r} takes {wanted}, but samples of {feature!r} have the shape {spec.shape}",
+            where=where,
+            remedy=f"{other}choose another model: mlp takes any samples",
+        )
+    return spec
+
+
+def _check_one(field: Field, name: str, where: str) -> None:
+    if math.prod(field.shape) != 1:
+        raise DataError(
+            f"the label {name!r} has the shape {field.shape}, but a classifier learns one class for each sample",
+            where=where,
+            remedy="shard one class for each sample; train texts and fields through the API (docs/models.md)",
+        )
+
+
+def _classes(manifest: Manifest, label: str, where: str) -> int:
+    field = manifest.fields[label]
+    _check_one(field, label, where)
+    if field.classes:
+        return field.classes
+    if np.dtype(field.dtype).kind == "f":
+        raise DataError(
+            f"the label {label!r} holds real numbers ({field.dtype}): 'mpidl train' trains classifiers only",
+            where=where,
+            remedy="for classes shard whole numbers from 0, or words; train regressions through the API (docs/models.md)",
+        )
+    raise DataError(
+        f"the field {label!r} was not sharded as a label, so that its classes were not counted",
+        where=where,
+        remedy=f"shard the data again with --label {label}",
+    )
+
+
+def _normalisation(field: Field, name: str, config: DataConfig, note: Callable[[str], None]) -> tuple[float, float]:
+    """Mean and standard deviation: from the configuration, else of the manifest, else 0 and 1."""
+    statistics = field.statistics or Statistics(0.0, 1.0)
+    std = config.std if config.std is not None else statistics.std
+    if std == 0:
+        note(f"the feature {name!r} is {statistics.mean:g} in all samples: nothing can be learnt from it")
+    return config.mean if config.mean is not None else statistics.mean, std or 1.0
 
 
 class Inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,9 +10,10 @@ from msgspec import Meta
 
 from mpidl.errors import ConfigError
 from mpidl.sync.topology import check_graph
+from mpidl.train.checking import LARGEST
 
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1, le=LARGEST)]
+NotNegative = Annotated[int, Meta(ge=0, le=LARGEST)]
 Rate = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 STRATEGIES = ("allreduce", "zero", "local_sgd", "gossip", "hogwild", "parameter_server")
@@ -101,16 +103,17 @@ class SyncConfig(Section, frozen=True):
         return self.strategy in INDEPENDENT or (self.strategy == "gossip" and self.gossip.mode == "async")
 
 
-def name_check(tree: dict[str, Any], where: str) -> None:
-    """ConfigError for a strategy that does not exist, or several at once."""
-    name = tree.get("strategy", "allreduce")
+def name_check(tree: Any, where: str) -> None:
+    """ConfigError for a strategy that does not exist, or several at once. tree: the section as it was written."""
+    name = tree.get("strategy", "allreduce") if isinstance(tree, dict) else "allreduce"
     if name in STRATEGIES:
         return
+    close = difflib.get_close_matches(str(name), STRATEGIES, 1)
     several = isinstance(name, str) and any(part.strip() in STRATEGIES for part in name.replace("+", ",").split(","))
     raise ConfigError(
         f"sync.strategy is {name!r}: " + ("a run has one strategy" if several else "there is no such strategy"),
         where=where,
-        remedy=f"choose one of {', '.join(STRATEGIES)}",
+        remedy=(f"did you mean {close[0]!r}? " if close else "") + f"choose one of {', '.join(STRATEGIES)}",
     )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mpidl.backend import create_ops
 from mpidl.cluster.signals import StopRequest
@@ -15,7 +15,7 @@ from mpidl.collectives import watchdog
 from mpidl.comm.context import Context
 from mpidl.data import Batch, LaneSampler, Loader, Reader
 from mpidl.data.sampler import window_steps
-from mpidl.errors import NumericsError
+from mpidl.errors import NumericsError, wrap
 from mpidl.models.weights import load_weights
 from mpidl.nn import SoftmaxCrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
@@ -26,7 +26,7 @@ from mpidl.train.build import Surroundings, build_model, check_strategy, make_op
 from mpidl.train.config import Config, scaled_rate
 from mpidl.train.evaluate import EpochAverage, evaluate
 from mpidl.train.independent import run_epoch
-from mpidl.train.inputs import Inputs, input_spec
+from mpidl.train.inputs import Inputs, check_class_names, input_spec
 from mpidl.train.saving import Position, Saver, agreed
 from mpidl.train.step import StepGradients
 
@@ -37,10 +37,12 @@ EVALUATION_BATCH = 256
 class Result:
     """What a run came to.
 
-    loss, accuracy, samples: of the last evaluation; without test data, of the last epoch's batches as they were trained on."""
+    loss, accuracy, samples: of the last evaluation on the "test" data; without one, of the last epoch's batches as they were
+    trained on ("training"); evaluated_on says which."""
 
     loss: float
     accuracy: float
+    evaluated_on: Literal["test", "training"]
     samples: int
     epochs: int
     steps: int
@@ -68,7 +70,7 @@ class Trainer:
         data, driver = config.data, config.data.driver
         self.reader = Reader(data.train, context=context, driver=driver, verify=data.verify)
         with context.together("setting up the model"):
-            self.spec = input_spec(self.reader.manifest, data, data.train)
+            self.spec = input_spec(self.reader.manifest, data, data.train, config.model.name, lambda text: say(f"note: {text}"))
             self.ops = create_ops(config.backend.name, context.local_rank, context.threads)
             self.model = build_model(config.model, self.spec, self.ops, config.train.precision)
             check_strategy(config.sync, context, self.model, config.optim.name)
@@ -89,6 +91,7 @@ class Trainer:
             self.test = Reader(data.test, context=context, driver="posix", verify=data.verify)
             with context.together("checking the test data"):
                 self.spec.check(self.test.manifest, data.test)
+                check_class_names(self.reader.manifest, self.test.manifest, self.spec.label, data.test)
         self.loader = Loader(self.reader, self.sampler, context=context)
         self.loss = SoftmaxCrossEntropy(self.ops, smoothing=config.train.label_smoothing)
         parameters, optim, train = self.model.parameters, config.optim, config.train
@@ -322,10 +325,14 @@ class Trainer:
     def _result(self, seconds: float, samples: int, stopped: bool) -> Result:
         final = self.at.last or self._average.seen
         if self.context.is_root:
-            self._plot()
+            try:
+                self._plot()
+            except OSError as error:  # the run is done and saved: a picture is no reason to call it failed
+                self.say(f"note: the curves could not be drawn: {wrap(error, 'drawing')}")
         return Result(
             loss=final.loss,
             accuracy=final.accuracy,
+            evaluated_on="test" if self.at.last else "training",
             samples=final.samples,
             epochs=math.ceil(self.at.step / self.loader.steps),
             steps=self.at.step,

@@ -216,3 +216,96 @@ def test_nan_in_the_source_is_refused(tmp_path: Path, context: Any) -> None:
     source = Source(9, lambda low, high: {"x": x[low:high]})
     with pytest.raises(DataError, match="sample 7 of the source"):
         write_dataset(source, tmp_path / "set", WriteOptions(2), context, lambda count: None)
+
+
+def shard(tmp_path: Path, context: Any, y: np.ndarray, **about: Any) -> tuple[Any, list[str]]:
+    """The field "y" of a data set with these labels, and the notes."""
+    x = np.random.default_rng(0).standard_normal((len(y), 2)).astype(np.float32)
+    notes: list[str] = []
+    source = Source(len(y), lambda low, high: {"x": x[low:high], "y": y[low:high]}, **about)
+    options = WriteOptions(2, overwrite=True)
+    manifest = write_dataset(source, tmp_path / "set", options, context, lambda count: None, note=notes.append)
+    return manifest.fields["y"], notes
+
+
+def test_labels_that_are_classes(tmp_path: Path, context: Any) -> None:
+    assert shard(tmp_path, context, np.arange(100) % 10)[1] == []
+    field, notes = shard(tmp_path, context, np.array([0, 7] * 20))
+    assert field.classes == 8 and notes == ["6 of the 8 classes in 'y' have no sample: 1, 2, 3, 4, 5, 6"]
+    field, notes = shard(tmp_path, context, np.array([0, 1] * 20), class_names=("a", "b", "c"))
+    assert field.classes == 3 and "1 of the 3 classes" in notes[0]
+    field, notes = shard(tmp_path, context, np.arange(600))
+    assert field.classes == 600 and "600 different values in 600 samples" in notes[0]
+
+
+@pytest.mark.parametrize("values", [[0, 1_000_000_000], [1990, 2024, 2001], [2**40], [10_115, 80_331], [0, 1 << 20]])
+def test_numbers_that_cannot_be_classes(tmp_path: Path, context: Any, values: list[int]) -> None:
+    with pytest.raises(DataError, match=f"{max(values) + 1:,}, of which .* no sample") as caught:
+        shard(tmp_path, context, np.array(values * 20))
+    assert "numpy.unique" in caught.value.remedy and not (tmp_path / "set").exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_tokens_may_leave_out_words(tmp_path: Path, context: Any) -> None:
+    field, notes = shard(tmp_path, context, np.full((30, 4), 50_256))
+    assert field.classes == 50_257 and notes == []
+
+
+def test_real_numbers_are_no_classes(tmp_path: Path, context: Any) -> None:
+    field, notes = shard(tmp_path, context, np.linspace(0, 1, 40))
+    assert field.meaning == "label" and field.classes is None and "real numbers" in notes[0]
+
+
+def test_a_data_set_without_label_says_what_could_be_one(tmp_path: Path, context: Any) -> None:
+    arrays = {"x": np.eye(6, 3, dtype=np.float32), "category": np.arange(6), "kind": np.arange(6)}
+    notes: list[str] = []
+    source = Source(6, lambda low, high: {name: array[low:high] for name, array in arrays.items()})
+    write_dataset(source, tmp_path / "set", WriteOptions(2), context, lambda count: None, note=notes.append)
+    assert len(notes) == 1 and "--label NAME, one of category, kind" in notes[0]
+    with pytest.raises(DataError, match="--label NAME"):
+        load_manifest(tmp_path / "set").only("label", None, "set")
+
+
+def test_a_constant_feature_is_said(tmp_path: Path, context: Any) -> None:
+    notes: list[str] = []
+    source = Source(6, lambda low, high: {"x": np.full((high - low, 3), 7.0), "y": np.arange(low, high) % 2})
+    write_dataset(source, tmp_path / "set", WriteOptions(2), context, lambda count: None, note=notes.append)
+    assert notes == ["the feature 'x' is 7 in all samples: nothing can be learnt from it"]
+
+
+IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "negative classes": (lambda t: t["fields"]["label"].update(classes=-1), r"int >= 1 in fields\.\*\.classes"),
+    "a billion classes": (lambda t: t["fields"]["label"].update(classes=10**9), "classes"),
+    "more names than classes": (lambda t: t["fields"]["label"].update(class_names=list("abcdef")), "6 class names for 5"),
+    "a negative count": (lambda t: t["shards"][0].update(samples=-1), "samples"),
+    "a negative size": (lambda t: t["shards"][0].update(bytes=-1), "bytes"),
+    "a checksum that is none": (lambda t: t["shards"][0].update(sha256="x"), "sha256"),
+    "a shape of zero": (lambda t: t["fields"]["x"].update(shape=[0, 3]), "shape"),
+    "a huge shape": (lambda t: t["fields"]["x"].update(shape=[2**62, 2**62]), "shape"),
+    "many dimensions": (lambda t: t["fields"]["x"].update(shape=[1] * 40), "shape"),
+    "a dtype of objects": (lambda t: t["fields"]["x"].update(dtype="O"), "unknown dtype"),
+    "a structure as dtype": (lambda t: t["fields"]["x"].update(dtype="f4,f4"), "unknown dtype"),
+    "a broken dtype": (lambda t: t["fields"]["x"].update(dtype="(2"), "unknown dtype"),
+    "a negative std": (lambda t: t["fields"]["x"]["statistics"].update(std=-1.0), "std"),
+    "a mean that was changed": (lambda t: t["fields"]["x"]["statistics"].update(mean=0.5), "checksum does not fit"),
+    "a std that was changed": (lambda t: t["fields"]["x"]["statistics"].update(std=0.5), "checksum does not fit"),
+    "fields as a list": (lambda t: t.update(fields=[]), "fields"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_impossible_manifests(make_dataset: Any, name: str) -> None:
+    folder, _ = make_dataset(50, 3)
+    change, words = IMPOSSIBLE[name]
+    edit_manifest(change)(folder)
+    with pytest.raises(DataError, match=words) as caught:
+        Reader(folder)
+    assert caught.value.remedy and "$" not in str(caught.value) and "`" not in str(caught.value)
+
+
+def test_manifests_of_earlier_versions_have_no_checksum_of_the_statistics(make_dataset: Any) -> None:
+    folder, _ = make_dataset(50, 3)
+    edit_manifest(lambda tree: tree["fields"]["x"]["statistics"].pop("checksum"))(folder)
+    Reader(folder).close()
+    edit_manifest(lambda tree: None)(folder)
+    Reader(folder).close()

@@ -42,11 +42,10 @@ def test_what_the_operating_system_refuses_is_not_damaged(
         raise kind(f"Unable to open file (unable to lock file, errno = {code}, error message = 'no', buf = 0x7ffd1aed3b30)")
 
     monkeypatch.setattr(h5py, "File", refuse)
-    for mode in ("r", "r+"):
-        with pytest.raises(UnreadableError) as caught:
-            open_file(path, mode)
-        assert str(path) in caught.value.where and NOW[code] in caught.value.remedy
-        assert "nothing says that the file is damaged" in caught.value.what and "0x7ff" not in str(caught.value)
+    with pytest.raises(UnreadableError) as caught:
+        open_file(path)
+    assert str(path) in caught.value.where and NOW[code] in caught.value.remedy
+    assert "nothing says that the file is damaged" in caught.value.what and "0x7ff" not in str(caught.value)
 
 
 @pytest.mark.parametrize("code", NOW)
@@ -174,3 +173,49 @@ def test_hdf5_without_the_locking_property_still_opens(path: Path, monkeypatch: 
 
 def test_the_family() -> None:
     assert issubclass(UnreadableError, DataError) and issubclass(DataError, MpidlError)
+
+
+FULL = """
+import gc, resource, sys
+import numpy as np
+from mpidl.data.hdf5 import early_allocation, open_file
+from mpidl.files import writing
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for options in ({"dcpl": early_allocation()}, {}, {"compression": "gzip"}):
+    for limit in (0, 90, 20_000, 140_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with writing("it"), open_file(sys.argv[1], "w") as file:
+                file.create_dataset("x", (40_000,), "f4", chunks=(10_000,), **options)
+                file["x"][:] = np.random.default_rng(0).random(40_000)
+                file.attrs["more"] = np.arange(5_000)
+        except Exception as error:
+            print(error)
+        gc.collect()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        with open_file(sys.argv[1], "w") as file:
+            file["x"] = [1]
+"""
+
+
+def test_hdf5_survives_a_full_disk(tmp_path: Path) -> None:
+    """HDF5 ends the process with a segmentation fault when it frees what it could not write."""
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path / "a.h5"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.count("it: cannot be written: File too large\n  what to do:") == 12, done.stdout
+
+
+def test_a_file_written_through_the_door_is_what_hdf5_writes(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((50, 7))
+    for name, mode in (("a", "w"), ("b", "r+")):
+        with open_file(tmp_path / "a.h5", mode) as file:
+            file.create_dataset(name, data=x, chunks=(9, 7), compression="gzip")
+            with pytest.raises(DataError, match="a lock"):
+                open_file(tmp_path / "a.h5", "w")
+    with open_file(tmp_path / "a.h5") as file:
+        np.testing.assert_array_equal(file["a"][...], x)
+        np.testing.assert_array_equal(file["b"][...], x)
+    with open_file(tmp_path / "a.h5", "w") as file:
+        file["c"] = [1]
+    with open_file(tmp_path / "a.h5") as file:
+        assert list(file) == ["c"]

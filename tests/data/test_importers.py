@@ -86,3 +86,53 @@ def test_wrong_sources(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=words) as caught:
             open_source([tmp_path / name])
         assert name in caught.value.where
+
+
+def test_the_label_column_is_the_label_whatever_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "iris.csv"
+    path.write_text("a;species\n1;setosa\n3;virginica\n")
+    assert open_source([path], label="species").label == "label"
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 2), np.float32), category=np.arange(3))
+    assert open_source([tmp_path / "a.npz"], label="category").label == "category"
+    with pytest.raises(DataError, match="no field 'kind', only category, x"):
+        open_source([tmp_path / "a.npz"], label="kind")
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 30), (1, 28, 28), (4, 8, 8)])
+def test_channels_first(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    x = np.arange(5 * np.prod(shape)).reshape(5, *shape)
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(5))
+    paths = [tmp_path / "a.npz"]
+    with pytest.raises(DataError, match="channels first") as caught:
+        open_source(paths)
+    assert "--channels-first" in caught.value.remedy and str(shape) in caught.value.what
+    turned = open_source(paths, channels="first").read(1, 4)
+    np.testing.assert_array_equal(turned["x"], x[1:4].transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(turned["y"], [1, 2, 3])
+    np.testing.assert_array_equal(open_source(paths, channels="last").read(0, 5)["x"], x)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (3, 4, 4), (3, 3, 3), (64, 64, 8), (10, 3)])
+def test_channels_last_are_taken_as_they_are(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, *shape)))
+    assert open_source([tmp_path / "a.npz"]).read(0, 2)["x"].shape == (2, *shape)
+
+
+def test_nothing_to_turn(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, 9)))
+    with pytest.raises(DataError, match="no images"):
+        open_source([tmp_path / "a.npz"], channels="first")
+
+
+def test_torn_files(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros(300))
+    whole = (tmp_path / "a.npz").read_bytes()
+    np.save(tmp_path / "a.npy", np.zeros(300))
+    row = (tmp_path / "a.npy").read_bytes()
+    for name, content in [
+        ("cut.npz", whole[:-40]), ("bent.npz", whole[:60] + b"\xff" * 60 + whole[120:]), ("empty.npz", b""), ("empty.npy", b""),
+        ("cut.npy", row[:-40]), ("short", b"\0\0\x08\x03\0\0"), ("cut.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x05hello")[:-9]),
+    ]:  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match="cannot be read"):
+            open_source([tmp_path / name])

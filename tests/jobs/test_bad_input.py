@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import time
@@ -237,3 +238,57 @@ def test_manifest_from_json_tools_still_loads(run_folder: Path) -> None:
     path = run_folder / "train" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text())))
     assert mpidl(1, "train", str(run_folder / "run.toml"), "--set", "train.max_steps=1").status == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--shared"], ["--compress", "gzip"]], ids=["shards", "shared", "gzip"])
+def test_disk_full_while_sharding(run_folder: Path, options: list[str]) -> None:
+    """HDF5 used to end the ranks with a segmentation fault after its message."""
+    np.savez(run_folder / "a.npz", **blobs(3000, 0))  # type: ignore[arg-type]
+    script = run_folder / "limited.py"
+    script.write_text(LIMITED)
+    job = finish(
+        start(2, "python", str(script), "shard", str(run_folder / "a.npz"), "--out", str(run_folder / "new"), *options)
+    )
+    expect(job, "File too large", "ulimit -f")
+    assert job.status == 1 and "Segmentation" not in job.err and not list(run_folder.glob("new*"))
+
+
+def test_full_disk_while_predicting_and_exporting(run_folder: Path) -> None:
+    toml, out = str(run_folder / "run.toml"), run_folder / "out"
+    wide = ("--set", "model.name=mlp", "--set", "model.options={hidden=[200]}")
+    assert mpidl(2, "train", toml, "--set", "train.max_steps=3", *wide).status == 0
+    script = run_folder / "limited.py"
+    script.write_text(LIMITED.replace("40_000", "3_000"))
+    out.mkdir()
+    data, run = str(run_folder / "train"), str(run_folder / "run")
+    for command in (["predict", run, data, "--out", str(out / "p.csv")], ["export", run, str(out / "w.safetensors")]):
+        job = finish(start(2, "python", str(script), *command))
+        expect(job, "File too large", "ulimit -f")
+        assert not list(out.iterdir()) and "train.output" not in job.err
+
+
+@pytest.mark.parametrize("limit", ["a lock", "a file that is none"])
+def test_a_file_out_of_reach_and_one_that_is_none(run_folder: Path, limit: str) -> None:
+    """A reader needs no lock; what is no HDF5 file is not said to be damaged."""
+    shard = run_folder / "train" / "shard-00001.h5"
+    toml = ("train", str(run_folder / "run.toml"), "--set", "train.max_steps=1")
+    if limit == "a lock":
+        with shard.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert mpidl(2, *toml).status == 0
+    else:
+        shard.write_bytes(b"hello " * 1000)
+        reseal(run_folder / "train", 1)
+        expect(mpidl(2, *toml), "shard-00001.h5", "not an HDF5 file")
+
+
+def test_misspelt_commands_are_recognised() -> None:
+    job = mpidl(2, "trian")
+    assert job.status == 2 and job.err.count("did you mean 'train'?") == 1
+
+
+def test_settings_from_the_command_line_are_named(run_folder: Path) -> None:
+    toml = str(run_folder / "run.toml")
+    expect(mpidl(2, "train", toml, "--set", "sync.algorithm=rnig"), "--set sync.algorithm=rnig", "did you mean 'ring'?")
+    job = mpidl(2, "train", toml, "--set", "optim.gamma=0.5", "--set", "train.max_steps=1")
+    assert job.status == 0 and job.err.count("optim.gamma has no effect") == 1

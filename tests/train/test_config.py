@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mpidl.errors import ConfigError
-from mpidl.train.config import load_config
+from mpidl.train.config import NEEDS, Config, load_config, look_up
 
 MINIMAL = '[data]\ntrain = "x"\n'
 ROOT = Path(__file__).parent.parent.parent
@@ -54,3 +55,107 @@ def test_refused(tmp_path: Path, text: str, overrides: list[str], words: str) ->
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "configs").glob("*.toml")), ids=lambda path: path.name)
 def test_the_configurations_that_are_shipped_are_valid(path: Path) -> None:
     load_config(path)
+
+
+WORDS: dict[str, tuple[str, list[str], list[str]]] = {
+    "a misspelt choice": (
+        MINIMAL, ["sync.algorithm=rnig"], ["sync.algorithm is 'rnig'", "'ring', 'rabenseifner'", "did you mean 'ring'?"],
+    ),
+    "a choice that is near to none": (MINIMAL, ["optim.name=7"], ["one of 'sgd', 'adam', 'adamw', 'lars', 'lamb'"]),
+    "a choice or a number": (
+        MINIMAL, ["sync.parameter_server.staleness=unbouned"],
+        ["a whole number of at least 0 or 'unbounded'", "did you mean 'unbounded'?"],
+    ),
+    "a misspelt strategy": (MINIMAL, ["sync.strategy=gosip"], ["no such strategy", "did you mean 'gossip'?"]),
+    "a number out of its limits": (MINIMAL, ["optim.momentum=2"], ["momentum is 2", "of at least 0 and at most 1"]),
+    "a number below 0": (MINIMAL, ["optim.lr=-1"], ["optim.lr is -1, but must be a number above 0"]),
+    "infinity": (MINIMAL, ["optim.lr=inf"], ["optim.lr is inf, but must be finite"]),
+    "not a number": (MINIMAL, ["data.mean=nan"], ["data.mean is nan, but must be finite"]),
+    "a huge number": (MINIMAL, [f"train.global_batch={10**30}"], ["train.global_batch"]),
+    "half a number": (MINIMAL, ["train.epochs=1.5"], ["a whole number of at least 1"]),
+    "a word for a switch": (MINIMAL, ["data.verify=maybe"], ["data.verify is 'maybe', but must be true or false"]),
+    "a number in a list": (MINIMAL, ["optim.milestones=[1, -2]"], ["[1, -2]", "a list, in it a number above 0"]),
+    "pairs": (MINIMAL, ["sync.gossip.edges=[[1]]"], ["a list, in it a list of 2, in it a whole number"]),
+    "options that are none": (MINIMAL, ["model.options=3"], ["a table of options"]),
+    "no data": ("[train]\nepochs = 1\n", [], ["the section [data] is missing", 'add [data] and below it train = "..."']),
+    "no training data": ("[data]\ntest = 'x'\n", [], ["'data.train' is missing", 'train = "..."', "--set data.train="]),
+    "a list for a section": ("data = [1]\n", [], ["'data' must be a section", "[data]"]),
+    "a word for the strategies": (MINIMAL + "sync = 1\n", [], ["data.sync"]),
+    "sync that is no section": ("sync = 1\n" + MINIMAL, [], ["'sync' must be a section"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_the_words_of_an_error(tmp_path: Path, name: str) -> None:
+    text, overrides, words = WORDS[name]
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, text, *overrides)
+    said = str(caught.value)
+    assert all(word in said for word in words), said
+    assert "$" not in said and "`" not in said and caught.value.remedy
+    assert ("--set" in caught.value.where) == bool(overrides) and caught.value.where
+
+
+def test_the_place_of_an_error_is_where_it_was_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, MINIMAL + "[optim]\nlr = 0\n", "train.epochs=3")
+    assert caught.value.where.endswith("run.toml")
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, MINIMAL + "[optim]\nlr = 0.1\n", "train.epochs=3", "optim.lr=0")
+    assert caught.value.where == "--set optim.lr=0"
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, MINIMAL, "optim={lr=0}")
+    assert caught.value.where == "--set optim={lr=0}"
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, MINIMAL, "optim.schedule=step")
+    assert caught.value.where.endswith("run.toml with --set optim.schedule=step"), "settings that do not go together"
+
+
+def notes(tmp_path: Path, text: str, *overrides: str) -> list[str]:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    found: list[str] = []
+    load_config(path, list(overrides), note=found.append)
+    return found
+
+
+def test_settings_without_effect_are_said(tmp_path: Path) -> None:
+    assert notes(tmp_path, MINIMAL, "optim.name=adam") == [], "only what was written counts, not the defaults"
+    assert notes(tmp_path, MINIMAL, "optim.name=adam", "optim.momentum=0.8") == [
+        "optim.momentum has no effect: optim.name is 'adam', and it works with optim.name = 'sgd' or 'lars' only"
+    ]
+    found = notes(tmp_path, MINIMAL + "[optim]\nmilestones = [1]\ngamma = 0.5\nscaling = 'sqrt'\n")
+    assert [text.split()[0] for text in found] == ["optim.scaling", "optim.milestones", "optim.gamma"]
+    assert "where optim.base_batch is set" in found[0]
+    step = ("optim.schedule=step", "optim.milestones=[1]", "optim.gamma=0.5")
+    assert notes(tmp_path, MINIMAL, *step) == []
+    assert len(notes(tmp_path, MINIMAL, "sync.strategy=gossip", "sync.algorithm=ring", "sync.topk_ratio=0.1")) == 2
+
+
+def test_every_setting_in_the_table_exists_and_its_partners_values_do(tmp_path: Path) -> None:
+    for name, (other, values) in NEEDS.items():
+        base = load_config(config_file(tmp_path))
+        assert look_up(base, name) is not None, name
+        for value in values:
+            load_config(config_file(tmp_path), [f"{other}={value}", *(["optim.milestones=[1]"] if value == "step" else [])])
+        assert values or not look_up(base, other)
+
+
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "configs").glob("*.toml")), ids=lambda path: path.name)
+def test_the_configurations_that_are_shipped_have_no_idle_settings(path: Path) -> None:
+    found: list[str] = []
+    load_config(path, note=found.append)
+    assert found == []
+
+
+def test_every_setting_is_documented() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    for section in msgspec.structs.fields(Config):
+        for field in msgspec.structs.fields(section.type):
+            assert f"`{field.name}`" in text or f".{field.name}]" in text, f"{section.name}.{field.name}"

@@ -1,0 +1,237 @@
+"""Reads tables of text (CSV): separator, header and decimal commas are found out, and every problem names its line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpidl.errors import DataError
+from mpidl.files import reading
+
+LABEL_NAMES = {"label", "labels", "y", "target", "targets", "class", "classes"}
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}
+SAMPLE = 200  # lines that are looked at to find separator and header
+_WHOLE = re.compile(r"[+-]?\d+")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Table:
+    """columns: names of the features; features: (n, c) float32. label: (n,) int64 classes, or float32 real numbers, or None.
+
+    candidates: columns that could be the label, where there is none. notes: what was assumed, for people.
+    """
+
+    columns: tuple[str, ...]
+    features: NDArray[np.float32]
+    label: NDArray[Any] | None = None
+    class_names: tuple[str, ...] | None = None
+    candidates: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The cells of a file; lines[i]: the number of the line where cells[i] ends."""
+
+    path: Path
+    separator: str
+    cells: list[list[str]]
+    lines: list[int]
+
+    def error(self, what: str, remedy: str) -> DataError:
+        return DataError(what, where=str(self.path), remedy=remedy)
+
+    def is_number(self, cell: str) -> bool:
+        return _NUMBER.fullmatch(self.plain(cell)) is not None
+
+    def plain(self, cell: str) -> str:
+        """A number with a decimal point."""
+        return cell.strip() if self.separator == "," else cell.strip().replace(",", ".")
+
+
+def read_table(path: Path, label: str | None = None, header: bool | None = None) -> Table:
+    """Numeric columns become features; the label column may hold whole numbers, real numbers or words.
+
+    label: its name (default: a column with a usual name, see LABEL_NAMES). header: whether the first line names the columns
+    (None: find out). Raises DataError naming file, line and column.
+    """
+    rows = _rows(path)
+    notes = []
+    has_header = _has_header(rows) if header is None else header
+    if has_header:
+        names = [cell.strip() for cell in rows.cells[0]]
+        rows = _Rows(path, rows.separator, rows.cells[1:], rows.lines[1:])
+    else:
+        names = [f"column{number}" for number in range(1, len(rows.cells[0]) + 1)]
+        if header is None:
+            notes.append(f"the first line is no header: the columns are named column1 to {names[-1]} (--header if it is one)")
+    if not rows.cells:
+        raise rows.error("has no samples below its header", "check the file; or add --no-header")
+    if rows.separator != "," and any("," in cell and rows.is_number(cell) for row in rows.cells for cell in row):
+        notes.append("commas within numbers are taken for decimal commas: 1,5 is 1.5")
+    place = _label_place(rows, names, label)
+    kept = [column for column in range(len(names)) if column != place]
+    features = _features(rows, names, kept)
+    columns = tuple(names[column] for column in kept)
+    if place is None:
+        return Table(columns, features, candidates=_candidates(columns, features), notes=tuple(notes))
+    values, classes = _label(rows, names[place], place)
+    return Table(columns, features, values, classes, notes=tuple(notes))
+
+
+def _rows(path: Path) -> _Rows:
+    """All lines that are not empty, cut at the separator. Raises DataError unless all have equally many columns."""
+    remedy = "save it as UTF-8 text (iconv -f latin1 -t utf-8), with columns separated by comma, semicolon, tab or |"
+    try:
+        with reading(path), gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+        separator = _separator(text)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        numbered = [(row, reader.line_num) for row in reader if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
+        raise DataError(f"cannot be read as a table: {error}", where=str(path), remedy=remedy) from error
+    rows = _Rows(path, separator, [row for row, _ in numbered], [line for _, line in numbered])
+    if not rows.cells:
+        raise rows.error("is empty", "check the path")
+    width = Counter(map(len, rows.cells)).most_common(1)[0][0]
+    ragged = [(line, len(row)) for row, line in numbered if len(row) != width]
+    if ragged:
+        more = f" ({len(ragged)} such lines)" if len(ragged) > 1 else ""
+        raise rows.error(
+            f"line {ragged[0][0]} has {ragged[0][1]} column(s), most lines have {width}{more}; "
+            f"the separator found is the {SEPARATORS[separator]}",
+            'correct that line; text that holds the separator belongs in "quotes"',
+        )
+    return rows
+
+
+def _separator(text: str) -> str:
+    """The separator that cuts most lines alike; where several do, the one that leaves the most numbers."""
+    lines = text.splitlines()[:SAMPLE]
+
+    def score(separator: str) -> tuple[float, float, int]:
+        cut = [row for row in csv.reader(lines, delimiter=separator) if row]
+        width, count = Counter(map(len, cut)).most_common(1)[0] if cut else (0, 0)
+        if width < 2:
+            return 0.0, 0.0, 0
+        some = _Rows(Path(), separator, cut, [])
+        cells = [cell for row in cut for cell in row]
+        return count / len(cut), sum(map(some.is_number, cells)) / len(cells), width
+
+    return max(SEPARATORS, key=score)
+
+
+def _has_header(rows: _Rows) -> bool:
+    """Whether the first line names columns: no number in it, or words above a column of numbers.
+
+    Also where its numbers count from 0, as pandas numbers columns, beside names.
+    """
+    first, rest = rows.cells[0], rows.cells[1:SAMPLE]
+    numeric = [rows.is_number(cell) for cell in first]
+    if not any(numeric):
+        return True
+    for column, cell in enumerate(first):
+        if not numeric[column] and cell.strip() and rest and all(rows.is_number(row[column]) for row in rest):
+            return True
+    counted = [cell.strip() for cell, is_number in zip(first, numeric, strict=True) if is_number]
+    return 2 <= len(counted) < len(first) and counted == [str(number) for number in range(len(counted))]
+
+
+def _label_place(rows: _Rows, names: Sequence[str], label: str | None) -> int | None:
+    """The label's column, None for a table without one."""
+    if label is None:
+        usual = [column for column, name in enumerate(names) if name.lower() in LABEL_NAMES]
+        if len(usual) > 1:
+            known = ", ".join(repr(names[column]) for column in usual)
+            raise rows.error(f"several columns could be the label: {known}", "choose one with --label")
+        return usual[0] if usual else None
+    found = [column for column, name in enumerate(names) if name == label.strip()]
+    if len(found) != 1:
+        what = "several columns" if found else "no column"
+        known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise rows.error(f"has {what} {label!r}; its columns are {known}", "name one of these with --label")
+    return found[0]
+
+
+def _features(rows: _Rows, names: Sequence[str], kept: Sequence[int]) -> NDArray[np.float32]:
+    if not kept:
+        raise rows.error("has a label but no other column", "add columns with numbers")
+    features = np.empty((len(rows.cells), len(kept)), np.float32)
+    for number, row in enumerate(rows.cells):
+        cells = [row[column] for column in kept]
+        try:
+            with np.errstate(over="ignore"):  # beyond float32 is infinity, which the writer refuses
+                features[number] = cells if rows.separator == "," else [rows.plain(cell) for cell in cells]
+        except ValueError:
+            raise _not_numeric(rows, names, kept, number) from None
+    return features
+
+
+def _not_numeric(rows: _Rows, names: Sequence[str], kept: Sequence[int], number: int) -> DataError:
+    """Which cell is no number, and whether its column may be the label."""
+    for column in kept:
+        cell = rows.cells[number][column].strip()
+        if not rows.is_number(cell):
+            break
+    if not cell:
+        return rows.error(
+            f"line {rows.lines[number]} has no value in column {names[column]!r}",
+            "fill the gap, or leave out that line or column",
+        )
+    numbers = sum(rows.is_number(row[column]) for row in rows.cells)
+    remedy = f"correct that cell: {numbers} of {len(rows.cells)} values in this column are numbers"
+    if not numbers:
+        remedy = f"if it is the label, add --label {names[column]}; otherwise write the column in numbers or leave it out"
+    return rows.error(f"line {rows.lines[number]} has {cell!r} in column {names[column]!r}, which is not a number", remedy)
+
+
+def _label(rows: _Rows, name: str, place: int) -> tuple[NDArray[Any], tuple[str, ...] | None]:
+    """Whole numbers as they are, real numbers as float32, words numbered in alphabetical order (with their names)."""
+    cells = [row[place].strip() for row in rows.cells]
+    numeric = [rows.is_number(cell) for cell in cells]
+    if not all(cells):
+        what = f"line {rows.lines[cells.index('')]} has no label in column {name!r}"
+        raise rows.error(what, "fill the gap, or leave out that line")
+    if any(numeric) and not all(numeric):
+        number, word = numeric.index(True), numeric.index(False)
+        raise rows.error(
+            f"the label column {name!r} mixes numbers (line {rows.lines[number]}: {cells[number]!r}) "
+            f"and words (line {rows.lines[word]}: {cells[word]!r})",
+            "repair these lines; where all of them are names of classes, write them as words",
+        )
+    if not any(numeric):
+        classes = {word: index for index, word in enumerate(sorted(set(cells)))}
+        return np.array([classes[word] for word in cells], np.int64), tuple(classes)
+    try:
+        if all(_WHOLE.fullmatch(cell) for cell in cells):
+            return np.array([int(cell) for cell in cells], np.int64), None
+        values = np.array([float(rows.plain(cell)) for cell in cells])
+        if (values == np.rint(values)).all():
+            return values.astype(np.int64), None  # 0.0, 1.0, 2.0: classes that a program wrote as floats
+        return values.astype(np.float32), None
+    except OverflowError:
+        raise rows.error(
+            f"the label column {name!r} holds numbers too large for a class", "number the classes from 0"
+        ) from None
+
+
+def _candidates(columns: Sequence[str], features: NDArray[np.float32]) -> tuple[str, ...]:
+    """Columns of whole numbers from 0 on with few different values; else all columns."""
+    few = [
+        name
+        for name, values in zip(columns, features.T, strict=True)
+        if (values == np.rint(values)).all() and values.min() >= 0 and len(np.unique(values)) <= max(2, len(values) // 2)
+    ]
+    return tuple(few or columns)

@@ -1,0 +1,69 @@
+"""Predictions as files."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpidl.data.hdf5 import open_file
+from mpidl.errors import ConfigError, DataError
+from mpidl.inference.output import SUFFIXES, check_target, write_predictions
+
+P = np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1], [0.0, 1.0, 0.0]], np.float32)
+
+
+def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities as another program would read them."""
+    if path.suffix == ".npz":
+        with np.load(path) as found:
+            return found["label"], found["probability"]
+    if path.suffix == ".h5":
+        with open_file(path) as file:
+            return file["label"][...], file["probability"][...]
+    assert path.read_text().startswith("label,probability_0,probability_1,probability_2\n1,0.1,0.7,0.2\n")
+    rows = np.loadtxt(path, delimiter=",", skiprows=1)
+    return rows[:, 0].astype(np.int64), rows[:, 1:].astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p{suffix}"
+    path.write_text("an older file")
+    check_target(path)
+    assert write_predictions(path, P) == [1, 2, 0]
+    label, probability = load(path)
+    assert label.tolist() == [1, 0, 1] and label.dtype == np.int64
+    np.testing.assert_allclose(probability, P, atol=1e-6)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_failed_write_leaves_the_older_file(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(handle: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / f"p{suffix}"
+    path.write_text("an older file")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(DataError, match="No space left") as caught:
+        write_predictions(path, P)
+    assert caught.value.where == str(path) and "train.output" not in caught.value.remedy
+    assert path.read_text() == "an older file" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p", "none/p.csv", "."])
+def test_targets_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_target(tmp_path / name)
+    assert caught.value.remedy
+
+
+def test_a_folder_with_the_name_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        check_target(tmp_path / "p.csv")

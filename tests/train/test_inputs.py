@@ -1,0 +1,78 @@
+"""What a model is given of a data set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mpidl.backend.numpy_ops import NumpyOps
+from mpidl.data.manifest import Field, Manifest, Shard, Statistics, new_manifest
+from mpidl.errors import ConfigError, MpidlError
+from mpidl.models import INPUTS, MODELS
+from mpidl.train.build import build_model
+from mpidl.train.config import DataConfig, ModelConfig
+from mpidl.train.inputs import EXTENTS, input_spec
+
+
+def manifest(shape: tuple[int, ...], **feature: Any) -> Manifest:
+    fields = {"x": Field("float32", shape, "feature", **feature), "y": Field("int64", (), "label", 3)}
+    return new_manifest("shards", fields, (Shard("a.h5", 10, 1, "0" * 64),))
+
+
+def spec(shape: tuple[int, ...], model: str, **data: Any) -> Any:
+    return input_spec(manifest(shape), DataConfig(train="data", **data), "data", model)
+
+
+def test_every_model_says_what_it_takes() -> None:
+    assert set(INPUTS) == set(MODELS) and set(INPUTS.values()) <= {*EXTENTS, "any"}
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "shape"),
+    [
+        ("cnn", "auto", (16, 16, 1)), ("mlp", "auto", (16, 16, 1)), ("lstm", "auto", (16, 16)), ("vit", "image", (16, 16, 1)),
+        ("lstm", "series", (16, 16)), ("mlp", "series", (16, 16)), ("my own", "auto", (16, 16, 1)),
+    ],
+)  # fmt: skip
+def test_the_layout_of_two_extents(model: str, layout: Any, shape: tuple[int, ...]) -> None:
+    found = spec((16, 16), model, layout=layout)
+    assert found.shape == shape and found.field_shape == (16, 16)
+
+
+@pytest.mark.parametrize("shape", [(20,), (16, 16, 3), (2, 3, 4, 5)])
+def test_other_extents_are_what_they_are(shape: tuple[int, ...]) -> None:
+    assert spec(shape, "mlp").shape == shape
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("shape", [(16,), (16, 16), (16, 16, 3), (3, 4, 5, 6)])
+def test_a_model_is_a_classifier_of_the_samples_or_refused(model: str, shape: tuple[int, ...]) -> None:
+    try:
+        built = build_model(ModelConfig(name=model, options={"size": "tiny"}), spec(shape, model), NumpyOps())
+    except MpidlError as error:
+        assert error.remedy
+    else:
+        assert built.output_shape == (3,)
+
+
+def test_a_layout_for_other_extents_is_said_to_do_nothing() -> None:
+    notes: list[str] = []
+    input_spec(manifest((20,)), DataConfig(train="data", layout="series"), "data", "mlp", notes.append)
+    assert len(notes) == 1 and "data.layout" in notes[0]
+
+
+def test_outputs_for_every_step_are_refused() -> None:
+    options = {"units": 4, "depth": 1, "sequences": True}
+    with pytest.raises(ConfigError, match="trains classifiers"):
+        build_model(ModelConfig(name="lstm", options=options), spec((8, 2), "lstm"), NumpyOps())
+
+
+@pytest.mark.parametrize("config", [{}, {"mean": 2.0}, {"std": 4.0}])
+def test_normalisation(config: dict[str, float]) -> None:
+    notes: list[str] = []
+    for std in (0.0, 3.0):
+        held = manifest((4,), statistics=Statistics.sealed(7.0, std))
+        found = input_spec(held, DataConfig(train="data", **config), "data", "mlp", notes.append)
+        assert (found.mean, found.std) == (config.get("mean", 7.0), config.get("std", std or 1.0))
+    assert len(notes) == ("std" not in config)
