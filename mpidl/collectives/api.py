@@ -96,18 +96,23 @@ def _all_reduce(buffer: Any, group: Group, op: str, algorithm: str, exact: bool,
         return
     chosen = algorithm_for(algorithm, buffer, group, exact)
     guarded = group.guard == "on" or (chosen is native and group.guard != "off")
-    with group.during("all_reduce", buffer, op, name):
-        _guarded(chosen, buffer, group, op, "all_reduce", name, guarded)
+    _guarded(chosen, buffer, group, op, ("all_reduce", buffer, op, name), guarded)
 
 
-def _guarded(algorithm: Algorithm, buffer: Any, group: Group, op: str, what: str, name: str, guarded: bool) -> None:
-    """Run a schedule with what its operation and kind of memory need around it."""
-    if guarded:
-        checks.agreement(group, buffer)
-    if op == MEAN or is_device(buffer) or buffer.dtype.num == FLOAT16.num:
-        _with_care(algorithm, buffer, group, op, what, name)
-    else:
-        run(algorithm, buffer, group, op)
+def _guarded(algorithm: Algorithm, buffer: Any, group: Group, op: str, doing: tuple[str, Any, str, str], guarded: bool) -> None:
+    """Run a schedule with what its operation and kind of memory need around it. doing: see `Activity`."""
+    before = group.doing
+    group.count += 1
+    group.doing = doing  # not Activity.during, which takes a microsecond
+    try:
+        if guarded:
+            checks.agreement(group, buffer)
+        if op == MEAN or is_device(buffer) or buffer.dtype.num == FLOAT16.num:
+            _with_care(algorithm, buffer, group, op, doing[0], doing[3])
+        else:
+            run(algorithm, buffer, group, op)
+    finally:
+        group.doing = before
 
 
 def _with_care(algorithm: Algorithm, buffer: Any, group: Group, op: str, what: str, name: str) -> None:
@@ -289,8 +294,8 @@ def _in_place(schedule: Algorithm, buffer: Any, comm: Any, op: str, what: str, n
     one_way = root is not None
     if group.size == 1 or (not buffer.size and not one_way):
         return
-    with group.during(what, buffer, f"{op}, root {root}" if one_way else op, name):
-        _guarded(schedule, buffer, group, op, what, name, group.guard == "on" or (one_way and group.guard != "off"))
+    doing = what, buffer, f"{op}, root {root}" if one_way else op, name
+    _guarded(schedule, buffer, group, op, doing, group.guard == "on" or (one_way and group.guard != "off"))
 
 
 def _rooted(schedule: Callable[..., Any], buffer: Any, comm: Any, root: int, op: str, what: str, name: str) -> None:

@@ -26,6 +26,8 @@ def array(value: Any, what: str, name: str, *, writable: bool = True) -> None:
     """Raise CollectiveError unless `value` is an array of any shape that can be sent as it lies in memory and, if `writable`,
     received into.
     """
+    if type(value) is np.ndarray and value.flags.carray and value.dtype.num in NUMBERS and value.dtype.isnative:
+        return  # nearly always: the rest says what is wrong
     if not hasattr(value, "dtype") or not hasattr(value, "flags") or isinstance(value, np.generic):
         raise CollectiveError(
             f"{what} needs an array, got {type(value).__name__}", where=name, remedy="make one: numpy.asarray(...)"
@@ -122,6 +124,8 @@ def mean(value: Any, group: Group, name: str, add: Callable[[Any], None], count:
 
 
 def _refuse_overflow(value: Any, group: Group, name: str) -> None:
+    if group.guard != "off":
+        agreement(group, value)  # before an exchange that ranks with another operation do not take part in
     peak = max(abs(int(value.max())), abs(int(value.min())))
     peaks = group.comm.allgather(peak)
     if sum(peaks) > np.iinfo(value.dtype).max:

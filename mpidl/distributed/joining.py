@@ -57,10 +57,11 @@ def reduce_among_active(array: Any, op: str, group: Group, active: int) -> None:
     def add(buffer: Any) -> None:
         all_reduce(buffer, comm=group, op="sum" if op == MEAN else op, name="joined")
 
-    if op == MEAN:
-        checks.mean(array, group, "joined", add, active)
-    else:
-        add(array)
+    with group.during("all_reduce", array, op, "joined"):
+        if op == MEAN:
+            checks.mean(array, group, "joined", add, active)
+        else:
+            add(array)
 
 
 def _exchange(own: ProcessGroup, group: Group, mine: tuple[int, ...]) -> NDArray[Any]:
