@@ -8,7 +8,8 @@
    other's memory (process_vm_readv): no slots, every rank reduces one part straight out of the others' buffers.
 
    Sums run along one binary tree over the ranks, ((r0 + r1) + (r2 + r3)), as in mpidl.collectives.rabenseifner; 16-bit floats are
-   added in float32 and rounded once. Before any data is touched all ranks compare signatures (operation, type, length). */
+   added in float32 and rounded once, a mean of them after the division. Before any data is touched all ranks compare signatures: the
+   length, type and operation, and a mark that stands for the call as the user wrote it (collective, operation, root, name). */
 #define _GNU_SOURCE
 #include <sched.h>
 #include <stdatomic.h>
@@ -27,17 +28,21 @@
 #endif
 
 enum { MAX_LEVELS = 20, BLOCK = 2048, STEP = 1 << 20 };
-enum { ALL_REDUCE = 0, REDUCE = 1, BROADCAST = 2 };
+enum { ALL_REDUCE = 0, REDUCE = 1, BROADCAST = 2, COMPARE = 3 };
 enum { OK = 0, MISMATCH = 1, UNREADABLE = 2 };
 enum { PHASES = 4, SEGMENT = 128 << 10 };
-enum { SUM = 0, PRODUCT = 1, MIN = 2, MAX = 3 };
+enum { SUM = 0, PRODUCT = 1, MIN = 2, MAX = 3, MEAN = 4 }; /* MEAN: of floating-point types only */
 
 typedef struct {
-    _Atomic uint64_t seen; /* turn * PHASES + phase reached */
-    uint64_t signature[2]; /* of even and odd turns */
-    uint64_t address;      /* of the buffer, while the others read it */
+    uint64_t shape, mark;
+} signature_t;
+
+typedef struct {
+    _Atomic uint64_t seen;    /* turn * PHASES + phase reached */
+    signature_t signature[2]; /* of even and odd turns */
+    uint64_t address;         /* of the buffer, while the others read it */
     int64_t pid;
-    char pad[88];
+    char pad[72];
 } line_t;
 
 typedef struct {
@@ -58,12 +63,17 @@ typedef void tree_fn(char *out, char **source, int64_t count, int64_t n, int op)
         default: for (int64_t i = 0; i < n; i++) out[i] = (a[i] > b[i] || (NAN_A)) ? a[i] : b[i];      \
     }
 
-/* The sum of `count` sources along the binary tree, block by block, with partial sums on a stack. */
+#define DIVIDE(T, out, n, count) \
+    for (int64_t i = 0; i < (n); i++) (out)[i] = (T)((out)[i] / (T)(count))
+
+/* The reduction of `count` sources along the binary tree, block by block, with partial sums on a stack. */
 #define TREE(NAME, T, NAN_A)                                                                           \
     static void pair_##NAME(T *out, const T *a, const T *b, int64_t n, int op) { OPERATE(T, NAN_A, 0) } \
     static void tree_##NAME(char *out, char **source, int64_t count, int64_t n, int op) {              \
+        int step = op == MEAN ? SUM : op;                                                              \
         if (count == 2) {                                                                              \
-            pair_##NAME((T *)out, (const T *)source[0], (const T *)source[1], n, op);                  \
+            pair_##NAME((T *)out, (const T *)source[0], (const T *)source[1], n, step);                \
+            if (op == MEAN) DIVIDE(T, (T *)out, n, count);                                             \
             return;                                                                                    \
         }                                                                                              \
         static _Thread_local T stack[MAX_LEVELS][BLOCK];                                               \
@@ -73,11 +83,12 @@ typedef void tree_fn(char *out, char **source, int64_t count, int64_t n, int op)
             for (int64_t r = 0; r < count; r++) {                                                      \
                 memcpy(stack[depth], (const T *)source[r] + at, m * sizeof(T));                        \
                 for (int64_t bits = r; bits & 1; bits >>= 1, depth--)                                  \
-                    pair_##NAME(stack[depth - 1], stack[depth - 1], stack[depth], m, op);              \
+                    pair_##NAME(stack[depth - 1], stack[depth - 1], stack[depth], m, step);            \
                 depth++;                                                                               \
             }                                                                                          \
             for (; depth > 1; depth--)                                                                 \
-                pair_##NAME(stack[depth - 2], stack[depth - 2], stack[depth - 1], m, op);              \
+                pair_##NAME(stack[depth - 2], stack[depth - 2], stack[depth - 1], m, step);            \
+            if (op == MEAN) DIVIDE(T, stack[0], m, count);                                             \
             memcpy((T *)out + at, stack[0], m * sizeof(T));                                            \
         }                                                                                              \
     }
@@ -128,10 +139,11 @@ static uint16_t float_f16(float f) { /* to nearest, ties to even */
     return sign | (uint16_t)((v.u - 0x38000000 + 0xfff + ((v.u >> 13) & 1)) >> 13);
 }
 
-/* 16-bit floats: the tree runs in float32, one rounding at its end. */
+/* 16-bit floats: the tree and the division of a mean run in float32, one rounding at their end. */
 #define HALF(NAME)                                                                                     \
     static void tree_##NAME(char *out, char **source, int64_t count, int64_t n, int op) {              \
         static _Thread_local float stack[MAX_LEVELS][BLOCK];                                           \
+        int step = op == MEAN ? SUM : op;                                                              \
         for (int64_t at = 0; at < n; at += BLOCK) {                                                    \
             int64_t m = n - at < BLOCK ? n - at : BLOCK;                                               \
             int depth = 0;                                                                             \
@@ -139,10 +151,11 @@ static uint16_t float_f16(float f) { /* to nearest, ties to even */
                 const uint16_t *x = (const uint16_t *)source[r] + at;                                  \
                 for (int64_t i = 0; i < m; i++) stack[depth][i] = NAME##_float(x[i]);                  \
                 for (int64_t bits = r; bits & 1; bits >>= 1, depth--)                                  \
-                    pair_f32(stack[depth - 1], stack[depth - 1], stack[depth], m, op);                 \
+                    pair_f32(stack[depth - 1], stack[depth - 1], stack[depth], m, step);               \
                 depth++;                                                                               \
             }                                                                                          \
-            for (; depth > 1; depth--) pair_f32(stack[depth - 2], stack[depth - 2], stack[depth - 1], m, op); \
+            for (; depth > 1; depth--) pair_f32(stack[depth - 2], stack[depth - 2], stack[depth - 1], m, step); \
+            if (op == MEAN) DIVIDE(float, stack[0], m, count);                                         \
             for (int64_t i = 0; i < m; i++) ((uint16_t *)out)[at + i] = float_##NAME(stack[0][i]);     \
         }                                                                                              \
     }
@@ -173,18 +186,21 @@ static void wait_all(node_t *node, int phase) {
         if (r != node->rank) wait_for(node, r, node->turn * PHASES + phase);
 }
 
-static int arrive(node_t *node, uint64_t signature, int check) {
+static int arrive(node_t *node, signature_t signature, int check) {
     int parity = node->turn & 1, same = 1;
     node->lines[node->rank]->signature[parity] = signature;
     publish(node, 1);
     wait_all(node, 1);
-    for (int64_t r = 0; check && r < node->size; r++) same &= node->lines[r]->signature[parity] == signature;
+    for (int64_t r = 0; check && r < node->size; r++) {
+        const signature_t *other = &node->lines[r]->signature[parity];
+        same &= other->shape == signature.shape && other->mark == signature.mark;
+    }
     return same;
 }
 
 static char *slot(node_t *node, int64_t rank, uint64_t turn) { return node->slots[rank] + (turn & 1) * node->slot_bytes; }
 
-static int small(node_t *node, char *data, int64_t n, int64_t width, int type, int op, uint64_t signature, int what, int64_t root) {
+static int small(node_t *node, char *data, int64_t n, int64_t width, int type, int op, signature_t signature, int what, int64_t root) {
     char *source[node->size];
     node->turn++;
     memcpy(slot(node, node->rank, node->turn), data, n * width);
@@ -212,7 +228,7 @@ static void copy_in(node_t *node, uint64_t turn, const char *chunk, int64_t m, i
     memcpy(mine + high * width, chunk + high * width, (m - high) * width);
 }
 
-static int large(node_t *node, char *data, int64_t n, int64_t width, int type, int op, uint64_t signature, int what, int64_t root) {
+static int large(node_t *node, char *data, int64_t n, int64_t width, int type, int op, signature_t signature, int what, int64_t root) {
     char *source[node->size];
     int64_t step = node->slot_bytes / width, low, high;
     copy_in(node, node->turn + 1, data, n < step ? n : step, width);
@@ -240,7 +256,7 @@ static int large(node_t *node, char *data, int64_t n, int64_t width, int type, i
     return OK;
 }
 
-static int broadcast(node_t *node, char *data, int64_t bytes, uint64_t signature, int64_t root) {
+static int broadcast(node_t *node, char *data, int64_t bytes, signature_t signature, int64_t root) {
     for (int64_t at = 0; at < bytes; at += node->slot_bytes) {
         int64_t m = bytes - at < node->slot_bytes ? bytes - at : node->slot_bytes;
         node->turn++;
@@ -277,7 +293,7 @@ static int gather_part(node_t *node, char *data, int64_t low, int64_t high, int6
 }
 
 /* A root of reduce reads the others' parts, which they reduced in place: what the others hold afterwards is undefined. */
-static int direct(node_t *node, char *data, int64_t n, int64_t width, int type, int op, uint64_t signature, int what, int64_t root) {
+static int direct(node_t *node, char *data, int64_t n, int64_t width, int type, int op, signature_t signature, int what, int64_t root) {
     int64_t low, high;
     int status = OK;
     node->turn++;
@@ -308,7 +324,7 @@ int mpidl_shared_probe(node_t *node) {
     node->lines[node->rank]->pid = getpid();
     node->lines[node->rank]->address = (uint64_t)&word;
     node->turn++;
-    arrive(node, 0, 0);
+    arrive(node, (signature_t){0, 0}, 0);
     for (int64_t r = 0; r < node->size && !status; r++) {
         status = fetch(node, r, (char *)&copy, node->lines[r]->address, sizeof copy) || copy != word;
     }
@@ -317,18 +333,17 @@ int mpidl_shared_probe(node_t *node) {
     return status == OK;
 }
 
-/* what: 0 all-reduce (root: any number below 1024, for the ranks to compare), 1 reduce to root (what the others hold afterwards is
-   undefined), 2 broadcast from root. Returns 1 on a mismatch of what the ranks want to do, 2 where another rank's memory could not be read. */
-int mpidl_shared(node_t *node, void *data, int64_t n, int width, int type, int op, int what, int root) {
-    uint64_t signature = ((((uint64_t)n * 16 + type) * 4 + op) * 4 + what) * 1024 + (uint64_t)root;
+/* what: 0 all-reduce, 1 reduce to root (what the others hold afterwards is undefined), 2 broadcast from root, 3 only compare. n: below
+   2^48. mark: any number that must be equal on all ranks. Returns 1 on a mismatch of what the ranks want to do, 2 where another rank's
+   memory could not be read. */
+int mpidl_shared(node_t *node, void *data, int64_t n, int width, int type, int op, int what, int root, uint64_t mark) {
+    signature_t signature = {(((uint64_t)n * 16 + type) * 16 + op) * 4 + what, mark};
+    if (what == COMPARE) {
+        node->turn++;
+        return arrive(node, signature, 1) ? OK : MISMATCH;
+    }
     if (n * width <= node->small_bytes) return small(node, data, n, width, type, op, signature, what, root);
     if (n * width >= node->direct_bytes) return direct(node, data, n, width, type, op, signature, what, root);
     if (what == BROADCAST) return broadcast(node, data, n * width, signature, root);
     return large(node, data, n, width, type, op, signature, what, root);
-}
-
-/* Reduce b into a, in place, with the same meaning of types and operations (for interpreters that move data themselves). */
-void mpidl_combine(void *a, const void *b, int64_t n, int type, int op) {
-    char *source[2] = {a, (char *)b};
-    TREES[type](a, source, 2, n, op);
 }

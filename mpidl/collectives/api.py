@@ -1,13 +1,13 @@
 """The collective operations that the rest of mpidl calls. All work in place on one flat buffer, and by default choose for you.
 
-Wrong arguments raise CollectiveError. Ranks that disagree on what they do are told so (in shared memory, in native rounds, and
-with MPIDL_GUARD=on always); else their messages cannot meet, and the watchdog names them.
+Wrong arguments raise CollectiveError. Ranks that disagree on what they do are told so in shared memory, in native rounds, and
+where a rank may only send (broadcast, reduce, gather, scatter); with MPIDL_GUARD=on always. Else their messages do not meet,
+and the watchdog names them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import Any
 
@@ -15,21 +15,22 @@ import numpy as np
 from numpy import ndarray
 
 from mpidl.collectives import checks, pairwise, ring, tree
-from mpidl.collectives.combine import FLOAT16, NUMBERS, OP_CODES, is_half
+from mpidl.collectives.combine import FLOAT16, MEAN, NUMBERS, is_half, mark_of
 from mpidl.collectives.doubling import recursive_doubling
 from mpidl.collectives.execute import execute, tag_of
 from mpidl.collectives.group import Group, group_of
 from mpidl.collectives.hierarchical import hierarchical, in_fixed_order
 from mpidl.collectives.native import native
 from mpidl.collectives.rabenseifner import rabenseifner
-from mpidl.collectives.schedule import Algorithm, Round, Schedule, part
+from mpidl.collectives.schedule import Algorithm, Round, Schedule, part, segments
 from mpidl.collectives.select import choose, load_table, table_path
-from mpidl.collectives.shared import FAST_CODES, digest
-from mpidl.comm.transport import CHUNK, host_view, in_chunks, is_device
+from mpidl.collectives.shared import FAST
+from mpidl.comm import mpi, transport
+from mpidl.comm.transport import CHUNK, array_module, host_view, in_chunks, is_device
 from mpidl.errors import CollectiveError
 
 try:
-    from mpidl._kernels.fast_shared import call as _call
+    from mpidl._kernels.fast_shared import all_reduce as _call
 except ImportError:  # built without Python.h
     _call = None
 
@@ -43,7 +44,7 @@ ALL_REDUCE: dict[str, Algorithm] = {
     "native": native,
 }
 NAMES = (*ALL_REDUCE, "hierarchical")
-MEAN = "mean"
+_SLOW: tuple[dict[int, int], int, int] = ({}, 0, 0)
 
 
 def all_reduce(
@@ -62,19 +63,24 @@ def all_reduce(
     group = comm if type(comm) is Group else group_of(comm)
     fast = group.fast
     if fast is not None and algorithm == "auto" and type(buffer) is ndarray and buffer.ndim == 1 and _call is not None:
-        code, op_code = FAST_CODES.get(buffer.dtype.num), OP_CODES.get(op)
-        if code is not None and op_code is not None:
+        codes, op_code, mark = FAST.get(op, _SLOW) if type(op) is str else _SLOW
+        dtype = buffer.dtype
+        code = codes.get(dtype.num)
+        if code is not None and dtype.isnative:
+            if name:
+                mark = mark_of("all_reduce", op, name)
+            before = group.doing
             group.count += 1
             group.doing = ("all_reduce", buffer, op, name)
             try:
-                status = _call(fast.kernel_address, fast.node_address, buffer, code, op_code, 0, digest(name) if name else 0)
+                status = _call(fast.kernel_address, fast.node_address, buffer, code, op_code, mark)
+                if status:
+                    fast.check(status)
             except (BufferError, ValueError) as error:  # not contiguous, or read-only
                 checks.buffer(buffer, "all_reduce", name)
                 raise CollectiveError(str(error), where=name) from error
             finally:
-                group.doing = None
-            if status:
-                fast.fail(status, name)
+                group.doing = before
             return
     _all_reduce(buffer, group, op, algorithm, exact, name)
 
@@ -90,22 +96,23 @@ def _all_reduce(buffer: Any, group: Group, op: str, algorithm: str, exact: bool,
         return
     chosen = algorithm_for(algorithm, buffer, group, exact)
     guarded = group.guard == "on" or (chosen is native and group.guard != "off")
-    _guarded(chosen, buffer, group, op, "all_reduce", name, guarded)
+    _guarded(chosen, buffer, group, op, ("all_reduce", buffer, op, name), guarded)
 
 
-def _guarded(algorithm: Algorithm, buffer: Any, group: Group, op: str, what: str, name: str, guarded: bool) -> None:
-    """Run a schedule with what its operation and kind of memory need around it."""
+def _guarded(algorithm: Algorithm, buffer: Any, group: Group, op: str, doing: tuple[str, Any, str, str], guarded: bool) -> None:
+    """Run a schedule with what its operation and kind of memory need around it. doing: see `Activity`."""
+    before = group.doing
     group.count += 1
-    group.doing = (what, buffer, op, name)
+    group.doing = doing  # not Activity.during, which takes a microsecond
     try:
         if guarded:
-            checks.agreement(group, what, buffer, op, name)
+            checks.agreement(group, buffer)
         if op == MEAN or is_device(buffer) or buffer.dtype.num == FLOAT16.num:
-            _with_care(algorithm, buffer, group, op, what, name)
+            _with_care(algorithm, buffer, group, op, doing[0], doing[3])
         else:
             run(algorithm, buffer, group, op)
     finally:
-        group.doing = None
+        group.doing = before
 
 
 def _with_care(algorithm: Algorithm, buffer: Any, group: Group, op: str, what: str, name: str) -> None:
@@ -114,10 +121,20 @@ def _with_care(algorithm: Algorithm, buffer: Any, group: Group, op: str, what: s
         return
     with (
         host_view(buffer, group.gpu_aware) as host,
-        checks.mean(host, op, group, name),
         checks.overflow(host, op, group, name, everywhere=what == "all_reduce"),
     ):
-        run(algorithm, host, group, "sum" if op == MEAN else op)
+        if op != MEAN or _divides(algorithm, host.dtype, group):
+            run(algorithm, host, group, op)
+        else:
+            checks.mean(host, group, name, lambda total: run(algorithm, total, group, "sum"), group.size)
+
+
+def _divides(algorithm: Algorithm, dtype: np.dtype[Any], group: Group) -> bool:
+    """Whether a schedule makes means by itself: the round in shared memory, and those that complete sums in float32."""
+    if dtype.kind in "iu":
+        return False
+    in_one_round = group.node_count == 1 and algorithm in (hierarchical(group.nodes), in_fixed_order(group.nodes))
+    return in_one_round or (is_half(dtype) and algorithm in (pairwise.direct, pairwise.direct_reduce_scatter))
 
 
 def algorithm_for(name: str, buffer: Any, group: Group, exact: bool = False) -> Algorithm:
@@ -164,13 +181,15 @@ def reduce_scatter(buffer: Any, *, comm: Any, op: str = "sum", name: str = "") -
 
     Cost: P - 1 rounds, (P - 1) / P * n elements sent per rank (Patarasu and Yuan, 2009). The rest of the buffer is undefined.
     """
-    half = is_half(buffer.dtype)
-    _in_place(pairwise.direct_reduce_scatter if half else ring.reduce_scatter, buffer, comm, op, "reduce_scatter", name)
+    checks.buffer(buffer, "reduce_scatter", name)
+    schedule = pairwise.direct_reduce_scatter if is_half(buffer.dtype) else ring.reduce_scatter
+    _in_place(schedule, buffer, comm, op, "reduce_scatter", name)
     return _own(buffer, group_of(comm))
 
 
 def all_gather(buffer: Any, *, comm: Any, algorithm: str = "auto", name: str = "") -> None:
     """Part r of rank r's `buffer` (n,) reaches every rank. algorithm: "ring", "bruck", or "auto" (bruck below 64 KiB)."""
+    checks.buffer(buffer, "all_gather", name)
     known = {"ring": ring.all_gather, "bruck": pairwise.bruck}
     if algorithm not in (*known, "auto"):
         raise CollectiveError(
@@ -192,7 +211,7 @@ def all_to_all(send: Any, receive: Any, *, comm: Any, name: str = "") -> None:
             where=name,
             remedy=f"both need equal dtypes and equal lengths, a multiple of {group.size}",
         )
-    both = np.empty(2 * send.size, send.dtype)
+    both = array_module(send).empty(2 * send.size, send.dtype)
     both[: send.size] = send
     low, high = part(group.rank, group.size, send.size)
     both[send.size + low : send.size + high] = send[low:high]
@@ -206,31 +225,45 @@ def barrier(*, comm: Any) -> None:
 
 
 def send(buffer: Any, to: int, *, comm: Any, tag: int = 0) -> None:
-    """Send `buffer` (n,) to rank `to`; returns once the buffer may be changed."""
+    """Send `buffer` (n,) to another rank `to`; returns once the buffer may be changed."""
     group = group_of(comm)
     checks.buffer(buffer, "send", "", writable=False)
-    checks.peer(to, group, "send")
-    with doing(group, "send", buffer, f"to {to}", ""), host_view(buffer, group.gpu_aware) as host:
-        group.comm.Send(_wire(host), to, tag)
+    wire_tag = _message(to, tag, group, "send")
+    with group.during("send", buffer, f"to {to}"), host_view(buffer, group.gpu_aware) as host:
+        for start, stop in segments((0, host.size), transport.MOST):
+            group.comm.Send(_wire(host[start:stop]), to, wire_tag)
 
 
 def recv(buffer: Any, source: int, *, comm: Any, tag: int = 0) -> None:
-    """Receive into `buffer` (n,) from rank `source`. Raises CollectiveError if the message has another length."""
-    from mpidl.comm import mpi
-
-    group, status = group_of(comm), mpi.load().Status()
+    """Receive into `buffer` (n,) from another rank `source`. Raises CollectiveError if the message has another length."""
+    group = group_of(comm)
     checks.buffer(buffer, "recv", "")
-    checks.peer(source, group, "recv")
-    with doing(group, "recv", buffer, f"from {source}", ""), host_view(buffer, group.gpu_aware) as host:
-        group.comm.Probe(source, tag, status)
-        length = status.Get_count(mpi.load().BYTE)
-        if length != host.nbytes:
-            raise CollectiveError(
-                f"rank {source} sent {length} bytes, but {host.nbytes} ({host.size} x {host.dtype}) are expected",
-                where=f"rank {group.rank}",
-                remedy="make both buffers equal in length and dtype",
-            )
-        group.comm.Recv(_wire(host), source, tag)
+    wire_tag = _message(source, tag, group, "recv")
+    with group.during("recv", buffer, f"from {source}"), host_view(buffer, group.gpu_aware) as host:
+        for start, stop in segments((0, host.size), transport.MOST):
+            _receive(host[start:stop], source, group, wire_tag)
+
+
+def _message(other: int, tag: int, group: Group, what: str) -> int:
+    """The MPI tag of a message to or from another rank, after checks."""
+    checks.peer(other, group, what)
+    if other == group.rank:
+        raise CollectiveError(f"{what} with rank {other}, which is this rank itself", remedy="copy the array instead")
+    return checks.wire_tag(tag, what)
+
+
+def _receive(host: Any, source: int, group: Group, tag: int) -> None:
+    MPI = mpi.load()
+    status = MPI.Status()
+    group.comm.Probe(source, tag, status)
+    length = status.Get_count(MPI.BYTE)
+    if length != host.nbytes:
+        raise CollectiveError(
+            f"rank {source} sent {length} bytes, but {host.nbytes} ({host.size} x {host.dtype}) are expected",
+            where=f"rank {group.rank}",
+            remedy="make both buffers equal in length and dtype",
+        )
+    group.comm.Recv(_wire(host), source, tag)
 
 
 def run_rounds(rounds: Iterable[Round], buffer: Any, *, comm: Any, what: str, name: str = "") -> None:
@@ -238,39 +271,36 @@ def run_rounds(rounds: Iterable[Round], buffer: Any, *, comm: Any, what: str, na
     before it is under way if that is large: what the caller does between them costs no time on a slow network.
     """
     group = group_of(comm)
-    with doing(group, what, buffer, "sum", name):
-        execute(rounds, buffer, group, tag=tag_of(buffer.size, NUMBERS[buffer.dtype.num], 0))
+    checks.buffer(buffer, what, name)
+    with group.during(what, buffer, "", name):
+        execute(rounds, buffer, group, tag=_tag(buffer, group))
 
 
 def run(algorithm: Algorithm, host: Any, group: Group, op: str) -> None:
     """Execute with a tag of its own kind."""
-    tag = tag_of(host.size, NUMBERS.get(host.dtype.num, 15), OP_CODES[op])
-    execute(group.plan(algorithm, host.size), host, group, op=op, tag=tag)
+    execute(group.plan(algorithm, host.size), host, group, op=op, tag=_tag(host, group))
 
 
-@contextmanager
-def doing(group: Group, what: str, buffer: Any, op: str, name: str) -> Iterator[None]:
-    """Let the watchdog know."""
-    group.count += 1
-    group.doing = (what, buffer, op, name)
-    try:
-        yield
-    finally:
-        group.doing = None
+def _tag(host: Any, group: Group) -> int:
+    what, _, op, name = group.doing or ("", None, "", "")
+    return tag_of(host.size, NUMBERS.get(host.dtype.num, 15), mark_of(what, op, name))
 
 
-def _in_place(schedule: Algorithm, buffer: Any, comm: Any, op: str, what: str, name: str) -> None:
+def _in_place(schedule: Algorithm, buffer: Any, comm: Any, op: str, what: str, name: str, *, root: int | None = None) -> None:
+    """root: of collectives in which some ranks only send. These would not notice that the others do something else."""
     group = group_of(comm)
     checks.buffer(buffer, what, name)
     checks.operation(op, buffer.dtype, name)
-    if group.size == 1 or not buffer.size:
+    one_way = root is not None
+    if group.size == 1 or (not buffer.size and not one_way):
         return
-    _guarded(schedule, buffer, group, op, what, name, group.guard == "on")
+    doing = what, buffer, f"{op}, root {root}" if one_way else op, name
+    _guarded(schedule, buffer, group, op, doing, group.guard == "on" or (one_way and group.guard != "off"))
 
 
 def _rooted(schedule: Callable[..., Any], buffer: Any, comm: Any, root: int, op: str, what: str, name: str) -> None:
     checks.peer(root, group_of(comm), what)
-    _in_place(_with_root(schedule, root), buffer, comm, op, what, name)
+    _in_place(_with_root(schedule, int(root)), buffer, comm, op, what, name, root=int(root))
 
 
 @cache

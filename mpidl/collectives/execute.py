@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from mpidl.collectives.combine import OPERATIONS, Reducer, is_half
+from mpidl.collectives.checks import FIRST_TAG, TAGS
+from mpidl.collectives.combine import MEAN, OPERATIONS, Reducer, is_half
 from mpidl.collectives.group import Group, Plan
-from mpidl.collectives.schedule import Exchange, Native, Range, Round, Shared
-from mpidl.comm import mpi
+from mpidl.collectives.schedule import Exchange, Native, Range, Round, Shared, aligned, segments
+from mpidl.comm import mpi, transport
 
-FIRST_TAG, TAGS = 128, 30_011
 EAGER, NAP = 20, 5e-5  # tries before sleeping, and seconds of a sleep, while a large message travels
 LARGE = 1 << 16  # bytes; from here on exchanges are started and completed separately
 _NATIVE = {"sum": "SUM", "product": "PROD", "min": "MIN", "max": "MAX"}
 
 
-def tag_of(length: int, code: int, op_code: int) -> int:
-    """A message tag that differs, nearly always, between calls that differ: their messages can then never be mixed up."""
-    return FIRST_TAG + (length * 131 + code * 7 + op_code) % TAGS
+def tag_of(length: int, code: int, mark: int) -> int:
+    """A message tag that differs, nearly always, between calls that differ: their messages can then never be mixed up.
+
+    code: of the dtype; mark: of collective, operation, root and name (see `mark_of`).
+    """
+    return FIRST_TAG + (length * 131 + code * 7 + mark) % TAGS
 
 
 def execute(schedule: Iterable[Round], buffer: Any, group: Group, *, op: str = "sum", tag: int = FIRST_TAG) -> None:
     """Run this rank's `schedule` in place.
 
-    buffer: (n,) array, C-contiguous, in host memory, or in device memory if MPI can read that. op: see `OPERATIONS`.
+    buffer: (n,) array, C-contiguous, in host memory, or in device memory if MPI can read that. op: see `OPERATIONS`;
+    "mean" of 16-bit floats in schedules that complete a sum before they send it, and of floats in shared memory.
     """
     small = buffer.nbytes < LARGE and not is_half(buffer.dtype)
     if small and isinstance(schedule, Plan) and schedule.plain:
@@ -58,7 +62,7 @@ class _Execution:
 
     def __init__(self, buffer: Any, group: Group, op: str, tag: int) -> None:
         self.buffer, self.group, self.op, self.tag = buffer, group, op, tag
-        self.reducer = Reducer(buffer, op)
+        self.reducer = Reducer(buffer, "sum", group.size) if op == MEAN else Reducer(buffer, op)
         self.wire = buffer.view(np.uint16) if self.reducer.half else buffer  # MPI has no 16-bit floats
         self.comm, self.MPI = group.comm, mpi.load()
         self.pending: tuple[Exchange, list[Any], Any] | None = None
@@ -67,13 +71,14 @@ class _Execution:
     def run(self, schedule: Iterable[Round]) -> None:
         itemsize = self.buffer.dtype.itemsize
         for step in schedule:
-            if isinstance(step, Exchange):
-                if (step.receive[1] - step.receive[0]) * itemsize >= LARGE:
-                    self._start(step)
-                else:
-                    self._exchange(step)
-            else:
+            if not isinstance(step, Exchange):
                 self._whole(step)
+                continue
+            for piece in _pieces(step):
+                if (piece.receive[1] - piece.receive[0]) * itemsize >= LARGE:
+                    self._start(piece)
+                else:
+                    self._exchange(piece)
         self._complete()
         if self.reducer.half:
             self.reducer.settle()
@@ -133,11 +138,20 @@ class _Execution:
 
     def _whole(self, step: Native | Shared) -> None:
         self._complete()
-        part = self.buffer[step.start : step.stop]
-        if isinstance(step, Native):
-            self.comm.Allreduce(self.MPI.IN_PLACE, part, op=getattr(self.MPI, _NATIVE[self.op]))
-        else:
-            self.group.shared.run(part, self.op, step.what, name=self.group.doing[3] if self.group.doing else "")
+        if isinstance(step, Shared):
+            self.group.shared.run(self.buffer[step.start : step.stop], self.op, step.what)
+            return
+        for start, stop in segments((step.start, step.stop), transport.MOST):
+            self.comm.Allreduce(self.MPI.IN_PLACE, self.buffer[start:stop], op=getattr(self.MPI, _NATIVE[self.op]))
+
+
+def _pieces(step: Exchange) -> Sequence[Exchange]:
+    """The exchange as messages that MPI can count."""
+    most = transport.MOST
+    if step.send[1] - step.send[0] <= most and step.receive[1] - step.receive[0] <= most:
+        return (step,)
+    both = aligned(segments(step.send, most), segments(step.receive, most))
+    return [step._replace(send=give, receive=take) for give, take in both]
 
 
 def _wait_patiently(kind: Any, requests: list[Any]) -> None:

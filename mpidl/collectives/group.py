@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from itertools import chain, islice
@@ -12,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.collectives import watchdog
 from mpidl.collectives.schedule import Algorithm, Exchange, Round
 from mpidl.collectives.shared import FOLDER, SharedNode, has_room
 from mpidl.comm import mpi
+from mpidl.comm.activity import Activity, watched
 from mpidl.comm.transport import array_module, gpu_aware
+from mpidl.errors import CollectiveError
 
 GUARD_VARIABLE = "MPIDL_GUARD"
 PLANS, LONGEST = 256, 64  # schedules that a group keeps, and rounds that a kept one may have
-_made: Counter[Any] = Counter()
 _keyval: int | None = None
 _latest: tuple[Any, Any] = (None, None)  # looking up the attribute of a communicator takes a microsecond
 
@@ -33,7 +32,7 @@ class Plan(list[Round]):
         self.plain = all(type(step) is Exchange for step in self)
 
 
-class Group:
+class Group(Activity):
     """Ranks that do collectives together; made and freed by all of them together.
 
     nodes: the node of each rank, numbered in the order of their first ranks. shared: the ranks of this node and their common
@@ -41,9 +40,13 @@ class Group:
     """
 
     def __init__(self, comm: Any, *, name: str = "world") -> None:
-        self.comm, self.name = comm.Clone(), name
-        self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+        super().__init__(comm, name)
+        with self.during("making the group"):
+            self._set_up(comm)
+
+    def _set_up(self, comm: Any) -> None:
         MPI = mpi.load()
+        self.comm = watched(MPI.Intracomm(comm.Clone()), self)
         self.nobody = MPI.PROC_NULL
         node_comm = self.comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
         firsts = self.comm.allgather(node_comm.bcast(self.rank, root=0))
@@ -54,18 +57,11 @@ class Group:
         self.shared: Any = SharedNode(node_comm, self) if self._may_share() and node_comm.Get_size() > 1 else None
         self.shares = bool(self.comm.allreduce(int(self.shared is not None), op=MPI.MAX))
         self.gpu_aware = gpu_aware()
-        self.world = self._world_ranks()
-        same = (name, tuple(self.world))
-        _made[same] += 1  # equal on all its ranks, since they make it together
-        self.key = (*same, _made[same])
         self.guard = os.environ.get(GUARD_VARIABLE, "auto")
         self.fast = self.shared if self.node_count == 1 and self.shared is not None and self.shared.compiled else None
-        self.doing: tuple[Any, ...] | None = None  # the collective that is under way, for the watchdog
-        self.count = 0
-        self.guard_buffer = np.zeros(2, np.int64)
+        self.guard_buffer = np.zeros(4, np.int64)
         self._plans: dict[tuple[Algorithm, int], Plan] = {}
         self._scratch: dict[tuple[Any, ...], Any] = {}
-        watchdog.register(self)
 
     def _may_share(self) -> bool:
         MPI = mpi.load()
@@ -73,11 +69,6 @@ class Group:
         if not room and self.rank == 0:
             _say_once(f"{FOLDER} has no room for shared windows on some node: slower collectives by messages instead")
         return bool(room)
-
-    def _world_ranks(self) -> list[int]:
-        MPI = mpi.load()
-        own, world = self.comm.Get_group(), MPI.COMM_WORLD.Get_group()
-        return list(MPI.Group.Translate_ranks(own, list(range(self.size)), world))
 
     def scratch(self, like: Any, count: int, turn: int) -> Any:
         """Reused memory of `count` elements, of the type and in the kind of memory of `like`; `turn` 0 or 1."""
@@ -105,7 +96,7 @@ class Group:
         """Give communicators and shared memory back. Collective."""
         global _latest
         _latest = (None, None)
-        watchdog.forget(self)
+        self.forget()
         if self.shared is not None:
             self.shared.free()
         self.node_comm.Free()
@@ -125,8 +116,14 @@ def group_of(comm: Any) -> Group:
         return known
     if isinstance(comm, Group):
         return comm
+    MPI = mpi.load()
+    if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
+        raise CollectiveError(
+            f"a collective needs a communicator, got {type(comm).__name__}",
+            remedy="pass a Group or an mpi4py communicator (mpidl.comm.context.init().comm has all ranks)",
+        )
     if _keyval is None:
-        _keyval = mpi.load().Comm.Create_keyval(delete_fn=lambda comm, keyval, group: group.free())
+        _keyval = MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, group: group.free())
     held = comm.Get_attr(_keyval)
     if held is None:
         held = Group(comm)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import resource
 import shutil
-import zlib
-from functools import cache
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend.kernels import load_library
-from mpidl.collectives.combine import CODES, NUMBERS, OP_CODES, is_half, tree_reduce
+from mpidl.collectives.combine import CODES, MEAN, NUMBERS, OP_CODES, is_half, mark_of, tree_reduce
+from mpidl.collectives.watchdog import describe
 from mpidl.comm import binding, mpi
 from mpidl.errors import CollectiveError
 
@@ -23,9 +23,18 @@ SMALL, DIRECT = 1 << 14, 8 << 20  # bytes: up to here one round is enough; from 
 SEGMENT = 128 << 10  # bytes of scratch for each rank; as in shared.c
 SPINS = 4000
 WHAT = {"all_reduce": 0, "reduce": 1, "broadcast": 2}
+COMPARE = 3
 FOLDER = Path("/dev/shm")  # where MPI libraries keep the shared windows of a Linux node
-# dtypes (by number) that Python's buffer protocol knows and that need no care: these can take the fast way
-FAST_CODES = {dtype.num: code for dtype, code in CODES.items() if not is_half(dtype)}
+# What can take the fast way, by operation: ({number of a dtype: its code}, operation, mark). Dtypes that Python's buffer
+# protocol knows and that need no care.
+FAST = {
+    op: (
+        {dtype.num: code for dtype, code in CODES.items() if not is_half(dtype) and (op != MEAN or dtype.kind == "f")},
+        op_code,
+        mark_of("all_reduce", op, ""),
+    )
+    for op, op_code in OP_CODES.items()
+}
 
 
 class _Node(ctypes.Structure):
@@ -50,6 +59,7 @@ class SharedNode:
 
     def __init__(self, comm: Any, owner: Any) -> None:
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
+        self.owner = owner
         self.ranks: list[int] = comm.allgather(owner.rank)  # their numbers in the group
         MPI = mpi.load()
         self._window = MPI.Win.Allocate_shared(LINES + 2 * SLOT, 1, comm=comm)
@@ -73,7 +83,7 @@ class SharedNode:
             self._scratch.ctypes.data,
         )
         self._kernel = library.mpidl_shared
-        self._kernel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_int] * 5]
+        self._kernel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_int] * 5, ctypes.c_uint64]
         self.node_address = ctypes.addressof(self._node)
         self.kernel_address = ctypes.cast(self._kernel, ctypes.c_void_p).value
         MPI = mpi.load()
@@ -81,43 +91,46 @@ class SharedNode:
         if not self.comm.allreduce(readable, op=MPI.MIN):
             self._node.direct_bytes = 1 << 62
 
-    def run(self, buffer: NDArray[Any], op: str, what: str, root: int = 0, name: str = "") -> None:
+    @property
+    def mark(self) -> int:
+        """Of the collective that is under way."""
+        what, _, op, name = self.owner.doing or ("", None, "", "")
+        return mark_of(what, op, name)
+
+    def run(self, buffer: NDArray[Any], op: str, what: str, root: int = 0) -> None:
         """Reduce or broadcast `buffer` (n,) in place; root: a rank of the node. Raises CollectiveError on a mismatch."""
-        root = root or (digest(name) if what == "all_reduce" else 0)
         dtype, n = buffer.dtype, buffer.size
         if dtype.kind == "c":
             buffer, dtype, n = buffer.view(buffer.real.dtype), buffer.real.dtype, 2 * n
         if not self.compiled:
             self._without_kernels(buffer, op, what, root)
             return
-        status = self._kernel(
-            self.node_address, buffer.ctypes.data, n, dtype.itemsize, NUMBERS[dtype.num], OP_CODES[op], WHAT[what], root
-        )
-        if status:
-            self.fail(status, name)
+        codes = dtype.itemsize, NUMBERS[dtype.num], OP_CODES[op], WHAT[what], root
+        self.check(self._kernel(self.node_address, buffer.ctypes.data, n, *codes, self.mark))
 
-    def fail(self, status: int, name: str) -> None:
+    def compare(self, number: int) -> None:
+        """Raise CollectiveError on all ranks of the node unless all bring the same number (below 2^48) to the same call."""
+        self.check(self._kernel(self.node_address, None, number, 1, 0, 0, COMPARE, 0, self.mark))
+
+    def check(self, status: int) -> None:
         """Raise the error of a status that the kernel returned, on all ranks of the node."""
+        if status == 0:
+            return
         if status == 1:
-            raise self._mismatch(name)
+            raise self._mismatch()
         raise CollectiveError(
             "another rank's memory could not be read in a large all-reduce",
             where=f"rank {self.ranks[self.rank]}",
             remedy="choose another algorithm (sync.algorithm or algorithm=...), and tell us what 'mpidl doctor' says",
         )
 
-    def _mismatch(self, name: str) -> CollectiveError:
-        own = _decode(int(self._memory[self.rank][8 : 8 + 16].view(np.uint64)[int(self._node.turn & 1)]))
-        calls = self.comm.allgather(own + (f", {name}" if name else ""))
-        listed = "; ".join(f"rank {rank}: {call}" for rank, call in zip(self.ranks, calls, strict=True))
-        error = CollectiveError(
-            f"the ranks disagree on the collective: {listed}",
-            remedy="all ranks must call the same collectives in the same order, with equal lengths and dtypes",
-        )
-        error.agreed = True
-        return error
+    def _mismatch(self) -> CollectiveError:
+        return disagreement(self.ranks, self.comm.allgather(describe(self.owner.doing)))
 
     def _without_kernels(self, buffer: NDArray[Any], op: str, what: str, root: int) -> None:
+        calls = self.comm.allgather((buffer.size, str(buffer.dtype), self.mark, describe(self.owner.doing)))
+        if any(call[:3] != calls[0][:3] for call in calls):
+            raise disagreement(self.ranks, [call[3] for call in calls])
         raw, step = buffer.view(np.uint8), SLOT
         for at in range(0, raw.size, step):
             piece = raw[at : at + step]
@@ -136,18 +149,12 @@ class SharedNode:
         self._window.Free()
 
 
-@cache
-def digest(name: str) -> int:
-    """Ten bits of the name of a buffer: part of the signature that ranks compare."""
-    return zlib.crc32(name.encode()) & 1023 if name else 0
-
-
-def _decode(signature: int) -> str:
-    """What a signature of shared.c stands for."""
-    rest, root = divmod(signature, 1024)
-    rest, what = divmod(rest, 4)
-    rest, op = divmod(rest, 4)
-    length, code = divmod(rest, 16)
-    dtype = next(dtype for dtype, known in CODES.items() if known == code)
-    names = list(WHAT)[what], list(OP_CODES)[op]
-    return f"{names[0]} ({names[1]}) of {length} x {dtype}" if what < 2 else f"broadcast from {root} of {length} x {dtype}"
+def disagreement(ranks: Iterable[int], calls: Iterable[str]) -> CollectiveError:
+    """The error for ranks that do different things; calls: what each of them does."""
+    listed = "; ".join(f"rank {rank}: {call}" for rank, call in zip(ranks, calls, strict=True))
+    error = CollectiveError(
+        f"the ranks disagree on the collective: {listed}",
+        remedy="all ranks must call the same collectives in the same order, with equal lengths, dtypes, operations and roots",
+    )
+    error.agreed = True
+    return error

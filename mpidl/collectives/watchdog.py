@@ -6,20 +6,21 @@ other ranks what they are doing. A rank that computes answers with its stack; a 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
 import time
 import traceback
-import weakref
 from typing import Any, NamedTuple
 
 from mpidl.comm import mpi
+from mpidl.comm.activity import Activity, activities
+from mpidl.errors import ConfigError
 
 LIMIT_VARIABLE = "MPIDL_WATCHDOG"
 DEFAULT_LIMIT = 300.0  # seconds
 ASK, ANSWER = 11, 12
-_groups: weakref.WeakSet[Any] = weakref.WeakSet()
 _watchdog: Watchdog | None = None
 
 
@@ -31,33 +32,35 @@ class State(NamedTuple):
     stack: str
 
 
-def register(group: Any) -> None:
-    """Watch the collectives of `group`."""
-    _groups.add(group)
-
-
-def forget(group: Any) -> None:
-    """Watch `group` no longer."""
-    _groups.discard(group)
-
-
 def describe(doing: tuple[Any, ...] | None) -> str:
-    """A line for what `Group.doing` holds: (collective, buffer, operation, name)."""
+    """A line for what `Activity.doing` holds."""
     if doing is None:
         return ""
     what, buffer, op, name = doing
-    return f"{what} ({op}) of {buffer.size} x {buffer.dtype}" + (f", {name}" if name else "")
+    lengths = f" of {buffer.size} x {buffer.dtype}" if buffer is not None else ""
+    return f"{what}" + (f" ({op})" if op else "") + lengths + (f", {name}" if name else "")
 
 
 def start(comm: Any, limit: float | None = None) -> None:
     """Start watching, once per process; collective. limit: seconds, by default MPIDL_WATCHDOG or 300; 0 turns it off."""
     global _watchdog
     if limit is None:
-        limit = float(os.environ.get(LIMIT_VARIABLE) or DEFAULT_LIMIT)
+        limit = _limit(os.environ.get(LIMIT_VARIABLE) or DEFAULT_LIMIT, LIMIT_VARIABLE)
+    limit = _limit(limit, "watchdog_seconds")
     if _watchdog is None and limit > 0 and comm.Get_size() > 1:
         _watchdog = Watchdog(comm.Clone(), limit)
         mpi.before_finalise(_watchdog.stop)
         _watchdog.start()
+
+
+def _limit(given: Any, where: str) -> float:
+    try:
+        limit = float(given)
+    except (TypeError, ValueError):
+        limit = math.nan
+    if not 0 <= limit <= threading.TIMEOUT_MAX:
+        raise ConfigError(f"{given!r} is no time limit", where=where, remedy="give seconds, or 0 to turn the watchdog off")
+    return limit
 
 
 class Watchdog(threading.Thread):
@@ -68,7 +71,7 @@ class Watchdog(threading.Thread):
         self.comm, self.limit, self.tick = comm, limit, min(1.0, limit / 10)
         self.rank, self.main = comm.Get_rank(), threading.main_thread().ident
         self._over = threading.Event()
-        self._since: dict[int, tuple[int, float]] = {}
+        self._since: dict[Any, tuple[int, float]] = {}
         self._sends: list[Any] = []
         MPI = mpi.load()
         self.may_talk = MPI.Query_thread() >= MPI.THREAD_MULTIPLE
@@ -78,7 +81,7 @@ class Watchdog(threading.Thread):
         while not self._over.wait(self.tick):
             if self.may_talk:
                 self._answer()
-            for group in list(_groups):
+            for group in activities():
                 if self._stalled(group):
                     self._report(group)
 
@@ -87,11 +90,11 @@ class Watchdog(threading.Thread):
         self._over.set()
         self.join()
 
-    def _stalled(self, group: Any) -> bool:
+    def _stalled(self, group: Activity) -> bool:
         count, doing, now = group.count, group.doing, time.monotonic()
-        before = self._since.get(id(group))
+        before = self._since.get(group.key)
         if doing is None or before is None or before[0] != count:
-            self._since[id(group)] = (count, now)
+            self._since[group.key] = (count, now)
             return False
         return now - before[1] > self.limit
 
@@ -100,7 +103,7 @@ class Watchdog(threading.Thread):
         stack = " < ".join(
             f"{entry.name} ({entry.filename}:{entry.lineno})" for entry in traceback.extract_stack(frame)[:-4:-1]
         )
-        group = next((group for group in _groups if group.key == key), None)
+        group = next((group for group in activities() if group.key == key), None)
         return State(group.count, describe(group.doing), stack) if group else State(-1, "", stack)
 
     def _answer(self) -> None:
@@ -110,7 +113,7 @@ class Watchdog(threading.Thread):
             key = self.comm.recv(source=MPI.ANY_SOURCE, tag=ASK, status=status)
             self._sends.append(self.comm.isend(tuple(self._state(key)), status.Get_source(), ANSWER))
 
-    def _ask(self, group: Any) -> dict[int, State]:
+    def _ask(self, group: Activity) -> dict[int, State]:
         """The states of the ranks that answer in time, by their number in the group."""
         MPI = mpi.load()
         answers: dict[int, State] = {}
@@ -127,7 +130,7 @@ class Watchdog(threading.Thread):
                 time.sleep(0.01)
         return answers
 
-    def _report(self, group: Any) -> None:
+    def _report(self, group: Activity) -> None:
         count, doing = group.count, describe(group.doing)
         answers = self._ask(group) if self.may_talk else {}
         if group.doing is None or group.count != count:

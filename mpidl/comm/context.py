@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from mpidl.comm import binding, mpi
+from mpidl.comm.activity import Activity, watched
 from mpidl.errors import EnvironmentProblem, MpidlError, wrap
 
 T = TypeVar("T")
@@ -142,6 +143,7 @@ def init(comm: Any = None) -> Context:
     MPI = mpi.initialise()
     _check_launcher(MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())
     own = (comm or MPI.COMM_WORLD).Clone()
+    own = watched(own, Activity(own, "job"))
     node_comm = own.Split_type(MPI.COMM_TYPE_SHARED, own.Get_rank())
     leaders = own.allgather(node_comm.Get_rank() == 0)
     heads = [rank for rank, leader in enumerate(leaders) if leader]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 GPU_AWARE_VARIABLE = "MPIDL_GPU_AWARE"
 CHUNK = 8 << 20  # bytes of each of the two pinned buffers
-_pinned: dict[tuple[int, str, int], Any] = {}
+MOST = 1 << 30  # elements of one message: MPI libraries count them in 32 bits (Open MPI 5 refuses 2^31)
 _PROBE = """
 import cupy
 from mpi4py import MPI
@@ -77,7 +77,7 @@ def _trial() -> bool:
 def host_view(buffer: Any, aware: bool = False) -> Iterator[Any]:
     """`buffer` where MPI can read it: itself in host memory, or if `aware`; else a pinned copy, copied back at the end.
 
-    The device stream is synchronised before MPI may read.
+    The device stream is synchronised before MPI may read, and before the copy is given back to CuPy's pool of pinned memory.
     """
     if not is_device(buffer):
         yield buffer
@@ -90,6 +90,7 @@ def host_view(buffer: Any, aware: bool = False) -> Iterator[Any]:
     buffer.get(out=host)
     yield host
     buffer.set(host)
+    array_module(buffer).cuda.get_current_stream().synchronize()
 
 
 def in_chunks(buffer: Any, work: Callable[[NDArray[Any]], None], chunk: int = CHUNK) -> None:
@@ -102,15 +103,18 @@ def in_chunks(buffer: Any, work: Callable[[NDArray[Any]], None], chunk: int = CH
     cupy.cuda.get_current_stream().synchronize()
     stream, step = cupy.cuda.Stream(non_blocking=True), max(1, chunk // buffer.dtype.itemsize)
     pieces = [buffer[at : at + step] for at in range(0, buffer.size, step)]
-    hosts = [_pinned_like(buffer[:step], turn)[: piece.size] for turn, piece in zip(cycle((0, 1)), pieces, strict=False)]
-    arrived = [_fetch(pieces[0], hosts[0], stream)]
-    for index, piece in enumerate(pieces):
-        if index + 1 < len(pieces):
-            arrived.append(_fetch(pieces[index + 1], hosts[index + 1], stream))
-        arrived[index].synchronize()
-        work(hosts[index])
-        piece.set(hosts[index], stream=stream)
-    stream.synchronize()
+    turns = _pinned_like(buffer[:step]), _pinned_like(buffer[:step])
+    hosts = [turn[: piece.size] for turn, piece in zip(cycle(turns), pieces, strict=False)]
+    try:
+        arrived = [_fetch(pieces[0], hosts[0], stream)]
+        for index, piece in enumerate(pieces):
+            if index + 1 < len(pieces):
+                arrived.append(_fetch(pieces[index + 1], hosts[index + 1], stream))
+            arrived[index].synchronize()
+            work(hosts[index])
+            piece.set(hosts[index], stream=stream)
+    finally:
+        stream.synchronize()
 
 
 def _fetch(piece: Any, host: NDArray[Any], stream: Any) -> Any:
@@ -119,11 +123,9 @@ def _fetch(piece: Any, host: NDArray[Any], stream: Any) -> Any:
     return stream.record()
 
 
-def _pinned_like(buffer: Any, turn: int = 0) -> NDArray[Any]:
-    key = (int(buffer.size), str(buffer.dtype), turn)
-    if key not in _pinned:
-        import cupyx
+def _pinned_like(buffer: Any) -> NDArray[Any]:
+    """Pinned memory of this caller alone, from CuPy's pool, which threads may use at once; it returns there when released."""
+    import cupyx
 
-        _pinned[key] = cupyx.empty_pinned(buffer.shape, buffer.dtype)
-    held: NDArray[Any] = _pinned[key]
-    return held
+    host: NDArray[Any] = cupyx.empty_pinned(buffer.shape, buffer.dtype)
+    return host

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.collectives import Group, all_gather
+from mpidl.collectives.schedule import segments
+from mpidl.comm import transport
 from mpidl.compression import kernels
 from mpidl.compression.compressor import Compressor, Layout, fitting, take_all, to_host
 from mpidl.optim import RunState
@@ -28,7 +30,11 @@ class TopK(Compressor):
         self._hints: dict[str, NDArray[Any]] = {}  # of the threshold
 
     def reduce(self, values: NDArray[Any], group: Group, key: str, layout: Layout = ()) -> None:
-        """All-gather of every rank's pairs: (P - 1) packets sent per rank."""
+        """All-gather of every rank's pairs: (P - 1) packets sent per rank. What 32-bit indices do not reach goes in parts."""
+        if values.size > transport.MOST:
+            for number, (start, stop) in enumerate(segments((0, values.size), transport.MOST)):
+                self.reduce(values[start:stop], group, f"{key}, part {number}")
+            return
         index, value = self._choose(values, key)
         room = len(index) + values.size // kernels.REACH + 1
         packets = np.empty((group.size, 2, room), np.uint16)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mpidl.collectives import Group, watchdog
+import numpy as np
+
+from mpidl.collectives import Group, checks, watchdog
 from mpidl.comm import context as ranks
 from mpidl.comm import mpi
+from mpidl.distributed.channel import Channel
 from mpidl.errors import CollectiveError
-from mpidl.sync.worker import Worker
 
 _world: ProcessGroup | None = None
 _made = 0
@@ -18,16 +21,18 @@ _made = 0
 class ProcessGroup:
     """Ranks that communicate. ranks: their numbers in the world; rank: this process in the group, -1 if it is not in it.
 
-    Synchronous and asynchronous operations have communicators of their own, so that they cannot meet.
+    Synchronous and asynchronous operations have communicators of their own, so that they cannot meet. active: in a joinable
+    world, which ranks had not joined when the ranks last met.
     """
 
     def __init__(self, comm: Any, members: Sequence[int], name: str, *, threads: bool, joinable: bool = False) -> None:
         self.ranks, self.name, self.joinable = tuple(members), name, joinable
         self._group = Group(comm, name=name) if comm is not None else None
         self._behind = Group(comm, name=f"{name}, asynchronous") if comm is not None and threads else None
-        self._worker: Worker | None = None
+        self._channel: Channel | None = None
+        self._freed = False
         self.rank = self._group.rank if self._group is not None else -1
-        self.joined = False
+        self.active = np.ones(len(self.ranks), bool)
 
     @property
     def size(self) -> int:
@@ -39,32 +44,40 @@ class ProcessGroup:
         return self._group is not None
 
     def group(self) -> Group:
-        """What the collectives work with. Raises CollectiveError in a process that is not in the group."""
+        """What the collectives work with.
+
+        Raises CollectiveError in a process that is not in the group, and the error of an asynchronous operation that nobody has
+        waited for.
+        """
         if self._group is None:
             raise CollectiveError(
-                f"this process is not in group {self.name!r} of ranks {list(self.ranks)}",
+                f"group {self.name!r} has been freed"
+                if self._freed
+                else f"this process is not in group {self.name!r} of ranks {list(self.ranks)}",
                 where=f"rank {rank()}",
-                remedy="ask group.included() before you call an operation of the group",
+                remedy="make a new one" if self._freed else "ask group.included() before you call an operation of the group",
             )
+        if self._channel is not None and self._channel.failed:
+            self._channel.raise_failed()
         return self._group
 
-    def behind(self) -> tuple[Group, Worker] | None:
-        """Group and thread of the asynchronous operations; None where MPI does not allow threads."""
-        self.group()
-        if self._behind is None:
-            return None
-        if self._worker is None:
-            self._worker = Worker()
-        return self._behind, self._worker
+    def channel(self) -> Channel:
+        """The thread of the asynchronous operations."""
+        group = self.group()
+        if self._channel is None:
+            self._channel = Channel(self._behind or group, thread=self._behind is not None)
+        return self._channel
 
     def free(self) -> None:
-        """Give everything back. Collective among the ranks of the group."""
-        if self._worker is not None:
-            self._worker.close()
+        """Give everything back. Collective among the ranks of the group. Raises errors that nobody has waited for."""
+        if self._channel is not None:
+            self._channel.close()
         for group in (self._behind, self._group):
             if group is not None:
                 group.free()
-        self._group = self._behind = None
+        self._group, self._behind, self._freed = None, None, True
+        if self._channel is not None:
+            self._channel.raise_failed()
 
 
 def init(comm: Any = None, *, watchdog_seconds: float | None = None, joinable: bool = False) -> None:
@@ -82,10 +95,10 @@ def init(comm: Any = None, *, watchdog_seconds: float | None = None, joinable: b
 
 
 def shutdown() -> None:
-    """Free the world group; collective. MPI itself ends with the process."""
+    """Free the world group; collective. MPI itself ends with the process. Raises errors that nobody has waited for."""
     global _world
-    world().free()
-    _world = None
+    own, _world = world(), None
+    own.free()
 
 
 def is_initialized() -> bool:
@@ -102,12 +115,23 @@ def world() -> ProcessGroup:
 
 def rank(group: ProcessGroup | None = None) -> int:
     """This process's number in the group, by default among all."""
-    return (group or world()).rank
+    return chosen(group).rank
 
 
 def size(group: ProcessGroup | None = None) -> int:
     """The number of ranks in the group, by default of all."""
-    return (group or world()).size
+    return chosen(group).size
+
+
+def chosen(group: ProcessGroup | None) -> ProcessGroup:
+    """The group that an operation is given, by default the world."""
+    if group is None:
+        return world()
+    if not isinstance(group, ProcessGroup):
+        raise CollectiveError(
+            f"group is a {type(group).__name__}", remedy="pass what mpidl.distributed.new_group returns, or None for all ranks"
+        )
+    return group
 
 
 def local_rank() -> int:
@@ -122,23 +146,35 @@ def local_size() -> int:
     return ranks.init().local_size
 
 
-def new_group(members: Sequence[int], name: str = "") -> ProcessGroup:
-    """A group of some ranks, in the order of their numbers. Called by all ranks of the world, in the same order."""
+def new_group(members: Iterable[int], name: str = "") -> ProcessGroup:
+    """A group of some ranks, in the order of their numbers. Called by all ranks of the world, with the same ranks and names.
+
+    Raises CollectiveError for ranks that are not in the world or named twice, and on all ranks where these disagree.
+    """
     global _made
     everyone = world().group()
-    chosen = sorted(set(members))
-    if not chosen or chosen[0] < 0 or chosen[-1] >= everyone.size or len(chosen) != len(members):
-        raise CollectiveError(
-            f"cannot make a group of ranks {list(members)}", remedy=f"name each of 0 to {everyone.size - 1} at most once"
-        )
+    named = _ranks(members, everyone.size)
     _made += 1
-    included, MPI = everyone.rank in chosen, mpi.load()
-    comm = everyone.comm.Split(0 if included else MPI.UNDEFINED, everyone.rank)
+    included, MPI = everyone.rank in named, mpi.load()
+    with everyone.during("new_group", None, f"ranks {named}", name):
+        checks.agreement(everyone)
+        comm = everyone.comm.Split(0 if included else MPI.UNDEFINED, everyone.rank)
     threads = ranks.init().threads_allowed
-    made = ProcessGroup(comm if included else None, chosen, name or f"group {_made}", threads=threads)
+    made = ProcessGroup(comm if included else None, named, name or f"group {_made}", threads=threads)
     if included:
         comm.Free()
     return made
+
+
+def _ranks(members: Any, size: int) -> list[int]:
+    try:
+        given = [operator.index(member) for member in members]
+    except TypeError:
+        given = []
+    named = sorted(set(given))
+    if not named or named[0] < 0 or named[-1] >= size or len(named) != len(given):
+        raise CollectiveError(f"cannot make a group of ranks {members!r}", remedy=f"name each of 0 to {size - 1} at most once")
+    return named
 
 
 add_process_set = new_group

@@ -2,32 +2,88 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mpidl import collectives
-from mpidl.distributed.groups import ProcessGroup, world
+from mpidl.collectives import Group, checks
+from mpidl.collectives.schedule import segments
+from mpidl.comm import transport
+from mpidl.distributed.groups import ProcessGroup, chosen
 from mpidl.errors import CollectiveError
+
+FAILED = -1  # instead of the length of an object that cannot be pickled
 
 
 def broadcast_object(value: Any, root: int = 0, *, group: ProcessGroup | None = None) -> Any:
-    """The root's `value` (pickled), on every rank; what the others pass is ignored."""
-    return (group or world()).group().comm.bcast(value, root=root)
+    """The root's `value` (pickled), on every rank; what the others pass is ignored.
+
+    Raises CollectiveError on every rank if it cannot be pickled, or if roots differ.
+    """
+    members = chosen(group).group()
+    checks.peer(root, members, "broadcast_object")
+    with members.during("broadcast_object", None, f"root {root}"):
+        if members.guard != "off":
+            checks.agreement(members)
+        packed, reason = _packed(value) if members.rank == root else (b"", "")
+        length, reason = members.comm.bcast((FAILED if reason else len(packed), reason), root=root)
+        if length == FAILED:
+            raise _refused(f"rank {root}", reason)
+        return pickle.loads(_broadcast_bytes(packed, length, root, members))
 
 
 def all_gather_object(value: Any, *, group: ProcessGroup | None = None) -> list[Any]:
-    """Every rank's `value` (pickled), in the order of ranks."""
-    gathered: list[Any] = (group or world()).group().comm.allgather(value)
-    return gathered
+    """Every rank's `value` (pickled), in the order of ranks.
+
+    Raises CollectiveError on every rank if one of them cannot be pickled.
+    """
+    members = chosen(group).group()
+    with members.during("all_gather_object"):
+        packed, reason = _packed(value)
+        lengths = members.comm.allgather(FAILED if reason else len(packed))
+        if FAILED in lengths:
+            rank = lengths.index(FAILED)
+            raise _refused(f"rank {rank}", members.comm.bcast(reason, root=rank))
+        return [pickle.loads(_broadcast_bytes(packed, length, rank, members)) for rank, length in enumerate(lengths)]
+
+
+def _packed(value: Any) -> tuple[bytes, str]:
+    """Pickled, or why it cannot be."""
+    try:
+        return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL), ""
+    except Exception as error:  # whatever the object's own methods raise
+        return b"", f"{type(value).__name__} ({error})"
+
+
+def _refused(where: str, reason: str) -> CollectiveError:
+    error = CollectiveError(
+        f"cannot send an object that cannot be pickled: {reason}",
+        where=where,
+        remedy="send plain data (lists, arrays, numbers)",
+    )
+    error.agreed = True
+    return error
+
+
+def _broadcast_bytes(packed: bytes, length: int, root: int, members: Group) -> Any:
+    """In messages that MPI can count."""
+    raw = np.frombuffer(packed, np.uint8) if members.rank == root else np.empty(length, np.uint8)
+    for start, stop in segments((0, length), transport.MOST):
+        members.comm.Bcast(raw[start:stop], root=root)
+    return raw
 
 
 def broadcast_parameters(parameters: Any, root: int = 0, *, group: ProcessGroup | None = None) -> None:
     """The root's parameters reach every rank, in place.
 
     parameters: a mapping of names to contiguous arrays; an mpidl model or its FlatParameters (one message for all of them).
-    Raises CollectiveError on every rank if names or shapes differ between ranks.
+    Raises CollectiveError on every rank if names, shapes or dtypes differ between ranks, or an array cannot be sent.
     """
-    members = (group or world()).group()
+    members = chosen(group).group()
+    checks.peer(root, members, "broadcast_parameters")
     flat = getattr(getattr(parameters, "parameters", parameters), "values", None)
     if flat is not None and hasattr(flat, "dtype"):
         collectives.broadcast(flat, comm=members, root=root, name="parameters")
@@ -36,9 +92,11 @@ def broadcast_parameters(parameters: Any, root: int = 0, *, group: ProcessGroup 
         raise CollectiveError(
             f"cannot broadcast the parameters of a {type(parameters).__name__}", remedy="pass a model, or {name: array}"
         )
-    _check_equal({name: (tuple(array.shape), str(array.dtype)) for name, array in parameters.items()}, members)
-    for name, array in parameters.items():
-        collectives.broadcast(_flat(array, name), comm=members, root=root, name=name)
+    named = {str(name): array for name, array in parameters.items()}
+    with members.during("broadcast_parameters", None, f"root {root}"):
+        _check_equal({name: _kind(array, name) for name, array in named.items()}, members)
+    for name in sorted(named):
+        collectives.broadcast(named[name].reshape(-1), comm=members, root=root, name=name)
 
 
 def broadcast_optimizer_state(optimizer: Any, root: int = 0, *, group: ProcessGroup | None = None) -> None:
@@ -46,19 +104,28 @@ def broadcast_optimizer_state(optimizer: Any, root: int = 0, *, group: ProcessGr
     broadcast_parameters(getattr(optimizer, "state", optimizer), root, group=group)
 
 
-def _flat(array: Any, name: str) -> Any:
-    if not array.flags.c_contiguous:
-        raise CollectiveError("is not contiguous", where=name, remedy="numpy.ascontiguousarray makes a copy that is")
-    return array.reshape(-1)
+def _kind(array: Any, name: str) -> tuple[str, str, CollectiveError | None]:
+    """Shape, dtype, and why it cannot be broadcast."""
+    try:
+        checks.array(array, "broadcast_parameters", name)
+    except CollectiveError as error:
+        return type(array).__name__, "", error
+    return str(tuple(array.shape)), str(array.dtype), None
 
 
-def _check_equal(own: dict[str, Any], members: collectives.Group) -> None:
-    for rank, other in enumerate(members.comm.allgather(own)):
-        for name in [name for name in {**own, **other} if own.get(name) != other.get(name)]:
-            error = CollectiveError(
-                f"rank {rank} has {other.get(name, 'no such array')}, rank {members.rank} has {own.get(name, 'none')}",
-                where=name,
-                remedy="build the same model on every rank",
-            )
-            error.agreed = False
-            raise error
+def _check_equal(own: dict[str, tuple[str, str, CollectiveError | None]], members: Group) -> None:
+    """Raise on every rank for the first name that one of them lacks or holds otherwise."""
+    everyone = members.comm.allgather(own)
+    for name in sorted({name for held in everyone for name in held}):
+        for rank, held in enumerate(everyone):
+            error = held[name][2] if name in held else None
+            if error is None and held.get(name) != everyone[0].get(name):
+                kinds = [" x ".join(one[name][:2]) if name in one else "no such array" for one in (held, everyone[0])]
+                error = CollectiveError(
+                    f"rank {rank} has {kinds[0]}, rank 0 has {kinds[1]}",
+                    where=name,
+                    remedy="build the same model on every rank",
+                )
+            if error is not None:
+                error.agreed = True
+                raise error

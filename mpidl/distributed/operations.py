@@ -8,21 +8,26 @@ from typing import Any
 import numpy as np
 
 from mpidl import collectives
-from mpidl.collectives import Group
+from mpidl.collectives import Group, checks
 from mpidl.comm.transport import array_module
-from mpidl.distributed.groups import ProcessGroup, world
+from mpidl.distributed.channel import Reduction, fusable
+from mpidl.distributed.groups import ProcessGroup, chosen
 from mpidl.distributed.handles import launch
 from mpidl.distributed.joining import announced, reduce_among_active
-from mpidl.distributed.objects import _flat
 from mpidl.errors import CollectiveError
 
 
 def all_reduce(
     array: Any, op: str = "sum", *, group: ProcessGroup | None = None, async_op: bool = False, name: str = ""
 ) -> Any:
-    """Reduce `array` over the group, in place. Returns it, or a Handle."""
-    own = group or world()
-    flat = _flat(array, name or "all_reduce")
+    """Reduce `array` over the group, in place. Returns it, or a Handle.
+
+    Asynchronous ones of up to 64 KiB that wait for their turn together travel in one message.
+    """
+    own = chosen(group)
+    flat = _flat(array, "all_reduce", name)
+    if async_op and not own.joinable and fusable(flat, op):
+        return launch(Reduction(array, flat, op, name), own, async_op)
 
     def operate(members: Group) -> Any:
         active = announced(flat, op, members, own)
@@ -41,24 +46,24 @@ def grouped_all_reduce(
     arrays: Sequence[Any], op: str = "sum", *, group: ProcessGroup | None = None, async_op: bool = False, name: str = ""
 ) -> Any:
     """Reduce several arrays as one message for each dtype, in place. Returns them, or a Handle."""
-    flats = [_flat(array, name or "grouped_all_reduce") for array in arrays]
+    flats = [_flat(array, "grouped_all_reduce", name) for array in _several(arrays, "grouped_all_reduce")]
 
     def operate(members: Group) -> Any:
         for dtype in dict.fromkeys(flat.dtype for flat in flats):
-            chosen = [flat for flat in flats if flat.dtype == dtype]
-            fused = array_module(chosen[0]).concatenate(chosen)
+            alike = [flat for flat in flats if flat.dtype == dtype]
+            fused = array_module(alike[0]).concatenate(alike)
             collectives.all_reduce(fused, comm=members, op=op, name=name)
-            ends = np.cumsum([flat.size for flat in chosen])
-            for flat, end in zip(chosen, ends, strict=True):
+            ends = np.cumsum([flat.size for flat in alike])
+            for flat, end in zip(alike, ends, strict=True):
                 flat[...] = fused[int(end) - flat.size : int(end)]
         return list(arrays)
 
-    return launch(operate, group or world(), async_op)
+    return launch(operate, chosen(group), async_op)
 
 
 def reduce(array: Any, root: int = 0, op: str = "sum", *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:
     """Reduce into the root's `array`; the others' are left as they were. Returns it, or a Handle."""
-    own = group or world()
+    own = chosen(group)
     flat = _flat(array, "reduce")
 
     def operate(members: Group) -> Any:
@@ -77,12 +82,12 @@ def broadcast(array: Any, root: int = 0, *, group: ProcessGroup | None = None, a
         collectives.broadcast(flat, comm=members, root=root)
         return array
 
-    return launch(operate, group or world(), async_op)
+    return launch(operate, chosen(group), async_op)
 
 
 def all_gather(array: Any, *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:
     """Every rank's `array`, stacked: (P, *shape). Shapes and dtypes are equal on all ranks. Returns it, or a Handle."""
-    flat = _flat(array, "all_gather")
+    flat = _flat(array, "all_gather", writable=False)
 
     def operate(members: Group) -> Any:
         whole = array_module(array).empty((members.size, flat.size), flat.dtype)
@@ -90,14 +95,14 @@ def all_gather(array: Any, *, group: ProcessGroup | None = None, async_op: bool 
         collectives.all_gather(whole.reshape(-1), comm=members)
         return whole.reshape(members.size, *array.shape)
 
-    return launch(operate, group or world(), async_op)
+    return launch(operate, chosen(group), async_op)
 
 
 def grouped_all_gather(arrays: Sequence[Any], *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:
     """`all_gather` of several arrays; a list, or a Handle."""
+    flats = [_flat(array, "grouped_all_gather", writable=False) for array in _several(arrays, "grouped_all_gather")]
 
     def operate(members: Group) -> Any:
-        flats = [_flat(array, "grouped_all_gather") for array in arrays]
         wholes = []
         for array, flat in zip(arrays, flats, strict=True):
             whole = array_module(array).empty((members.size, flat.size), flat.dtype)
@@ -106,12 +111,12 @@ def grouped_all_gather(arrays: Sequence[Any], *, group: ProcessGroup | None = No
             wholes.append(whole.reshape(members.size, *array.shape))
         return wholes
 
-    return launch(operate, group or world(), async_op)
+    return launch(operate, chosen(group), async_op)
 
 
 def reduce_scatter(array: Any, op: str = "sum", *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:
     """Reduce, and keep one of P equal parts along the first axis: (n / P, ...), a new array. Returns it, or a Handle."""
-    flat, own = _flat(array, "reduce_scatter"), group or world()
+    flat, own = _flat(array, "reduce_scatter", writable=False), chosen(group)
     _divides(array, own.size, "reduce_scatter")
 
     def operate(members: Group) -> Any:
@@ -122,19 +127,46 @@ def reduce_scatter(array: Any, op: str = "sum", *, group: ProcessGroup | None = 
 
 
 def scatter(array: Any, root: int = 0, *, group: ProcessGroup | None = None) -> Any:
-    """One of P equal parts of the root's `array` along the first axis, a new array; the others may pass None."""
-    members = (group or world()).group()
+    """One of P equal parts of the root's `array` along the first axis, a new array; the others may pass None.
+
+    Raises CollectiveError on every rank if the root's array cannot be cut and sent, or if roots differ.
+    """
+    members = chosen(group).group()
+    checks.peer(root, members, "scatter")
+    with members.during("scatter", None, f"root {root}"):
+        if members.guard != "off":
+            checks.agreement(members)
+        shape, dtype = _announce_shape(array, members, root)
+    xp = array_module(array) if members.rank == root else np
+    work = xp.empty(int(np.prod(shape)), dtype)
     if members.rank == root:
-        _divides(array, members.size, "scatter")
-    shape, dtype = members.comm.bcast((array.shape, array.dtype) if members.rank == root else None, root=root)
-    work = _flat(array, "scatter").copy() if members.rank == root else np.empty(int(np.prod(shape)), dtype)
+        work[...] = array.reshape(-1)
     part = collectives.scatter(work, comm=members, root=root)
     return part.reshape(shape[0] // members.size, *shape[1:])
 
 
+def _announce_shape(array: Any, members: Group, root: int) -> tuple[tuple[int, ...], Any]:
+    """Shape and dtype of the root's array; its error if there is something wrong with it."""
+    told: Any = None
+    if members.rank == root:
+        try:
+            _flat(array, "scatter", writable=False)
+            _divides(array, members.size, "scatter")
+            told = tuple(array.shape), array.dtype
+        except CollectiveError as error:
+            error.where = error.where or f"rank {root}"
+            told = error
+    told = members.comm.bcast(told, root=root)
+    if isinstance(told, CollectiveError):
+        told.agreed = True
+        raise told
+    shape, dtype = told
+    return shape, dtype
+
+
 def gather(array: Any, root: int = 0, *, group: ProcessGroup | None = None) -> Any:
     """Every rank's `array`, stacked, on the root: (P, *shape); None on the others."""
-    members, flat = (group or world()).group(), _flat(array, "gather")
+    members, flat = chosen(group).group(), _flat(array, "gather", writable=False)
     whole = array_module(array).empty((members.size, flat.size), flat.dtype)
     whole[members.rank] = flat
     collectives.gather(whole.reshape(-1), comm=members, root=root)
@@ -143,7 +175,7 @@ def gather(array: Any, root: int = 0, *, group: ProcessGroup | None = None) -> A
 
 def alltoall(array: Any, *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:
     """Part d of rank s along the first axis becomes part s of rank d; a new array of the same shape, or a Handle."""
-    flat, own = _flat(array, "alltoall"), group or world()
+    flat, own = _flat(array, "alltoall", writable=False), chosen(group)
     _divides(array, own.size, "alltoall")
 
     def operate(members: Group) -> Any:
@@ -156,18 +188,18 @@ def alltoall(array: Any, *, group: ProcessGroup | None = None, async_op: bool = 
 
 def send(array: Any, to: int, *, tag: int = 0, group: ProcessGroup | None = None) -> None:
     """Send to rank `to` of the group; returns once the array may be changed."""
-    collectives.send(_flat(array, "send"), to, comm=(group or world()).group(), tag=tag)
+    collectives.send(_flat(array, "send", writable=False), to, comm=chosen(group).group(), tag=tag)
 
 
 def recv(array: Any, source: int, *, tag: int = 0, group: ProcessGroup | None = None) -> Any:
     """Receive into `array`, of the sender's size and dtype. Returns it."""
-    collectives.recv(_flat(array, "recv"), source, comm=(group or world()).group(), tag=tag)
+    collectives.recv(_flat(array, "recv"), source, comm=chosen(group).group(), tag=tag)
     return array
 
 
 def barrier(*, group: ProcessGroup | None = None) -> None:
     """Return once every rank of the group has called it."""
-    collectives.barrier(comm=(group or world()).group())
+    collectives.barrier(comm=chosen(group).group())
 
 
 def _divides(array: Any, size: int, what: str) -> None:
@@ -176,3 +208,15 @@ def _divides(array: Any, size: int, what: str) -> None:
             f"{what} cannot cut an array of shape {array.shape} into {size} equal parts along its first axis",
             remedy=f"make the first axis a multiple of {size}",
         )
+
+
+def _flat(array: Any, what: str, name: str = "", *, writable: bool = True) -> Any:
+    """The array with a single axis, checked; writable: if it is changed in place."""
+    checks.array(array, what, name, writable=writable)
+    return array.reshape(-1)
+
+
+def _several(arrays: Any, what: str) -> list[Any]:
+    if isinstance(arrays, str | bytes) or not isinstance(arrays, Sequence):
+        raise CollectiveError(f"{what} needs a list of arrays, got {type(arrays).__name__}", remedy="pass [array, ...]")
+    return list(arrays)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend import Ops, create_ops
+from mpidl.collectives import recv, send
 from mpidl.comm.context import Context
 from mpidl.data.importers import Source, meaning_of, open_source
 from mpidl.data.manifest import NAME as MANIFEST
@@ -117,6 +118,15 @@ def predict(predictor: Predictor, reader: Samples, context: Context) -> NDArray[
             own.append(predictor.probabilities(reader.read([piece])[predictor.spec.feature]))
     local = np.concatenate(own) if own else np.empty((0, predictor.spec.classes), np.float32)
     counts = context.gather(local.size)
-    result = np.empty((len(reader), predictor.spec.classes), np.float32) if context.is_root else None
-    context.comm.Gatherv(np.ascontiguousarray(local), (result, counts) if context.is_root else None, root=0)
+    if not context.is_root:
+        if local.size:
+            send(local.reshape(-1), 0, comm=context.comm)
+        return None
+    result = np.empty((len(reader), predictor.spec.classes), np.float32)
+    flat, end = result.reshape(-1), counts[0]
+    flat[:end] = local.reshape(-1)
+    for rank, count in enumerate(counts[1:], 1):
+        start, end = end, end + count
+        if count:
+            recv(flat[start:end], rank, comm=context.comm)
     return result

@@ -9,6 +9,7 @@ import pytest
 
 from mpidl.collectives import Group
 from mpidl.compression import COMPRESSORS, create
+from mpidl.errors import CollectiveError
 
 pytestmark = pytest.mark.mpi
 LENGTH, STEPS = 5000, 60
@@ -63,3 +64,34 @@ def test_a_value_that_is_not_finite_shows_and_is_not_kept(context: Any, group: A
             values[5] = np.nan
         compressor.reduce(values, group, "b")
         assert bool(np.isfinite(values).all()) == (step > 0)
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_the_long_run_mean_of_16_bit_sums_is_unbiased(context: Any, group: Any, name: str) -> None:
+    """The rounding of the sum is made good as well as that of each rank's values: what comes out in N steps is off by one
+    rounding, not by N of them.
+    """
+    compressor = create(name)
+    step = {"fp16": 2.0**-10, "bf16": 2.0**-7}[name]
+    given = (1 + step * np.linspace(0.05, 0.95, LENGTH) * (1 + context.rank)).astype(np.float32)
+    wanted = np.sum(context.gather(given.astype(np.float64)), axis=0)
+    received, steps = np.zeros(LENGTH), 200
+    for _ in range(steps):
+        values = given.copy()
+        compressor.reduce(values, group, "bucket")
+        received += values
+    assert len(set(context.gather(received.tobytes()))) == 1
+    error = np.abs(received / steps - wanted).max()
+    assert error < 4 * context.size * step / steps, error
+
+
+def test_a_sum_that_float16_cannot_hold_ends_the_run(context: Any, group: Any) -> None:
+    if context.size < 2:
+        return
+    values = np.ones(5000, np.float32)
+    values[77] = 60000
+    with pytest.raises(CollectiveError, match=r"bucket 3: float16 overflow.*element 77; rank 0 brought .* 60000"):
+        create("fp16").reduce(values, group, "bucket 3")
+    values[77] = np.inf if context.rank == 0 else 1
+    create("fp16").reduce(values, group, "bucket 3")  # was infinite before: passes through
+    assert np.isinf(values[77]) and np.isfinite(values).sum() == 4999
