@@ -7,12 +7,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from mpidl.backend.kernels import load_library
 from mpidl.collectives.combine import BFLOAT16
 from mpidl.comm.transport import is_device
 from mpidl.compression import device
+from mpidl.errors import BackendError
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURES: dict[str, list[Any]] = {
@@ -52,7 +53,7 @@ def int8_pack(x: NDArray[Any], block: int, seed: int, scales: NDArray[Any], q: N
         device.int8_pack(x, block, seed, scales, q)
         return
     if (c := library()) is not None:
-        c.mpidl_int8_pack(x.ctypes.data, x.size, block, seed & 0xFFFFFFFF, scales.ctypes.data, q.ctypes.data)
+        c.mpidl_int8_pack(_address(x), x.size, block, seed & 0xFFFFFFFF, _address(scales), _address(q, np.int8))
         return
     rows = _blocks(x, block)
     scales[...] = np.abs(rows).max(1) / 127
@@ -68,7 +69,7 @@ def int8_unpack(scales: NDArray[Any], q: NDArray[Any], block: int, y: NDArray[An
         device.int8_unpack(scales, q, block, y, sign)
         return
     if (c := library()) is not None:
-        c.mpidl_int8_unpack(scales.ctypes.data, q.ctypes.data, q.size, block, sign, y.ctypes.data)
+        c.mpidl_int8_unpack(_address(scales), _address(q, np.int8), q.size, block, sign, _address(y))
         return
     _put(np.repeat(scales, block)[: q.size] * q, y, sign)
 
@@ -79,7 +80,7 @@ def sign_pack(x: NDArray[Any], block: int, scales: NDArray[Any], bits: NDArray[A
         device.sign_pack(x, block, scales, bits)
         return
     if (c := library()) is not None:
-        c.mpidl_sign_pack(x.ctypes.data, x.size, block, scales.ctypes.data, bits.ctypes.data)
+        c.mpidl_sign_pack(_address(x), x.size, block, _address(scales), _address(bits, np.uint8))
         return
     scales[...] = np.abs(_blocks(x, block)).sum(1) / np.minimum(block, x.size - block * np.arange(len(scales)))
     bits[...] = np.packbits(x >= 0, bitorder="little")
@@ -91,7 +92,7 @@ def sign_unpack(scales: NDArray[Any], bits: NDArray[Any], block: int, y: NDArray
         device.sign_unpack(scales, bits, block, y, sign)
         return
     if (c := library()) is not None:
-        c.mpidl_sign_unpack(scales.ctypes.data, bits.ctypes.data, y.size, block, sign, y.ctypes.data)
+        c.mpidl_sign_unpack(_address(scales), _address(bits, np.uint8), y.size, block, sign, _address(y))
         return
     signs = np.unpackbits(bits, count=y.size, bitorder="little").astype(np.float32) * 2 - 1
     _put(np.repeat(scales, block)[: y.size] * signs, y, sign)
@@ -103,7 +104,7 @@ def topk(x: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
         return device.topk(x, k)
     if (c := library()) is not None:
         index, value = np.empty(k, np.int32), np.empty(k, np.float32)
-        if c.mpidl_topk(x.ctypes.data, x.size, k, index.ctypes.data, value.ctypes.data) == k:
+        if c.mpidl_topk(_address(x), x.size, k, _address(index, np.int32), _address(value)) == k:
             return index, value
     chosen = np.sort(np.argpartition(np.abs(x), x.size - k)[x.size - k :]).astype(np.int32)
     return chosen, x[chosen]
@@ -113,8 +114,8 @@ def topk_feedback(x: NDArray[Any], residual: NDArray[Any], k: int, hint: NDArray
     """x += residual; residual = x; then as `topk`. hint (1,) uint32: kept from call to call, 0 at first; it saves passes."""
     if not is_device(x) and (c := library()) is not None:
         index, value = np.empty(k, np.int32), np.empty(k, np.float32)
-        pointers = [array.ctypes.data for array in (hint, index, value)]
-        if c.mpidl_topk_feedback(x.ctypes.data, residual.ctypes.data, x.size, k, *pointers) == k:
+        pointers = [_address(hint, np.uint32), _address(index, np.int32), _address(value)]
+        if c.mpidl_topk_feedback(_address(x), _address(residual), x.size, k, *pointers) == k:
             return index, value
         return topk(x, k)
     add_and_keep(x, residual)
@@ -127,7 +128,7 @@ def topk_pack(index: NDArray[Any], value: NDArray[Any], packet: NDArray[Any]) ->
     A step too long for 16 bits goes over stops of value zero on the way; the room that is left is zero.
     """
     if (c := library()) is not None:
-        c.mpidl_topk_pack(index.ctypes.data, value.ctypes.data, index.size, packet.shape[1], packet.ctypes.data)
+        c.mpidl_topk_pack(_address(index, np.int32), _address(value), index.size, packet.shape[1], _address(packet, np.uint16))
         return
     steps = np.diff(index, prepend=np.int32(-1)) - 1
     places = np.arange(len(index)) + np.cumsum(steps // REACH)
@@ -140,7 +141,7 @@ def topk_pack(index: NDArray[Any], value: NDArray[Any], packet: NDArray[Any]) ->
 def topk_unpack(packet: NDArray[Any], y: NDArray[Any], sign: int = 1) -> bool:
     """y[index] += sign * value for all of packet (2, room); whether all values are finite."""
     if not is_device(y) and (c := library()) is not None:
-        return bool(c.mpidl_topk_unpack(packet.ctypes.data, packet.shape[1], sign, y.size, y.ctypes.data))
+        return bool(c.mpidl_topk_unpack(_address(packet, np.uint16), packet.shape[1], sign, y.size, _address(y)))
     where = np.cumsum(packet[0].astype(np.int64) + 1) - 1
     value = packet[1].view(BFLOAT16).astype(np.float32)
     used = (value != 0) & (where < y.size)
@@ -157,10 +158,22 @@ def add_and_keep(values: NDArray[Any], residual: NDArray[Any]) -> None:
         device.add_and_keep(values, residual)
         return
     if (c := library()) is not None:
-        c.mpidl_add_and_keep(values.ctypes.data, residual.ctypes.data, values.size)
+        c.mpidl_add_and_keep(_address(values), _address(residual), values.size)
         return
     values += residual
     residual[...] = values
+
+
+def _address(array: NDArray[Any], dtype: DTypeLike = np.float32) -> int:
+    """Of an array that C may read as `dtype`. Raises BackendError for another one, or for a view with gaps."""
+    if array.dtype != dtype or not array.flags.c_contiguous:
+        raise BackendError(
+            f"compression takes contiguous arrays of {np.dtype(dtype)}, got {array.dtype} of shape {array.shape}, "
+            f"strides {array.strides}",
+            where="compression",
+            remedy="convert with numpy.ascontiguousarray(array, numpy.float32)",
+        )
+    return int(array.ctypes.data)
 
 
 def _blocks(x: NDArray[Any], block: int) -> NDArray[Any]:

@@ -202,7 +202,7 @@ def _of_other_buckets(state: RunState, buckets: set[str]) -> RunState:
     """Take out of a compressor's state what belongs to buckets (the part behind the colon) that do not exist."""
     other = RunState()
     for target, source in ((other.shared, state.shared), (other.own, state.own)):
-        for name in [name for name in source if ":" in name and name.split(":")[1] not in buckets]:
+        for name in [name for name in source if ":" in name and name.split(":")[1].split(", part")[0] not in buckets]:
             target[name] = source.pop(name)
     return other
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpidl.compression import kernels
+from mpidl.errors import BackendError
 
 
 @pytest.fixture(params=["c", "numpy"])
@@ -83,3 +84,15 @@ def test_topk_packets_carry_any_indices(twin: str, seed: int) -> None:
     value[0] = np.nan
     kernels.topk_pack(index, value, packet)
     assert not kernels.topk_unpack(packet, y) and np.isnan(y[index[0]])
+
+
+@pytest.mark.parametrize("bad", [np.zeros(64), np.zeros(64, np.float32)[::2], np.zeros(64, ">f4")])
+def test_arrays_that_c_would_read_wrongly_are_refused(bad: np.ndarray) -> None:
+    if kernels.library() is None:
+        pytest.skip("the C kernels were not built")
+    with pytest.raises(BackendError, match="contiguous arrays of float32"):
+        kernels.topk(bad, 3)
+    with pytest.raises(BackendError, match="contiguous arrays of float32"):
+        kernels.int8_pack(bad, 32, 0, np.zeros(2, np.float32), np.zeros(64, np.int8))
+    with pytest.raises(BackendError, match="contiguous arrays of float32"):
+        kernels.add_and_keep(np.zeros(bad.size, np.float32), bad)

@@ -70,6 +70,20 @@ def test_an_overflow_leaves_the_step_out_and_halves_the_scale(gpu_ops: Any) -> N
     assert scaler.accept() and scaler.scale == 1024  # after two good steps
 
 
+def test_a_scale_is_resumed_where_it_was(gpu_ops: Any) -> None:
+    """Also how many good steps there were since it last changed."""
+    model = Model([Dense(4)], (3,), gpu_ops, compute_dtype=np.float16)
+    scalers = [LossScaler(model.parameters, dynamic=True, scale=1024.0, interval=3) for _ in range(2)]
+    model.parameters.gradients[...] = 1
+    for _ in range(2):
+        assert scalers[0].accept()
+    scalers[1].load_state(scalers[0].state())
+    for scaler in scalers:
+        assert scaler.accept() and scaler.scale == 2048
+    fixed = LossScaler(model.parameters, dynamic=False)
+    assert not list(fixed.state().names())
+
+
 def test_small_gradients_survive_only_with_a_scale(gpu_ops: Any) -> None:
     """A gradient of 1e-8 is below the smallest float16; with a scale of 2^16 it is not."""
     model = Model([Dense(3), Dense(2)], (4,), gpu_ops, compute_dtype=np.float16)
