@@ -40,7 +40,8 @@ class Binder:
         flags = _OPTIONAL * argument.optional | _SIZED * (argument.factors is not None)
         factors = [factor if factor >= 0 else _NUMBER - factor for factor in argument.factors or ()]
         strided = 4 * (argument.kind == "s")
-        return [self.types[argument.kind].num, flags | strided, len(factors), *factors]
+        number = min(self.types[argument.kind].num, 254)  # bfloat16 has a larger one: left to `check`
+        return [number, flags | strided, len(factors), *factors]
 
     def pointers(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """`args` with the address of its memory for each array. Raises BackendError if one does not fit the table."""
