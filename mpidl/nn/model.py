@@ -130,11 +130,11 @@ class Model:
         if not isinstance(x, xp.ndarray):
             x = self.ops.to_device(np.asarray(x))
         wanted = np.dtype(np.int64) if self.takes_ids else self.parameters.compute_dtype
-        if self.takes_ids and x.dtype.kind not in "iu":
+        if x.dtype.kind not in ("iu" if self.takes_ids else "fiub") and x.dtype not in self.ops.half_types:
             raise ShapeError(
-                f"the model takes ids (whole numbers), but got {x.dtype}",
+                f"the model takes {'ids (whole numbers)' if self.takes_ids else 'real numbers'}, but got {x.dtype}",
                 where=f"layer {self.layers[0].name}",
-                remedy="convert the tokens to int64",
+                remedy="convert the input: tokens to int64, fields to float32",
             )
         return x if x.dtype == wanted and x.flags.c_contiguous else xp.ascontiguousarray(x, wanted)
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpidl.errors import BackendError, ConfigError
+from mpidl.errors import BackendError, ConfigError, ShapeError
 from mpidl.models import MODELS
 from mpidl.nn import (
     Concat,
     Dense,
     Dropout,
+    Embedding,
     Identity,
     LayerNorm,
     Model,
@@ -145,3 +146,15 @@ def test_inputs_are_taken_as_they_come(ops: Any, rng: np.random.Generator) -> No
     whole = rng.integers(0, 9, (4, 6))
     exact = ops.to_host(model.forward(whole.astype(np.float32))[0]).copy()
     np.testing.assert_array_equal(ops.to_host(model.forward(whole.astype(np.uint8))[0]), exact)
+
+
+def test_inputs_that_mean_something_else_are_refused(ops: Any) -> None:
+    model = Model([Dense(3)], (2,), ops)
+    for bad in (np.ones((1, 2), complex), [["a", "b"]], np.array([[1, 2]], object)):
+        if ops.name == "cupy" and np.asarray(bad).dtype.kind != "c":
+            continue  # CuPy has no such arrays
+        with pytest.raises(ShapeError, match="takes real numbers"):
+            model.forward(bad)
+    tokens = Model([Embedding(5, 4)], (2,), ops)
+    with pytest.raises(ShapeError, match="takes ids"):
+        tokens.forward(np.array([[0.5, 1.5]]))
