@@ -11,7 +11,8 @@ import numpy as np
 
 from mpidl.backend import Ops
 from mpidl.collectives import Group, broadcast
-from mpidl.comm import mpi
+from mpidl.collectives.schedule import segments
+from mpidl.comm import mpi, transport
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
@@ -125,12 +126,14 @@ class Window:
     def get(self, rank: int, out: Any, at: int = 0) -> None:
         """Read elements from `at` on of a rank's memory. Each is read whole; together they may be older and newer."""
         MPI = mpi.load()
-        self.win.Get_accumulate(np.empty(0, self.dtype), out, rank, (at, out.size), MPI.NO_OP)
+        for start, stop in segments((0, out.size), transport.MOST):
+            self.win.Get_accumulate(np.empty(0, self.dtype), out[start:stop], rank, (at + start, stop - start), MPI.NO_OP)
         self.win.Flush(rank)
 
     def add(self, rank: int, values: Any, at: int = 0) -> None:
         """Add to a rank's memory; every element is added whole."""
-        self.win.Accumulate(values, rank, (at, values.size), mpi.load().SUM)
+        for start, stop in segments((0, values.size), transport.MOST):
+            self.win.Accumulate(values[start:stop], rank, (at + start, stop - start), mpi.load().SUM)
         self.win.Flush(rank)
 
     def count_up(self, rank: int, at: int = 0, by: int = 1) -> int:

@@ -25,6 +25,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from mpidl.collectives.schedule import segments
+from mpidl.comm import transport
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.errors import CheckpointError, DataError, MpidlError, UnreadableError
@@ -381,18 +383,26 @@ def load_for(context: Context, find: Callable[[], Checkpoint], doing: str, *, ow
     with context.together(doing):
         if context.is_root:
             loaded = find()
-    head = context.broadcast(
-        (loaded.path, loaded.meta, loaded.state.shared, {k: (v.size, v.dtype) for k, v in loaded.buffers.items()})
-        if loaded
-        else None
-    )
+    head = context.broadcast((loaded.path, loaded.meta) if loaded else None)
     assert head is not None
-    path, meta, shared, shapes = head
-    buffers = loaded.buffers if loaded else {name: np.empty(size, dtype) for name, (size, dtype) in shapes.items()}
-    for array in buffers.values():
-        context.comm.Bcast(array, root=0)
-    state = RunState(shared)
+    path, meta = head
+    buffers = _broadcast_arrays(loaded.buffers if loaded else None, context)
+    state = RunState(_broadcast_arrays(loaded.state.shared if loaded else None, context))
     if own and meta.ranks == context.size:
         with context.together(doing):
             state.own = read_own(path, meta, context.rank)
     return Checkpoint(path, meta, buffers, state)
+
+
+def _broadcast_arrays(held: Buffers | None, context: Context) -> Buffers:
+    """Rank 0's arrays on every rank, in messages that MPI can count. Collective."""
+    shapes = context.broadcast(
+        {name: (array.shape, array.dtype.str) for name, array in held.items()} if held is not None else None
+    )
+    assert shapes is not None
+    arrays = held if held is not None else {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    for array in arrays.values():
+        flat = array.reshape(-1)
+        for start, stop in segments((0, flat.size), transport.MOST):
+            context.comm.Bcast(flat[start:stop], root=0)
+    return arrays
