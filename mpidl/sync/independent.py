@@ -132,6 +132,7 @@ class Window:
 
     def add(self, rank: int, values: Any, at: int = 0) -> None:
         """Add to a rank's memory; every element is added whole."""
+        values = np.ascontiguousarray(values, self.dtype)
         for start, stop in segments((0, values.size), transport.MOST):
             self.win.Accumulate(values[start:stop], rank, (at + start, stop - start), mpi.load().SUM)
         self.win.Flush(rank)
