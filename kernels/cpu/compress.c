@@ -1,10 +1,14 @@
 /* Quantising and selecting gradients. All arrays are float32 on the full side.
 
    Random numbers come from a hash of (seed, position): the same on every processor, no state (Salmon et al., 2011, for the idea). */
+#include "half.h"
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 static inline uint32_t hashed(uint32_t seed, uint32_t i) { /* lowbias32 of Wellons (2018) over a Weyl sequence */
     uint32_t x = i * 0x9e3779b9u + seed;
@@ -251,4 +255,35 @@ int mpidl_topk_unpack(const uint16_t *packet, int64_t room, float sign, int64_t 
         y[at] += sign * float_of((uint32_t)h << 16);
     }
     return finite;
+}
+
+/* float32 (n) to 16-bit floats: bfloat16 or IEEE binary16. Beyond the range of the latter: infinity. */
+void mpidl_half_pack(const float *x, int64_t n, int bf16, uint16_t *out) {
+    int64_t i = 0;
+    if (bf16) {
+        for (; i < n; i++) out[i] = float_bf16(x[i]);
+        return;
+    }
+#ifdef __F16C__
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+    for (; i < n; i++) out[i] = float_f16(x[i]);
+}
+
+/* 16-bit floats (n) to y, or `sign` times onto y where sign is not 0. */
+void mpidl_half_unpack(const uint16_t *x, int64_t n, int bf16, int sign, float *y) {
+    const float keep = sign ? 1 : 0, factor = sign ? (float)sign : 1;
+    int64_t i = 0;
+    if (bf16) {
+        for (; i < n; i++) y[i] = (keep ? y[i] : 0) + factor * bf16_float(x[i]);
+        return;
+    }
+#ifdef __F16C__
+    for (; i + 8 <= n; i += 8) {
+        __m256 wide = _mm256_mul_ps(_mm256_set1_ps(factor), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
+        _mm256_storeu_ps(y + i, keep ? _mm256_add_ps(_mm256_loadu_ps(y + i), wide) : wide);
+    }
+#endif
+    for (; i < n; i++) y[i] = (keep ? y[i] : 0) + factor * f16_float(x[i]);
 }

@@ -11,6 +11,7 @@
    added in float32 and rounded once, a mean of them after the division. Before any data is touched all ranks compare signatures: the
    length, type and operation, and a mark that stands for the call as the user wrote it (collective, operation, root, name). */
 #define _GNU_SOURCE
+#include "half.h"
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -103,41 +104,6 @@ TREE(i32, int32_t, 0)
 TREE(u32, uint32_t, 0)
 TREE(i64, int64_t, 0)
 TREE(u64, uint64_t, 0)
-
-static float bf16_float(uint16_t h) {
-    union { uint32_t u; float f; } v = {(uint32_t)h << 16};
-    return v.f;
-}
-
-static uint16_t float_bf16(float f) { /* to nearest, ties to even */
-    union { float f; uint32_t u; } v = {f};
-    if (f != f) return (uint16_t)((v.u >> 16) | 0x40);
-    return (uint16_t)((v.u + 0x7fff + ((v.u >> 16) & 1)) >> 16);
-}
-
-static float f16_float(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
-    union { uint32_t u; float f; } v, scale = {0x77800000}; /* 2^112 */
-    v.u = rest << 13;
-    if (rest >= 0x7c00) v.u |= 0x7f800000;
-    else v.f *= scale.f; /* also normalises subnormal numbers */
-    v.u |= sign;
-    return v.f;
-}
-
-static uint16_t float_f16(float f) { /* to nearest, ties to even */
-    union { float f; uint32_t u; } v = {f}, shift;
-    uint16_t sign = (uint16_t)((v.u >> 16) & 0x8000);
-    v.u &= 0x7fffffff;
-    if (v.u > 0x7f800000) return sign | 0x7e00;
-    if (v.u >= 0x477ff000) return sign | 0x7c00;
-    if (v.u < 0x38800000) { /* subnormal: let the float adder round */
-        shift.u = 0x3f000000;
-        v.f += shift.f;
-        return sign | (uint16_t)(v.u - shift.u);
-    }
-    return sign | (uint16_t)((v.u - 0x38000000 + 0xfff + ((v.u >> 13) & 1)) >> 13);
-}
 
 /* 16-bit floats: the tree and the division of a mean run in float32, one rounding at their end. */
 #define HALF(NAME)                                                                                     \

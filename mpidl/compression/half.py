@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpidl.collectives import Group, checks
 from mpidl.collectives.combine import BFLOAT16, FLOAT16
-from mpidl.comm.transport import array_module, is_device
+from mpidl.compression import kernels
 from mpidl.compression.compressor import Layout
 from mpidl.compression.quantised import Quantised
 
@@ -39,17 +39,11 @@ class Half16(Quantised):
 
     def pack(self, x: NDArray[Any], packet: NDArray[Any], seed: int) -> None:
         """Rounded to nearest."""
-        with np.errstate(over="ignore"):
-            rounded: Any = x.astype(self.dtype)
-        packet.view(self.dtype)[...] = rounded.get() if is_device(rounded) else rounded
+        kernels.half_pack(x, packet.view(self.dtype))
 
     def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
         """Widened."""
-        wide = array_module(y).asarray(packet.view(self.dtype)).astype(np.float32)
-        if sign:
-            y += sign * wide
-        else:
-            y[...] = wide
+        kernels.half_unpack(packet.view(self.dtype), y, sign)
 
     def _forget(self, packet: NDArray[Any], owed: NDArray[Any]) -> None:
         """What is not finite is not owed."""

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mpidl.backend.kernels import load_library
 from mpidl.collectives.combine import BFLOAT16
-from mpidl.comm.transport import is_device
+from mpidl.comm.transport import array_module, is_device
 from mpidl.compression import device
 from mpidl.errors import BackendError
 
@@ -26,6 +26,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mpidl_topk_feedback": [_POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _POINTER],
     "mpidl_topk_pack": [_POINTER, _POINTER, _COUNT, _COUNT, _POINTER],
     "mpidl_topk_unpack": [_POINTER, _COUNT, ctypes.c_float, _COUNT, _POINTER],
+    "mpidl_half_pack": [_POINTER, _COUNT, ctypes.c_int, _POINTER],
+    "mpidl_half_unpack": [_POINTER, _COUNT, ctypes.c_int, ctypes.c_int, _POINTER],
 }
 RESULTS: dict[str, Any] = {
     "mpidl_topk": ctypes.c_int64,
@@ -150,6 +152,24 @@ def topk_unpack(packet: NDArray[Any], y: NDArray[Any], sign: int = 1) -> bool:
     else:
         y[where[used]] += sign * value[used]
     return bool(np.isfinite(value).all())
+
+
+def half_pack(x: NDArray[Any], out: NDArray[Any]) -> None:
+    """x (n,) float32 rounded into out (n,) float16 or bfloat16, on the host; beyond the range of float16: infinity."""
+    if not is_device(x) and (c := library()) is not None:
+        c.mpidl_half_pack(_address(x), x.size, int(out.dtype == BFLOAT16), _address(out, out.dtype))
+        return
+    with np.errstate(over="ignore"):
+        rounded: Any = x.astype(out.dtype)
+    out[...] = rounded.get() if is_device(rounded) else rounded
+
+
+def half_unpack(half: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
+    """y (n,) float32 = half (n,), float16 or bfloat16 on the host, or y += sign * half."""
+    if not is_device(y) and (c := library()) is not None:
+        c.mpidl_half_unpack(_address(half, half.dtype), half.size, int(half.dtype == BFLOAT16), sign, _address(y))
+        return
+    _put(array_module(y).asarray(half).astype(np.float32), y, sign)
 
 
 def add_and_keep(values: NDArray[Any], residual: NDArray[Any]) -> None:

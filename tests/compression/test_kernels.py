@@ -96,3 +96,25 @@ def test_arrays_that_c_would_read_wrongly_are_refused(bad: np.ndarray) -> None:
         kernels.int8_pack(bad, 32, 0, np.zeros(2, np.float32), np.zeros(64, np.int8))
     with pytest.raises(BackendError, match="contiguous arrays of float32"):
         kernels.add_and_keep(np.zeros(bad.size, np.float32), bad)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), kernels.BFLOAT16])
+def test_16_bit_floats_are_those_of_numpy(twin: str, dtype: np.dtype, rng: np.random.Generator) -> None:
+    """Every float16 and bfloat16 widened; roundings of ties, subnormal numbers, overflow, infinities and NaN."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    wide = np.empty(every.size, np.float32)
+    kernels.half_unpack(every, wide)
+    np.testing.assert_array_equal(wide, every.astype(np.float32))
+    finite = wide[np.isfinite(wide)]
+    ties = ((np.sort(finite)[:-1].astype(np.float64) + np.sort(finite)[1:]) / 2).astype(np.float32)
+    special = np.array([0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519.9, 65520, 1e-8, -3e-5, 3.4e38, 1e-45], np.float32)
+    drawn = (rng.standard_normal(5001) * 10.0 ** rng.integers(-9, 6, 5001)).astype(np.float32)
+    for x in (ties, special, drawn, drawn[:3]):
+        packed = np.empty(x.size, dtype)
+        kernels.half_pack(x, packed)
+        with np.errstate(over="ignore"):
+            wanted = x.astype(dtype)
+        np.testing.assert_array_equal(packed.astype(np.float32), wanted.astype(np.float32))
+        sums = np.full(x.size, 2, np.float32)
+        kernels.half_unpack(packed, sums, -1)
+        np.testing.assert_array_equal(sums, 2 - wanted.astype(np.float32))
