@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
+from collections.abc import Iterable
 
 
 class MpidlError(Exception):
@@ -171,3 +173,10 @@ def at_place(error: Exception) -> tuple[str, ...]:
     what = what[:1].lower() + what[1:].replace("`", "")
     place = re.sub(r"^\$\.?", "", path.strip("`")).replace("[...]", ".*")
     return (what, place) if place else (what,)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A remedy for a misspelt word: the nearest known one, and all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, 1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"choose one of {', '.join(names)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with context.together("measuring"):
         if context.size < 2:
             raise ConfigError("one rank has nobody to talk to", where="mpidl bench", remedy="start it with mpirun -n 2 or more")
-        if args.factor < 2 or args.smallest < 4 or args.largest_mib <= 0:
-            raise ConfigError("sizes must grow", where="mpidl bench", remedy="--factor at least 2, --smallest at least 4")
+        if args.factor < 2 or args.smallest < 4 or not 0 < args.largest_mib < math.inf or not 0 < args.seconds < math.inf:
+            remedy = "--factor at least 2, --smallest at least 4, --largest-mib and --seconds above 0"
+            raise ConfigError("sizes must grow, and take some time", where="mpidl bench", remedy=remedy)
     group = group_of(context.comm)
     return _network(args, context, group) if args.what == "network" else _collectives(args, context, group)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -62,6 +63,6 @@ def _slow(text: str | None, size: int) -> tuple[int, float] | None:
         found = int(rank), float(factor or 5)
     except ValueError:
         found = -1, 0.0
-    if not 0 <= found[0] < size or found[1] < 1:
+    if not 0 <= found[0] < size or not 1 <= found[1] < math.inf:
         raise ConfigError(f"cannot use {text!r}", where="--slow", remedy=f"write a rank below {size} and a factor, like 1:5")
     return found

@@ -7,7 +7,6 @@ Exit status: 0 success; 1 an error, with one message on stderr; 2 a wrong comman
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import sys
 import time
@@ -19,7 +18,7 @@ import mpidl
 from mpidl.cli import bench, compare, doctor, evaluate, export, plan, predict, shard, summary, train, tune
 from mpidl.comm import context as ranks
 from mpidl.comm.context import launcher_rank
-from mpidl.errors import MpidlError, wrap
+from mpidl.errors import MpidlError, nearest, wrap
 
 HEAD_START = 2.0  # seconds; before MPI is initialised rank 0 can only be given time to speak first
 COMMANDS = (shard, train, compare, evaluate, predict, export, summary, plan, tune, bench, doctor)
@@ -35,12 +34,9 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """As argparse does, with the nearest valid choice in front of the others."""
-        close = difflib.get_close_matches(str(value), map(str, action.choices or ()), 1)
-        if close and action.choices is not None and value not in action.choices:
-            known = ", ".join(map(str, action.choices))
-            raise argparse.ArgumentError(action, f"invalid choice: {value!r}: did you mean {close[0]!r}? (known: {known})")
-        super()._check_value(action, value)
+        """As argparse does, with the nearest valid choice."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}: {nearest(str(value), map(str, action.choices))}")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import asdict
 from typing import Any
 
 NAME = "summary"
 HELP = "layers, parameters, FLOPs and memory of a model"
 MIB = 1 << 20
+LARGEST = 1 << 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +36,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         shape = tuple(int(extent) for extent in args.input.strip("()").split(",") if extent.strip())
     except ValueError:
         shape = ()
-    if not shape or min(shape) < 1:
+    if not shape or min(shape) < 1 or math.prod(shape) > LARGEST:
         raise ConfigError(f"cannot understand {args.input!r}", where="--input", remedy="write extents with commas: 28,28,1")
+    for name in ("classes", "batch"):
+        if not 1 <= getattr(args, name) <= LARGEST:
+            raise ConfigError(f"cannot use {getattr(args, name)}", where=f"--{name}", remedy="give a positive number")
     config = read_model(args.model, args.set)
     rows = list(rows_of(make_model(config, shape, args.classes, NumpyOps())))
     totals = totals_of(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with context.together("tuning"):
         if context.size < 2:
             raise ConfigError("one rank has nobody to talk to", where="mpidl tune", remedy="start it with mpirun -n 2 or more")
+        if not 0 < args.largest_mib < math.inf:
+            raise ConfigError(f"cannot use {args.largest_mib}", where="--largest-mib", remedy="give a positive number")
     group, path = group_of(context.comm), args.output or tune.table_path()
     rows = tune.measure_sizes(group, int(args.largest_mib * (1 << 20)))
     table = tune.table_of(rows)

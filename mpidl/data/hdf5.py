@@ -226,7 +226,7 @@ def trusted_dataset(file: Any, name: str, path: Path | str) -> Any:
         raise DataError(f"{name!r} is a link to elsewhere, which is not allowed", where=str(path), remedy="copy the data in")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
-        raise DataError(f"{name!r} is not a dataset", where=str(path), remedy=COPY)
+        raise DataError(f"{name!r} is not a dataset", where=str(path), remedy="put the datasets at the top of the file")
     if dataset.is_virtual or dataset.external:
         raise DataError(
             f"{name!r} keeps its data in other files, which is not allowed", where=str(path), remedy="copy the data in"

@@ -134,6 +134,11 @@ def load_manifest(folder: Path | str) -> Manifest:
     return manifest
 
 
+def plain_name(name: str) -> bool:
+    """Whether a field can have this name: HDF5 takes others for paths, which can lead into other files."""
+    return name not in ("", ".") and "/" not in name and "\0" not in name
+
+
 def _bad(path: Path, what: str) -> DataError:
     return DataError(what, where=str(path), remedy="shard the data again with 'mpidl shard'")
 
@@ -154,6 +159,8 @@ def _check(path: Path, manifest: Manifest) -> None:
 
 
 def _check_field(path: Path, name: str, field: Field) -> None:
+    if not plain_name(name):
+        raise _bad(path, f"field name {name!r} leads into groups of the file")
     try:
         known = np.dtype(field.dtype).kind in "biuf"
     except (TypeError, ValueError, SyntaxError):  # numpy reads "1,2" and "(2" as descriptions of structures

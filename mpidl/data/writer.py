@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.data.importers import Arrays, Source, meaning_of
-from mpidl.data.manifest import MAX_CLASSES, Field, Manifest, Shard, Statistics, new_manifest, save_manifest
+from mpidl.data.manifest import MAX_CLASSES, Field, Manifest, Shard, Statistics, new_manifest, plain_name, save_manifest
 from mpidl.errors import DataError, MpidlError
 from mpidl.files import file_sha256, reserve, sync_folder, writing
 
@@ -125,6 +126,8 @@ def _schema(source: Source, options: WriteOptions) -> dict[str, Field]:
     fields = {}
     for name, array in source.read(0, 1).items():
         stored = _storable(array)
+        if not plain_name(name):
+            raise DataError(f"field {name!r} cannot have this name", remedy="choose a name without slashes")
         if stored.dtype.kind not in "biuf":
             raise DataError(
                 f"field {name!r} has dtype {array.dtype}, which cannot be trained on",
@@ -302,7 +305,7 @@ def _classes(name: str, found: Field, tallies: list[_Tally], source: Source, not
     if lowest < 0:
         raise DataError(f"label {name!r} has the negative value {lowest}", remedy="number the classes from 0")
     values = set().union(*(tally.values for tally in tallies))
-    classes, tokens = max(highest + 1, len(source.class_names or ())), bool(found.shape)
+    classes, tokens = max(highest + 1, len(source.class_names or ())), math.prod(found.shape) != 1
     if classes > MAX_CLASSES or (not tokens and classes > max(SPARSE_CLASSES, 10 * len(values))):
         raise DataError(
             f"label {name!r} has {len(values):,} different values from {min(values):,} to {highest:,}: as classes numbered "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from mpidl.errors import ConfigError
+from mpidl.errors import ConfigError, nearest
 from mpidl.models.cnn import cnn
 from mpidl.models.fno import fno
 from mpidl.models.mlp import mlp
@@ -62,9 +62,9 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 def layers_of(name: str, input_shape: tuple[int, ...], classes: int, options: dict[str, Any]) -> Sequence[Layer]:
     """The layers of model `name` for samples of `input_shape`; options are the model's own keyword arguments, and "size"."""
     if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}", where="model.name", remedy=f"choose one of {sorted(MODELS)}")
+        raise ConfigError(f"unknown model {name!r}", where="model.name", remedy=nearest(name, sorted(MODELS)))
     size = options.get("size", "")
     if size and size not in SIZES[name]:
-        raise ConfigError(f"unknown size {size!r}", where="model.options.size", remedy=f"choose one of {list(SIZES[name])}")
+        raise ConfigError(f"unknown size {size!r}", where="model.options.size", remedy=nearest(str(size), SIZES[name]))
     own = {key: value for key, value in options.items() if key != "size"}
     return MODELS[name](input_shape, classes, **({**SIZES[name][size], **own} if size else own))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import ml_dtypes
 
 from mpidl.backend import Ops
 from mpidl.comm.context import Context
-from mpidl.errors import ConfigError
+from mpidl.errors import ConfigError, nearest
 from mpidl.models import MODELS, layers_of
 from mpidl.nn import FlatParameters, Model
 from mpidl.optim import LAMB, LARS, SGD, Adam, Optimizer, Parameters
@@ -31,9 +32,10 @@ from mpidl.sync import (
     check_servers,
 )
 from mpidl.train.accumulate import tree_fits
+from mpidl.train.checking import check_value
 from mpidl.train.config import ModelConfig, OptimConfig
 from mpidl.train.inputs import InputSpec
-from mpidl.train.sync_config import SyncConfig
+from mpidl.train.sync_config import Positive, Share, SyncConfig
 
 
 def build_model(config: ModelConfig, spec: InputSpec, ops: Ops, precision: str = "float32") -> Model:
@@ -51,21 +53,30 @@ def build_model(config: ModelConfig, spec: InputSpec, ops: Ops, precision: str =
 
 def make_model(config: ModelConfig, shape: tuple[int, ...], classes: int, ops: Ops, precision: str = "float32") -> Model:
     """The model with zero parameters that computes in `precision`. Raises ConfigError for an unknown model or option."""
-    if config.name in MODELS:
-        signature = inspect.signature(MODELS[config.name]).parameters
-        known = [name for name, p in signature.items() if p.kind is p.KEYWORD_ONLY] + ["size"]
-        unknown = sorted(set(config.options) - set(known))
-        if unknown:
-            raise ConfigError(
-                f"model {config.name!r} has no option {unknown[0]!r}",
-                where="model.options",
-                remedy=f"it knows {', '.join(known)}",
-            )
+    _check_options(config)
     try:
         layers = layers_of(config.name, shape, classes, config.options)
-    except (TypeError, ValueError) as error:
+        return Model(layers, shape, ops, compute_dtype=getattr(ml_dtypes, precision, precision))
+    except (TypeError, ValueError, OverflowError, MemoryError) as error:
         raise ConfigError(f"cannot build {config.name!r}: {error}", where="model.options", remedy="check the values") from error
-    return Model(layers, shape, ops, compute_dtype=getattr(ml_dtypes, precision, precision))
+
+
+# what options of a model may be: every size is a count, every number a share (of activations that are dropped)
+_OPTIONS: dict[Any, Any] = {int: Positive, float: Share, Sequence[int]: tuple[Positive, ...]}
+
+
+def _check_options(config: ModelConfig) -> None:
+    """ConfigError for an option that the model does not have, or cannot have."""
+    if config.name not in MODELS:
+        return  # as layers_of says
+    function = MODELS[config.name]
+    known = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY] + ["size"]
+    types = typing.get_type_hints(getattr(function, "func", function)) | {"size": str}
+    for name, value in config.options.items():
+        if name not in known:
+            what = f"model {config.name!r} has no option {name!r}"
+            raise ConfigError(what, where="model.options", remedy=nearest(name, known))
+        check_value(f"model.options.{name}", value, _OPTIONS.get(types[name], types[name]), "model.options")
 
 
 def make_optimizer(config: OptimConfig, parameters: Parameters, ops: Ops) -> Optimizer:

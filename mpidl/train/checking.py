@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 import typing
@@ -11,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from mpidl.errors import ConfigError
+from mpidl.errors import ConfigError, nearest
 
 LARGEST = 1 << 53  # of whole numbers: larger ones are no count of anything
 Origin = Callable[[str], str]  # name of a setting -> where it was written
@@ -23,9 +22,10 @@ def check_tree(tree: dict[str, Any], kind: type[msgspec.Struct], origin: Origin,
     for key, value in tree.items():
         name = ".".join((*path, key))
         if key not in known:
-            raise ConfigError(f"unknown key {name!r}", where=origin(name), remedy=_nearest(key, known, ".".join(path)))
+            remedy = nearest(name, (".".join((*path, other)) for other in sorted(known)))
+            raise ConfigError(f"unknown key {name!r}", where=origin(name), remedy=remedy)
         if not _is_section(known[key]):
-            _check_value(name, value, known[key], origin(name))
+            check_value(name, value, known[key], origin(name))
         elif isinstance(value, dict):
             check_tree(value, known[key], origin, (*path, key))
         else:
@@ -39,15 +39,6 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, msgspec.Struct)
 
 
-def _nearest(word: str, known: typing.Iterable[str], section: str = "") -> str:
-    """A remedy for a misspelt word."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, 1, cutoff=0.5)
-    if close:
-        return f"did you mean {'.'.join(filter(None, (section, close[0])))!r}?"
-    return f"known are {', '.join(names)}"
-
-
 def _missing(name: str, kind: Any, origin: Origin) -> None:
     if _is_section(kind):
         required = [field.name for field in msgspec.structs.fields(kind) if field.required]
@@ -58,7 +49,7 @@ def _missing(name: str, kind: Any, origin: Origin) -> None:
     raise ConfigError(f"{name!r} is missing", where=origin(name), remedy=example)
 
 
-def _check_value(name: str, value: Any, kind: Any, where: str) -> None:
+def check_value(name: str, value: Any, kind: Any, where: str) -> None:
     """ConfigError unless `value` has the type `kind` of the setting `name`."""
     finite = all(math.isfinite(number) for number in _numbers(value))
     try:
@@ -68,8 +59,8 @@ def _check_value(name: str, value: Any, kind: Any, where: str) -> None:
     except msgspec.ValidationError:
         pass
     words = [choice for choice in _choices(kind) if isinstance(choice, str)]
-    close = difflib.get_close_matches(value, words, 1, cutoff=0.5) if isinstance(value, str) else []
-    remedy = f"did you mean {close[0]!r}?" if close else "correct that value (see docs/configuration.md)"
+    known = isinstance(value, str) and bool(words)
+    remedy = nearest(value, words) if known else "correct that value (see docs/configuration.md)"
     raise ConfigError(f"{name} is {value!r}, but must be {describe(kind) if finite else 'finite'}", where=where, remedy=remedy)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from mpidl.errors import ConfigError
+from mpidl.errors import ConfigError, nearest
 from mpidl.sync.topology import check_graph
 from mpidl.train.checking import LARGEST
 
@@ -108,12 +107,11 @@ def name_check(tree: Any, where: str) -> None:
     name = tree.get("strategy", "allreduce") if isinstance(tree, dict) else "allreduce"
     if name in STRATEGIES:
         return
-    close = difflib.get_close_matches(str(name), STRATEGIES, 1)
     several = isinstance(name, str) and any(part.strip() in STRATEGIES for part in name.replace("+", ",").split(","))
     raise ConfigError(
         f"sync.strategy is {name!r}: " + ("a run has one strategy" if several else "there is no such strategy"),
         where=where,
-        remedy=(f"did you mean {close[0]!r}? " if close else "") + f"choose one of {', '.join(STRATEGIES)}",
+        remedy=nearest(str(name), STRATEGIES),
     )
 
 

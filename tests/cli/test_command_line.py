@@ -94,3 +94,10 @@ def test_a_plot_is_complete_or_not_there(tmp_path: Path, capsys: pytest.CaptureF
         assert main(["plan", "--ranks", "2..8", "--plot", str(tmp_path / name)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PDF", "a.png", "a.svg"]
     assert (tmp_path / "a.PDF").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("args", [["--classes", "0"], ["--batch", "-1"], ["--input", "99999999,99999999,3"], ["--input", "0"]])
+def test_what_summary_refuses(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summary", "mlp", "--input", "28", *args]) == 1
+    err = capsys.readouterr().err
+    assert args[0] in err and "what to do:" in err

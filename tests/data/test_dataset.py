@@ -277,6 +277,7 @@ IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "negative classes": (lambda t: t["fields"]["label"].update(classes=-1), r"int >= 1 in fields\.\*\.classes"),
     "a billion classes": (lambda t: t["fields"]["label"].update(classes=10**9), "classes"),
     "more names than classes": (lambda t: t["fields"]["label"].update(class_names=list("abcdef")), "6 class names for 5"),
+    "a path for a name": (lambda t: t["fields"].update({"g/x": t["fields"]["x"]}), "leads into groups"),
     "a negative count": (lambda t: t["shards"][0].update(samples=-1), "samples"),
     "a negative size": (lambda t: t["shards"][0].update(bytes=-1), "bytes"),
     "a checksum that is none": (lambda t: t["shards"][0].update(sha256="x"), "sha256"),

@@ -10,7 +10,7 @@ from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.data.manifest import Field, Manifest, Shard, Statistics, new_manifest
 from mpidl.errors import ConfigError, MpidlError
 from mpidl.models import INPUTS, MODELS
-from mpidl.train.build import build_model
+from mpidl.train.build import build_model, make_model
 from mpidl.train.config import DataConfig, ModelConfig
 from mpidl.train.inputs import EXTENTS, input_spec
 
@@ -76,3 +76,31 @@ def test_normalisation(config: dict[str, float]) -> None:
         found = input_spec(held, DataConfig(train="data", **config), "data", "mlp", notes.append)
         assert (found.mean, found.std) == (config.get("mean", 7.0), config.get("std", std or 1.0))
     assert len(notes) == ("std" not in config)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("mlp", {"hidden": "abc"}, "hidden is 'abc', but must be a list, in it a whole number of at least 1"),
+        ("mlp", {"hidden": [-3]}, "at least 1"),
+        ("mlp", {"hidden": [0]}, "at least 1"),
+        ("mlp", {"hidden": [10**12, 10**12]}, "cannot build 'mlp'"),
+        ("mlp", {"hiden": [3]}, "did you mean 'hidden'?"),
+        ("mlp", {"size": "tinny"}, "did you mean 'tiny'?"),
+        ("mpl", {}, "did you mean 'mlp'?"),
+        ("lstm", {"dropout": 1.0}, "dropout is 1.0"),
+        ("lstm", {"units": 2.5}, "units is 2.5"),
+        ("resnet", {"synchronised": "no"}, "true or false"),
+        ("resnet18", {"width": "8"}, "width is '8'"),
+        ("resnet", {"depth": 7}, "known are depths"),
+    ],
+)
+def test_options_that_cannot_be(model: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_model(ModelConfig(name=model, options=options), (8, 8, 3), 3, NumpyOps())
+    assert words in str(caught.value) and caught.value.where.startswith("model.") and caught.value.remedy
+
+
+@pytest.mark.parametrize("options", [{"hidden": []}, {"hidden": (3, 4)}, {"size": ""}, {"hidden": [3], "size": "real"}])
+def test_options_that_can(options: dict[str, Any]) -> None:
+    assert make_model(ModelConfig(name="mlp", options=options), (8,), 3, NumpyOps()).output_shape == (3,)
