@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -237,3 +238,12 @@ def test_manifest_from_json_tools_still_loads(run_folder: Path) -> None:
     path = run_folder / "train" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text())))
     assert mpidl(1, "train", str(run_folder / "run.toml"), "--set", "train.max_steps=1").status == 0
+
+
+def test_a_rank_bound_to_a_part_of_its_cores_is_told_so(run_folder: Path) -> None:
+    """As a plain `mpirun` binds: to one core."""
+    bound = finish(start(1, "--bind-to", "core", "mpidl", "train", str(run_folder / "run.toml"), "--set", "train.max_steps=1"))
+    assert bound.status == 0, bound.err
+    cores = len(os.sched_getaffinity(0))
+    assert f"1 thread(s) each, on 1 of {cores} allotted core(s)" in bound.err
+    assert bound.err.count("--bind-to none") == (1 if cores > 1 else 0), bound.err
