@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Examine this process's machine; does not initialise MPI here, so that it runs on a login node."""
-    from mpidl.comm.context import launcher_rank
+    from mpidl.comm import launcher
     from mpidl.observe.doctor import examine
 
-    if launcher_rank() != 0:
+    if launcher.rank() != 0:
         return {}
     findings = examine()
     if not args.json:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import mpidl
 from mpidl.cli import bench, compare, doctor, evaluate, export, plan, predict, shard, summary, train, tune
 from mpidl.comm import context as ranks
-from mpidl.comm.context import launcher_rank
+from mpidl.comm import launcher
 from mpidl.errors import MpidlError, nearest, wrap
 
 HEAD_START = 2.0  # seconds; before MPI is initialised rank 0 can only be given time to speak first
@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
     """Complains on rank 0 only; before MPI is initialised the launcher's environment tells the rank."""
 
     def error(self, message: str) -> NoReturn:
-        if launcher_rank() == 0:
+        if launcher.rank() == 0:
             super().error(message)
         time.sleep(HEAD_START)
         sys.exit(2)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if result is None:
         return 0
     status = int(result.pop("status", 0))
-    if args.json and launcher_rank() == 0:
+    if args.json and launcher.rank() == 0:
         sys.stderr.flush()
         print(json.dumps(result), flush=True)
     if status:
@@ -91,8 +91,11 @@ def _fail(error: MpidlError) -> int:
     context = ranks.current()
     alone = context is None or context.size == 1
     if alone or error.agreed:
-        if context is None or context.is_root:
+        speaks = context.is_root if context is not None else launcher.rank() == 0 or not error.agreed
+        if speaks:
             print(f"mpidl: error: {error}", file=sys.stderr, flush=True)
+        elif context is None:
+            time.sleep(HEAD_START)
         _wait_for_root()
         return 1
     assert context is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override one value, e.g. optim.lr=0.1",
     )
+    parser.add_argument(
+        "--subfolder", type=folder_name, metavar="NAME", help="write into this folder of train.output (a task of a job array)"
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in train.output")
     start.add_argument("--auto-resume", action="store_true", help="as --resume where there is a checkpoint, else start anew")
@@ -31,8 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--overwrite", action="store_true", help="throw away an earlier run in train.output")
 
 
+def folder_name(text: str) -> str:
+    """A name that stays within its folder."""
+    if not re.fullmatch(r"\w[\w.-]{0,99}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name of letters, digits, '_', '-' and '.'")
+    return text
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train; all ranks call it together."""
+    from msgspec.structs import replace
+
     from mpidl.comm.context import init
     from mpidl.train.config import load_config
 
@@ -46,13 +59,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         say(f"note: {text}")
 
     config = context.on_root(lambda: load_config(args.config, args.overrides, note=note), "reading the configuration")
+    if args.subfolder:
+        config = replace(config, train=replace(config.train, output=str(Path(config.train.output) / args.subfolder)))
     from mpidl.train.trainer import Trainer
 
     trainer = Trainer(config, context, say=say)
     say(
         f"{config.model.name}: {trainer.model.parameters.count:,} parameters; {len(trainer.reader):,} samples in "
         f"{len(trainer.reader.manifest.shards)} shard(s); {context.size} rank(s) on {context.nodes} node(s), "
-        f"{context.threads} thread(s) each; {trainer.ops.describe()}"
+        f"{context.threads} thread(s) each, on {context.cores.used} of {context.cores.allotted} allotted core(s); "
+        f"{trainer.ops.describe()}"
     )
     trainer.prepare(resume=args.resume, auto_resume=args.auto_resume, resume_from=args.resume_from, overwrite=args.overwrite)
     result = trainer.run()

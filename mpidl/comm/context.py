@@ -11,19 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from mpidl.comm import binding, mpi
+from mpidl.comm import binding, launcher, mpi
 from mpidl.comm.activity import Activity, watched
-from mpidl.errors import EnvironmentProblem, MpidlError, wrap
+from mpidl.comm.binding import Cores
+from mpidl.errors import MpidlError, wrap
 
 T = TypeVar("T")
 _context: Context | None = None
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
-SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 @dataclass(frozen=True)
 class Context:
-    """One rank's view of the job. `comm` is a private clone of the communicator mpidl was started with."""
+    """One rank's view of the job. `comm` is a private clone of the communicator mpidl was started with.
+
+    threads: of this rank's BLAS and kernels. cores: of that rank of the whole job that may use the smallest part of its share.
+    """
 
     comm: Any
     rank: int
@@ -33,6 +35,7 @@ class Context:
     node: int
     nodes: int
     threads: int
+    cores: Cores
     thread_level: int
 
     @property
@@ -111,21 +114,6 @@ def _portable(error: MpidlError, rank: int) -> MpidlError:
     return type(error)(error.what, where=where, remedy=error.remedy)
 
 
-def launcher_rank() -> int:
-    """The rank that the launcher gave this process; 0 without a launcher."""
-    return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
-
-
-def _check_launcher(size: int, library: str) -> None:
-    """A launcher of another MPI starts N processes that each believe to be alone: refuse to train N times."""
-    started = next((int(os.environ[name]) for name in SIZE_VARIABLES if os.environ.get(name, "").isdigit()), 1)
-    if started > 1 and size == 1:
-        raise EnvironmentProblem(
-            f"the launcher started {started} processes, but MPI ({library.splitlines()[0].strip()}) sees only one",
-            remedy="use the mpirun of the same MPI library (activate the environment first; 'mpidl doctor' shows both)",
-        )
-
-
 def current() -> Context | None:
     """The context of this process if `init` has been called."""
     return _context
@@ -141,14 +129,14 @@ def init(comm: Any = None) -> Context:
     if _context is not None and comm is None:
         return _context
     MPI = mpi.initialise()
-    _check_launcher(MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())
+    launcher.check(MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())
     own = (comm or MPI.COMM_WORLD).Clone()
     own = watched(own, Activity(own, "job"))
     node_comm = own.Split_type(MPI.COMM_TYPE_SHARED, own.Get_rank())
-    leaders = own.allgather(node_comm.Get_rank() == 0)
-    heads = [rank for rank, leader in enumerate(leaders) if leader]
+    cores, threads = binding.bind(node_comm.Get_rank(), node_comm.allgather(binding.allowed_cores()))
+    ranks = own.allgather((node_comm.Get_rank() == 0, cores))
+    heads = [rank for rank, (leader, _) in enumerate(ranks) if leader]
     node = heads.index(node_comm.bcast(own.Get_rank(), root=0))
-    threads = binding.bind(node_comm.Get_rank(), node_comm.allgather(binding.allowed_cores()))
     context = Context(
         comm=own,
         rank=own.Get_rank(),
@@ -158,9 +146,12 @@ def init(comm: Any = None) -> Context:
         node=node,
         nodes=len(heads),
         threads=threads,
+        cores=min((cores for _, cores in ranks), key=lambda cores: cores.used / cores.allotted),
         thread_level=MPI.Query_thread(),
     )
     node_comm.Free()
+    if context.is_root and (problem := context.cores.problem()):
+        print(f"mpidl: note: {problem}", file=sys.stderr, flush=True)
     if comm is None:
         _context = context
         if context.size > 1:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from mpidl.backend import kernels
 from mpidl.backend.select import gpu_problem
-from mpidl.comm import binding
+from mpidl.comm import binding, launcher
 
 PROBE_SECONDS = 60
 State = Literal["ok", "note", "problem"]
@@ -90,7 +90,7 @@ def examine() -> list[Finding]:
         _compute,
         _gpu,
         _threads,
-        _launcher,
+        lambda: _launcher(probe.get("version", "")),
     ]
     for part in parts:
         findings += part()
@@ -231,20 +231,27 @@ def _gpu() -> list[Finding]:
 
 
 def _threads() -> list[Finding]:
-    cores = binding.allowed_cores()
-    value = f"{len(cores)} core(s) allowed of {os.cpu_count()}; each rank of a node gets its share"
+    allowed = len(binding.allowed_cores())
+    cores = binding.Cores(allowed, binding.allotted_cores(launcher.local_size(), allowed))
+    value = f"{allowed} core(s) allowed of {os.cpu_count()}; each rank of a node gets its share"
     set_by_user = os.environ.get("OMP_NUM_THREADS")
     if set_by_user:
         value += f"; OMP_NUM_THREADS={set_by_user} decides the threads per rank"
-    if len(cores) < (os.cpu_count() or 1) // 2 and "SLURM_JOB_ID" not in os.environ:
-        return [Finding("threads", value, "note", "something has bound this process: with mpirun, --bind-to none undoes it")]
+    if problem := cores.problem():
+        return [Finding("threads", f"{value}; {problem.what}", "note", problem.remedy)]
     return [Finding("threads", value)]
 
 
-def _launcher() -> list[Finding]:
+def _launcher(library: str) -> list[Finding]:
+    """library: the version of the MPI library, empty where it could not be examined."""
     if "SLURM_JOB_ID" in os.environ:
         tasks, nodes = os.environ.get("SLURM_NTASKS", "?"), os.environ.get("SLURM_JOB_NUM_NODES", "?")
-        return [Finding("batch system", f"SLURM job {os.environ['SLURM_JOB_ID']}, {tasks} task(s) on {nodes} node(s)")]
-    if shutil.which("sbatch"):
-        return [Finding("batch system", "SLURM is here; see scripts/slurm/train.sbatch")]
-    return [Finding("batch system", "none (mpirun alone works)")]
+        found = Finding("batch system", f"SLURM job {os.environ['SLURM_JOB_ID']}, {tasks} task(s) on {nodes} node(s)")
+    elif shutil.which("sbatch"):
+        found = Finding("batch system", "SLURM is here; see scripts/slurm/train.sbatch")
+    else:
+        found = Finding("batch system", "none (mpirun alone works)")
+    if library and not launcher.connected(library):
+        error = launcher.singletons(library)
+        return [found, Finding("launcher", error.what, "problem", error.remedy)]
+    return [found]

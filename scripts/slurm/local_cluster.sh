@@ -16,8 +16,8 @@ stop_one() {  # stop_one PIDFILE: end the process that we started, and wait for 
 }
 
 stop() {
-    stop_one "$folder/slurmd.pid"
     stop_one "$folder/slurmctld.pid"
+    stop_one "$folder/slurmd.pid"
     stop_one "$folder/munged.pid"
 }
 
@@ -53,7 +53,7 @@ SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
 SchedulerType=sched/backfill
-SchedulerParameters=requeue_delay=1
+SchedulerParameters=requeue_delay=1,sched_interval=1,bf_interval=1,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobRequeue=1

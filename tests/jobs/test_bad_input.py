@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -292,3 +293,12 @@ def test_settings_from_the_command_line_are_named(run_folder: Path) -> None:
     expect(mpidl(2, "train", toml, "--set", "sync.algorithm=rnig"), "--set sync.algorithm=rnig", "did you mean 'ring'?")
     job = mpidl(2, "train", toml, "--set", "optim.gamma=0.5", "--set", "train.max_steps=1")
     assert job.status == 0 and job.err.count("optim.gamma has no effect") == 1
+
+
+def test_a_rank_bound_to_a_part_of_its_cores_is_told_so(run_folder: Path) -> None:
+    """As a plain `mpirun` binds: to one core."""
+    bound = finish(start(1, "--bind-to", "core", "mpidl", "train", str(run_folder / "run.toml"), "--set", "train.max_steps=1"))
+    assert bound.status == 0, bound.err
+    cores = len(os.sched_getaffinity(0))
+    assert f"1 thread(s) each, on 1 of {cores} allotted core(s)" in bound.err
+    assert bound.err.count("--bind-to none") == (1 if cores > 1 else 0), bound.err

@@ -89,3 +89,13 @@ def test_help_does_not_start_mpi() -> None:
         "from mpidl.comm import mpi\nassert not mpi.load().Is_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_srun_without_a_connection_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMI_RANK", "PMIX_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert [finding.state for finding in doctor._launcher("Open MPI v5.0.11")] == ["ok", "problem"]
+    assert [finding.state for finding in doctor._launcher("")] == ["ok"]  # MPI itself is the problem then
+    monkeypatch.setenv("PMIX_RANK", "0")
+    assert [finding.state for finding in doctor._launcher("Open MPI v5.0.11")] == ["ok"]

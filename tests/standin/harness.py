@@ -113,7 +113,7 @@ def _compile(code: str, options: Sequence[str], signatures: dict[str, list[tuple
             f'extern "C" const char *launch_{name}(const unsigned *g, const unsigned *b, void **a, int c, int s) '
             f"{{ return launch(call_{name}, g, b, a, c, s); }}"
         )
-    text = "\n".join(["#include <algorithm>", HEADER.read_text(), code, *launchers])
+    text = "\n".join([HEADER.read_text(), code, *launchers])
     key = hashlib.sha256((text + " ".join(options)).encode()).hexdigest()[:20]
     CACHE.mkdir(exist_ok=True)
     library = CACHE / f"{key}.so"
@@ -122,7 +122,7 @@ def _compile(code: str, options: Sequence[str], signatures: dict[str, list[tuple
         source.write_text(text)
         partial = library.with_suffix(f".{id(text)}.partial")
         flags = [option for option in options if option.startswith(("-D", "-I"))]
-        command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", *flags, str(source), "-o", str(partial)]
+        command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", *flags, str(source), "-o", str(partial)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         partial.replace(library)
     return library

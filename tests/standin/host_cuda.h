@@ -4,16 +4,14 @@
 // anything that a GPU would leave undefined (a thread that returned while others wait, a warp of which only a part shuffles)
 // ends with a message. The order in which fibers run is forward, reversed or random: a missing __syncthreads shows in one.
 #pragma once
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
 
 #include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <numeric>
-#include <random>
-#include <vector>
 
 using std::exp; using std::log; using std::sqrt; using std::fabs; using std::tanh; using std::erf; using std::log1p;
 
@@ -50,22 +48,38 @@ static dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 namespace host {
 enum State { READY, AT_BLOCK, AT_WARP, DONE };
-struct Fiber { ucontext_t context; State state; dim3 index; char *stack; };
-static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
-static int current, order_seed;
+struct Fiber { State state; dim3 index; bool begun; char *stack; ucontext_t start; jmp_buf here; };
+static const int MOST = 1024;
+static const size_t STACK = 64 << 10;
+static Fiber fibers[MOST];
+static jmp_buf scheduler;
+static int count, current, order_seed;
 static void (*body)(void **);
 static void **arguments;
-static char slots[1024][16];
-static const size_t STACK = 64 << 10;
+static char slots[MOST][16];
 static char problem[160];
 
+// A fiber begins with setcontext and then only jumps: swapcontext would ask the kernel for the signal mask at each turn.
 static void suspend(State state) {
     Fiber &self = fibers[current];
     self.state = state;
-    swapcontext(&self.context, &scheduler);
+    if (!_setjmp(self.here)) _longjmp(scheduler, 1);
 }
-static void entry() { body(arguments); suspend(DONE); }
+static void entry() {
+    for (;;) { body(arguments); suspend(DONE); }  // the same fibers serve all blocks
+}
+__attribute__((noinline)) static void resume(Fiber &f) {
+    if (_setjmp(scheduler)) return;
+    if (f.begun) _longjmp(f.here, 1);
+    f.begun = true;
+    if (!f.stack) f.stack = (char *)malloc(STACK);
+    getcontext(&f.start);
+    f.start.uc_stack.ss_sp = f.stack;
+    f.start.uc_stack.ss_size = STACK;
+    f.start.uc_link = nullptr;
+    makecontext(&f.start, entry, 0);
+    setcontext(&f.start);
+}
 
 static bool release(State state, int first, int last) {  // lets [first, last) go on if all of them have arrived
     int waiting = 0, done = 0;
@@ -76,35 +90,39 @@ static bool release(State state, int first, int last) {  // lets [first, last) g
     return true;
 }
 
+static void set_order(int *order) {
+    for (int i = 0; i < count; i++) order[i] = order_seed == 1 ? count - 1 - i : i;
+    if (order_seed < 2) return;
+    uint32_t drawn = (uint32_t)order_seed * 2654435761u;
+    for (int i = count - 1; i > 0; i--) {
+        drawn ^= drawn << 13, drawn ^= drawn >> 17, drawn ^= drawn << 5;  // xorshift (Marsaglia, 2003)
+        const int j = drawn % (i + 1), held = order[i];
+        order[i] = order[j], order[j] = held;
+    }
+}
+
 static void run_block() {
-    const int count = int(blockDim.x * blockDim.y * blockDim.z);
-    std::vector<int> order(count);
-    std::iota(order.begin(), order.end(), 0);
-    if (order_seed == 1) std::reverse(order.begin(), order.end());
-    if (order_seed > 1) { std::mt19937 g(order_seed); std::shuffle(order.begin(), order.end(), g); }
-    while ((int)fibers.size() < count) { fibers.emplace_back(); fibers.back().stack = (char *)malloc(STACK); }
+    int order[MOST];
+    count = int(blockDim.x * blockDim.y * blockDim.z);
+    set_order(order);
     for (int i = 0; i < count; i++) {
-        Fiber &f = fibers[i];
-        f.state = READY;
-        f.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
-        getcontext(&f.context);
-        f.context.uc_stack = {.ss_sp = f.stack, .ss_flags = 0, .ss_size = STACK};
-        f.context.uc_link = &scheduler;
-        makecontext(&f.context, entry, 0);
+        fibers[i].state = READY;
+        fibers[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
     }
     for (int done = 0; done < count && !problem[0];) {
         bool moved = false;
         done = 0;
-        for (int i : order) {
-            Fiber &f = fibers[i];
-            if (f.state == READY) { current = i; threadIdx = f.index; swapcontext(&scheduler, &f.context); moved = true; }
+        for (int k = 0; k < count; k++) {
+            Fiber &f = fibers[order[k]];
+            if (f.state == READY) { current = order[k]; threadIdx = f.index; resume(f); moved = true; }
             done += f.state == DONE;
         }
         if (moved || done == count) continue;
-        for (int w = 0; w < count; w += 32) moved |= release(AT_WARP, w, std::min(w + 32, count));
+        for (int w = 0; w < count; w += 32) moved |= release(AT_WARP, w, w + 32 < count ? w + 32 : count);
         moved |= release(AT_BLOCK, 0, count);
         if (!moved && !problem[0]) snprintf(problem, sizeof problem, "threads wait for each other at different places");
     }
+    if (problem[0]) for (int i = 0; i < count; i++) fibers[i].begun = false;  // left where they are
 }
 
 template <class T> static T exchange(T value, int from_lane, bool valid) {
@@ -112,7 +130,7 @@ template <class T> static T exchange(T value, int from_lane, bool valid) {
     memcpy(slots[self], &value, sizeof value);
     suspend(AT_WARP);
     T result = value;
-    if (valid && from_lane < 32 && warp + from_lane < (int)fibers.size()) memcpy(&result, slots[warp + from_lane], sizeof result);
+    if (valid && from_lane < 32 && warp + from_lane < count) memcpy(&result, slots[warp + from_lane], sizeof result);
     suspend(AT_WARP);
     return result;
 }
