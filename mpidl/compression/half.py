@@ -40,21 +40,24 @@ class Half16(Quantised):
     def pack(self, x: NDArray[Any], packet: NDArray[Any], seed: int) -> None:
         """Rounded to nearest."""
         with np.errstate(over="ignore"):
-            rounded: Any = x.astype(self.dtype)
-        packet.view(self.dtype)[...] = rounded.get() if is_device(rounded) else rounded
+            values: Any = x.astype(self.dtype).get() if is_device(x) else x  # type: ignore[attr-defined]
+            packet.view(self.dtype)[...] = values
 
     def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
         """Widened."""
-        wide = array_module(y).asarray(packet.view(self.dtype)).astype(np.float32)
-        if sign:
-            y += sign * wide
+        values = packet.view(self.dtype)
+        if is_device(y):
+            values = array_module(y).asarray(values).astype(np.float32)
+        if not sign:
+            y[...] = values
         else:
-            y[...] = wide
+            (np.add if sign > 0 else np.subtract)(y, values, out=y)
 
     def _forget(self, packet: NDArray[Any], owed: NDArray[Any]) -> None:
         """What is not finite is not owed."""
-        if not np.isfinite(packet.view(self.dtype)).all():
-            owed[~np.isfinite(owed)] = 0
+        finite = np.isfinite(owed)
+        if not finite.all():
+            owed[~finite] = 0
 
 
 class BrainHalf(Half16):
