@@ -46,7 +46,7 @@ class Group(Activity):
 
     def _set_up(self, comm: Any) -> None:
         MPI = mpi.load()
-        self.comm = watched(MPI.Intracomm(comm.Clone()), self)
+        self.comm = watched(MPI.Intracomm(comm).Clone(), self)
         self.nobody = MPI.PROC_NULL
         node_comm = self.comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
         firsts = self.comm.allgather(node_comm.bcast(self.rank, root=0))

@@ -47,8 +47,9 @@ class Half16(Quantised):
 
     def _forget(self, packet: NDArray[Any], owed: NDArray[Any]) -> None:
         """What is not finite is not owed."""
-        if not np.isfinite(packet.view(self.dtype)).all():
-            owed[~np.isfinite(owed)] = 0
+        finite = np.isfinite(owed)
+        if not finite.all():
+            owed[~finite] = 0
 
 
 class BrainHalf(Half16):
