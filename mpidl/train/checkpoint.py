@@ -128,7 +128,7 @@ def _write_parts(partial: Path, buffers: Buffers, context: Context) -> list[Part
 
 
 def _digest(array: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
 
 
 def _publish(path: Path, partial: Path, meta: Meta, keep: int, best: bool) -> None:
