@@ -16,7 +16,7 @@ MPIRUN := env $(MPI_ENV) timeout --signal=TERM --kill-after=20 $(LIMIT) mpirun -
 SAMPLE := data/fashion-mnist
 CONFIG ?= scripts/configs/fashion-cnn.toml
 
-.PHONY: help setup data train test test-unit test-mpi test-fresh test-slurm test-gpu test-peer setup-peers lint bench lock clean distclean kernel-report
+.PHONY: help setup data train test test-unit test-mpi test-fresh test-slurm test-gpu test-peer setup-peers lint bench lock mpi-env clean distclean kernel-report
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,9 @@ lint: setup ## ruff, mypy for Python 3.11 and 3.12, import-linter
 	$(VENV)/bin/mypy --python-version 3.11
 	$(VENV)/bin/mypy --python-version 3.12
 	$(VENV)/bin/lint-imports
+
+mpi-env:
+	@echo '$(MPI_ENV)'
 
 lock: ## renew requirements/dev.txt (needs uv)
 	uv pip compile -q --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 pyproject.toml -o requirements/dev.txt
