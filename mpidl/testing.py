@@ -42,10 +42,12 @@ def check_gradients(
     model.parameters.initialise(seed)
     flat = model.parameters
     start = ops.to_host(flat.values).copy() + 0.1 * rng.standard_normal(flat.length)  # zeros hide mistakes
+    weights = rng.standard_normal((len(given), *model.output_shape))
+    exact = (weights, *_gradients(model, given, start, weights))
     for name, slot in flat.slots.items():
-        _compare(model, given, start, _Along(name, slot.start, slot.stop), rng, (step, rtol, atol))
+        _compare(model, given, start, exact, _Along(name, slot.start, slot.stop), rng, (step, rtol, atol))
     if given.dtype.kind == "f":
-        _compare(model, given, start, None, rng, (step, rtol, atol))
+        _compare(model, given, start, exact, None, rng, (step, rtol, atol))
 
 
 class _Along:
@@ -53,15 +55,15 @@ class _Along:
         self.name, self.part = name, slice(start, stop)
 
 
-def _compare(model: Model, x: Any, start: Any, along: _Along | None, rng: Any, limits: tuple[float, float, float]) -> None:
-    step, rtol, atol = limits
+def _compare(
+    model: Model, x: Any, start: Any, exact: Any, along: _Along | None, rng: Any, limits: tuple[float, float, float]
+) -> None:
+    (step, rtol, atol), (weights, gradients, dx) = limits, exact
     size = x.size if along is None else along.part.stop - along.part.start
     single = np.zeros(size)
     single[rng.integers(size)] = 1
     for direction in (rng.standard_normal(size), single):
-        weights = rng.standard_normal((len(x), *model.output_shape))
-        gradients, dx = _gradients(model, x, start, weights)
-        exact = float(dx.reshape(-1) @ direction) if along is None else float(gradients[along.part] @ direction)
+        slope = float(dx.reshape(-1) @ direction) if along is None else float(gradients[along.part] @ direction)
         losses = []
         for sign in (1, -1):
             values, inputs = start.copy(), x
@@ -71,10 +73,10 @@ def _compare(model: Model, x: Any, start: Any, along: _Along | None, rng: Any, l
                 values[along.part] += sign * step * direction
             losses.append(_loss(model, inputs, values, weights))
         numeric = (losses[0] - losses[1]) / (2 * step)
-        if not abs(numeric - exact) <= atol + rtol * max(abs(numeric), abs(exact)):
+        if not abs(numeric - slope) <= atol + rtol * max(abs(numeric), abs(slope)):
             what = "the input" if along is None else along.name
             raise GradientError(
-                f"the gradient of {what} is {exact:.10g} along a direction, but the loss changes by {numeric:.10g}"
+                f"the gradient of {what} is {slope:.10g} along a direction, but the loss changes by {numeric:.10g}"
             )
 
 

@@ -46,7 +46,7 @@ class DirectRows:
 
     def read(self, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
         """The row ranges one after another into `out`, C-contiguous. Raises OSError where the file ends too early."""
-        memory = memoryview(out.reshape(-1).view(np.uint8))
+        memory = out.reshape(-1).view(np.uint8).data
         done = 0
         for start, stop in ranges:
             while start < stop:

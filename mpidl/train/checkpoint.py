@@ -200,7 +200,7 @@ def _write_piece(file: Any, name: str, start: int, array: NDArray[Any]) -> Part:
 
 
 def _digest(array: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
 
 
 def _publish(path: Path, partial: Path, meta: Meta, keep: int, best: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from mpidl.comm.context import init
 from mpidl.data.importers import Source
 from mpidl.data.writer import WriteOptions, write_dataset
+from tests.jobs.helpers import POOLS
 
 CONFIG = """
 [data]
@@ -28,6 +30,13 @@ global_batch = 24
 log_every = 1
 output = "{folder}/run"
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pools() -> Iterator[None]:
+    """At the end of the tests all ranks that stayed for them leave MPI in order."""
+    yield
+    POOLS.close()
 
 
 def blobs(samples: int, seed: int) -> dict[str, np.ndarray]:

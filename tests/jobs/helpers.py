@@ -1,4 +1,4 @@
-"""Starts whole jobs as a user would: `mpirun -n N mpidl ...`, always with a time limit."""
+"""Whole jobs as a user runs them: `mpirun -n N mpidl ...`, always with a time limit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.jobs.pool import Pools
 
 LIMIT = 100
 
@@ -34,11 +36,13 @@ class Job:
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a job: what the Makefile passes in MPI_ENV, or the same for a test run by hand."""
     given = os.environ.get("MPI_ENV") or (
-        "OMPI_MCA_mpi_yield_when_idle=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe "
+        "OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl=^ofi PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe "
         + ("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1" if os.geteuid() == 0 else "")
     )
     bin_folder = str(Path(sys.executable).parent)
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX", "MPIDL_BACKEND"))}
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX", "MPIDL_BACKEND", "PYTEST_"))
+    }
     return clean | dict(item.split("=", 1) for item in shlex.split(given)) | {"PATH": f"{bin_folder}:{clean['PATH']}"} | extra
 
 
@@ -57,6 +61,13 @@ def finish(process: subprocess.Popen[str]) -> Job:
     return Job(process.returncode, out, err)
 
 
+POOLS = Pools()
+
+
 def mpidl(ranks: int, *args: str, **extra: str) -> Job:
-    """Run `mpidl ARGS` on some ranks."""
-    return finish(start(ranks, "mpidl", *args, **extra))
+    """Run `mpidl ARGS` on some ranks: those of a pool (tests/jobs/pool.py), or new ones where the environment is another one.
+
+    MPIDL_TEST_POOL=0 starts new ones for each command (make test-fresh).
+    """
+    done = None if os.environ.get("MPIDL_TEST_POOL") == "0" else POOLS.run(ranks, args, environment(**extra))
+    return finish(start(ranks, "mpidl", *args, **extra)) if done is None else Job(*done)
