@@ -334,7 +334,7 @@ def _digest_part(array: Any, part: Part) -> str:
     step = max(1, READ_BYTES // array.dtype.itemsize)
     for at in range(part.start, part.stop, step):
         piece = np.ascontiguousarray(array[at : min(at + step, part.stop)])
-        digest.update(piece.view(np.uint8))
+        digest.update(piece.view(np.uint8).data)
     return digest.hexdigest()
 
 
