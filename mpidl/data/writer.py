@@ -328,7 +328,7 @@ def _classes(name: str, found: Field, tallies: list[_Tally], source: Source, not
     if one and source.samples >= 20 and 2 * len(values) > source.samples:
         number = f"{'' if counted else 'at least '}{len(values):,}"
         note(
-            f"{name!r} has {number} different values in {source.samples:,} samples: with one or two samples a class nothing can "
-            "be learnt; numbers to be predicted (regression) are not classes"
+            f"{name!r} has {number} different values in {source.samples:,} samples: with one or two samples a class nothing "
+            "can be learnt; numbers to be predicted (regression) are not classes"
         )
     return classes
