@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mpidl.errors import ConfigError, DataError, errno_of, os_remedy, os_words, strerror, unreadable
 
+WRONG_PATH = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 COPY = "copy the file again from where it was made, or make it anew"
 
 
@@ -100,8 +101,8 @@ def writing(path: Path | str) -> Iterator[None]:
 def read_error(error: Exception, path: Path | str, remedy: str = COPY) -> DataError:
     """What `error`, raised while reading `path`, means for the file."""
     code, where = errno_of(error), str(path)
-    if isinstance(error, FileNotFoundError):
+    if code == errno.ENOENT:
         return DataError("the file does not exist", where=where, remedy="check the path")
-    if isinstance(error, (IsADirectoryError, NotADirectoryError)):
+    if code in WRONG_PATH:
         return DataError(f"cannot be opened: {strerror(code)}", where=where, remedy=os_remedy(code))
     return unreadable(code, where) or DataError(f"is damaged: {os_words(error)}", where=where, remedy=remedy)

@@ -54,7 +54,7 @@ class DistributedStrategy:
         name_check(tree, "fleet.init")
         if self.options:
             tree[self.name] = dict(self.options)
-        check_tree(tree, SyncConfig, lambda name: "fleet.init", ("sync",))
+        check_tree(tree, SyncConfig, lambda name: "fleet.init", ("sync",), "check the options (docs/strategies.md)")
         found = msgspec.convert(tree, SyncConfig)
         check_sync(tree, found, "fleet.init")
         return found

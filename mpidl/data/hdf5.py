@@ -100,7 +100,12 @@ class _Target(io.RawIOBase):
 
 
 def _lock(file: int) -> None:
-    """Lock an open file against other writers; BlockingIOError where somebody holds it. Not every file system has locks."""
+    """Lock an open file against other writers; BlockingIOError where somebody holds it. Not every file system has locks.
+
+    HDF5_USE_FILE_LOCKING=FALSE means here what it means to HDF5.
+    """
+    if os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in ("FALSE", "0"):
+        return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

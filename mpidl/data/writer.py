@@ -25,6 +25,7 @@ from mpidl.files import file_sha256, reserve, sync_folder, writing
 CHUNK_BYTES = 256 << 10  # a chunk holds some batches of small samples, or one large sample
 READ_BYTES = 32 << 20  # how much of the source is in memory at a time
 SPARSE_CLASSES = 1000  # labels with more classes must use a tenth of them, or they are something else: years, postcodes
+MANY = 20_000  # different labels that each rank tells the others of
 Progress = Callable[[int], None]
 
 
@@ -48,14 +49,17 @@ class _Tally:
     count: int = 0
     lowest: int = 0
     highest: int = -1
-    values: set[int] = dataclasses.field(default_factory=set)  # of labels, as far as they are few
+    values: set[int] = dataclasses.field(default_factory=set)  # of labels, up to MANY
+    smallest: float = math.inf  # of features
+    largest: float = -math.inf
 
     def add(self, array: NDArray[Any], meaning: str) -> None:
         if meaning == "label" and array.size and array.dtype.kind in "iu":
             self.lowest, self.highest = min(self.lowest, int(array.min())), max(self.highest, int(array.max()))
-            if len(self.values) <= MAX_CLASSES:
-                self.values.update(np.unique(array).tolist())
-        elif meaning == "feature":
+            if len(self.values) <= MANY:
+                self.values.update(np.unique(array)[: MANY + 1].tolist())
+        elif meaning == "feature" and array.size:
+            self.smallest, self.largest = min(self.smallest, float(array.min())), max(self.largest, float(array.max()))
             exact = array.astype(np.float64, copy=False).reshape(-1)
             self.total += float(exact.sum())
             self.squares += float(exact @ exact)
@@ -287,10 +291,11 @@ def _statistics(name: str, tallies: list[_Tally], note: Callable[[str], None]) -
     count = sum(tally.count for tally in tallies)
     mean = sum(tally.total for tally in tallies) / count
     variance = sum(tally.squares for tally in tallies) / count - mean * mean
-    std = float(np.sqrt(max(variance, 0.0)))
-    if std == 0:
-        note(f"the feature {name!r} is {mean:g} in all samples: nothing can be learnt from it")
-    return Statistics.sealed(mean, std)
+    smallest, largest = min(tally.smallest for tally in tallies), max(tally.largest for tally in tallies)
+    if smallest == largest:  # the variance of such sums may be a little above 0
+        note(f"the feature {name!r} is {smallest:g} in all samples: nothing can be learnt from it")
+        return Statistics.sealed(smallest, 0.0)
+    return Statistics.sealed(mean, float(np.sqrt(max(variance, 0.0))))
 
 
 def _classes(name: str, found: Field, tallies: list[_Tally], source: Source, note: Callable[[str], None]) -> int | None:
@@ -304,22 +309,26 @@ def _classes(name: str, found: Field, tallies: list[_Tally], source: Source, not
     lowest, highest = min(tally.lowest for tally in tallies), max(tally.highest for tally in tallies)
     if lowest < 0:
         raise DataError(f"label {name!r} has the negative value {lowest}", remedy="number the classes from 0")
-    values = set().union(*(tally.values for tally in tallies))
-    classes, tokens = max(highest + 1, len(source.class_names or ())), math.prod(found.shape) != 1
-    if classes > MAX_CLASSES or (not tokens and classes > max(SPARSE_CLASSES, 10 * len(values))):
+    values: set[int] = set().union(*(tally.values for tally in tallies))
+    classes, one = max(highest + 1, len(source.class_names or ())), math.prod(found.shape) == 1
+    counted = one and len(values) <= MANY
+    if classes > MAX_CLASSES or (counted and classes > max(SPARSE_CLASSES, 10 * len(values))):
+        some = f"{len(values):,} different values" if counted else "values"
+        rest = f", of which {classes - len(values):,} have no sample" if counted else ""
         raise DataError(
-            f"label {name!r} has {len(values):,} different values from {min(values):,} to {highest:,}: as classes numbered "
-            f"from 0 they would be {classes:,}, of which {classes - len(values):,} have no sample",
+            f"label {name!r} has {some} from {min(values):,} to {highest:,}: as classes numbered from 0 they would be "
+            f"{classes:,}{rest}",
             remedy="number the classes from 0 without gaps: numpy.unique(y, return_inverse=True)[1]; numbers to be "
             "predicted (regression) are not classes",
         )
-    if not tokens and len(values) < classes:
+    if counted and len(values) < classes:
         empty = [str(value) for value in range(classes) if value not in values]
         shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
         note(f"{len(empty)} of the {classes} classes in {name!r} have no sample: {shown}")
-    if not tokens and source.samples >= 20 and 2 * len(values) > source.samples:
+    if one and source.samples >= 20 and 2 * len(values) > source.samples:
+        number = f"{'' if counted else 'at least '}{len(values):,}"
         note(
-            f"{name!r} has {len(values):,} different values in {source.samples:,} samples: with one or two samples a class "
-            "nothing can be learnt; numbers to be predicted (regression) are not classes"
+            f"{name!r} has {number} different values in {source.samples:,} samples: with one or two samples a class nothing "
+            "can be learnt; numbers to be predicted (regression) are not classes"
         )
     return classes

@@ -12,22 +12,25 @@ import msgspec
 
 from mpidl.errors import ConfigError, nearest
 
+CORRECT = "correct that value (see docs/configuration.md)"
 LARGEST = 1 << 53  # of whole numbers: larger ones are no count of anything
 Origin = Callable[[str], str]  # name of a setting -> where it was written
 
 
-def check_tree(tree: dict[str, Any], kind: type[msgspec.Struct], origin: Origin, path: tuple[str, ...] = ()) -> None:
-    """ConfigError for the first unknown, missing or impossible setting below `path`."""
+def check_tree(
+    tree: dict[str, Any], kind: type[msgspec.Struct], origin: Origin, path: tuple[str, ...] = (), remedy: str = CORRECT
+) -> None:
+    """ConfigError for the first unknown, missing or impossible setting below `path`. remedy: for values."""
     known = typing.get_type_hints(kind, include_extras=True)
     for key, value in tree.items():
         name = ".".join((*path, key))
         if key not in known:
-            remedy = nearest(name, (".".join((*path, other)) for other in sorted(known)))
-            raise ConfigError(f"unknown key {name!r}", where=origin(name), remedy=remedy)
+            others = (".".join((*path, other)) for other in sorted(known))
+            raise ConfigError(f"unknown key {name!r}", where=origin(name), remedy=nearest(name, others))
         if not _is_section(known[key]):
-            check_value(name, value, known[key], origin(name))
+            check_value(name, value, known[key], origin(name), remedy)
         elif isinstance(value, dict):
-            check_tree(value, known[key], origin, (*path, key))
+            check_tree(value, known[key], origin, (*path, key), remedy)
         else:
             raise ConfigError(f"{name!r} must be a section", where=origin(name), remedy=f"write [{name}] and keys below it")
     for field in msgspec.structs.fields(kind):
@@ -49,8 +52,8 @@ def _missing(name: str, kind: Any, origin: Origin) -> None:
     raise ConfigError(f"{name!r} is missing", where=origin(name), remedy=example)
 
 
-def check_value(name: str, value: Any, kind: Any, where: str) -> None:
-    """ConfigError unless `value` has the type `kind` of the setting `name`."""
+def check_value(name: str, value: Any, kind: Any, where: str, remedy: str = CORRECT) -> None:
+    """ConfigError unless `value` has the type `kind` of the setting `name`. remedy: where it is no misspelt word."""
     finite = all(math.isfinite(number) for number in _numbers(value))
     try:
         msgspec.convert(value, kind)
@@ -59,8 +62,8 @@ def check_value(name: str, value: Any, kind: Any, where: str) -> None:
     except msgspec.ValidationError:
         pass
     words = [choice for choice in _choices(kind) if isinstance(choice, str)]
-    known = isinstance(value, str) and bool(words)
-    remedy = nearest(value, words) if known else "correct that value (see docs/configuration.md)"
+    if words and isinstance(value, str):
+        remedy = nearest(value, words)
     raise ConfigError(f"{name} is {value!r}, but must be {describe(kind) if finite else 'finite'}", where=where, remedy=remedy)
 
 

@@ -246,6 +246,13 @@ def test_numbers_that_cannot_be_classes(tmp_path: Path, context: Any, values: li
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_many_classes_are_not_counted(tmp_path: Path, context: Any) -> None:
+    field, notes = shard(tmp_path, context, np.arange(30_000) * 2)
+    assert field.classes == 59_999 and len(notes) == 1 and "at least 30,000 different values in 30,000" in notes[0]
+    with pytest.raises(DataError, match="as classes numbered from 0 they would be 1,200,001"):
+        shard(tmp_path, context, np.arange(60_001) * 20)
+
+
 def test_tokens_may_leave_out_words(tmp_path: Path, context: Any) -> None:
     field, notes = shard(tmp_path, context, np.full((30, 4), 50_256))
     assert field.classes == 50_257 and notes == []
@@ -266,11 +273,15 @@ def test_a_data_set_without_label_says_what_could_be_one(tmp_path: Path, context
         load_manifest(tmp_path / "set").only("label", None, "set")
 
 
-def test_a_constant_feature_is_said(tmp_path: Path, context: Any) -> None:
+@pytest.mark.parametrize("value", [7.0, 0.1, -1e6 / 3])
+def test_a_constant_feature_is_said(tmp_path: Path, context: Any, value: float) -> None:
+    """Sums of squares round: the deviation of 0.1 is not quite 0, and dividing by it would be noise."""
     notes: list[str] = []
-    source = Source(6, lambda low, high: {"x": np.full((high - low, 3), 7.0), "y": np.arange(low, high) % 2})
+    source = Source(600, lambda low, high: {"x": np.full((high - low, 3), value), "y": np.arange(low, high) % 2})
     write_dataset(source, tmp_path / "set", WriteOptions(2), context, lambda count: None, note=notes.append)
-    assert notes == ["the feature 'x' is 7 in all samples: nothing can be learnt from it"]
+    assert notes == [f"the feature 'x' is {value:g} in all samples: nothing can be learnt from it"]
+    statistics = load_manifest(tmp_path / "set").fields["x"].statistics
+    assert statistics is not None and (statistics.mean, statistics.std) == (value, 0.0)
 
 
 IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

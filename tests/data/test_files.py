@@ -76,7 +76,7 @@ sys.stdin.read()
 """
 
 
-def test_readers_take_no_lock(path: Path) -> None:
+def test_readers_take_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     holder = subprocess.Popen([sys.executable, "-c", LOCK, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
     try:
@@ -84,6 +84,8 @@ def test_readers_take_no_lock(path: Path) -> None:
             assert file["x"][7] == 7
         with pytest.raises(UnreadableError, match="HDF5_USE_FILE_LOCKING"):
             open_file(path, "r+")
+        monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "FALSE")
+        open_file(path, "r+").close()
     finally:
         holder.communicate(b"")
 
@@ -110,11 +112,13 @@ def test_damaged_files_say_what_is_wrong(path: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.h5").write_bytes(b"")
     (tmp_path / "short.h5").write_bytes(raw[:1000])
     (tmp_path / "torn.h5").write_bytes(raw[:8] + b"\xff" * 88 + raw[96:])
+    (tmp_path / "circle.h5").symlink_to(tmp_path / "circle.h5")
     (tmp_path / "behind-a-user-block.h5").write_bytes(b"\0" * 512 + raw)
     for name, words in [
         ("text.h5", "not an HDF5 file"), ("empty.h5", "not an HDF5 file"), ("torn.h5", "is damaged"),
         ("short.h5", f"truncated: it has 1,000 bytes, and {len(raw):,} were written"),
-        (".", "Is a directory"), ("none.h5", "does not exist"), ("text.h5/a.h5", "Not a directory"),
+        (".", "Is a directory"), ("x" * 300, "name too long"), ("circle.h5", "symbolic links"),
+        ("none.h5", "does not exist"), ("text.h5/a.h5", "Not a directory"),
     ]:  # fmt: skip
         with pytest.raises(DataError, match=words) as caught:
             open_file(tmp_path / name)
