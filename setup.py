@@ -72,8 +72,10 @@ class BuildKernels(build_ext):
         for ext in self.extensions:
             built = Path(self.build_lib) / self.get_ext_filename(ext.name)
             wanted = HERE / "kernels" / built.name
-            if built.exists():
-                wanted.write_bytes(built.read_bytes())
+            if built.exists():  # renamed: a job that runs keeps its library; writing into that would crash it
+                partial = wanted.with_suffix(".partial")
+                partial.write_bytes(built.read_bytes())
+                partial.replace(wanted)
 
 
 setup(
