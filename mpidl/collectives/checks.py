@@ -120,7 +120,8 @@ def mean(value: Any, group: Group, name: str, add: Callable[[Any], None], count:
     if value.dtype.kind in "iu":
         xp.floor_divide(value, count, out=value, casting="unsafe")
     else:
-        xp.divide(value, count, out=value)
+        real = value.view(value.real.dtype)  # of complex numbers both parts, as in shared memory
+        xp.divide(real, count, out=real)
 
 
 def _refuse_overflow(value: Any, group: Group, name: str) -> None:
