@@ -40,7 +40,7 @@ class Reduction:
     __slots__ = ("array", "flat", "kind", "name", "op", "where")
 
     def __init__(self, array: Any, flat: NDArray[Any], op: str, name: str) -> None:
-        self.array, self.flat, self.op, self.name = array, flat, op, name
+        self.array, self.flat, self.op, self.name = array, flat, op, str(name or "")
         self.kind = (op, flat.dtype.num)
         self.where = _address(flat)
 
