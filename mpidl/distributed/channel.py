@@ -35,14 +35,14 @@ Operation = Callable[[Group], Any]
 
 
 class Reduction:
-    """An all-reduce that may be fused with others of the same `kind`."""
+    """An all-reduce. kind: those of one kind may be fused; None if it goes alone, in which case its arguments may be wrong."""
 
     __slots__ = ("array", "flat", "kind", "name", "op", "where")
 
     def __init__(self, array: Any, flat: NDArray[Any], op: str, name: str) -> None:
         self.array, self.flat, self.op, self.name = array, flat, op, str(name or "")
-        self.kind = (op, flat.dtype.num)
-        self.where = _address(flat)
+        self.kind = (op, flat.dtype.num) if _fusable(flat, op) else None
+        self.where = _address(flat) if self.kind else 0
 
     def __call__(self, group: Group) -> Any:
         """Alone."""
@@ -50,8 +50,7 @@ class Reduction:
         return self.array
 
 
-def fusable(flat: Any, op: str) -> bool:
-    """Whether an all-reduce of `flat` (n,) is small, and one that cannot fail for what its arguments are."""
+def _fusable(flat: Any, op: str) -> bool:
     return (
         type(flat) is np.ndarray
         and 0 < flat.nbytes <= EACH
@@ -163,7 +162,7 @@ class Channel:
             head = waiting[0]
             if head is None:
                 return
-            if not isinstance(head._operation, Reduction):
+            if _kind(head) is None:
                 self._run_alone(head)
                 waiting.popleft()
                 continue
@@ -234,15 +233,19 @@ class Channel:
             self._finished.notify_all()
 
 
+def _kind(handle: Handle | None) -> tuple[str, int] | None:
+    return handle._operation.kind if handle is not None and isinstance(handle._operation, Reduction) else None
+
+
 def _batch(waiting: deque[Handle | None]) -> list[Handle]:
     """The all-reduces at the head of the queue that one message can carry: of one kind, not too long, and apart in memory."""
     batch: list[Handle] = []
-    spans, nbytes, kind = [], 0, None
+    spans, nbytes, kind = [], 0, _kind(waiting[0])
     for handle in waiting:
         operation = handle._operation if handle is not None else None
-        if handle is None or not isinstance(operation, Reduction) or kind not in (None, operation.kind):
+        if handle is None or not isinstance(operation, Reduction) or operation.kind != kind:
             break
-        kind, length = operation.kind, operation.flat.nbytes
+        length = operation.flat.nbytes
         nbytes += length
         if nbytes > TOGETHER:
             break

@@ -37,15 +37,13 @@ def join() -> int:
         _contribute(group, table[np.flatnonzero(own.active)[0]], int(own.active.sum()))
 
 
-def announced(array: Any, op: str, group: Group, own: ProcessGroup) -> int | None:
-    """Before an all-reduce in a joinable world: the number of ranks that have not joined. None in other groups."""
-    if not own.joinable:
-        return None
+def announced(array: Any, op: str, own: ProcessGroup) -> int:
+    """Before an all-reduce in a joinable world: the number of ranks that have not joined."""
     checks.buffer(array, "all_reduce", "")
     checks.operation(op, array.dtype, "")
     if array.dtype.num not in NUMBERS:
         raise CollectiveError(f"all_reduce ({op}) of {array.dtype} cannot be joined", remedy="use a float or integer dtype")
-    _exchange(own, group, (0, array.size, NUMBERS[array.dtype.num], OP_CODES[op]))
+    _exchange(own, own.group(), (0, array.size, NUMBERS[array.dtype.num], OP_CODES[op]))
     return int(own.active.sum())
 
 
