@@ -142,11 +142,12 @@ class Channel:
         self.close()
         if not self.failed:
             return
-        for error in map(_unseen, self.failed):
-            if error.agreed and self.group.rank:
-                time.sleep(1.0)  # rank 0 speaks for all
-            else:
-                print(f"mpidl: error on rank {self.group.rank}: {error}", file=sys.stderr, flush=True)
+        errors = [_unseen(handle) for handle in self.failed]
+        own = [error for error in errors if not error.agreed or self.group.rank == 0]
+        for error in own:
+            print(f"mpidl: error on rank {self.group.rank}: {error}", file=sys.stderr, flush=True)
+        if not own:
+            time.sleep(1.0)  # rank 0 speaks for all
         mpi.load().COMM_WORLD.Abort(1)
 
     def _work(self) -> None:
