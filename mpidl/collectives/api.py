@@ -95,7 +95,8 @@ def _all_reduce(buffer: Any, group: Group, op: str, algorithm: str, exact: bool,
     if group.size == 1 or not buffer.size:
         return
     chosen = algorithm_for(algorithm, buffer, group, exact)
-    guarded = group.guard == "on" or (chosen is native and group.guard != "off")
+    no_kernels = group.node_count == 1 and group.shared is not None and not group.shared.compiled
+    guarded = group.guard == "on" or (group.guard != "off" and (chosen is native or no_kernels))
     _guarded(chosen, buffer, group, op, ("all_reduce", buffer, op, name), guarded)
 
 

@@ -119,9 +119,9 @@ def mean(value: Any, group: Group, name: str, add: Callable[[Any], None], count:
     xp = array_module(value)
     if value.dtype.kind in "iu":
         xp.floor_divide(value, count, out=value, casting="unsafe")
-    else:  # a complex number by its parts: dividing by a complex one rounds differently
-        parts = value.view(value.real.dtype) if value.dtype.kind == "c" else value
-        xp.divide(parts, count, out=parts)
+    else:
+        real = value.view(value.real.dtype)  # of complex numbers both parts, as in shared memory
+        xp.divide(real, count, out=real)
 
 
 def _refuse_overflow(value: Any, group: Group, name: str) -> None:

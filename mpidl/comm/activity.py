@@ -71,8 +71,13 @@ def activities() -> list[Activity]:
 
 
 def watched(comm: Any, activity: Activity) -> Any:
-    """The same communicator, with collectives that announce themselves in `activity` unless something else is under way."""
+    """The same communicator, with collectives that announce themselves in `activity` unless something else is under way.
+
+    Collective: mpi4py's first `allreduce` of a communicator waits for all ranks with Python's lock held, so that no watchdog
+    could run; it is done here, where they meet anyway.
+    """
     made = _watched_type()(comm)
+    made.allreduce(0)
     made.activity = activity
     return made
 

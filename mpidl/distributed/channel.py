@@ -35,14 +35,14 @@ Operation = Callable[[Group], Any]
 
 
 class Reduction:
-    """An all-reduce that may be fused with others of the same `kind`."""
+    """An all-reduce. kind: those of one kind may be fused; None if it goes alone, in which case its arguments may be wrong."""
 
-    __slots__ = ("array", "flat", "kind", "name", "op", "where")
+    __slots__ = ("array", "flat", "kind", "name", "nbytes", "op", "where")
 
     def __init__(self, array: Any, flat: NDArray[Any], op: str, name: str) -> None:
-        self.array, self.flat, self.op, self.name = array, flat, op, name
-        self.kind = (op, flat.dtype.num)
-        self.where = _address(flat)
+        self.array, self.flat, self.op, self.name = array, flat, op, str(name or "")
+        self.kind = (op, flat.dtype.num) if _fusable(flat, op) else None
+        self.where, self.nbytes = (_address(flat), flat.nbytes) if self.kind else (0, 0)
 
     def __call__(self, group: Group) -> Any:
         """Alone."""
@@ -50,17 +50,11 @@ class Reduction:
         return self.array
 
 
-def fusable(flat: Any, op: str) -> bool:
-    """Whether an all-reduce of `flat` (n,) is small, and one that cannot fail for what its arguments are."""
-    return (
-        type(flat) is np.ndarray
-        and 0 < flat.nbytes <= EACH
-        and type(op) is str
-        and op in OP_CODES
-        and flat.dtype.num in NUMBERS
-        and flat.dtype.isnative
-        and flat.flags.writeable
-    )
+def _fusable(flat: Any, op: str) -> bool:
+    """Of an array that has passed `checks.array`."""
+    if type(flat) is not np.ndarray or not 0 < flat.nbytes <= EACH:
+        return False
+    return flat.dtype.num in NUMBERS and type(op) is str and op in OP_CODES
 
 
 def _address(flat: NDArray[Any]) -> int:
@@ -75,10 +69,11 @@ def _address(flat: NDArray[Any]) -> int:
 class Handle:
     """An operation that may still be under way; its arrays must be left alone until `wait` returns."""
 
-    __slots__ = ("_channel", "_error", "_finished", "_operation", "_result")
+    __slots__ = ("_channel", "_error", "_finished", "_kind", "_operation", "_result")
 
     def __init__(self, channel: Channel, operation: Operation) -> None:
         self._channel, self._operation = channel, operation
+        self._kind = operation.kind if type(operation) is Reduction else None
         self._finished = False
         self._result: Any = None
         self._error: BaseException | None = None
@@ -147,11 +142,12 @@ class Channel:
         self.close()
         if not self.failed:
             return
-        for error in map(_unseen, self.failed):
-            if error.agreed and self.group.rank:
-                time.sleep(1.0)  # rank 0 speaks for all
-            else:
-                print(f"mpidl: error on rank {self.group.rank}: {error}", file=sys.stderr, flush=True)
+        errors = [_unseen(handle) for handle in self.failed]
+        own = [error for error in errors if not error.agreed or self.group.rank == 0]
+        for error in own:
+            print(f"mpidl: error on rank {self.group.rank}: {error}", file=sys.stderr, flush=True)
+        if not own:
+            time.sleep(1.0)  # rank 0 speaks for all
         mpi.load().COMM_WORLD.Abort(1)
 
     def _work(self) -> None:
@@ -163,7 +159,7 @@ class Channel:
             head = waiting[0]
             if head is None:
                 return
-            if not isinstance(head._operation, Reduction):
+            if head._kind is None:
                 self._run_alone(head)
                 waiting.popleft()
                 continue
@@ -187,9 +183,9 @@ class Channel:
         if len(batch) == 1:
             self._run_alone(batch[0])
             return
-        reductions = [handle._operation for handle in batch]
+        reductions: list[Any] = [handle._operation for handle in batch]
         try:
-            self._reduce_together(reductions)  # type: ignore[arg-type]
+            self._reduce_together(reductions)
         except CollectiveError as error:
             if not error.agreed:
                 self._finish(batch, error)
@@ -199,6 +195,8 @@ class Channel:
         except BaseException as error:
             self._finish(batch, error)
         else:
+            for handle, reduction in zip(batch, reductions, strict=True):
+                handle._result = reduction.array
             self._finish(batch)
 
     def _reduce_together(self, reductions: list[Reduction]) -> None:
@@ -224,8 +222,6 @@ class Channel:
 
     def _finish(self, batch: list[Handle], error: BaseException | None = None) -> None:
         for handle in batch:
-            if isinstance(handle._operation, Reduction):
-                handle._result = handle._operation.array
             if error is not None:
                 handle._error = error
                 self.failed[handle] = None
@@ -237,16 +233,15 @@ class Channel:
 def _batch(waiting: deque[Handle | None]) -> list[Handle]:
     """The all-reduces at the head of the queue that one message can carry: of one kind, not too long, and apart in memory."""
     batch: list[Handle] = []
-    spans, nbytes, kind = [], 0, None
+    spans, nbytes, kind = [], 0, waiting[0]._kind if waiting[0] is not None else None
     for handle in waiting:
-        operation = handle._operation if handle is not None else None
-        if handle is None or not isinstance(operation, Reduction) or kind not in (None, operation.kind):
+        if handle is None or handle._kind != kind:
             break
-        kind, length = operation.kind, operation.flat.nbytes
-        nbytes += length
+        reduction: Any = handle._operation
+        nbytes += reduction.nbytes
         if nbytes > TOGETHER:
             break
-        spans.append((operation.where, length))
+        spans.append((reduction.where, reduction.nbytes))
         batch.append(handle)
     spans.sort()
     overlap = any(one + length > other for (one, length), (other, _) in pairwise(spans))

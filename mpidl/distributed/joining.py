@@ -28,26 +28,22 @@ def join() -> int:
     if not own.joinable:
         raise CollectiveError("this world is not joinable", where="join", remedy="start with init(joinable=True)")
     group = own.group()
-    with group.during("join"):
-        while True:
-            before = own.active
-            table = _exchange(own, group, (JOINED, 0, 0, 0))
-            if not own.active.any():
-                own.active = np.ones(group.size, bool)
-                return int(np.flatnonzero(before).max())
-            _contribute(group, table[np.flatnonzero(own.active)[0]], int(own.active.sum()))
+    while True:
+        before = own.active
+        table = _exchange(own, group, (JOINED, 0, 0, 0))
+        if not own.active.any():
+            own.active = np.ones(group.size, bool)
+            return int(np.flatnonzero(before).max())
+        _contribute(group, table[np.flatnonzero(own.active)[0]], int(own.active.sum()))
 
 
-def announced(array: Any, op: str, group: Group, own: ProcessGroup) -> int | None:
-    """Before an all-reduce in a joinable world: the number of ranks that have not joined. None in other groups."""
-    if not own.joinable:
-        return None
+def announced(array: Any, op: str, own: ProcessGroup) -> int:
+    """Before an all-reduce in a joinable world: the number of ranks that have not joined."""
     checks.buffer(array, "all_reduce", "")
     checks.operation(op, array.dtype, "")
     if array.dtype.num not in NUMBERS:
         raise CollectiveError(f"all_reduce ({op}) of {array.dtype} cannot be joined", remedy="use a float or integer dtype")
-    with group.during("all_reduce", array, op, "announcement"):
-        _exchange(own, group, (0, array.size, NUMBERS[array.dtype.num], OP_CODES[op]))
+    _exchange(own, own.group(), (0, array.size, NUMBERS[array.dtype.num], OP_CODES[op]))
     return int(own.active.sum())
 
 
@@ -67,7 +63,8 @@ def reduce_among_active(array: Any, op: str, group: Group, active: int) -> None:
 def _exchange(own: ProcessGroup, group: Group, mine: tuple[int, ...]) -> NDArray[Any]:
     """What each rank is about to do; notes which of them have not joined."""
     table = np.zeros((group.size, len(mine)), np.int64)
-    group.comm.Allgather(np.array(mine, np.int64), table)
+    with group.during("join, or announcement of an all-reduce in a joinable world"):
+        group.comm.Allgather(np.array(mine, np.int64), table)
     own.active = table[:, 0] != JOINED
     return table
 

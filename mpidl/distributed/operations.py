@@ -10,7 +10,7 @@ import numpy as np
 from mpidl import collectives
 from mpidl.collectives import Group, checks
 from mpidl.comm.transport import array_module
-from mpidl.distributed.channel import Reduction, fusable
+from mpidl.distributed.channel import Reduction
 from mpidl.distributed.groups import ProcessGroup, chosen
 from mpidl.distributed.handles import launch
 from mpidl.distributed.joining import announced, reduce_among_active
@@ -24,22 +24,18 @@ def all_reduce(
 
     Asynchronous ones of up to 64 KiB that wait for their turn together travel in one message.
     """
-    own = chosen(group)
-    flat = _flat(array, "all_reduce", name)
-    if async_op and not own.joinable and fusable(flat, op):
-        return launch(Reduction(array, flat, op, name), own, async_op)
-
-    def operate(members: Group) -> Any:
-        active = announced(flat, op, members, own)
-        if active is not None and active < members.size:
-            reduce_among_active(flat, op, members, active)
-        else:
-            collectives.all_reduce(flat, comm=members, op=op, name=name)
-        return array
-
-    if own.joinable and async_op:
-        raise CollectiveError("a joinable world has no asynchronous all-reduce", remedy="use async_op=False")
-    return launch(operate, own, async_op)
+    own, flat = chosen(group), _flat(array, "all_reduce", name)
+    if own.joinable:
+        if async_op:
+            raise CollectiveError("a joinable world has no asynchronous all-reduce", remedy="use async_op=False")
+        active = announced(flat, op, own)
+        if active < own.size:
+            reduce_among_active(flat, op, own.group(), active)
+            return array
+    elif async_op:
+        return own.channel().submit(Reduction(array, flat, op, name))
+    collectives.all_reduce(flat, comm=own.group(), op=op, name=name)
+    return array
 
 
 def grouped_all_reduce(

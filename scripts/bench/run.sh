@@ -11,6 +11,8 @@ done
 # shellcheck disable=SC2086
 env ${MPI_ENV:-} timeout 600 mpirun -n 2 mpidl bench collectives --plot runs/all-reduce.png
 # shellcheck disable=SC2086
+env ${MPI_ENV:-} timeout 100 mpirun -n 2 python scripts/bench/asynchronous.py
+# shellcheck disable=SC2086
 env ${MPI_ENV:-} timeout 900 mpirun -n 2 python scripts/bench/compression.py
 # shellcheck disable=SC2086
 env ${MPI_ENV:-} timeout 300 mpirun -n 2 python scripts/bench/hogwild.py

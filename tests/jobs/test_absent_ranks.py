@@ -16,10 +16,10 @@ WAITS = {
     "broadcast_parameters": "dist.broadcast_parameters({'w': np.ones(3)})",
     "join": "dist.groups.world().joinable = True; dist.join()",
     "allgather": "CONTEXT.gather(rank)",
-    "bcast": "CONTEXT.broadcast(rank)",
+    "bcast": "CONTEXT.broadcast(rank, root=2)",
     "Barrier": "CONTEXT.barrier()",
     "allreduce": "CONTEXT.agree(None, 'testing')",
-    "Bcast": "CONTEXT.comm.Bcast(np.ones(3), root=0)",
+    "Bcast": "CONTEXT.comm.Bcast(np.ones(3), root=2)",
     "Gatherv": "CONTEXT.comm.Gatherv(np.ones(1), (np.ones(3), [1, 1, 1]) if rank == 0 else None, root=0)",
     "number of asynchronous all-reduces": "dist.all_reduce(x[:3], async_op=True).wait()",
     "of 100000 x float32": "dist.all_reduce(x, async_op=True).wait()",
@@ -32,10 +32,10 @@ def test_an_absent_rank_is_named(what: str) -> None:
 from mpidl.comm.context import init
 CONTEXT = init()
 def elsewhere():
-    time.sleep(60)
+    time.sleep(40)
 if rank == 2: elsewhere()
 {WAITS[what]}
-time.sleep(60)
+time.sleep(40)
 """
     ended = job(3, code, MPIDL_WATCHDOG="1.5")
     assert ended.status != 0

@@ -244,6 +244,10 @@ def test_a_mean_of_16_bit_floats_is_divided_before_its_one_rounding(
         step = np.spacing(np.abs(wanted).astype(dtype)).astype(np.float64)
         assert (np.abs(got.astype(np.float64) - wanted) <= 0.5001 * step).all()
 
+    for length in (1, 2):  # parts without elements
+        x = parts[context.rank][:length].copy()
+        collectives.all_reduce(x, comm=group, op="mean", algorithm=algorithm)
+        check(x, exact[:length])
     for exactly in (False, True):
         x = parts[context.rank].copy()
         collectives.all_reduce(x, comm=group, op="mean", algorithm=algorithm, exact=exactly)
