@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with context.together("checking the data"):
         predictor.spec.check(reader.manifest, folder)
     result = evaluate(predictor.model, SoftmaxCrossEntropy(predictor.ops), predictor.inputs, reader, context, 256)
+    reader.close()
     if context.is_root and not args.json:
         print(f"accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} on {result.samples:,} samples of {folder}")
     return asdict(result) | {"checkpoint": str(predictor.path)}

@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     trainer.prepare(resume=args.resume, auto_resume=args.auto_resume, resume_from=args.resume_from, overwrite=args.overwrite)
     result = trainer.run()
+    trainer.close()
     say(
         f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): {result.evaluated_on} accuracy "
         f"{100 * result.accuracy:.2f} %, loss {result.loss:.4f} on {result.samples:,} samples; {result.seconds:.1f} s, "

@@ -74,11 +74,11 @@ class ParameterServer(Independent):
         self._inbox = [self._message(stop - start) for start, stop in self.ranges]
 
     def _message(self, count: int) -> Any:
-        """Bytes of a message with a head and `count` elements."""
-        return np.zeros(HEAD * 8 + count * self.parameters.dtype.itemsize, np.uint8)
+        """A message with a head and `count` elements, as words of 8 bytes: MPI counts in 32 bits."""
+        return np.zeros(HEAD + -(-count * self.parameters.dtype.itemsize // 8), np.float64)
 
-    def _body(self, message: Any) -> Any:
-        return message[HEAD * 8 :].view(self.parameters.dtype)
+    def _body(self, message: Any, count: int) -> Any:
+        return message[HEAD:].view(self.parameters.dtype)[:count]
 
     def load_values(self, whole: Any) -> None:
         self.parameters.values[...] = whole
@@ -108,10 +108,10 @@ class ParameterServer(Independent):
         with host_view(self.parameters.gradients) as gradients:
             for index, (start, stop) in enumerate(self.ranges):
                 message = self._outbox[index]
-                message[: HEAD * 8].view(np.float64)[:] = (kind, self._numbers, lr, 0)
+                message[:HEAD] = (kind, self._numbers, lr, 0)
                 if kind == PUSH:
-                    self._body(message)[...] = gradients[start:stop]
-                outgoing = message if kind == PUSH else message[: HEAD * 8]
+                    self._body(message, stop - start)[...] = gradients[start:stop]
+                outgoing = message if kind == PUSH else message[:HEAD]
                 requests.append(comm.Isend(outgoing, dest=self.workers + index))
                 self.sent += outgoing.nbytes
             for request in requests:
@@ -125,8 +125,8 @@ class ParameterServer(Independent):
             for request in requests:
                 request.Wait()
         for box, (start, stop) in zip(boxes, self.ranges, strict=True):
-            self.parameters.values[start:stop] = self.parameters.ops.to_device(self._body(box))
-        ticket = int(boxes[0][: HEAD * 8].view(np.float64)[TICKET])
+            self.parameters.values[start:stop] = self.parameters.ops.to_device(self._body(box, stop - start))
+        ticket = int(boxes[0][TICKET])
         return None if ticket < 0 else ticket
 
     def push(self, lr: float, apply: Callable[[float], None]) -> None:
@@ -156,10 +156,10 @@ class ParameterServer(Independent):
         while left:
             with self._waiting("gradients from the workers"):
                 comm.Recv(message, source=MPI.ANY_SOURCE, status=status)
-            worker, head = status.Get_source(), message[: HEAD * 8].view(np.float64)
+            worker, head = status.Get_source(), message[:HEAD]
             kind = int(head[KIND])
             if kind == PUSH:
-                self._take(worker, int(head[NUMBER]), float(head[RATE]), self._body(message))
+                self._take(worker, int(head[NUMBER]), float(head[RATE]), self._body(message, self.part.length))
             elif kind == ASK:
                 self.clocks.ask(worker)
             else:
@@ -203,9 +203,9 @@ class ParameterServer(Independent):
         ticket = self._tickets if self._tickets < self._limit else -1
         self._tickets += 1
         answer = self._inbox[self.context.rank - self.workers]
-        answer[: HEAD * 8].view(np.float64)[TICKET] = ticket
+        answer[TICKET] = ticket
         values = self.parameters.ops.to_host(self.part.values)
-        self._body(answer)[...] = values
+        self._body(answer, self.part.length)[...] = values
         self._pulled[worker] = (self.version, values.copy() if self.delay_compensation else None)
         with self._waiting(f"worker {worker} to take its parameters"):
             self.group.comm.Send(answer, dest=worker)

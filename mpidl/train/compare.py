@@ -95,6 +95,7 @@ def _run(spec: Spec, config: Config, context: Context, slow: tuple[int, float] |
     if slow is not None and context.rank == slow[0]:
         trainer.gradients.slowdown = slow[1]
     result = trainer.run()
+    trainer.close()
     speed = trainer.worked.samples / trainer.worked.seconds if trainer.worked.seconds else 0.0
     records = read_metrics(Path(config.train.output) / "metrics.jsonl") if context.is_root else []
     return Outcome(

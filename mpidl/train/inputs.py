@@ -21,7 +21,10 @@ EXTENTS = {"image": ("height", "width", "channels"), "series": ("steps", "channe
 
 
 class InputSpec(msgspec.Struct, frozen=True):
-    """What a trained model expects; stored in its checkpoints. layout: what a field (a, b) is, see DataConfig."""
+    """What a trained model expects; stored in its checkpoints.
+
+    layout: what a field (a, b) is, see DataConfig. class_names: of labels that were words in the source.
+    """
 
     feature: str
     label: str
@@ -30,6 +33,7 @@ class InputSpec(msgspec.Struct, frozen=True):
     mean: float
     std: float
     layout: Literal["image", "series"] = "image"
+    class_names: tuple[str, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -57,19 +61,20 @@ class InputSpec(msgspec.Struct, frozen=True):
                 where=where,
                 remedy="use the data set the model was made for, or train a new model",
             )
+        if needs_label and label is not None:
+            self._check_class_names(label, where)
 
-
-def check_class_names(train: Manifest, other: Manifest, label: str, where: str) -> None:
-    """DataError if the classes of another data set have other names: words are numbered in each data set on its own."""
-    ours, theirs = (manifest.fields[label].class_names for manifest in (train, other))
-    if ours and theirs and ours != theirs:
-        number = next(i for i, pair in enumerate(zip_longest(ours, theirs)) if pair[0] != pair[1])
-        names = [repr(names[number]) if number < len(names) else "nothing" for names in (ours, theirs)]
-        raise DataError(
-            f"class {number} of {label!r} is {names[1]} here, but {names[0]} in the training data",
-            where=where,
-            remedy="shard both from files with the same classes, or write the labels as numbers",
-        )
+    def _check_class_names(self, label: Field, where: str) -> None:
+        """Words are numbered in each data set on its own."""
+        ours, theirs = self.class_names, label.class_names
+        if ours and theirs and ours != theirs:
+            number = next(i for i, pair in enumerate(zip_longest(ours, theirs)) if pair[0] != pair[1])
+            names = [repr(names[number]) if number < len(names) else "nothing" for names in (ours, theirs)]
+            raise DataError(
+                f"class {number} of {self.label!r} is {names[1]} here, but {names[0]} in the training data",
+                where=where,
+                remedy="shard both from files with the same classes, or write the labels as numbers",
+            )
 
 
 def input_spec(
@@ -85,7 +90,8 @@ def input_spec(
     layout: Literal["image", "series"] = (
         "series" if "series" in (config.layout, takes) and config.layout != "image" else "image"
     )
-    spec = InputSpec(feature, label, field.shape, classes, *_normalisation(field, feature, config, note), layout)
+    names = manifest.fields[label].class_names
+    spec = InputSpec(feature, label, field.shape, classes, *_normalisation(field, feature, config, note), layout, names)
     if config.layout != "auto" and len(field.shape) != 2:
         note(f"data.layout has no effect: samples of {feature!r} have the shape {field.shape}")
     if takes != "any" and len(spec.shape) != len(EXTENTS[takes]):

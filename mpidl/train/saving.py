@@ -143,7 +143,10 @@ class Saver:
 
     def _check(self, saved: ckpt.Checkpoint) -> None:
         meta = saved.meta
-        if meta.parameters != self._layout() or msgspec.convert(meta.inputs, InputSpec) != self.spec:
+        inputs = msgspec.convert(meta.inputs, InputSpec)
+        if inputs.class_names is None:  # of a data set with numbers for labels, or of an older checkpoint
+            inputs = msgspec.structs.replace(inputs, class_names=self.spec.class_names)
+        if meta.parameters != self._layout() or inputs != self.spec:
             raise agreed(
                 CheckpointError(
                     "belongs to another model or another kind of data",

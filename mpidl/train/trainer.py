@@ -26,7 +26,7 @@ from mpidl.train.build import Surroundings, build_model, check_strategy, make_op
 from mpidl.train.config import Config, scaled_rate
 from mpidl.train.evaluate import EpochAverage, evaluate
 from mpidl.train.independent import run_epoch
-from mpidl.train.inputs import Inputs, check_class_names, input_spec
+from mpidl.train.inputs import Inputs, input_spec
 from mpidl.train.saving import Position, Saver, agreed
 from mpidl.train.step import StepGradients
 
@@ -91,7 +91,6 @@ class Trainer:
             self.test = Reader(data.test, context=context, driver="posix", verify=data.verify)
             with context.together("checking the test data"):
                 self.spec.check(self.test.manifest, data.test)
-                check_class_names(self.reader.manifest, self.test.manifest, self.spec.label, data.test)
         self.loader = Loader(self.reader, self.sampler, context=context)
         self.loss = SoftmaxCrossEntropy(self.ops, smoothing=config.train.label_smoothing)
         parameters, optim, train = self.model.parameters, config.optim, config.train
@@ -188,6 +187,12 @@ class Trainer:
             if metrics:
                 metrics.close()
         return self._result(time.monotonic() - started, self.sampler.seen(self.at.step) - self.sampler.seen(first), stopped)
+
+    def close(self) -> None:
+        """Close the data sets. Collective: files that are open through mpio are closed by all ranks together."""
+        for reader in (self.reader, self.test):
+            if reader is not None:
+                reader.close()
 
     def _epoch(
         self, epoch: int, first: int, total: int, request: StopRequest, metrics: MetricsLog | None, progress: Progress

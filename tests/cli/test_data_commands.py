@@ -264,3 +264,6 @@ def test_words_that_would_be_numbered_otherwise(tmp_path: Path, mpidl: Run) -> N
     status, _, err = mpidl(*run, f"data.test={tmp_path}/test")
     assert status == 1 and "class 0 of 'label' is 'dog' here, but 'cat' in the training data" in err
     assert mpidl(*run, f"data.test={tmp_path}/data")[0] == 0
+    status, _, err = mpidl("evaluate", tmp_path / "run", "--data", tmp_path / "test")
+    assert status == 1 and "class 0 of 'label' is 'dog' here" in err, "the checkpoint knows the names"
+    assert mpidl("evaluate", tmp_path / "run", "--data", tmp_path / "data")[0] == 0

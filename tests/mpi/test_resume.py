@@ -80,7 +80,7 @@ def train(context: Any, folder: Path, name: str, output: str, *, resume: bool = 
     trainer = Trainer(build_config(tree, "test"), context, say=said.append)
     trainer.prepare(resume=resume, overwrite=not resume)
     trainer.run(quiet=True)
-    trainer.strategy.parameters.ops.synchronize()
+    trainer.close()
     return said
 
 
