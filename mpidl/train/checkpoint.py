@@ -38,7 +38,7 @@ BEST = "best.h5"
 META_BYTES = 1 << 16  # room for the metadata, reserved with the data
 SHARED, OWN = "shared.", "own."
 READ_BYTES = 64 << 20  # of what is only verified, at a time
-DAMAGED = "the file is damaged: use an earlier checkpoint"
+DAMAGED = "use an earlier checkpoint: this file is damaged, or it never was one"
 _NAME = re.compile(r"step-(\d{8,})\.h5")
 Buffers = dict[str, NDArray[Any]]
 
