@@ -84,6 +84,21 @@ def train(context: Any, folder: Path, name: str, output: str, *, resume: bool = 
     return said
 
 
+class Signal:
+    """Stands for `StopRequest`; `after` steps asked for, a signal comes."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    @property
+    def requested(self) -> bool:
+        self.after -= 1
+        return self.after < 0
+
+    def release(self) -> None:
+        pass
+
+
 def assert_equal(context: Any, folder: Path, first: str, second: str) -> None:
     """Same parameters, optimizer, run state of all ranks, and losses of all steps."""
     with context.together("comparing"):
@@ -157,3 +172,31 @@ def test_other_ranks_keep_what_has_meaning(context: Any, folder: Path, name: str
     if context.is_root:
         assert any("not used" in text and words in text for text in said), said
         assert ckpt.list_checkpoints(folder / "other" / "checkpoints")[0].name == f"step-{2 * EPOCH:08d}.h5"
+
+
+@pytest.mark.parametrize("name", ["allreduce", "local"])
+def test_an_evaluation_that_a_signal_left_out_is_made_up(
+    context: Any, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes in the last step of the run: no time to evaluate, and the one before is not passed off as it."""
+    skip_unless(context, 1, 2)
+    train(context, folder, name, "straight")
+    with monkeypatch.context() as patched:
+        patched.setattr("mpidl.train.trainer.StopRequest", lambda: Signal(2 * EPOCH - 1))
+        train(context, folder, name, "signalled")
+    train(context, folder, name, "signalled", resume=True)
+    assert_equal(context, folder, "straight", "signalled")
+    with context.together("comparing"):
+        straight, signalled = (ckpt.list_checkpoints(folder / one / "checkpoints")[0] for one in ("straight", "signalled"))
+        assert ckpt.read(straight).meta.metrics == ckpt.read(signalled).meta.metrics
+        assert ckpt.read(straight).meta.best_accuracy == ckpt.read(signalled).meta.best_accuracy
+
+
+def test_a_checkpoint_just_before_the_last_evaluation_gets_it(context: Any, folder: Path) -> None:
+    """`every_steps` saves at the step at which the run ends, and is then evaluated."""
+    skip_unless(context, 1, 2)
+    for output, settings in (("once", {}), ("twice", {"checkpoint_every_steps": STOP})):
+        train(context, folder, "local", output, train_max_steps=STOP, **settings)
+    with context.together("comparing"):
+        once, twice = (ckpt.read(ckpt.list_checkpoints(folder / one / "checkpoints")[0]) for one in ("once", "twice"))
+        assert once.meta.metrics == twice.meta.metrics and once.meta.metrics["step"] == STOP
