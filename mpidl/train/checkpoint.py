@@ -369,13 +369,28 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint:
 def set_aside_later(folder: Path, loaded: Path, step: int, warn: Callable[[str], None]) -> None:
     """Rename checkpoints of later steps than the one that a run goes on from: they are damaged, or belong to another course.
 
-    Left where they are they would count as the newest ones, and what this run writes would be dropped in their favour.
+    Left where they are they would count as the newest ones, and what this run writes would be dropped in their favour. So
+    would a best.h5 of the other course: the next one, though worse, would replace it.
     """
-    for path in list_checkpoints(folder):
-        if step_in_name(path) > step and path != loaded:
-            aside = path.with_name(path.name + ".superseded")
-            path.replace(aside)
-            warn(f"keeping {path.name} as {aside.name}: the run goes on from step {step}")
+    later = [path for path in list_checkpoints(folder) if step_in_name(path) > step and path != loaded]
+    if folder / BEST != loaded and _step_inside(folder / BEST) > step:
+        later.append(folder / BEST)
+    for path in later:
+        aside, number = path.with_name(path.name + ".superseded"), 1
+        while aside.exists():  # of a course before that one
+            number += 1
+            aside = path.with_name(f"{path.name}.superseded-{number}")
+        path.replace(aside)
+        warn(f"keeping {path.name} as {aside.name}: the run goes on from step {step}")
+
+
+def _step_inside(path: Path) -> int:
+    """The step of a checkpoint by its metadata; -1 if there is none that can be read."""
+    try:
+        with _opened(path) as file:
+            return _read_meta(file, path).step
+    except CheckpointError:
+        return -1
 
 
 def load_for(context: Context, find: Callable[[], Checkpoint], doing: str, *, own: bool = False) -> Checkpoint:

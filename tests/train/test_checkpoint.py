@@ -71,7 +71,8 @@ def test_metadata_grows_beyond_what_an_attribute_can_hold(tmp_path: Path, contex
     path = ckpt.save(tmp_path, meta(1), {"parameters": np.ones(5)}, context, keep=2, best=False, state=state)
     found = ckpt.read(path)
     assert len(found.meta.parts) == 601 and len(ckpt.msgspec.json.encode(found.meta)) > 1 << 16
-    np.testing.assert_array_equal(ckpt.read_own(path, found.meta, 0)["strategy.compression.residual:bucket 7 (dense.w)"], [7] * 3)
+    own = ckpt.read_own(path, found.meta, 0)
+    np.testing.assert_array_equal(own["strategy.compression.residual:bucket 7 (dense.w)"], [7] * 3)
 
 
 def test_a_checkpoint_of_version_1_is_read(tmp_path: Path, context: Any) -> None:
