@@ -181,10 +181,14 @@ def _write_parts(partial: Path, whole: Buffers, state: RunState, own: dict[str, 
             start, stop = context.rank * array.size // writers, (context.rank + 1) * array.size // writers
             pieces.append((name, start, array[start:stop]))
     if parallel:
-        file = hdf5.open_file(partial, "r+", comm=context.comm)
-        with context.together(f"writing {partial}"):
-            parts = [_write_piece(file, *piece) for piece in pieces]
-        file.close()
+        with context.together(f"opening {partial}"):
+            file = hdf5.open_file(partial, "r+", comm=context.comm)
+        try:
+            with context.together(f"writing {partial}"):
+                parts = [_write_piece(file, *piece) for piece in pieces]
+        finally:  # all ranks come here; a file left open would be closed after the end of MPI
+            with context.together(f"closing {partial}"):
+                file.close()
     else:
         parts = []
         for turn in range(context.size if own else 1):

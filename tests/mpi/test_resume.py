@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from mpidl.data.importers import Source
 from mpidl.data.writer import WriteOptions, write_dataset
+from mpidl.errors import CheckpointError
 from mpidl.observe.metrics import read_metrics
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.config import build_config
@@ -200,3 +202,41 @@ def test_a_checkpoint_just_before_the_last_evaluation_gets_it(context: Any, fold
     with context.together("comparing"):
         once, twice = (ckpt.read(ckpt.list_checkpoints(folder / one / "checkpoints")[0]) for one in ("once", "twice"))
         assert once.meta.metrics == twice.meta.metrics and once.meta.metrics["step"] == STOP
+
+
+def test_local_steps_of_a_run_that_averaged_gradients_so_far(context: Any, folder: Path) -> None:
+    """They begin at a step of the run, which is over, not so many steps after it was resumed."""
+    skip_unless(context, 1, 2)
+    train(context, folder, "allreduce", "other", train_max_steps=STOP)
+    train(context, folder, "post-local", "other", resume=True)
+    with context.together("looking"):
+        end = ckpt.read(ckpt.list_checkpoints(folder / "other" / "checkpoints")[0])
+        assert end.state.shared["strategy.count"] == 2 * EPOCH
+
+
+def test_a_write_that_fails_on_one_rank_fails_on_all_and_leaves_nothing_open(
+    context: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 would close the file when the process ends, which is collective and comes after the end of MPI."""
+    skip_unless(context, 2, 3)
+    train(context, folder, "allreduce", "full", train_max_steps=STOP)
+    write = ckpt._write_piece
+
+    def failing(file: Any, name: str, start: int, array: Any) -> Any:
+        if context.rank == 1 and name == "parameters":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, name, start, array)
+
+    monkeypatch.setattr(ckpt, "_write_piece", failing)
+    before = open_files()
+    with pytest.raises(CheckpointError, match="No space left"):
+        train(context, folder, "allreduce", "full", resume=True)
+    assert open_files() <= before
+    with context.together("looking"):
+        left = folder / "full" / "checkpoints"
+        assert ckpt.list_checkpoints(left)[0].name == f"step-{STOP:08d}.h5" and not list(left.glob("*.partial"))
+
+
+def open_files() -> int:
+    h5f = ckpt.hdf5.h5py.h5f
+    return sum(b".partial" in h5f.get_name(one) for one in h5f.get_obj_ids(types=h5f.OBJ_FILE))
