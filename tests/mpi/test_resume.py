@@ -214,6 +214,25 @@ def test_local_steps_of_a_run_that_averaged_gradients_so_far(context: Any, folde
         assert end.state.shared["strategy.count"] == 2 * EPOCH
 
 
+OTHER = {
+    "rank": ({"compression": "powersgd", "powersgd_rank": 2}, {"powersgd_rank": 4}, "compression.inner.factor"),
+    "feedback": ({"compression": "topk"}, {"error_feedback": False}, "compression.residual"),
+    "buckets": ({"compression": "int8", "overlap": "layers", "bucket_mib": 0.002}, {"overlap": "off"}, "compression.owner"),
+    "noise": ({"noise_scale": True}, {"noise_scale": False}, "noise.signal"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_what_other_settings_cannot_use_is_said(context: Any, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_unless(context, 2)
+    before, after, words = OTHER[name]
+    monkeypatch.setitem(TREES, "before", {"sync": before})
+    monkeypatch.setitem(TREES, "after", {"sync": before | after})
+    train(context, folder, "before", name, train_max_steps=STOP)
+    said = train(context, folder, "after", name, resume=True)
+    assert any("not used" in text and words in text for text in said), said
+
+
 def test_a_write_that_fails_on_one_rank_fails_on_all_and_leaves_nothing_open(
     context: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
