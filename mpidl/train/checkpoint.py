@@ -147,11 +147,23 @@ def save(
 
 
 def _describe_own(state: RunState, context: Context) -> dict[str, OwnArrays]:
-    """What the ranks have of their own. Collective."""
-    held = context.gather({name: (array.dtype.str, array.shape) for name, array in state.own.items()})
-    names = dict.fromkeys(name for one in held for name in one)
+    """What the ranks have of their own, but for what is shared too and the same on all of them. Collective.
+
+    A serial h5py opens the file once for each rank that has something of its own.
+    """
+    held = context.gather({name: (array.dtype.str, array.shape, _if_shared(state, name)) for name, array in state.own.items()})
+    every = dict.fromkeys(name for one in held for name in one)
+    first = held[0]
+    alike = {name for name in first if first[name][2] is not None and all(one.get(name) == first[name] for one in held)}
+    names = [name for name in every if name not in alike]
     dtypes = {name: next(one[name][0] for one in held if name in one) for name in names}
     return {name: OwnArrays(dtypes[name], tuple(one[name][1] if name in one else None for one in held)) for name in names}
+
+
+def _if_shared(state: RunState, name: str) -> bytes | None:
+    """The bytes of a rank's own array if the shared one is the same."""
+    own, shared = state.own[name], state.shared.get(name)
+    return own.tobytes() if shared is not None and shared.tobytes() == own.tobytes() else None
 
 
 def _create(partial: Path, whole: Buffers, own: dict[str, OwnArrays], ranks: int) -> None:
@@ -175,7 +187,8 @@ def _write_parts(partial: Path, whole: Buffers, state: RunState, own: dict[str, 
     """Every rank writes and hashes its slice of every buffer, and what is its own; one after another where h5py is serial."""
     parallel = hdf5.is_parallel() and context.size > 1
     writers = context.size if parallel else 1
-    pieces = [(f"{OWN}{name}", own[name].span(context.rank)[0], array.reshape(-1)) for name, array in state.own.items()]
+    held = [(name, array.reshape(-1)) for name, array in state.own.items() if name in own]
+    pieces = [(f"{OWN}{name}", own[name].span(context.rank)[0], array) for name, array in held]
     if context.rank < writers:
         for name, array in whole.items():
             start, stop = context.rank * array.size // writers, (context.rank + 1) * array.size // writers

@@ -233,6 +233,16 @@ def test_what_other_settings_cannot_use_is_said(context: Any, folder: Path, name
     assert any("not used" in text and words in text for text in said), said
 
 
+def test_what_is_the_same_on_all_ranks_is_written_once(context: Any, folder: Path) -> None:
+    """Each rank's own part costs a checksum and, with a serial h5py, a turn at the file."""
+    skip_unless(context, 2, 3)
+    for name, own in (("allreduce", False), ("local", True)):
+        train(context, folder, name, "once", train_max_steps=STOP)
+        with context.together("looking"):
+            held = ckpt.read(ckpt.list_checkpoints(folder / "once" / "checkpoints")[0]).meta.own
+            assert bool(held) == own and ("average.loss" in held) == own and "strategy.updates" not in held
+
+
 def test_a_write_that_fails_on_one_rank_fails_on_all_and_leaves_nothing_open(
     context: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
