@@ -194,8 +194,13 @@ class AllReduce(Strategy):
         assert self.tuner is not None
         now = time.monotonic()
         slowest = self.context.comm.allreduce(now - self._started, op=mpi.load().MAX)
+        undecided = self.tuner.best is None
         if self.tuner.record(slowest):
             self._cut(self.tuner.current)
+        if undecided and self.tuner.best is not None and self.compression is not None:
+            state = self.compression.state()  # without the residuals of the other sizes
+            _of_other_buckets(state, {bucket.name for bucket in self.departures.buckets})
+            self.compression.load_state(state)
         self._started = time.monotonic()
 
 

@@ -243,6 +243,25 @@ def test_what_is_the_same_on_all_ranks_is_written_once(context: Any, folder: Pat
             assert bool(held) == own and ("average.loss" in held) == own and "strategy.updates" not in held
 
 
+def test_residuals_of_bucket_sizes_that_were_tried_are_forgotten(context: Any, folder: Path) -> None:
+    """Else each rank would hold, and each checkpoint too, a residual of the whole model for each size."""
+    from mpidl.backend.numpy_ops import NumpyOps
+    from mpidl.compression import create
+    from mpidl.nn import Dense, Model
+    from mpidl.sync import AllReduce, StepScalars
+
+    skip_unless(context, 2)
+    model = Model([Dense(512), Dense(512), Dense(8)], (256,), NumpyOps())
+    compressor = create("topk")
+    strategy = AllReduce(model.parameters, context, overlap="layers", tune_buckets=True, compression=compressor)
+    assert strategy.tuner is not None
+    while strategy.tuner.best is None:
+        model.parameters.gradients[...] = 1.0
+        strategy.note(StepScalars(count=1.0))
+        strategy.step(StepScalars(count=1.0), lambda: None)
+    assert set(compressor._residuals) == {bucket.name for bucket in strategy.departures.buckets}
+
+
 def test_a_write_that_fails_on_one_rank_fails_on_all_and_leaves_nothing_open(
     context: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
