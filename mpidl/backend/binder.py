@@ -23,6 +23,7 @@ except ImportError:  # built without Python.h
 
 _TYPES: dict[str, np.dtype[Any]] = {"i": np.dtype(np.int64), "u": np.dtype(np.uint8), "d": np.dtype(np.float64)}
 _OPTIONAL, _SIZED, _NUMBER = 1, 2, 128
+_COPY = "copy it with array.copy()"
 
 
 class Binder:
@@ -67,10 +68,12 @@ class Binder:
             if arg.dtype != wanted:
                 remedy = "all arrays of a model have its dtype: convert with array.astype(...)"
                 raise self._error(f"takes {wanted} as {argument.name!r}, got {arg.dtype}", remedy)
+            if not getattr(arg.flags, "aligned", True):  # CuPy's always are
+                raise self._error(f"takes an aligned array as {argument.name!r}, got a field of records or odd bytes", _COPY)
             if argument.kind != "s" and not arg.flags.c_contiguous:
                 raise self._error(
                     f"takes a C-contiguous array as {argument.name!r}, got one of shape {arg.shape}, strides {arg.strides}",
-                    "copy it with ascontiguousarray(...)",
+                    _COPY,
                 )
             self._check_size(argument, arg, args)
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from mpidl.backend import kernels
 from mpidl.backend.binder import Binder
 from mpidl.backend.contract.base import Array, accumulator
+from mpidl.backend.contract.conv import check_tiles
 from mpidl.backend.ops import Conv2DGeometry, Ops
-from mpidl.backend.table import KERNELS
+from mpidl.backend.table import C_KERNELS, KERNELS, Kernel
 from mpidl.errors import BackendError
 
 BLOCK = 256
@@ -28,6 +29,7 @@ _REAL = {
     np.dtype(np.float16): "f16",
     np.dtype(ml_dtypes.bfloat16): "bf16",
 }
+_ROUND_COPY = Kernel("pointwise", "x:a(n) out:p(n) n:n")
 _CUDA_TYPE = {"float": 0, "double": 1, "f16": 2, "bf16": 14}  # cudaDataType
 
 
@@ -63,16 +65,17 @@ class CupyOps(Ops):
 
     def _each(self, family: str, name: str, real: Any, n: int, args: tuple[Any, ...]) -> None:
         """Launch a grid-stride kernel over n elements."""
-        for arg in args:
-            if hasattr(arg, "flags") and not arg.flags.c_contiguous:
-                raise BackendError(
-                    f"the kernel takes contiguous arrays, got shape {arg.shape} with strides {arg.strides}",
-                    where=f"kernel {name}",
-                    remedy="copy it with ascontiguousarray(...)",
-                )
         if n:
             blocks = min(-(-n // BLOCK), MAX_BLOCKS)
             self._kernel(family, name, real)((blocks,), (BLOCK,), args)
+
+    def _check(self, name: str, dtype: Any, *args: Any) -> None:
+        """Raise BackendError unless `args`, in the order of the table, fit kernel `name`."""
+        binder = self._binders.get((name, dtype))
+        if binder is None:
+            kernel = KERNELS.get(name) or C_KERNELS.get(name, _ROUND_COPY)
+            binder = self._binders[name, dtype] = Binder(name, kernel, dtype)
+        binder.check(args)
 
     def launch(self, name: str, *args: Any) -> None:
         if name == "attention_backward":
@@ -81,10 +84,7 @@ class CupyOps(Ops):
         kernel = KERNELS[name]
         reals = (arg for letter, arg in zip(kernel.arguments, args, strict=False) if letter in "ps")
         dtype = next((arg.dtype for arg in reals if hasattr(arg, "dtype")), np.dtype(np.float32))
-        binder = self._binders.get((name, dtype))
-        if binder is None:
-            binder = self._binders[name, dtype] = Binder(name, kernel, dtype)
-        binder.check(args)
+        self._check(name, dtype, *args)
         grid, block = _cover(kernel.launch, args)
         if all(grid):
             scalars: dict[str, Any] = {"n": np.int64, "r": accumulator(dtype).type, "e": np.float64, "f": np.int32}
@@ -133,6 +133,7 @@ class CupyOps(Ops):
         )
 
     def round_copy(self, x: Array, out: Array) -> None:
+        self._check("round_copy", out.dtype, x, out, x.size)
         self._each("pointwise", "round_copy", out.dtype, x.size, (x, out, np.int64(x.size)))
 
     def to_device(self, host: NDArray[Any]) -> Array:
@@ -181,21 +182,26 @@ class CupyOps(Ops):
         return f"GPU {self.device}: {name.decode() if isinstance(name, bytes) else name}, CuPy {cp.__version__}"
 
     def bias_act(self, y: Array, bias: Array, *, relu: bool) -> None:
+        self._check("bias_act", y.dtype, y, bias, *y.shape, relu)
         args = (y, bias, np.int64(y.size), np.int64(y.shape[1]), np.int32(relu))
         self._each("pointwise", "bias_act", y.dtype, y.size, args)
 
     def relu_forward(self, x: Array, out: Array) -> None:
+        self._check("relu_forward", x.dtype, x, out, x.size)
         self._each("pointwise", "relu_forward", x.dtype, x.size, (x, out, np.int64(x.size)))
 
     def relu_backward(self, dy: Array, y: Array, out: Array) -> None:
+        self._check("relu_backward", y.dtype, dy, y, out, y.size)
         self._each("pointwise", "relu_backward", y.dtype, y.size, (dy, y, out, np.int64(y.size)))
 
     def scale_u8(self, x: Array, out: Array, scale: float, shift: float) -> None:
         real = accumulator(out.dtype).type
+        self._check("scale_u8", out.dtype, x, out, x.size, scale, shift)
         self._each("pointwise", "scale_u8", out.dtype, x.size, (x, out, np.int64(x.size), real(scale), real(shift)))
 
     def column_sums(self, x: Array, out: Array) -> None:
         rows, cols = x.shape
+        self._check("column_sums", x.dtype, x, out, rows, cols)
         if cols:
             kernel = self._kernel("pointwise", "column_sums", x.dtype)
             kernel((-(-cols // 32),), (32, 8), (x, out, np.int64(rows), np.int64(cols)))
@@ -216,10 +222,15 @@ class CupyOps(Ops):
             self.column_sums(dy.reshape(-1, geometry.out_channels), db)
 
     def maxpool2d_forward(self, x: Array, out: Array, k: int) -> None:
+        check_tiles(x, out, k)
+        self._check("maxpool2d_forward", x.dtype, x, out, *x.shape, k)
         args = (x, out, np.int64(out.size), *(np.int64(extent) for extent in x.shape[1:]), np.int64(k))
         self._each("pool2d", "maxpool2d_forward", x.dtype, out.size, args)
 
     def maxpool2d_backward(self, dy: Array, x: Array, y: Array, out: Array, k: int, *, relu: bool) -> None:
+        check_tiles(x, dy, k)
+        check_tiles(x, y, k)
+        self._check("maxpool2d_backward", x.dtype, dy, x, y, out, *x.shape, k, relu)
         extents = (np.int64(extent) for extent in x.shape[1:])
         args = (dy, x, y, out, np.int64(out.size), *extents, np.int64(k), np.int32(relu))
         self._each("pool2d", "maxpool2d_backward", x.dtype, out.size, args)
@@ -228,15 +239,18 @@ class CupyOps(Ops):
         self, logits: Array, labels: Array, loss: Array, dlogits: Array, hit: Array, scale: float, smoothing: float = 0.0
     ) -> None:
         rows, classes = logits.shape
+        arrays = logits, labels, loss, dlogits, hit
+        self._check("softmax_cross_entropy", logits.dtype, *arrays, rows, classes, scale, smoothing)
         if rows:
             kernel, real = self._kernel("loss", "softmax_cross_entropy", logits.dtype), accumulator(logits.dtype).type
-            args = (logits, labels, loss, dlogits, hit, np.int64(rows), np.int64(classes), real(scale), real(smoothing))
+            args = (*arrays, np.int64(rows), np.int64(classes), real(scale), real(smoothing))
             kernel((min(-(-rows // 8), MAX_BLOCKS),), (32, 8), args)
 
     def sgd_step(
         self, p: Array, g: Array, v: Array, *, lr: float, momentum: float, weight_decay: float, nesterov: bool
     ) -> None:
         real = p.dtype.type
+        self._check("sgd_step", p.dtype, p, g, v, p.size, lr, momentum, weight_decay, nesterov)
         args = (p, g, v, np.int64(p.size), real(lr), real(momentum), real(weight_decay), np.int32(nesterov))
         self._each("optim", "sgd_step", p.dtype, p.size, args)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mpidl.backend import kernels
 from mpidl.backend import numpy_fallback as plain
 from mpidl.backend.binder import Binder
+from mpidl.backend.contract.conv import check_tiles
 from mpidl.backend.ops import Conv2DGeometry, Ops
 from mpidl.backend.plain import PLAIN
 from mpidl.backend.table import C_KERNELS, KERNELS, ONLY_CUDA
@@ -174,13 +175,13 @@ class NumpyOps(Ops):
             plain.conv2d_backward_weights(x, dy, dw, db, geometry)
 
     def maxpool2d_forward(self, x: NDArr, out: NDArr, k: int) -> None:
-        _check_tiles(x, out, k)
+        check_tiles(x, out, k)
         if not self._run("maxpool2d_forward", x.dtype, x, out, *x.shape, k):
             plain.maxpool2d_forward(x, out, k)
 
     def maxpool2d_backward(self, dy: NDArr, x: NDArr, y: NDArr, out: NDArr, k: int, *, relu: bool) -> None:
-        _check_tiles(x, dy, k)
-        _check_tiles(x, y, k)
+        check_tiles(x, dy, k)
+        check_tiles(x, y, k)
         if not self._run("maxpool2d_backward", x.dtype, dy, x, y, out, *x.shape, k, relu):
             plain.maxpool2d_backward(dy, x, y, out, k, relu)
 
@@ -202,14 +203,6 @@ class NumpyOps(Ops):
     ) -> None:
         if not self._run("sgd_step", p.dtype, p, g, v, p.size, lr, momentum, weight_decay, nesterov):
             plain.sgd_step(p, g, v, lr, momentum, weight_decay, nesterov)
-
-
-def _check_tiles(x: NDArr, tiled: NDArr, k: int) -> None:
-    n, height, width, channels = x.shape
-    if tiled.shape != (n, height // k, width // k, channels):
-        raise BackendError(
-            f"windows of {k} x {k} over {x.shape} do not give {tiled.shape}", where="maxpool2d", remedy="check the shapes"
-        )
 
 
 def _numbers(batch: NDArr, g: Conv2DGeometry) -> tuple[int, ...]:

@@ -184,12 +184,13 @@ ONLY_CUDA = frozenset({"attention_backward_q", "attention_backward_kv"}) | {
     name for name, kernel in KERNELS.items() if kernel.family == "compress"
 }
 ONLY_C = frozenset({"attention_backward"})
-# What `NumpyOps` calls in C by methods of their own, which take fast ways; `CupyOps` does these with products and columns
+# What `NumpyOps` calls in C by methods of their own, which take fast ways; `CupyOps` does these with products and columns, or
+# with kernels of the same arrays and sizes in another order, which are checked by these lines too
 C_KERNELS: dict[str, Kernel] = {
-    "bias_act": Kernel("pointwise", "y:p(rows*cols) bias:p(cols) rows:n cols:n relu:f"),
+    "bias_act": Kernel("pointwise", "y:p(rows*cols) bias:a(cols) rows:n cols:n relu:f"),
     "relu_forward": Kernel("pointwise", "x:p(n) out:p(n) n:n"),
     "relu_backward": Kernel("pointwise", "dy:p(n) y:p(n) out:p(n) n:n"),
-    "column_sums": Kernel("pointwise", "x:p(rows*cols) out:p(cols) rows:n cols:n"),
+    "column_sums": Kernel("pointwise", "x:p(rows*cols) out:a(cols) rows:n cols:n"),
     "scale_u8": Kernel("pointwise", "x:u(n) out:p(n) n:n scale:e shift:e"),
     "conv2d_forward": Kernel("conv2d", f"x:p({_X}) w:p({_W}) b:p?(co) out:p({_Y}) {_CONV} relu:f"),
     "conv2d_backward_input": Kernel("conv2d", f"dy:p({_Y}) w:p({_W}) out:p({_X}) {_CONV}"),
@@ -198,7 +199,7 @@ C_KERNELS: dict[str, Kernel] = {
     "maxpool2d_backward": Kernel("pool2d", "dy:p x:p(n*h*w*c) y:p out:p(n*h*w*c) n:n h:n w:n c:n k:n relu:f"),
     "softmax_cross_entropy": Kernel(
         "loss",
-        "logits:p(rows*classes) labels:i(rows) loss:p(rows) dlogits:p(rows*classes) hit:u(rows) rows:n classes:n scale:e "
+        "logits:p(rows*classes) labels:i(rows) loss:a(rows) dlogits:p(rows*classes) hit:u(rows) rows:n classes:n scale:e "
         "smoothing:e",
     ),
     "gemm": Kernel("gemm", "a:s a0:n a1:n b:s b0:n b1:n out:s c0:n c1:n bias:p?(cols) rows:n cols:n k:n relu:f accumulate:f"),

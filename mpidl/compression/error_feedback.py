@@ -52,4 +52,6 @@ class ErrorFeedback(Compressor):
     def load_state(self, state: RunState) -> None:
         """Go on from what `state` returned."""
         self.residuals = take_all(state, "residual")
-        self.inner.load_state(state.take_section("inner"))
+        inner = state.take_section("inner")
+        self.inner.load_state(inner)
+        state.add("inner", inner)  # what it has left

@@ -49,13 +49,17 @@ class PowerSGD(Plain):
         self._put(values, left, right, summed)
 
     def state(self) -> RunState:
-        """The right factors, which are the same on all ranks."""
+        """The right factors, which are the same on all ranks, and how many columns they have at most."""
         factors = {f"{key}:{index}": factor for key, right in self._right.items() for index, factor in enumerate(right)}
-        return RunState(shared=to_host(factors, "factor"))
+        state = RunState(shared=to_host(factors, "factor"))
+        state.set_numbers(rank=self.rank)
+        return state
 
     def load_state(self, state: RunState) -> None:
-        """Go on from what `state` returned."""
+        """Go on from what `state` returned; not from factors of another rank, which would keep that rank for ever."""
         self._right = {}
+        if state.take_number("rank", self.rank) != self.rank:
+            return
         for name, factor in take_all(state, "factor").items():  # in the order in which they were saved
             self._right.setdefault(name.rpartition(":")[0], []).append(factor)
 

@@ -136,14 +136,17 @@ class Quantised(Compressor):
 
     def state(self) -> RunState:
         """Both residuals, and the calls so far, which seed the noise of rounding."""
-        state = RunState(own=to_host(self._residuals, "residual") | to_host(self._late, "owner"))
+        first = self._residuals if self.feedback else {}
+        state = RunState(own=to_host(first, "residual") | to_host(self._late, "owner"))
         state.set_numbers(calls=self._calls)
         return state
 
     def load_state(self, state: RunState) -> None:
         """Go on from what `state` returned."""
         self._calls = int(state.take_number("calls", self._calls))
-        self._residuals, self._late = take_all(state, "residual"), take_all(state, "owner")
+        self._late = take_all(state, "owner")
+        if self.feedback:
+            self._residuals = take_all(state, "residual")
 
     def scales(self, packet: NDArray[Any]) -> NDArray[Any]:
         """The scales at the head of a packet, (blocks,) float32."""

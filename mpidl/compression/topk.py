@@ -66,4 +66,6 @@ class TopK(Compressor):
 
     def load_state(self, state: RunState) -> None:
         """Go on from what `state` returned."""
-        self._residuals, self._hints = take_all(state, "residual"), take_all(state, "hint")
+        if self.feedback:
+            self._residuals = take_all(state, "residual")
+        self._hints = take_all(state, "hint")

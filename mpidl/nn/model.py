@@ -104,7 +104,7 @@ class Model:
             before, self.runtime.key = self.runtime.key, this.key
             self.runtime.activations = this.activations
             try:
-                propagate(dy, ready)
+                propagate(dy if getattr(dy.flags, "writeable", True) else dy.copy(), ready)  # layers overwrite it
             finally:
                 self.runtime.key = before
                 this.release()

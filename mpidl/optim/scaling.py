@@ -55,5 +55,7 @@ class LossScaler:
 
     def load_state(self, state: RunState) -> None:
         """Go on with a saved scale."""
+        if not self.dynamic:  # the run had 16-bit numbers before
+            return
         self.scale = state.take_number("scale", self.scale)
         self._good = int(state.take_number("good", self._good))

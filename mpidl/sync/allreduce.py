@@ -181,8 +181,9 @@ class AllReduce(Strategy):
             saved, buckets = state.take_section("compression"), {bucket.name for bucket in self.departures.buckets}
             state.add("compression", _of_other_buckets(saved, buckets))  # not used: gradients are cut in other places now
             self.compression.load_state(saved)
-        noise = state.take_section("noise")
-        if self._measures and noise.shared:
+            state.add("compression", saved)  # what it has left, under settings of its own
+        noise = state.take_section("noise") if self._measures else RunState()
+        if noise.shared:
             self.noise = NoiseScale(0.0, 0.0)
             self.noise.load_state(noise)
 
@@ -193,8 +194,13 @@ class AllReduce(Strategy):
         assert self.tuner is not None
         now = time.monotonic()
         slowest = self.context.comm.allreduce(now - self._started, op=mpi.load().MAX)
+        undecided = self.tuner.best is None
         if self.tuner.record(slowest):
             self._cut(self.tuner.current)
+        if undecided and self.tuner.best is not None and self.compression is not None:
+            state = self.compression.state()  # without the residuals of the other sizes
+            _of_other_buckets(state, {bucket.name for bucket in self.departures.buckets})
+            self.compression.load_state(state)
         self._started = time.monotonic()
 
 

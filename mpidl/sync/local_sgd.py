@@ -103,7 +103,8 @@ class LocalSGD(Replicas):
 
     def load_state(self, state: RunState) -> None:
         super().load_state(state)
-        self.count = int(state.take_number("count", self.count))
+        before = self.optimizer.count if self.optimizer is not None else self.count  # of a run with another strategy so far
+        self.count = int(state.take_number("count", before))
         self.averages = int(state.take_number("averages", self.averages))
         self._seen = state.take_number("samples", 0.0)
         for name, array in self._slow_buffers().items():

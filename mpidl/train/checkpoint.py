@@ -4,7 +4,8 @@ A file under its final name is complete: every dataset is there, forced to disk,
 HDF5 alone cannot tell (a killed writer can leave a file that opens and reads as zeros).
 
 Datasets: "parameters", "state" and "optimizer.NAME" over the whole model; "shared.NAME" and "own.NAME", the run state
-(mpidl.optim.RunState), of which "own" holds the arrays of all ranks one after another.
+(mpidl.optim.RunState), of which "own" holds the arrays of all ranks one after another; "meta", the metadata as JSON, which
+grows with the number of ranks: an attribute of HDF5 would have to stay below 64 KiB.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from mpidl.optim import RunState
 
 VERSION, READABLE = 2, (1, 2)  # version 1 has no run state
 BEST = "best.h5"
-META_BYTES = 1 << 16  # room for the metadata, reserved with the data
+META = "meta"
+META_BYTES, PART_BYTES = 1 << 16, 512  # room for the metadata, reserved with the data: and for each part more
 SHARED, OWN = "shared.", "own."
 READ_BYTES = 64 << 20  # of what is only verified, at a time
 DAMAGED = "use an earlier checkpoint: this file is damaged, or it never was one"
@@ -127,7 +129,7 @@ def save(
     whole = buffers | {f"{SHARED}{name}": array.reshape(-1) for name, array in state.shared.items()}
     shared = {name: array.shape for name, array in state.shared.items()}
     try:
-        context.on_root(lambda: _create(partial, whole, own), f"creating {partial}")
+        context.on_root(lambda: _create(partial, whole, own, context.size), f"creating {partial}")
         parts = _write_parts(partial, whole, state, own, context)
         complete = msgspec.structs.replace(meta, parts=tuple(parts), ranks=context.size, shared=shared, own=own)
         context.on_root(lambda: _publish(path, partial, complete, keep, best), f"finishing {path}")
@@ -145,14 +147,26 @@ def save(
 
 
 def _describe_own(state: RunState, context: Context) -> dict[str, OwnArrays]:
-    """What the ranks have of their own. Collective."""
-    held = context.gather({name: (array.dtype.str, array.shape) for name, array in state.own.items()})
-    names = dict.fromkeys(name for one in held for name in one)
+    """What the ranks have of their own, but for what is shared too and the same on all of them. Collective.
+
+    A serial h5py opens the file once for each rank that has something of its own.
+    """
+    held = context.gather({name: (array.dtype.str, array.shape, _if_shared(state, name)) for name, array in state.own.items()})
+    every = dict.fromkeys(name for one in held for name in one)
+    first = held[0]
+    alike = {name for name in first if first[name][2] is not None and all(one.get(name) == first[name] for one in held)}
+    names = [name for name in every if name not in alike]
     dtypes = {name: next(one[name][0] for one in held if name in one) for name in names}
     return {name: OwnArrays(dtypes[name], tuple(one[name][1] if name in one else None for one in held)) for name in names}
 
 
-def _create(partial: Path, whole: Buffers, own: dict[str, OwnArrays]) -> None:
+def _if_shared(state: RunState, name: str) -> bytes | None:
+    """The bytes of a rank's own array if the shared one is the same."""
+    own, shared = state.own[name], state.shared.get(name)
+    return own.tobytes() if shared is not None and shared.tobytes() == own.tobytes() else None
+
+
+def _create(partial: Path, whole: Buffers, own: dict[str, OwnArrays], ranks: int) -> None:
     """Create the file and reserve its blocks, so that a full disk is noticed here, not in mid-write."""
     partial.parent.mkdir(parents=True, exist_ok=True)
     with hdf5.open_file(partial, "w") as file:
@@ -160,9 +174,10 @@ def _create(partial: Path, whole: Buffers, own: dict[str, OwnArrays]) -> None:
             file.create_dataset(name, array.shape, array.dtype, dcpl=hdf5.early_allocation())
         for name, arrays in own.items():
             file.create_dataset(f"{OWN}{name}", (arrays.size,), arrays.dtype, dcpl=hdf5.early_allocation())
+    room = META_BYTES + PART_BYTES * ranks * (len(whole) + len(own))
     with open(partial, "rb+") as raw:
         try:
-            os.posix_fallocate(raw.fileno(), 0, partial.stat().st_size + META_BYTES)
+            os.posix_fallocate(raw.fileno(), 0, partial.stat().st_size + room)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
@@ -172,16 +187,21 @@ def _write_parts(partial: Path, whole: Buffers, state: RunState, own: dict[str, 
     """Every rank writes and hashes its slice of every buffer, and what is its own; one after another where h5py is serial."""
     parallel = hdf5.is_parallel() and context.size > 1
     writers = context.size if parallel else 1
-    pieces = [(f"{OWN}{name}", own[name].span(context.rank)[0], array.reshape(-1)) for name, array in state.own.items()]
+    held = [(name, array.reshape(-1)) for name, array in state.own.items() if name in own]
+    pieces = [(f"{OWN}{name}", own[name].span(context.rank)[0], array) for name, array in held]
     if context.rank < writers:
         for name, array in whole.items():
             start, stop = context.rank * array.size // writers, (context.rank + 1) * array.size // writers
             pieces.append((name, start, array[start:stop]))
     if parallel:
-        file = hdf5.open_file(partial, "r+", comm=context.comm)
-        with context.together(f"writing {partial}"):
-            parts = [_write_piece(file, *piece) for piece in pieces]
-        file.close()
+        with context.together(f"opening {partial}"):
+            file = hdf5.open_file(partial, "r+", comm=context.comm)
+        try:
+            with context.together(f"writing {partial}"):
+                parts = [_write_piece(file, *piece) for piece in pieces]
+        finally:  # all ranks come here; a file left open would be closed after the end of MPI
+            with context.together(f"closing {partial}"):
+                file.close()
     else:
         parts = []
         for turn in range(context.size if own else 1):
@@ -206,7 +226,7 @@ def _digest(array: NDArray[Any]) -> str:
 def _publish(path: Path, partial: Path, meta: Meta, keep: int, best: bool) -> None:
     encoded = msgspec.json.encode(meta)
     with hdf5.open_file(partial, "r+") as file:
-        file.attrs["meta"] = np.frombuffer(encoded, np.uint8)
+        file.create_dataset(META, data=np.frombuffer(encoded, np.uint8))
         file.attrs["meta_sha256"] = hashlib.sha256(encoded).hexdigest()
     with open(partial, "rb+") as raw:
         os.fsync(raw.fileno())
@@ -253,7 +273,7 @@ def read(path: Path) -> Checkpoint:
     with _opened(path) as file:
         meta = _read_meta(file, path)
         own = {f"{OWN}{name}" for name in meta.own}
-        datasets = {name: hdf5.trusted_dataset(file, name, path) for name in file}
+        datasets = {name: hdf5.trusted_dataset(file, name, path) for name in file if name != META}
         buffers = {name: np.asarray(dataset[...]) for name, dataset in datasets.items() if name not in own}
         _verify(path, meta, buffers, {name: dataset for name, dataset in datasets.items() if name in own})
     state = RunState({name: buffers.pop(f"{SHARED}{name}").reshape(shape) for name, shape in meta.shared.items()})
@@ -297,9 +317,10 @@ def _damaged(path: Path, what: str) -> DamagedCheckpoint:
 
 
 def _read_meta(file: Any, path: Path) -> Meta:
-    if "meta" not in file.attrs or "meta_sha256" not in file.attrs:
+    inside = META in file  # else an attribute: version 1
+    if (not inside and META not in file.attrs) or "meta_sha256" not in file.attrs:
         raise _damaged(path, "is not a checkpoint of mpidl, or was never finished")
-    encoded = np.asarray(file.attrs["meta"]).tobytes()
+    encoded = np.asarray(hdf5.trusted_dataset(file, META, path)[...] if inside else file.attrs[META]).tobytes()
     if hashlib.sha256(encoded).hexdigest() != file.attrs["meta_sha256"]:
         raise _damaged(path, "the checksum of its metadata is wrong")
     version = msgspec.json.decode(encoded, type=_Version).version
@@ -365,13 +386,28 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint:
 def set_aside_later(folder: Path, loaded: Path, step: int, warn: Callable[[str], None]) -> None:
     """Rename checkpoints of later steps than the one that a run goes on from: they are damaged, or belong to another course.
 
-    Left where they are they would count as the newest ones, and what this run writes would be dropped in their favour.
+    Left where they are they would count as the newest ones, and what this run writes would be dropped in their favour. So
+    would a best.h5 of the other course: the next one, though worse, would replace it.
     """
-    for path in list_checkpoints(folder):
-        if step_in_name(path) > step and path != loaded:
-            aside = path.with_name(path.name + ".superseded")
-            path.replace(aside)
-            warn(f"keeping {path.name} as {aside.name}: the run goes on from step {step}")
+    later = [path for path in list_checkpoints(folder) if step_in_name(path) > step and path != loaded]
+    if folder / BEST != loaded and _step_inside(folder / BEST) > step:
+        later.append(folder / BEST)
+    for path in later:
+        aside, number = path.with_name(path.name + ".superseded"), 1
+        while aside.exists():  # of a course before that one
+            number += 1
+            aside = path.with_name(f"{path.name}.superseded-{number}")
+        path.replace(aside)
+        warn(f"keeping {path.name} as {aside.name}: the run goes on from step {step}")
+
+
+def _step_inside(path: Path) -> int:
+    """The step of a checkpoint by its metadata; -1 if there is none that can be read."""
+    try:
+        with _opened(path) as file:
+            return _read_meta(file, path).step
+    except CheckpointError:
+        return -1
 
 
 def load_for(context: Context, find: Callable[[], Checkpoint], doing: str, *, own: bool = False) -> Checkpoint:

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 
 from mpidl.backend import Array
 from mpidl.nn import GradientsReady, LossResult, Model, SoftmaxCrossEntropy
+from mpidl.nn.activations import Activations
 
 KEPT = 8  # graphs: of a full batch, the last one of an epoch, and a few loss scales
 
 
 @dataclass(frozen=True)
 class _Captured:
-    """allocations: of the backend's workspaces when it was captured; if there are more, its addresses may be old."""
+    """allocations: of the backend's workspaces when it was captured; if there are more, its addresses may be old. activations:
+    the memory of its pass, which every launch overwrites."""
 
     launch: Callable[[], None]
     result: LossResult
     allocations: int
+    activations: Activations
 
 
 class Passes:
@@ -60,10 +63,11 @@ class Passes:
             if len(self._captured) >= KEPT:
                 self._captured.clear()
             self._captured[key] = held
+        held.activations.uses += 1  # a pass of somebody else in this memory cannot go back any more
         held.launch()
         return held.result
 
     def _capture(self, x: Array, labels: Array, count: int) -> _Captured:
         results: list[LossResult] = []
         launch = self.model.ops.capture(lambda: results.append(self._eager(x, labels, count, None)))
-        return _Captured(launch, results[-1], self.model.ops.allocations)
+        return _Captured(launch, results[-1], self.model.ops.allocations, self.model.runtime.activations)

@@ -26,15 +26,16 @@ _NOTHING = np.empty(0)
 
 @dataclass
 class Position:
-    """How far a run has come. last: the newest evaluation; best_accuracy: over all of them, -1 before the first."""
+    """How far a run has come. last: the newest evaluation, at step `evaluated`; best_accuracy: of all, -1 before."""
 
     step: int = 0
     best_accuracy: float = -1.0
     last: Evaluation | None = None
+    evaluated: int = -1
 
 
 class Saver:
-    """Checkpoints of one run. saved: the newest one; saved_step: its step. Its methods are collective.
+    """Checkpoints of one run. saved: the newest one. Its methods are collective.
 
     more: what has a state to save besides the strategy, by name.
     """
@@ -56,7 +57,11 @@ class Saver:
         self.output = Path(config.train.output)
         self.folder = self.output / "checkpoints"
         self.saved: Path | None = None
-        self.saved_step = -1
+        self._current = (-1, -1)  # step, and step of the evaluation, of `saved`
+
+    def is_current(self, position: Position) -> bool:
+        """Whether the newest checkpoint has all of this."""
+        return self._current == (position.step, position.evaluated)
 
     def exists(self) -> bool:
         """Whether there is a checkpoint to go on from."""
@@ -99,12 +104,13 @@ class Saver:
             self.strategy.take(saved.buffers[f"optimizer.{name}"], array)
         if self.model.parameters.state.size:
             self.model.parameters.state[...] = self.model.ops.to_device(saved.buffers["state"])
-        self.saved, self.saved_step = saved.path, meta.step
         self.say(f"resuming at step {meta.step} (epoch {meta.epoch + 1}) from {saved.path}")
-        last = None
+        at = Position(meta.step, meta.best_accuracy)
         if "accuracy" in meta.metrics:
-            last = Evaluation(meta.metrics["loss"], meta.metrics["accuracy"], int(meta.metrics["samples"]))
-        return Position(meta.step, meta.best_accuracy, last), self._usable(saved)
+            at.last = Evaluation(meta.metrics["loss"], meta.metrics["accuracy"], int(meta.metrics["samples"]))
+            at.evaluated = int(meta.metrics.get("step", meta.step))
+        self.saved, self._current = saved.path, (at.step, at.evaluated)
+        return at, self._usable(saved)
 
     def _usable(self, saved: ckpt.Checkpoint) -> RunState:
         """The state without what belongs to another strategy, compressor or number of ranks; says what that is."""
@@ -199,7 +205,8 @@ class Saver:
                 ),
                 "checkpointing",
             )
-        best = last is not None and step % steps == 0 and last.accuracy > position.best_accuracy
+        fresh = step % steps == 0 and position.evaluated == step
+        best = last is not None and fresh and last.accuracy > position.best_accuracy
         if best and last is not None:
             position.best_accuracy = last.accuracy
         meta = ckpt.Meta(
@@ -210,7 +217,7 @@ class Saver:
             config=msgspec.to_builtins(self.config),
             inputs=msgspec.to_builtins(self.spec),
             parameters=self._layout(),
-            metrics=asdict(last) if last else {},
+            metrics=asdict(last) | {"step": position.evaluated} if last else {},
             best_accuracy=position.best_accuracy,
         )
         every = {"parameters": values} | self._buffers()
@@ -218,7 +225,7 @@ class Saver:
         self.saved = ckpt.save(
             self.folder, meta, buffers, self.context, keep=self.config.checkpoint.keep, best=best, state=state
         )
-        self.saved_step = step
+        self._current = (step, position.evaluated)
 
 
 def agreed(error: Any) -> Any:

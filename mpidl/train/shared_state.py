@@ -37,8 +37,8 @@ class SharedState:
 
     def load_state(self, state: RunState) -> None:
         """Go on with saved statistics."""
-        saved = state.take("statistics")
-        if saved is not None and self.apart:
+        saved = state.take("statistics") if self.apart else None
+        if saved is not None:
             self.model.parameters.state[...] = self.model.ops.to_device(saved)
 
     def settle(self) -> None:

@@ -168,6 +168,10 @@ class Trainer:
         request, started, first, stopped = StopRequest(), time.monotonic(), self.at.step, False
         self.started = started
         try:
+            if self.at.step and self._is_due(total):  # a signal came in the last step before it
+                state = None if self.at.step % steps == 0 else self.saver.state()
+                self._evaluate(metrics, progress)
+                self._save(state)
             while self.at.step < total and not stopped:
                 stopped = self._epoch(self.at.step // steps, self.at.step % steps, total, request, metrics, progress)
                 whole_epoch = self.at.step % steps == 0
@@ -176,9 +180,9 @@ class Trainer:
                 stopped = bool(self._settle().stop) or stopped
                 if whole_epoch:
                     self.strategy.end_epoch()
-                if self.test is not None and (whole_epoch or self.at.step == total) and not stopped:
+                if self._is_due(total) and not stopped:
                     self._evaluate(metrics, progress)
-                if self.at.step != self.saver.saved_step:
+                if not self.saver.is_current(self.at):
                     self._save(state)
         finally:
             request.release()
@@ -302,10 +306,16 @@ class Trainer:
         return {"seconds": time.monotonic() - self.started, "seen": self.sampler.seen(step), "sent_bytes": sent}
 
     # --- evaluation and checkpoints ---
+    def _is_due(self, total: int) -> bool:
+        """Whether there should be an evaluation at this step, but is none."""
+        due = self.at.step % self.loader.steps == 0 or self.at.step == total
+        return self.test is not None and due and self.at.evaluated != self.at.step
+
     def _evaluate(self, metrics: MetricsLog | None, progress: Progress) -> None:
         assert self.test is not None
         self._settle()
         self.at.last = evaluate(self.model, self.loss, self.inputs, self.test, self.context, EVALUATION_BATCH)
+        self.at.evaluated = self.at.step
         if metrics:
             metrics.add("evaluation", self.at.step, asdict(self.at.last) | self._so_far(self.at.step))
         done = math.ceil(self.at.step / self.loader.steps)

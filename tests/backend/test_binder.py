@@ -101,6 +101,16 @@ def test_swapped_bytes_and_odd_addresses_are_refused() -> None:
         bound.pointers((good, good))
     odd = raw[1:].view(np.float32)
     assert binder._pointers is None or binder._pointers(bound._program, (odd, good, 4)) is None
+    with pytest.raises(BackendError, match="aligned array as 'x'"):
+        bound.pointers((odd, good, 4))
+
+
+def test_a_field_of_records_is_not_read_at_other_places() -> None:
+    """Its strides are no multiple of its elements, and products are told strides in elements."""
+    records = np.ones((4, 4), [("value", np.float32), ("flag", np.uint8)])["value"]
+    out = np.zeros((4, 4), np.float32)
+    with pytest.raises(BackendError, match="aligned"):
+        NumpyOps().matmul(records, np.eye(4, dtype=np.float32), out)
 
 
 def test_operations_with_ways_of_their_own_check_too(ops: Any) -> None:
@@ -118,6 +128,43 @@ def test_operations_with_ways_of_their_own_check_too(ops: Any) -> None:
         ops.softmax_cross_entropy(*args, np.zeros(2, np.uint8), 1.0)
     with pytest.raises(BackendError, match="ids from"):
         ops.embedding_forward(np.zeros((5, 2), np.float32), np.array([[0, 5]]), np.zeros((1, 2, 2), np.float32))
+
+
+def own_calls(ops: Any) -> dict[str, tuple[Any, list[Any]]]:
+    """Operations that do not go through `launch`: a call, and its arrays."""
+    rng, real = np.random.default_rng(3), np.float32
+
+    def arrays(*shapes: Any) -> list[Any]:
+        return [ops.to_device(rng.standard_normal(shape).astype(real)) for shape in shapes]
+
+    labels, hit = ops.to_device(rng.integers(0, 3, 4)), ops.to_device(np.zeros(4, np.uint8))
+    x, loss, dx = arrays((4, 3), 4, (4, 3))
+    rates = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "nesterov": False}
+    images = arrays((2, 4, 4, 3), (2, 2, 2, 3))
+    return {
+        "bias_act": (lambda y, b: ops.bias_act(y, b, relu=True), arrays((4, 3), 3)),
+        "relu_forward": (ops.relu_forward, arrays((4, 3), (4, 3))),
+        "relu_backward": (ops.relu_backward, arrays((4, 3), (4, 3), (4, 3))),
+        "column_sums": (ops.column_sums, arrays((4, 3), 3)),
+        "scale_u8": (lambda a, out: ops.scale_u8(a, out, 1.0, 0.0), [hit.copy(), *arrays(4)]),
+        "softmax_cross_entropy": (lambda *a: ops.softmax_cross_entropy(*a, 1.0), [x, labels, loss, dx, hit]),
+        "sgd_step": (lambda *a: ops.sgd_step(*a, **rates), arrays(5, 5, 5)),
+        "maxpool2d_forward": (lambda a, out: ops.maxpool2d_forward(a, out, 2), images),
+        "maxpool2d_backward": (lambda *a: ops.maxpool2d_backward(*a, 2, relu=False), [images[1], *images, images[0].copy()]),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(own_calls(NumpyOps())))
+def test_every_argument_of_operations_with_kernels_of_their_own(ops: Any, name: str) -> None:
+    call, given = own_calls(ops)[name]
+    call(*given)
+    for index, array in enumerate(given):
+        gaps = ops.xp.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)[..., ::2]
+        other = array.astype(np.float64 if array.dtype == np.float32 else np.float32)
+        tells = name == "scale_u8" and index == 1  # the dtype that is wanted
+        for bad in [gaps] if tells else [gaps, other]:
+            with pytest.raises(BackendError):
+                call(*given[:index], bad, *given[index + 1 :])
 
 
 def attention_arrays(xp: Any, n: int, t: int, heads: int, dim: int) -> tuple[list[Any], Any, Any]:

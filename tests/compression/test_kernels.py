@@ -118,3 +118,28 @@ def test_16_bit_floats_are_those_of_numpy(twin: str, dtype: np.dtype, rng: np.ra
         sums = np.full(x.size, 2, np.float32)
         kernels.half_unpack(packed, sums, -1)
         np.testing.assert_array_equal(sums, 2 - wanted.astype(np.float32))
+
+
+def test_factors_of_another_rank_are_left_out() -> None:
+    """They would keep that rank for ever, whatever the settings say."""
+    from mpidl.compression.powersgd import PowerSGD
+
+    factor = np.ones((5, 2), np.float32)
+    for rank, kept in ((2, 1), (4, 0)):
+        before, after = PowerSGD(2), PowerSGD(rank)
+        before._right = {"bucket": [factor]}
+        state = before.state()
+        after.load_state(state)
+        assert len(after._right) == kept and len(list(state.names())) == 1 - kept
+
+
+@pytest.mark.parametrize("name", ["topk", "int8"])
+def test_residuals_without_error_feedback_are_left_out(name: str) -> None:
+    """They would come back when it is switched on again."""
+    from mpidl.compression import create
+
+    before, after = create(name), create(name, error_feedback=False)
+    before._residuals = {"bucket": np.ones(5, np.float32)}
+    state = before.state()
+    after.load_state(state)
+    assert list(state.names()) == ["residual:bucket"] and not list(after.state().own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from mpidl.data.importers import Source
 from mpidl.data.writer import WriteOptions, write_dataset
+from mpidl.errors import CheckpointError
 from mpidl.observe.metrics import read_metrics
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.config import build_config
@@ -82,6 +84,21 @@ def train(context: Any, folder: Path, name: str, output: str, *, resume: bool = 
     trainer.run(quiet=True)
     trainer.close()
     return said
+
+
+class Signal:
+    """Stands for `StopRequest`; `after` steps asked for, a signal comes."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    @property
+    def requested(self) -> bool:
+        self.after -= 1
+        return self.after < 0
+
+    def release(self) -> None:
+        pass
 
 
 def assert_equal(context: Any, folder: Path, first: str, second: str) -> None:
@@ -157,3 +174,117 @@ def test_other_ranks_keep_what_has_meaning(context: Any, folder: Path, name: str
     if context.is_root:
         assert any("not used" in text and words in text for text in said), said
         assert ckpt.list_checkpoints(folder / "other" / "checkpoints")[0].name == f"step-{2 * EPOCH:08d}.h5"
+
+
+@pytest.mark.parametrize("name", ["allreduce", "local"])
+def test_an_evaluation_that_a_signal_left_out_is_made_up(
+    context: Any, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes in the last step of the run: no time to evaluate, and the one before is not passed off as it."""
+    skip_unless(context, 1, 2)
+    train(context, folder, name, "straight")
+    with monkeypatch.context() as patched:
+        patched.setattr("mpidl.train.trainer.StopRequest", lambda: Signal(2 * EPOCH - 1))
+        train(context, folder, name, "signalled")
+    train(context, folder, name, "signalled", resume=True)
+    assert_equal(context, folder, "straight", "signalled")
+    with context.together("comparing"):
+        straight, signalled = (ckpt.list_checkpoints(folder / one / "checkpoints")[0] for one in ("straight", "signalled"))
+        assert ckpt.read(straight).meta.metrics == ckpt.read(signalled).meta.metrics
+        assert ckpt.read(straight).meta.best_accuracy == ckpt.read(signalled).meta.best_accuracy
+
+
+def test_a_checkpoint_just_before_the_last_evaluation_gets_it(context: Any, folder: Path) -> None:
+    """`every_steps` saves at the step at which the run ends, and is then evaluated."""
+    skip_unless(context, 1, 2)
+    for output, settings in (("once", {}), ("twice", {"checkpoint_every_steps": STOP})):
+        train(context, folder, "local", output, train_max_steps=STOP, **settings)
+    with context.together("comparing"):
+        once, twice = (ckpt.read(ckpt.list_checkpoints(folder / one / "checkpoints")[0]) for one in ("once", "twice"))
+        assert once.meta.metrics == twice.meta.metrics and once.meta.metrics["step"] == STOP
+
+
+def test_local_steps_of_a_run_that_averaged_gradients_so_far(context: Any, folder: Path) -> None:
+    """They begin at a step of the run, which is over, not so many steps after it was resumed."""
+    skip_unless(context, 1, 2)
+    train(context, folder, "allreduce", "other", train_max_steps=STOP)
+    train(context, folder, "post-local", "other", resume=True)
+    with context.together("looking"):
+        end = ckpt.read(ckpt.list_checkpoints(folder / "other" / "checkpoints")[0])
+        assert end.state.shared["strategy.count"] == 2 * EPOCH
+
+
+OTHER = {
+    "rank": ({"compression": "powersgd", "powersgd_rank": 2}, {"powersgd_rank": 4}, "compression.inner.factor"),
+    "feedback": ({"compression": "topk"}, {"error_feedback": False}, "compression.residual"),
+    "buckets": ({"compression": "int8", "overlap": "layers", "bucket_mib": 0.002}, {"overlap": "off"}, "compression.owner"),
+    "noise": ({"noise_scale": True}, {"noise_scale": False}, "noise.signal"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_what_other_settings_cannot_use_is_said(context: Any, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_unless(context, 2)
+    before, after, words = OTHER[name]
+    monkeypatch.setitem(TREES, "before", {"sync": before})
+    monkeypatch.setitem(TREES, "after", {"sync": before | after})
+    train(context, folder, "before", name, train_max_steps=STOP)
+    said = train(context, folder, "after", name, resume=True)
+    assert any("not used" in text and words in text for text in said), said
+
+
+def test_what_is_the_same_on_all_ranks_is_written_once(context: Any, folder: Path) -> None:
+    """Each rank's own part costs a checksum and, with a serial h5py, a turn at the file."""
+    skip_unless(context, 2, 3)
+    for name, own in (("allreduce", False), ("local", True)):
+        train(context, folder, name, "once", train_max_steps=STOP)
+        with context.together("looking"):
+            held = ckpt.read(ckpt.list_checkpoints(folder / "once" / "checkpoints")[0]).meta.own
+            assert bool(held) == own and ("average.loss" in held) == own and "strategy.updates" not in held
+
+
+def test_residuals_of_bucket_sizes_that_were_tried_are_forgotten(context: Any, folder: Path) -> None:
+    """Else each rank would hold, and each checkpoint too, a residual of the whole model for each size."""
+    from mpidl.backend.numpy_ops import NumpyOps
+    from mpidl.compression import create
+    from mpidl.nn import Dense, Model
+    from mpidl.sync import AllReduce, StepScalars
+
+    skip_unless(context, 2)
+    model = Model([Dense(512), Dense(512), Dense(8)], (256,), NumpyOps())
+    compressor = create("topk")
+    strategy = AllReduce(model.parameters, context, overlap="layers", tune_buckets=True, compression=compressor)
+    assert strategy.tuner is not None
+    while strategy.tuner.best is None:
+        model.parameters.gradients[...] = 1.0
+        strategy.note(StepScalars(count=1.0))
+        strategy.step(StepScalars(count=1.0), lambda: None)
+    assert set(compressor._residuals) == {bucket.name for bucket in strategy.departures.buckets}
+
+
+def test_a_write_that_fails_on_one_rank_fails_on_all_and_leaves_nothing_open(
+    context: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 would close the file when the process ends, which is collective and comes after the end of MPI."""
+    skip_unless(context, 2, 3)
+    train(context, folder, "allreduce", "full", train_max_steps=STOP)
+    write = ckpt._write_piece
+
+    def failing(file: Any, name: str, start: int, array: Any) -> Any:
+        if context.rank == 1 and name == "parameters":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, name, start, array)
+
+    monkeypatch.setattr(ckpt, "_write_piece", failing)
+    before = open_files()
+    with pytest.raises(CheckpointError, match="No space left"):
+        train(context, folder, "allreduce", "full", resume=True)
+    assert open_files() <= before
+    with context.together("looking"):
+        left = folder / "full" / "checkpoints"
+        assert ckpt.list_checkpoints(left)[0].name == f"step-{STOP:08d}.h5" and not list(left.glob("*.partial"))
+
+
+def open_files() -> int:
+    h5f = ckpt.hdf5.h5py.h5f
+    return sum(b".partial" in h5f.get_name(one) for one in h5f.get_obj_ids(types=h5f.OBJ_FILE))

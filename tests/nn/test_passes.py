@@ -148,6 +148,19 @@ def test_inputs_are_taken_as_they_come(ops: Any, rng: np.random.Generator) -> No
     np.testing.assert_array_equal(ops.to_host(model.forward(whole.astype(np.uint8))[0]), exact)
 
 
+def test_a_gradient_that_may_not_be_written_is_copied(rng: np.random.Generator) -> None:
+    """Arrays of other frameworks and mapped files: kernels would write through their addresses."""
+    from mpidl.backend.numpy_ops import NumpyOps
+
+    model = Model([Dense(4, relu=True), ReLU()], (3,), NumpyOps())
+    model.parameters.initialise(0)
+    x = rng.standard_normal((5, 3)).astype(np.float32)
+    given = np.frombuffer(np.ones((5, 4), np.float32).tobytes(), np.float32).reshape(5, 4)
+    _, backward = model.forward(x, train=True)
+    backward(given)
+    assert (given == 1).all()
+
+
 def test_inputs_that_mean_something_else_are_refused(ops: Any) -> None:
     model = Model([Dense(3)], (2,), ops)
     for bad in (np.ones((1, 2), complex), [["a", "b"]], np.array([[1, 2]], object)):

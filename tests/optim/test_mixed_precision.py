@@ -100,3 +100,11 @@ def test_small_gradients_survive_only_with_a_scale(gpu_ops: Any) -> None:
 def test_16_bits_on_a_cpu_are_refused() -> None:
     with pytest.raises(BackendError, match=r"cannot compute a float32 model in float16(?s:.)*needs a GPU"):
         Model([Dense(3)], (4,), NumpyOps(), compute_dtype=np.float16)
+
+
+def test_a_loss_scale_means_nothing_without_16_bit_numbers() -> None:
+    model = Model([Dense(3)], (4,), NumpyOps())
+    saved = LossScaler(model.parameters, dynamic=True).state()
+    plain = LossScaler(model.parameters, dynamic=False)
+    plain.load_state(saved)
+    assert plain.scale == 1 and set(saved.names()) == {"scale", "good"}  # not used, which is said

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mpidl.errors import CheckpointError
+from mpidl.optim import RunState
 from mpidl.train import checkpoint as ckpt
 
 
@@ -62,3 +63,29 @@ def test_an_unfinished_file_is_not_a_checkpoint(tmp_path: Path, context: Any) ->
     with pytest.raises(CheckpointError, match="no usable"):
         ckpt.load_latest(tmp_path, said.append)
     assert said and "passing over" in said[0]
+
+
+def test_metadata_grows_beyond_what_an_attribute_can_hold(tmp_path: Path, context: Any) -> None:
+    """As many parts as 64 ranks with a few buckets of a compressor have: attributes of HDF5 end at 64 KiB."""
+    state = RunState(own={f"strategy.compression.residual:bucket {i} (dense.w)": np.full(3, i) for i in range(600)})
+    path = ckpt.save(tmp_path, meta(1), {"parameters": np.ones(5)}, context, keep=2, best=False, state=state)
+    found = ckpt.read(path)
+    assert len(found.meta.parts) == 601 and len(ckpt.msgspec.json.encode(found.meta)) > 1 << 16
+    own = ckpt.read_own(path, found.meta, 0)
+    np.testing.assert_array_equal(own["strategy.compression.residual:bucket 7 (dense.w)"], [7] * 3)
+
+
+def test_a_checkpoint_of_version_1_is_read(tmp_path: Path, context: Any) -> None:
+    """Its metadata is an attribute, and says nothing of a run state."""
+    path, values = tmp_path / "step-00000007.h5", np.arange(5.0)
+    old = ckpt.msgspec.structs.replace(meta(7), version=1, parts=(ckpt.Part("parameters", 0, 5, ckpt._digest(values)),))
+    tree = ckpt.msgspec.to_builtins(old)
+    for name in ("ranks", "shared", "own"):
+        del tree[name]
+    encoded = ckpt.msgspec.json.encode(tree)
+    with ckpt.hdf5.open_file(path, "w") as file:
+        file["parameters"] = values
+        file.attrs["meta"] = np.frombuffer(encoded, np.uint8)
+        file.attrs["meta_sha256"] = ckpt.hashlib.sha256(encoded).hexdigest()
+    found = ckpt.load_latest(tmp_path, print)
+    assert found.meta.step == 7 and list(found.buffers) == ["parameters"] and not list(found.state.names())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mpidl.backend.numpy_ops import NumpyOps
+from mpidl.errors import BackendError
 from mpidl.models import layers_of
 from mpidl.nn import Dense, GroupNorm, Model, SoftmaxCrossEntropy
 from mpidl.optim import Adam
@@ -71,3 +72,19 @@ def test_staged_inputs_stay_for_two_calls(gpu_ops: Any) -> None:
         host[...] = -1
         for back in range(min(2, turn + 1)):
             np.testing.assert_array_equal(gpu_ops.to_host(held[turn - back]), np.full((3, 4), turn - back))
+
+
+def test_a_pass_in_flight_is_not_overwritten_unnoticed_by_a_graph(gpu_ops: Any) -> None:
+    """A graph writes to the memory that it was captured with, whoever has that now."""
+    model = Model([Dense(8, relu=True), Dense(3)], (5,), gpu_ops)
+    model.parameters.initialise(1)
+    passes, rng = Passes(model, SoftmaxCrossEntropy(gpu_ops), graphs=True), np.random.default_rng(0)
+    x, other = (gpu_ops.to_device(rng.standard_normal((4, 5)).astype(np.float32)) for _ in range(2))
+    labels = gpu_ops.to_device(rng.integers(0, 3, 4))
+    passes.run(x, labels, 4, None)
+    wanted = gpu_ops.to_host(model.parameters.gradients).copy()
+    y, backward = model.forward(other, train=True)
+    passes.run(x, labels, 4, None)
+    np.testing.assert_array_equal(gpu_ops.to_host(model.parameters.gradients), wanted)
+    with pytest.raises(BackendError, match="another forward pass"):
+        backward(y * 0 + 1)

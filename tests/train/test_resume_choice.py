@@ -127,6 +127,20 @@ def test_later_checkpoints_are_set_aside_not_dropped(two: Path, context: Any) ->
     assert (two / "step-00000940.h5.superseded").is_file() and "940" in said[0]
 
 
+def test_nothing_that_was_set_aside_is_written_over(two: Path, context: Any) -> None:
+    """Also best.h5 of the other course, which a worse one would replace."""
+    for accuracy in (0.5, 0.7):
+        newest = ckpt.msgspec.structs.replace(meta(940), best_accuracy=accuracy)
+        ckpt.save(two, newest, {"parameters": np.zeros(3)}, context, keep=2, best=True)
+        said: list[str] = []
+        ckpt.set_aside_later(two, two / "step-00000846.h5", 846, said.append)
+        assert len(said) == 2
+    kept = ["best.h5.superseded", "best.h5.superseded-2", "step-00000940.h5.superseded", "step-00000940.h5.superseded-2"]
+    assert sorted(path.name for path in two.glob("*superseded*")) == kept
+    assert [ckpt.read(two / name).meta.best_accuracy for name in kept] == [0.5, 0.7, 0.5, 0.7]
+    assert not (two / ckpt.BEST).exists()
+
+
 def test_run_state_comes_back(tmp_path: Path, context: Any) -> None:
     state = RunState({"a:b (c to d)": np.arange(6.0).reshape(2, 3)}, {"mine": np.arange(4, dtype=np.uint32)})
     state.set_numbers(own=True, count=7)
@@ -134,9 +148,11 @@ def test_run_state_comes_back(tmp_path: Path, context: Any) -> None:
     path = ckpt.save(tmp_path, meta(1), buffers, context, keep=2, best=False, state=state)
     found = ckpt.load_for(context, lambda: ckpt.read(path), "test", own=True)
     assert list(found.buffers) == ["parameters"]
-    assert found.state.shared.keys() == state.shared.keys() and found.state.own.keys() == state.own.keys()
+    assert found.state.shared.keys() == state.shared.keys() and found.state.own.keys() == {
+        "mine"
+    }  # the count is the shared one
     for held, wanted in ((found.state.shared, state.shared), (found.state.own, state.own)):
-        for name in wanted:
+        for name in held:
             np.testing.assert_array_equal(held[name], wanted[name])
             assert held[name].dtype == wanted[name].dtype
     assert found.state.take_number("count", 0) == 7

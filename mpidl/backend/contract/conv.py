@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpidl.backend.contract.base import Array, Launcher
+from mpidl.errors import BackendError
 
 Triple = tuple[int, int, int]
 
@@ -147,3 +148,12 @@ def _numbers(n: int, g: ConvGeometry, group: int) -> tuple[int, ...]:
     cg = g.in_channels // g.groups
     channels = (g.in_channels, group * cg, cg)
     return (n, *g.size, *channels, *g.kernel, *g.stride, *g.pad, *g.dilation, *g.out_size)
+
+
+def check_tiles(x: Array, tiled: Array, k: int) -> None:
+    """Raise BackendError unless `tiled` has an element for each window of k x k of x (n, h, w, c)."""
+    n, height, width, channels = x.shape
+    if tiled.shape != (n, height // k, width // k, channels):
+        raise BackendError(
+            f"windows of {k} x {k} over {x.shape} do not give {tiled.shape}", where="maxpool2d", remedy="check the shapes"
+        )
