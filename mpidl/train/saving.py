@@ -105,6 +105,7 @@ class Saver:
         if self.model.parameters.state.size:
             self.model.parameters.state[...] = self.model.ops.to_device(saved.buffers["state"])
         self.say(f"resuming at step {meta.step} (epoch {meta.epoch + 1}) from {saved.path}")
+        self._say_reordered(meta)
         at = Position(meta.step, meta.best_accuracy)
         if "accuracy" in meta.metrics:
             at.last = Evaluation(meta.metrics["loss"], meta.metrics["accuracy"], int(meta.metrics["samples"]))
@@ -127,6 +128,12 @@ class Saver:
                 f"each of {meta.ranks} ranks had its own, now there are {self.context.size}",
             )
         return state
+
+    def _say_reordered(self, meta: ckpt.Meta) -> None:
+        before, now = meta.config.get("data", {}), msgspec.to_builtins(self.config.data)
+        changed = [f"data.{key}" for key in ("shuffle", "window_bytes") if before.get(key, now[key]) != now[key]]
+        if changed and meta.epoch_step:
+            self.say(f"note: {', '.join(changed)} changed: in this epoch some samples come twice, and others not at all")
 
     def _say_dropped(self, state: RunState, why: str) -> None:
         names = dict.fromkeys(name.split(":")[0] for name in state.names())

@@ -262,6 +262,14 @@ def test_residuals_of_bucket_sizes_that_were_tried_are_forgotten(context: Any, f
     assert set(compressor._residuals) == {bucket.name for bucket in strategy.departures.buckets}
 
 
+def test_another_order_of_the_data_within_an_epoch_is_said(context: Any, folder: Path) -> None:
+    skip_unless(context, 1, 2)
+    for stop, wanted in ((STOP, True), (EPOCH, False)):
+        train(context, folder, "allreduce", "order", train_max_steps=stop)
+        said = train(context, folder, "allreduce", "order", resume=True, data_shuffle=False)
+        assert any("data.shuffle changed" in text for text in said) == wanted
+
+
 def test_a_write_that_fails_on_one_rank_fails_on_all_and_leaves_nothing_open(
     context: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
