@@ -79,7 +79,8 @@ class Saver:
                 where=str(self.output),
                 remedy="go on with --resume, throw them away with --overwrite, or choose another train.output",
             )
-        for path in [*existing, self.folder / ckpt.BEST, self.output / "metrics.jsonl"]:
+        superseded = self.folder.glob("*.superseded*")
+        for path in [*existing, *superseded, self.folder / ckpt.BEST, self.output / "metrics.jsonl"]:
             path.unlink(missing_ok=True)
         for path in (self.output / "tensorboard").glob("events.*"):
             path.unlink()

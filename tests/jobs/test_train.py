@@ -187,6 +187,8 @@ def test_a_damaged_checkpoint_is_passed_over(run_folder: Path) -> None:
     assert named.status == 0 and "resuming at step 42" in named.err and "superseded" in named.err
     assert [path.name for path in ckpt.list_checkpoints(older.parent)] == ["step-00000063.h5", "step-00000042.h5"]
     losses(run_folder)
+    assert train(run_folder, 2, "--overwrite", "--set", "train.max_steps=2").status == 0
+    assert not list(older.parent.glob("*.superseded*"))
 
 
 def test_a_shared_file_through_mpio(run_folder: Path) -> None:
