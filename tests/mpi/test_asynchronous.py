@@ -140,7 +140,7 @@ def test_grouped_arrays_of_another_cut_are_told_apart(context: Any, group: Any) 
         return
     for sizes in ((3, 5), (5, 3)), ((3, 3), (6,)), ((0, 4), (4, 0)):
         arrays = [np.ones(size) for size in sizes[context.rank == 1]]
-        with pytest.raises(CollectiveError, match="rank 0: .* arrays together"):
+        with pytest.raises(CollectiveError, match=r"rank 0: .* arrays together"):
             dist.grouped_all_reduce(arrays, group=group)
     alike = [np.ones(3), np.ones((2, 2), np.float32), np.ones(0), np.ones(())]
     assert all((array == context.size).all() for array in dist.grouped_all_reduce(alike, group=group, name="alike"))
@@ -151,7 +151,7 @@ def test_complex_numbers_are_not_twice_as_many_real_ones(context: Any, group: An
         return
     for op in ("sum", "mean"):
         x = np.ones(5, np.complex64) if context.rank == 1 else np.ones(10, np.float32)
-        with pytest.raises(CollectiveError, match="10 x float32.*5 x complex64"):
+        with pytest.raises(CollectiveError, match=r"10 x float32.*5 x complex64"):
             dist.all_reduce(x, op, group=group)
 
 
