@@ -99,14 +99,15 @@ class SharedNode:
 
     def run(self, buffer: NDArray[Any], op: str, what: str, root: int = 0) -> None:
         """Reduce or broadcast `buffer` (n,) in place; root: a rank of the node. Raises CollectiveError on a mismatch."""
-        dtype, n = buffer.dtype, buffer.size
+        dtype, n, mark = buffer.dtype, buffer.size, self.mark
         if dtype.kind == "c":
             buffer, dtype, n = buffer.view(buffer.real.dtype), buffer.real.dtype, 2 * n
+            mark |= 1 << 32  # twice as many real numbers are something else
         if not self.compiled:
-            self._without_kernels(buffer, op, what, root)
+            self._without_kernels(buffer, op, what, root, mark)
             return
         codes = dtype.itemsize, NUMBERS[dtype.num], OP_CODES[op], WHAT[what], root
-        self.check(self._kernel(self.node_address, buffer.ctypes.data, n, *codes, self.mark))
+        self.check(self._kernel(self.node_address, buffer.ctypes.data, n, *codes, mark))
 
     def compare(self, number: int) -> None:
         """Raise CollectiveError on all ranks of the node unless all bring the same number (below 2^48) to the same call."""
@@ -127,8 +128,8 @@ class SharedNode:
     def _mismatch(self) -> CollectiveError:
         return disagreement(self.ranks, self.comm.allgather(describe(self.owner.doing)))
 
-    def _without_kernels(self, buffer: NDArray[Any], op: str, what: str, root: int) -> None:
-        calls = self.comm.allgather((buffer.size, str(buffer.dtype), self.mark, describe(self.owner.doing)))
+    def _without_kernels(self, buffer: NDArray[Any], op: str, what: str, root: int, mark: int) -> None:
+        calls = self.comm.allgather((buffer.size, str(buffer.dtype), mark, describe(self.owner.doing)))
         if any(call[:3] != calls[0][:3] for call in calls):
             raise disagreement(self.ranks, [call[3] for call in calls])
         raw, step = buffer.view(np.uint8), SLOT

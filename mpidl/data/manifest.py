@@ -130,6 +130,8 @@ def load_manifest(folder: Path | str) -> Manifest:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except msgspec.MsgspecError as error:
         raise _bad(path, " in ".join(at_place(error))) from error
+    except RecursionError as error:
+        raise _bad(path, "it is nested too deeply") from error
     _check(path, manifest)
     return manifest
 
@@ -151,6 +153,8 @@ def _check(path: Path, manifest: Manifest) -> None:
         )
     if not manifest.fields or not manifest.shards:
         raise _bad(path, "it has no fields or no shards")
+    if len({shard.file for shard in manifest.shards}) != len(manifest.shards):
+        raise _bad(path, "it names a shard file twice")
     for shard in manifest.shards:
         if Path(shard.file).name != shard.file or shard.file in ("", ".", ".."):
             raise _bad(path, f"shard file {shard.file!r} is not a plain file name")

@@ -79,7 +79,7 @@ def read_table(path: Path, label: str | None = None, header: bool | None = None)
             notes.append(f"the first line is no header: the columns are named column1 to {names[-1]} (--header if it is one)")
     if not rows.cells:
         raise rows.error("has no samples below its header", "check the file; or add --no-header")
-    if rows.separator != "," and any("," in cell and rows.is_number(cell) for row in rows.cells for cell in row):
+    if rows.separator != "," and _has_decimal_commas(rows):
         notes.append("commas within numbers are taken for decimal commas: 1,5 is 1.5")
     place = _label_place(rows, names, label)
     kept = [column for column in range(len(names)) if column != place]
@@ -98,8 +98,7 @@ def _rows(path: Path) -> _Rows:
         with reading(path), gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
             text = file.read().decode("utf-8-sig")
         separator = _separator(text)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        numbered = [(row, reader.line_num) for row in reader if any(cell.strip() for cell in row)]
+        numbered = _cut(text, separator)
     except (UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read as a table: {error}", where=str(path), remedy=remedy) from error
     rows = _Rows(path, separator, [row for row, _ in numbered], [line for _, line in numbered])
@@ -115,6 +114,20 @@ def _rows(path: Path) -> _Rows:
             'correct that line; text that holds the separator belongs in "quotes"',
         )
     return rows
+
+
+def _cut(text: str, separator: str) -> list[tuple[list[str], int]]:
+    """Rows that are not empty, with the lines where they end. Raises csv.Error, also for a quote that would swallow lines."""
+    reader, found = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), []
+    begins = 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                found.append((row, reader.line_num))
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise csv.Error(f"the row from line {begins} on has a quote too many or too few, or a huge cell ({error})") from error
+    return found
 
 
 def _separator(text: str) -> str:
@@ -149,6 +162,24 @@ def _has_header(rows: _Rows) -> bool:
     return 2 <= len(counted) < len(first) and counted == [str(number) for number in range(len(counted))]
 
 
+def _has_decimal_commas(rows: _Rows) -> bool:
+    """Whether there are numbers with commas. Raises DataError where others have points: then a comma may mean thousands."""
+    found: dict[str, tuple[int, str]] = {}
+    for line, row in zip(rows.lines, rows.cells, strict=True):
+        for cell in row:
+            for mark in ",.":
+                if mark in cell and mark not in found and rows.is_number(cell):
+                    found[mark] = line, cell.strip()
+    if len(found) == 2:
+        one, other = found[","], found["."]
+        raise rows.error(
+            f"line {one[0]} has the number {one[1]!r} and line {other[0]} the number {other[1]!r}: "
+            "a comma may be a decimal comma or group thousands",
+            "write all numbers with points and without separators of thousands",
+        )
+    return "," in found
+
+
 def _label_place(rows: _Rows, names: Sequence[str], label: str | None) -> int | None:
     """The label's column, None for a table without one."""
     if label is None:
@@ -172,6 +203,8 @@ def _features(rows: _Rows, names: Sequence[str], kept: Sequence[int]) -> NDArray
     for number, row in enumerate(rows.cells):
         cells = [row[column] for column in kept]
         try:
+            if "_" in "".join(cells):
+                raise ValueError  # which Python would take for numbers: 1_000
             with np.errstate(over="ignore"):  # beyond float32 is infinity, which the writer refuses
                 features[number] = cells if rows.separator == "," else [rows.plain(cell) for cell in cells]
         except ValueError:
@@ -214,17 +247,18 @@ def _label(rows: _Rows, name: str, place: int) -> tuple[NDArray[Any], tuple[str,
     if not any(numeric):
         classes = {word: index for index, word in enumerate(sorted(set(cells)))}
         return np.array([classes[word] for word in cells], np.int64), tuple(classes)
-    try:
-        if all(_WHOLE.fullmatch(cell) for cell in cells):
-            return np.array([int(cell) for cell in cells], np.int64), None
-        values = np.array([float(rows.plain(cell)) for cell in cells])
-        if (values == np.rint(values)).all():
-            return values.astype(np.int64), None  # 0.0, 1.0, 2.0: classes that a program wrote as floats
+    values = np.array([float(rows.plain(cell)) for cell in cells])
+    if not np.isfinite(values).all():
+        number = int(np.flatnonzero(~np.isfinite(values))[0])
+        what = f"line {rows.lines[number]} has the label {cells[number][:40]!r} in column {name!r}, which is not finite"
+        raise rows.error(what, "correct that label, or leave out that line")
+    if (values != np.rint(values)).any():
         return values.astype(np.float32), None
-    except OverflowError:
-        raise rows.error(
-            f"the label column {name!r} holds numbers too large for a class", "number the classes from 0"
-        ) from None
+    if np.abs(values).max() >= 2.0**63:
+        raise rows.error(f"the label column {name!r} holds numbers too large for a class", "number the classes from 0")
+    if all(_WHOLE.fullmatch(cell) for cell in cells):
+        return np.array([int(cell) for cell in cells], np.int64), None
+    return values.astype(np.int64), None  # 0.0, 1.0, 2.0: classes that a program wrote as floats
 
 
 def _candidates(columns: Sequence[str], features: NDArray[np.float32]) -> tuple[str, ...]:

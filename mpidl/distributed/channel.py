@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.collectives import Group, all_reduce
-from mpidl.collectives.combine import NUMBERS, OP_CODES
+from mpidl.collectives.combine import FLOAT16, NUMBERS, OP_CODES
 from mpidl.comm import mpi
 from mpidl.errors import CollectiveError, MpidlError, wrap
 
@@ -185,21 +185,25 @@ class Channel:
             return
         reductions: list[Any] = [handle._operation for handle in batch]
         try:
-            self._reduce_together(reductions)
+            apart = not self._reduce_together(reductions)
         except CollectiveError as error:
             if not error.agreed:
                 self._finish(batch, error)
                 return
-            for handle in batch:  # all ranks know of it: one by one, so that each gets the error that is its own
-                self._run_alone(handle)
+            apart = True
         except BaseException as error:
             self._finish(batch, error)
-        else:
-            for handle, reduction in zip(batch, reductions, strict=True):
-                handle._result = reduction.array
-            self._finish(batch)
+            return
+        if apart:  # all ranks know of it: one by one, so that each gets the error that is its own
+            for handle in batch:
+                self._run_alone(handle)
+            return
+        for handle, reduction in zip(batch, reductions, strict=True):
+            handle._result = reduction.array
+        self._finish(batch)
 
-    def _reduce_together(self, reductions: list[Reduction]) -> None:
+    def _reduce_together(self, reductions: list[Reduction]) -> bool:
+        """False, with all arrays as they were, where an infinity of one array could hide that another one overflowed."""
         flats = [reduction.flat for reduction in reductions]
         sizes, first = [flat.size for flat in flats], reductions[0]
         if self._room is None:
@@ -207,10 +211,13 @@ class Channel:
         fused = self._room[: sum(sizes) * first.flat.itemsize].view(first.flat.dtype)
         np.concatenate(flats, out=fused)
         all_reduce(fused, comm=self.group, op=first.op, name=_fused_name(reductions, sizes))
+        if fused.dtype.num == FLOAT16.num and not np.isfinite(fused).all():
+            return False
         end = 0
         for flat, size in zip(flats, sizes, strict=True):
             start, end = end, end + size
             flat[:] = fused[start:end]
+        return True
 
     def _run_alone(self, handle: Handle) -> None:
         try:
@@ -249,11 +256,14 @@ def _batch(waiting: deque[Handle | None]) -> list[Handle]:
 
 
 def _fused_name(reductions: list[Reduction], sizes: list[int]) -> str:
-    """What the fused arrays are: with a checksum of their names and lengths, so that other arrays of the same total differ."""
-    names = ", ".join(reduction.name for reduction in reductions)
-    mark = zlib.crc32(names.encode(), zlib.crc32(np.array(sizes, np.int64).tobytes()))
-    ends = f" from {reductions[0].name!r} to {reductions[-1].name!r}" if names.strip(", ") else ""
-    return f"{len(sizes)} arrays fused{ends} [{mark:08x}]"
+    names = [reduction.name for reduction in reductions]
+    ends = f" from {names[0]!r} to {names[-1]!r}" if any(names) else ""
+    return f"{len(sizes)} arrays fused{ends} {checksum(sizes, names)}"
+
+
+def checksum(sizes: list[int], names: list[str]) -> str:
+    """Of arrays that travel together, for their name: other arrays of the same total differ in it."""
+    return f"[{zlib.crc32(', '.join(names).encode(), zlib.crc32(np.array(sizes, np.int64).tobytes())):08x}]"
 
 
 def _unseen(handle: Handle) -> MpidlError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from mpidl.errors import CollectiveError
 
 _world: ProcessGroup | None = None
 _made = 0
+_making = threading.Lock()
 
 
 class ProcessGroup:
@@ -65,7 +67,9 @@ class ProcessGroup:
         """The thread of the asynchronous operations."""
         group = self.group()
         if self._channel is None:
-            self._channel = Channel(self._behind or group, thread=self._behind is not None)
+            with _making:  # several threads may begin at once
+                if self._channel is None:
+                    self._channel = Channel(self._behind or group, thread=self._behind is not None)
         return self._channel
 
     def free(self) -> None:

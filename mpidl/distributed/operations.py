@@ -10,7 +10,7 @@ import numpy as np
 from mpidl import collectives
 from mpidl.collectives import Group, checks
 from mpidl.comm.transport import array_module
-from mpidl.distributed.channel import Reduction
+from mpidl.distributed.channel import Reduction, checksum
 from mpidl.distributed.groups import ProcessGroup, chosen
 from mpidl.distributed.handles import launch
 from mpidl.distributed.joining import announced, reduce_among_active
@@ -47,9 +47,10 @@ def grouped_all_reduce(
     def operate(members: Group) -> Any:
         for dtype in dict.fromkeys(flat.dtype for flat in flats):
             alike = [flat for flat in flats if flat.dtype == dtype]
-            fused = array_module(alike[0]).concatenate(alike)
-            collectives.all_reduce(fused, comm=members, op=op, name=name)
-            ends = np.cumsum([flat.size for flat in alike])
+            fused, sizes = array_module(alike[0]).concatenate(alike), [flat.size for flat in alike]
+            mark = f"{len(sizes)} arrays together {checksum(sizes, [])}"  # not only of the same total
+            collectives.all_reduce(fused, comm=members, op=op, name=f"{name} ({mark})" if name else mark)
+            ends = np.cumsum(sizes)
             for flat, end in zip(alike, ends, strict=True):
                 flat[...] = fused[int(end) - flat.size : int(end)]
         return list(arrays)

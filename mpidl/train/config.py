@@ -162,10 +162,10 @@ def load_config(
     note: told of settings that have no effect.
     """
     try:
-        tree = tomllib.loads(Path(path).read_text())
+        tree = tomllib.loads(Path(path).read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path), remedy=os_remedy(error.errno or 0)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of text that is no UTF-8, and of numbers with thousands of digits
         raise ConfigError(f"is not valid TOML: {error}", where=str(path), remedy="correct that line") from error
     given = {_override(tree, override): override for override in overrides or []}
     config = build_config(tree, str(path), given)
@@ -266,11 +266,11 @@ def _override(tree: dict[str, Any], text: str) -> str:
     """Write the setting "section.key=value" into the tree; returns its name."""
     key, separator, value = text.partition("=")
     parts = key.strip().split(".")
-    if not separator or not all(parts):
+    if not separator or not all(parts) or "\n" in value:
         raise ConfigError(f"cannot understand {text!r}", where="--set", remedy="write it as section.key=value")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value.strip()  # a bare word is a string
     for part in parts[:-1]:
         tree = tree.setdefault(part, {})

@@ -85,6 +85,11 @@ def input_spec(
     model: its name, which says whether a field (a, b) is an image or a series. note: told what is odd.
     """
     feature, label = manifest.only("feature", config.feature, where), manifest.only("label", config.label, where)
+    if feature == label:
+        remedy = "set data.feature and data.label to different fields"
+        raise DataError(
+            f"{feature!r} is both the feature and the label: a model would only copy it", where=where, remedy=remedy
+        )
     field, classes = manifest.fields[feature], _classes(manifest, label, where)
     takes = INPUTS.get(model, "any")
     layout: Literal["image", "series"] = (

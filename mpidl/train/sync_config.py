@@ -34,7 +34,7 @@ class LocalSGDConfig(Section, frozen=True):
     """steps: between averages; start_epoch: before it gradients are averaged; slow_momentum, slow_rate: of SlowMo."""
 
     steps: Positive = 8
-    start_epoch: Annotated[float, Meta(ge=0)] = 0.0
+    start_epoch: Annotated[float, Meta(ge=0, le=LARGEST)] = 0.0
     slow_momentum: Share = 0.0
     slow_rate: Rate = 1.0
 
@@ -81,7 +81,7 @@ class SyncConfig(Section, frozen=True):
     strategy: Name = "allreduce"
     algorithm: Literal["auto", "ring", "rabenseifner", "doubling", "tree", "direct", "hierarchical", "native"] = "auto"
     overlap: Literal["auto", "thread", "layers", "off"] = "auto"
-    bucket_mib: Annotated[float, Meta(ge=0)] = 0.0
+    bucket_mib: Annotated[float, Meta(ge=0, le=LARGEST)] = 0.0
     tune_buckets: bool = False
     compression: Literal["none", "fp16", "bf16", "int8", "sign", "topk", "powersgd"] = "none"
     error_feedback: bool = True

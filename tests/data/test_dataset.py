@@ -140,6 +140,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a wrong dtype": (edit_manifest(lambda tree: tree["fields"]["x"].update(dtype="float64")), "float32.*float64"),
     "an unknown dtype": (edit_manifest(lambda tree: tree["fields"]["x"].update(dtype="floaty")), "floaty"),
+    "a shard twice": (
+        edit_manifest(lambda tree: tree["shards"][1].update(tree["shards"][0], samples=17)), "names a shard file twice",
+    ),
     "a path out of the folder": (edit_manifest(lambda tree: tree["shards"][0].update(file="../a.h5")), "plain file name"),
     "a field that is not there": (
         edit_manifest(lambda tree: tree["fields"].update(z=tree["fields"]["x"])), "no dataset 'z'",
@@ -313,6 +316,13 @@ def test_impossible_manifests(make_dataset: Any, name: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         Reader(folder)
     assert caught.value.remedy and "$" not in str(caught.value) and "`" not in str(caught.value)
+
+
+def test_a_manifest_that_is_nested_without_end(make_dataset: Any) -> None:
+    folder, _ = make_dataset(50, 3)
+    (folder / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="nested too deeply"):
+        load_manifest(folder)
 
 
 def test_manifests_of_earlier_versions_have_no_checksum_of_the_statistics(make_dataset: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,6 +133,61 @@ def test_fused_arrays_of_another_cut_are_told_apart(context: Any, group: Any) ->
     for handle in handles:
         with pytest.raises(CollectiveError, match=r"of 1 x float64.*of 2 x float64|of 2 x float64.*of 1 x float64"):
             handle.wait()
+
+
+def test_grouped_arrays_of_another_cut_are_told_apart(context: Any, group: Any) -> None:
+    if context.size < 2:
+        return
+    for sizes in ((3, 5), (5, 3)), ((3, 3), (6,)), ((0, 4), (4, 0)):
+        arrays = [np.ones(size) for size in sizes[context.rank == 1]]
+        with pytest.raises(CollectiveError, match=r"rank 0: .* arrays together"):
+            dist.grouped_all_reduce(arrays, group=group)
+    alike = [np.ones(3), np.ones((2, 2), np.float32), np.ones(0), np.ones(())]
+    assert all((array == context.size).all() for array in dist.grouped_all_reduce(alike, group=group, name="alike"))
+
+
+def test_complex_numbers_are_not_twice_as_many_real_ones(context: Any, group: Any) -> None:
+    if context.size < 2:
+        return
+    for op in ("sum", "mean"):
+        x = np.ones(5, np.complex64) if context.rank == 1 else np.ones(10, np.float32)
+        with pytest.raises(CollectiveError, match=r"10 x float32.*5 x complex64"):
+            dist.all_reduce(x, op, group=group)
+
+
+def test_an_infinity_does_not_hide_that_another_array_overflows(context: Any, group: Any) -> None:
+    if context.size < 2:
+        return
+    infinite, large, fine = np.full(1, np.inf, np.float16), np.full(3, 60000, np.float16), np.ones(2, np.float16)
+    with Blocked(group):
+        handles = [dist.all_reduce(array, group=group, async_op=True) for array in (infinite, large, fine)]
+    assert handles[0].wait()[0] == np.inf
+    with pytest.raises(CollectiveError, match="float16 overflow"):
+        handles[1].wait()
+    assert (handles[2].wait() == context.size).all()
+
+
+def test_threads_that_begin_at_once_share_one_channel(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = dist.new_group(range(dist.size()))
+    made, start = [], threading.Barrier(4)
+    thread = threading.Thread.start
+
+    def slow(self: threading.Thread) -> None:
+        time.sleep(0.05)
+        thread(self)
+
+    def begin() -> None:
+        start.wait()
+        made.append(own.channel())
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for one in threads:
+        one.start()
+    monkeypatch.setattr(channel.threading.Thread, "start", slow)
+    for one in threads:
+        one.join()
+    assert len(set(map(id, made))) == 1
+    own.free()
 
 
 def test_ranks_that_start_other_operations_are_told(context: Any, group: Any) -> None:

@@ -20,6 +20,12 @@ def config(tmp_path: Path, text: str, *overrides: str) -> object:
     return load_config(path, list(overrides))
 
 
+def test_a_mark_of_the_byte_order_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"\xef\xbb\xbf[data]\r\ntrain = 'x'\r\n")
+    assert load_config(path).data.train == "x"
+
+
 def test_defaults_and_overrides(tmp_path: Path) -> None:
     found = load_config(tmp_path / "run.toml", []) if config(tmp_path, MINIMAL) else None
     assert found is not None and found.train.global_batch == 128 and found.sync.algorithm == "auto"
@@ -44,6 +50,12 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
         (MINIMAL, ["sync.algorithm=rnig"], "sync.algorithm"),
         ("[data]\n", [], "train"),
         ("= 3", [], "TOML"),
+        ("x = " + "[" * 5000, [], "TOML"),
+        ("x = " + "9" * 5000, [], "TOML"),
+        ("", ["train.seed=" + "9" * 5000], "train.seed"),
+        ("", ["optim.lr=1\noptim.x=2"], "cannot understand"),
+        ("", ["sync.bucket_mib=1e308"], "sync.bucket_mib"),
+        ("", ["sync.strategy=local_sgd", "sync.local_sgd.start_epoch=1e308"], "start_epoch"),
     ],
 )
 def test_refused(tmp_path: Path, text: str, overrides: list[str], words: str) -> None:

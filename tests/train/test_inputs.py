@@ -8,7 +8,7 @@ import pytest
 
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.data.manifest import Field, Manifest, Shard, Statistics, new_manifest
-from mpidl.errors import ConfigError, MpidlError
+from mpidl.errors import ConfigError, DataError, MpidlError
 from mpidl.models import INPUTS, MODELS
 from mpidl.train.build import build_model, make_model
 from mpidl.train.config import DataConfig, ModelConfig
@@ -104,3 +104,8 @@ def test_options_that_cannot_be(model: str, options: dict[str, Any], words: str)
 @pytest.mark.parametrize("options", [{"hidden": []}, {"hidden": (3, 4)}, {"size": ""}, {"hidden": [3], "size": "real"}])
 def test_options_that_can(options: dict[str, Any]) -> None:
     assert make_model(ModelConfig(name="mlp", options=options), (8,), 3, NumpyOps()).output_shape == (3,)
+
+
+def test_the_label_is_no_feature() -> None:
+    with pytest.raises(DataError, match="both the feature and the label"):
+        spec((3,), "mlp", feature="y")
