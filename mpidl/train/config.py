@@ -223,6 +223,13 @@ def build_config(tree: dict[str, Any], where: str, overrides: dict[str, str] | N
             where=origin("train.micro_batches"),
             remedy="choose a power of two: 1, 2, 4, 8, ...",
         )
+    most = max(TrainConfig().micro_batches, 1 << (config.train.global_batch - 1).bit_length())
+    if config.train.micro_batches > most:
+        raise ConfigError(
+            f"train.micro_batches is {config.train.micro_batches}, but a global batch has {config.train.global_batch} samples",
+            where=origin("train.micro_batches"),
+            remedy=f"choose at most {most}, or a larger train.global_batch",
+        )
     _check_together(config, tree, whole)
     if config.optim.schedule == "step" and not config.optim.milestones:
         raise ConfigError("the step schedule needs optim.milestones", where=whole, remedy="for example milestones = [3, 5]")

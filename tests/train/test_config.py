@@ -46,6 +46,7 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
         (MINIMAL, ["optim.lr.x=1"], "optim.lr"),
         (MINIMAL, ["optim=3"], "must be a section"),
         (MINIMAL, ["train.micro_batches=3"], "power of two"),
+        (MINIMAL, ["train.micro_batches=1048576", "train.global_batch=6"], "a global batch has 6 samples"),
         (MINIMAL, ["optim.schedule=step"], "milestones"),
         (MINIMAL, ["sync.algorithm=rnig"], "sync.algorithm"),
         ("[data]\n", [], "train"),
