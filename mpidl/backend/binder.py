@@ -22,7 +22,8 @@ except ImportError:  # built without Python.h
     _pointers = None
 
 _TYPES: dict[str, np.dtype[Any]] = {"i": np.dtype(np.int64), "u": np.dtype(np.uint8), "d": np.dtype(np.float64)}
-_OPTIONAL, _SIZED, _NUMBER = 1, 2, 128
+_OPTIONAL, _SIZED, _STRIDED = 1, 2, 4  # flags
+_NUMBER = 128  # and above: a factor that is a number, not an argument
 _COPY = "copy it with array.copy()"
 
 
@@ -38,11 +39,11 @@ class Binder:
         """For bind.c: number of the dtype (255: not an array), flags, number of factors, factors."""
         if argument.kind not in ARRAYS:
             return [255, 0, 0]
-        flags = _OPTIONAL * argument.optional | _SIZED * (argument.factors is not None)
+        sized, strided = argument.factors is not None, argument.kind == "s"
+        flags = _OPTIONAL * argument.optional | _SIZED * sized | _STRIDED * strided
         factors = [factor if factor >= 0 else _NUMBER - factor for factor in argument.factors or ()]
-        strided = 4 * (argument.kind == "s")
         number = min(self.types[argument.kind].num, 254)  # bfloat16 has a larger one: left to `check`
-        return [number, flags | strided, len(factors), *factors]
+        return [number, flags, len(factors), *factors]
 
     def pointers(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """`args` with the address of its memory for each array. Raises BackendError if one does not fit the table."""

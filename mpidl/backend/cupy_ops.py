@@ -18,7 +18,7 @@ from mpidl.backend.binder import Binder
 from mpidl.backend.contract.base import Array, accumulator
 from mpidl.backend.contract.conv import check_tiles
 from mpidl.backend.ops import Conv2DGeometry, Ops
-from mpidl.backend.table import C_KERNELS, KERNELS, Kernel
+from mpidl.backend.table import C_KERNELS, KERNELS
 from mpidl.errors import BackendError
 
 BLOCK = 256
@@ -29,7 +29,6 @@ _REAL = {
     np.dtype(np.float16): "f16",
     np.dtype(ml_dtypes.bfloat16): "bf16",
 }
-_ROUND_COPY = Kernel("pointwise", "x:a(n) out:p(n) n:n")
 _CUDA_TYPE = {"float": 0, "double": 1, "f16": 2, "bf16": 14}  # cudaDataType
 
 
@@ -73,7 +72,7 @@ class CupyOps(Ops):
         """Raise BackendError unless `args`, in the order of the table, fit kernel `name`."""
         binder = self._binders.get((name, dtype))
         if binder is None:
-            kernel = KERNELS.get(name) or C_KERNELS.get(name, _ROUND_COPY)
+            kernel = KERNELS.get(name) or C_KERNELS[name]
             binder = self._binders[name, dtype] = Binder(name, kernel, dtype)
         binder.check(args)
 
@@ -133,8 +132,7 @@ class CupyOps(Ops):
         )
 
     def round_copy(self, x: Array, out: Array) -> None:
-        self._check("round_copy", out.dtype, x, out, x.size)
-        self._each("pointwise", "round_copy", out.dtype, x.size, (x, out, np.int64(x.size)))
+        self.launch("round_copy", x, out, x.size)
 
     def to_device(self, host: NDArray[Any]) -> Array:
         return cp.asarray(host)

@@ -73,6 +73,7 @@ _X, _Y, _W = "n*h*w*ci", "n*oh*ow*co", "kh*kw*ci*co"
 KERNELS: dict[str, Kernel] = {
     "act_forward": Kernel("activation", "x:p(n) out:p(n) n:n kind:f", ("each", 2)),
     "act_backward": Kernel("activation", "dy:p(n) x:p(n) y:p(n) out:p(n) n:n kind:f", ("each", 4)),
+    "round_copy": Kernel("pointwise", "x:a(n) out:p(n) n:n", ("each", 2)),
     "dropout": Kernel("activation", "x:p(n) out:p(n) n:n keep:e drawn:i(3) stream:n", ("each", 2)),
     "row_norm_forward": Kernel(
         "norm",
@@ -179,8 +180,8 @@ KERNELS: dict[str, Kernel] = {
     "topk_select": Kernel("compress", "x:p(n) places:i found:i(1) n:n least:n", ("each", 3)),
     "scatter_add": Kernel("compress", "places:i(count) values:a(count) y:p count:n sign:f", ("each", 3)),
 }
-# C has these in one piece or, for compression, in a form of its own (kernels/cpu/compress.c)
-ONLY_CUDA = frozenset({"attention_backward_q", "attention_backward_kv"}) | {
+# C has these in one piece, in a form of its own (compression: kernels/cpu/compress.c), or not at all: round_copy
+ONLY_CUDA = frozenset({"attention_backward_q", "attention_backward_kv", "round_copy"}) | {
     name for name, kernel in KERNELS.items() if kernel.family == "compress"
 }
 ONLY_C = frozenset({"attention_backward"})

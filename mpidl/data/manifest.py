@@ -13,9 +13,7 @@ import numpy as np
 from msgspec import Meta
 
 from mpidl.errors import DataError, at_place
-from mpidl.files import file_sha256 as file_sha256
-from mpidl.files import read_error, reading, write_beside
-from mpidl.files import sync_folder as sync_folder
+from mpidl.files import file_sha256, read_error, reading, write_beside
 
 NAME = "manifest.json"
 FORMAT = "mpidl-shards"

@@ -87,10 +87,7 @@ def all_gather(array: Any, *, group: ProcessGroup | None = None, async_op: bool 
     flat = _flat(array, "all_gather", writable=False)
 
     def operate(members: Group) -> Any:
-        whole = array_module(array).empty((members.size, flat.size), flat.dtype)
-        whole[members.rank] = flat
-        collectives.all_gather(whole.reshape(-1), comm=members)
-        return whole.reshape(members.size, *array.shape)
+        return _all_gathered(array, flat, members)
 
     return launch(operate, chosen(group), async_op)
 
@@ -100,15 +97,16 @@ def grouped_all_gather(arrays: Sequence[Any], *, group: ProcessGroup | None = No
     flats = [_flat(array, "grouped_all_gather", writable=False) for array in _several(arrays, "grouped_all_gather")]
 
     def operate(members: Group) -> Any:
-        wholes = []
-        for array, flat in zip(arrays, flats, strict=True):
-            whole = array_module(array).empty((members.size, flat.size), flat.dtype)
-            whole[members.rank] = flat
-            collectives.all_gather(whole.reshape(-1), comm=members)
-            wholes.append(whole.reshape(members.size, *array.shape))
-        return wholes
+        return [_all_gathered(array, flat, members) for array, flat in zip(arrays, flats, strict=True)]
 
     return launch(operate, chosen(group), async_op)
+
+
+def _all_gathered(array: Any, flat: Any, members: Group) -> Any:
+    whole = array_module(array).empty((members.size, flat.size), flat.dtype)
+    whole[members.rank] = flat
+    collectives.all_gather(whole.reshape(-1), comm=members)
+    return whole.reshape(members.size, *array.shape)
 
 
 def reduce_scatter(array: Any, op: str = "sum", *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:

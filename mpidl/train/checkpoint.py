@@ -10,7 +10,6 @@ grows with the number of ranks: an attribute of HDF5 would have to stay below 64
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import math
 import os
@@ -31,7 +30,7 @@ from mpidl.comm import transport
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.errors import CheckpointError, DataError, MpidlError, UnreadableError
-from mpidl.files import reading, sync_folder
+from mpidl.files import reading, reserve, sync_folder
 from mpidl.optim import RunState
 
 VERSION, READABLE = 2, (1, 2)  # version 1 has no run state
@@ -175,12 +174,7 @@ def _create(partial: Path, whole: Buffers, own: dict[str, OwnArrays], ranks: int
         for name, arrays in own.items():
             file.create_dataset(f"{OWN}{name}", (arrays.size,), arrays.dtype, dcpl=hdf5.early_allocation())
     room = META_BYTES + PART_BYTES * ranks * (len(whole) + len(own))
-    with open(partial, "rb+") as raw:
-        try:
-            os.posix_fallocate(raw.fileno(), 0, partial.stat().st_size + room)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
+    reserve(partial, partial.stat().st_size + room)
 
 
 def _write_parts(partial: Path, whole: Buffers, state: RunState, own: dict[str, OwnArrays], context: Context) -> list[Part]:
@@ -305,9 +299,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with reading(path), hdf5.open_file(path) as file:
             yield file
     except UnreadableError as error:
-        wait = "nothing says that it is damaged: try again, or name an earlier one with --resume-from FILE"
-        remedy = f"{error.remedy}; {wait}"
-        raise CheckpointError(f"cannot be read now: {error.what}", where=str(path), remedy=remedy) from error
+        remedy = f"{error.remedy}; then try again, or name an earlier one with --resume-from FILE"
+        raise CheckpointError(error.what, where=str(path), remedy=remedy) from error
     except (DataError, msgspec.MsgspecError, ValueError, TypeError) as error:
         raise _damaged(path, getattr(error, "what", str(error))) from error
 
@@ -366,20 +359,18 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint:
     permission, an I/O error, a newer format) is not: its CheckpointError is raised, since an earlier one would silently throw
     work away. Raises CheckpointError if there is none.
     """
-    damaged: list[DamagedCheckpoint] = []
+    newest_damaged: Path | None = None
     for path in list_checkpoints(folder):
         try:
             found = read(path)
         except DamagedCheckpoint as error:
-            damaged.append(error)
+            warn(f"WARNING: passing over {error.where}: {error.what}")
+            newest_damaged = newest_damaged or path
             continue
-        if damaged:
-            lost = step_in_name(damaged[0].where) - found.meta.step
-            warn("\n".join(f"WARNING: passing over {each.where}: {each.what}" for each in damaged))
+        if newest_damaged:
+            lost = step_in_name(newest_damaged) - found.meta.step
             warn(f"WARNING: {lost} step(s) are lost: the newest intact checkpoint is that of step {found.meta.step}")
         return found
-    for each in damaged:
-        warn(f"WARNING: passing over {each.where}: {each.what}")
     raise CheckpointError("no usable checkpoint found", where=str(folder), remedy="train without --resume")
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from mpidl.backend import Array
 from mpidl.comm.context import Context
@@ -20,8 +19,6 @@ from mpidl.train import checkpoint as ckpt
 from mpidl.train.config import Config
 from mpidl.train.evaluate import Evaluation
 from mpidl.train.inputs import InputSpec
-
-_NOTHING = np.empty(0)
 
 
 @dataclass
@@ -119,15 +116,13 @@ class Saver:
         meta, state, sync = saved.meta, saved.state, self.config.sync
         before = {"strategy": "allreduce", "compression": "none"} | meta.config.get("sync", {})
         if before["strategy"] != sync.strategy:
-            self._say_dropped(state.take_section("strategy"), f"the run had the strategy {before['strategy']!r}")
+            self._say_dropped(state.take_section("strategy").names(), f"the run had the strategy {before['strategy']!r}")
         elif before["compression"] != sync.compression:
-            self._say_dropped(state.take_section("strategy.compression"), f"compression was {before['compression']!r}")
+            dropped = state.take_section("strategy.compression")
+            self._say_dropped(dropped.names(), f"compression was {before['compression']!r}")
         if meta.ranks != self.context.size:
-            lost = {name: arrays for name, arrays in meta.own.items() if name not in state.shared}
-            self._say_dropped(
-                RunState(own=dict.fromkeys(lost, _NOTHING)),
-                f"each of {meta.ranks} ranks had its own, now there are {self.context.size}",
-            )
+            lost = [name for name in meta.own if name not in state.shared]
+            self._say_dropped(lost, f"each of {meta.ranks} ranks had its own, now there are {self.context.size}")
         return state
 
     def _say_reordered(self, meta: ckpt.Meta) -> None:
@@ -136,10 +131,10 @@ class Saver:
         if changed and meta.epoch_step:
             self.say(f"note: {', '.join(changed)} changed: in this epoch some samples come twice, and others not at all")
 
-    def _say_dropped(self, state: RunState, why: str) -> None:
-        names = dict.fromkeys(name.split(":")[0] for name in state.names())
-        if names:
-            self.say(f"not used from the checkpoint: {', '.join(names)} ({why})")
+    def _say_dropped(self, names: Iterable[str], why: str) -> None:
+        short = dict.fromkeys(name.split(":")[0] for name in names)
+        if short:
+            self.say(f"not used from the checkpoint: {', '.join(short)} ({why})")
 
     def state(self) -> RunState:
         """All that a resumed run needs besides the buffers, to go on bit for bit. Before `settle` (see Strategy.state)."""
@@ -153,7 +148,7 @@ class Saver:
         for name, part in self.stateful.items():
             section = state.take_section(name)
             part.load_state(section)
-            self._say_dropped(section, "the run has other buckets or settings now")
+            self._say_dropped(section.names(), "the run has other buckets or settings now")
 
     def _check(self, saved: ckpt.Checkpoint) -> None:
         meta = saved.meta

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from mpidl.data import LaneSampler, Loader, Reader
 from mpidl.data.hdf5 import h5py
 from mpidl.data.importers import Source
-from mpidl.data.manifest import file_sha256, load_manifest
+from mpidl.data.manifest import load_manifest
 from mpidl.data.writer import WriteOptions, write_dataset
 from mpidl.errors import DataError
+from mpidl.files import file_sha256
 
 FIXTURES = [HealthCheck.function_scoped_fixture]
 
