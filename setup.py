@@ -48,20 +48,37 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         if not ext.name.rsplit(".", 1)[1].startswith("lib"):
-            super().build_extension(ext)  # optional: without Python.h mpidl calls the kernels through ctypes
+            super().build_extension(
+                ext
+            )  # optional: without Python.h mpidl calls the kernels through ctypes
             return
         level = ext.name.rsplit("_", 1)[1]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         detail = ""
-        for threads in (["-fopenmp"], []):  # a compiler without OpenMP still gives kernels, for one thread
-            command = ["cc", *FLAGS, *threads, *LEVELS[level], "-o", str(target), *ext.sources, "-lm"]
+        for threads in (
+            ["-fopenmp"],
+            [],
+        ):  # a compiler without OpenMP still gives kernels, for one thread
+            command = [
+                "cc",
+                *FLAGS,
+                *threads,
+                *LEVELS[level],
+                "-o",
+                str(target),
+                *ext.sources,
+                "-lm",
+            ]
             try:
                 subprocess.run(command, check=True, cwd=HERE, capture_output=True, text=True)
                 return
             except (OSError, subprocess.CalledProcessError) as error:
                 detail = getattr(error, "stderr", "") or str(error)
-        print(f"mpidl: no C kernels of level {level}, NumPy will be used instead: {detail}", file=sys.stderr)
+        print(
+            f"mpidl: no C kernels of level {level}, NumPy will be used instead: {detail}",
+            file=sys.stderr,
+        )
 
     def get_ext_filename(self, fullname: str) -> str:
         if not fullname.rsplit(".", 1)[-1].startswith("lib"):
@@ -72,17 +89,27 @@ class BuildKernels(build_ext):
         for ext in self.extensions:
             built = Path(self.build_lib) / self.get_ext_filename(ext.name)
             wanted = HERE / "kernels" / built.name
-            if built.exists():  # renamed: a job that runs keeps its library; writing into that would crash it
+            if (
+                built.exists()
+            ):  # renamed: a job that runs keeps its library; writing into that would crash it
                 partial = wanted.with_suffix(".partial")
                 partial.write_bytes(built.read_bytes())
                 partial.replace(wanted)
 
 
 setup(
-    ext_modules=[Extension(f"mpidl._kernels.libmpidl_cpu_{level}", SOURCES, optional=True) for level in LEVELS]
+    ext_modules=[
+        Extension(f"mpidl._kernels.libmpidl_cpu_{level}", SOURCES, optional=True)
+        for level in LEVELS
+    ]
     + [
         Extension("mpidl._kernels.fast_shared", ["kernels/python/fast_shared.c"], optional=True),
-        Extension("mpidl._kernels.bind", ["kernels/python/bind.c"], include_dirs=numpy_headers(), optional=True),
+        Extension(
+            "mpidl._kernels.bind",
+            ["kernels/python/bind.c"],
+            include_dirs=numpy_headers(),
+            optional=True,
+        ),
     ],
     cmdclass={"build_ext": BuildKernels},
 )

@@ -59,11 +59,13 @@ class ShapeError(MpidlError):
     """Shapes that must fit do not; names the layer and both shapes."""
 
 
-class EnvironmentProblem(MpidlError):
+class PlatformError(MpidlError):
     """MPI, HDF5, or another part of the machine is missing or unusable."""
 
 
-ENOTSUPP = 524  # of the Linux kernel, without a name in POSIX: NFS answers so where it knows no locks
+ENOTSUPP = (
+    524  # of the Linux kernel, without a name in POSIX: NFS answers so where it knows no locks
+)
 _LOCKS = (
     "close the program that holds a lock on it; where the file system has no working locks, set "
     "HDF5_USE_FILE_LOCKING=FALSE in the environment of the job, or ask for a mount with locks (Lustre: -o flock)"

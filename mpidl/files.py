@@ -46,7 +46,9 @@ def check_folder(path: Path) -> None:
     if path.is_dir():
         raise ConfigError("is a folder", where=str(path), remedy="name a file in it")
     if not path.absolute().parent.is_dir():
-        raise ConfigError("its folder does not exist", where=str(path), remedy="make the folder first")
+        raise ConfigError(
+            "its folder does not exist", where=str(path), remedy="make the folder first"
+        )
 
 
 def reserve(path: Path | str, size: int) -> None:
@@ -95,7 +97,9 @@ def writing(path: Path | str) -> Iterator[None]:
         code = errno_of(error)
         if not code:
             raise
-        raise DataError(f"cannot be written: {strerror(code)}", where=str(path), remedy=os_remedy(code)) from error
+        raise DataError(
+            f"cannot be written: {strerror(code)}", where=str(path), remedy=os_remedy(code)
+        ) from error
 
 
 def read_error(error: Exception, path: Path | str, remedy: str = COPY) -> DataError:
@@ -105,4 +109,6 @@ def read_error(error: Exception, path: Path | str, remedy: str = COPY) -> DataEr
         return DataError("the file does not exist", where=where, remedy="check the path")
     if code in WRONG_PATH:
         return DataError(f"cannot be opened: {strerror(code)}", where=where, remedy=os_remedy(code))
-    return unreadable(code, where) or DataError(f"is damaged: {os_words(error)}", where=where, remedy=remedy)
+    return unreadable(code, where) or DataError(
+        f"is damaged: {os_words(error)}", where=where, remedy=remedy
+    )

@@ -7,10 +7,10 @@
     optimizer = fleet.distributed_optimizer(Adam(model.parameters, model.ops))
     for x, y in batches:
         logits, backward = model.forward(x, train=True)
-        result = loss(logits, y, optimizer.count_of(len(x)))
-        backward(result.gradient, optimizer.ready)
+        result = loss(logits, y, optimizer.loss_divisor(len(x)))
+        backward(result.gradient, optimizer.on_gradients_ready)
         optimizer.step(0.01, loss=result.total, count=len(x))
-    optimizer.settle()
+    optimizer.synchronize()
 
 One strategy a process; every rank calls the same functions in the same order.
 """
@@ -26,13 +26,13 @@ import msgspec
 from mpidl.backend import Array
 from mpidl.comm import context as ranks
 from mpidl.comm.context import Context
+from mpidl.config.sync import STRATEGIES, SyncConfig, check_sync, name_check
 from mpidl.errors import ConfigError
 from mpidl.nn import Model
 from mpidl.optim import Optimizer
-from mpidl.sync import Independent, StepScalars, Strategy
-from mpidl.train.build import Surroundings, check_strategy, make_strategy, workers
-from mpidl.train.checking import check_tree
-from mpidl.train.sync_config import STRATEGIES, SyncConfig, check_sync, name_check
+from mpidl.options import check_tree
+from mpidl.sync import AsynchronousStrategy, StepScalars, Strategy
+from mpidl.train.build import RunInfo, check_strategy, make_strategy, workers
 
 _settings: SyncConfig | None = None
 _model: Model | None = None
@@ -54,7 +54,13 @@ class DistributedStrategy:
         name_check(tree, "fleet.init")
         if self.options:
             tree[self.name] = dict(self.options)
-        check_tree(tree, SyncConfig, lambda name: "fleet.init", ("sync",), "check the options (docs/strategies.md)")
+        check_tree(
+            tree,
+            SyncConfig,
+            lambda name: "fleet.init",
+            ("sync",),
+            "check the options (docs/strategies.md)",
+        )
         found = msgspec.convert(tree, SyncConfig)
         check_sync(tree, found, "fleet.init")
         return found
@@ -64,8 +70,12 @@ def init(strategy: str | DistributedStrategy = "allreduce", /, **options: Any) -
     """Start MPI and choose the strategy; options as in its section of a configuration. Collective."""
     global _settings, _model
     context = ranks.init()
-    chosen = strategy if isinstance(strategy, DistributedStrategy) else DistributedStrategy(strategy, options)
-    with context.together("fleet.init"):
+    chosen = (
+        strategy
+        if isinstance(strategy, DistributedStrategy)
+        else DistributedStrategy(strategy, options)
+    )
+    with context.fail_together("fleet.init"):
         _settings = chosen.settings()
     _model = None
 
@@ -73,7 +83,9 @@ def init(strategy: str | DistributedStrategy = "allreduce", /, **options: Any) -
 def _known() -> tuple[SyncConfig, Context]:
     if _settings is None:
         raise ConfigError(
-            "no strategy has been chosen", where="mpidl.fleet", remedy=f"call fleet.init with one of {STRATEGIES}"
+            "no strategy has been chosen",
+            where="mpidl.fleet",
+            remedy=f"call fleet.init with one of {STRATEGIES}",
         )
     return _settings, ranks.init()
 
@@ -114,7 +126,9 @@ def distributed_optimizer(optimizer: Optimizer, model: Model | None = None) -> D
     """The optimizer with the chosen strategy around it. Collective; rank 0's parameters reach all ranks."""
     chosen = model or _model
     if chosen is None:
-        raise ConfigError("there is no model", where="mpidl.fleet", remedy="call fleet.distributed_model before")
+        raise ConfigError(
+            "there is no model", where="mpidl.fleet", remedy="call fleet.distributed_model before"
+        )
     return DistributedOptimizer(optimizer, chosen)
 
 
@@ -125,61 +139,69 @@ class DistributedOptimizer:
     """
 
     def __init__(
-        self, optimizer: Optimizer, model: Model, *, epoch_steps: int = 1, micro_batches: int = 1, seed: int = 0
+        self,
+        optimizer: Optimizer,
+        model: Model,
+        *,
+        epoch_steps: int = 1,
+        micro_batches: int = 1,
+        seed: int = 0,
     ) -> None:
         settings, self.context = _known()
-        with self.context.together("setting up the strategy"):
+        with self.context.fail_together("setting up the strategy"):
             check_strategy(settings, self.context, model, type(optimizer).__name__.lower())
         self.model, self.optimizer = model, optimizer
-        run = Surroundings(epoch_steps, micro_batches, seed)
+        run = RunInfo(epoch_steps, micro_batches, seed)
         values = model.parameters.values.copy()
         self.strategy: Strategy = make_strategy(settings, model.parameters, self.context, run)
-        if self.strategy.part is not model.parameters:
-            optimizer.rebind(self.strategy.part)
+        if self.strategy.shard is not model.parameters:
+            optimizer.rebind(self.strategy.shard)
         self.strategy.optimizer = optimizer
         self.strategy.load_values(values)
-        self.strategy.begin()
+        self.strategy.start()
 
     @property
     def state(self) -> dict[str, Array]:
         """The state of this rank's optimizer."""
         return self.optimizer.state
 
-    def count_of(self, own: int) -> int:
+    def loss_divisor(self, own: int) -> int:
         """By how many samples to divide: those of all ranks, or this rank's own, as the strategy wants it."""
-        return own if self.strategy.local_mean else own * self.context.size
+        return own if self.strategy.averages_locally else own * self.context.size
 
-    def ready(self, start: int, stop: int) -> None:
+    def on_gradients_ready(self, start: int, stop: int) -> None:
         """For `backward`: gradients [start, stop) are final."""
-        self.strategy.ready(start, stop)
+        self.strategy.on_gradients_ready(start, stop)
 
-    def step(self, lr: float, *, loss: float = 0.0, correct: float = 0.0, count: int = 0) -> StepScalars:
+    def step(
+        self, lr: float, *, loss: float = 0.0, correct: float = 0.0, count: int = 0
+    ) -> StepScalars:
         """Exchange, and update. Returns sums of loss, correct and count over the ranks, where they meet in this step."""
-        if isinstance(self.strategy, Independent):
-            self.strategy.push(lr, self.optimizer.step)
+        if isinstance(self.strategy, AsynchronousStrategy):
+            self.strategy.apply_gradients(lr, self.optimizer.step)
             return StepScalars(loss, correct, count=count)
         own = StepScalars(loss, correct, count=count)
         self.strategy.note(own)
         return self.strategy.step(own, lambda: self.optimizer.step(lr))
 
-    def claims(self, steps: int) -> Iterator[int]:
+    def iterate_steps(self, steps: int) -> Iterator[int]:
         """For strategies whose ranks go their own pace: numbers of steps, until the ranks together have done `steps` each.
 
         Servers serve meanwhile, and get none. Collective at both ends. Other strategies get `steps` numbers.
         """
-        if not isinstance(self.strategy, Independent):
+        if not isinstance(self.strategy, AsynchronousStrategy):
             yield from range(steps)
             return
-        self.strategy.open_epoch(steps * self.strategy.workers)
+        self.strategy.begin_epoch(steps * self.strategy.workers)
         if self.strategy.serves:
             self.strategy.serve()
-        while not self.strategy.serves and (ticket := self.strategy.claim()) is not None:
+        while not self.strategy.serves and (ticket := self.strategy.next_step()) is not None:
             yield ticket
-        self.strategy.close_epoch()
+        self.strategy.end_epoch()
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """All ranks get the same parameters: before evaluating or saving. Collective."""
-        self.strategy.settle()
+        self.strategy.synchronize()
 
     def values(self) -> Array:
         """The parameters of the whole model. Collective."""

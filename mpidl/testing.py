@@ -39,13 +39,17 @@ def check_gradients(
     ops = ops or NumpyOps()
     given = np.asarray(rng.standard_normal((batch, *shape)) if inputs is None else inputs)
     model = Model([layers] if isinstance(layers, Layer) else layers, shape, ops, dtype=np.float64)
-    model.parameters.initialise(seed)
+    model.parameters.initialize(seed)
     flat = model.parameters
-    start = ops.to_host(flat.values).copy() + 0.1 * rng.standard_normal(flat.length)  # zeros hide mistakes
+    start = ops.to_host(flat.values).copy() + 0.1 * rng.standard_normal(
+        flat.length
+    )  # zeros hide mistakes
     weights = rng.standard_normal((len(given), *model.output_shape))
     exact = (weights, *_gradients(model, given, start, weights))
     for name, slot in flat.slots.items():
-        _compare(model, given, start, exact, _Along(name, slot.start, slot.stop), rng, (step, rtol, atol))
+        _compare(
+            model, given, start, exact, _Along(name, slot.start, slot.stop), rng, (step, rtol, atol)
+        )
     if given.dtype.kind == "f":
         _compare(model, given, start, exact, None, rng, (step, rtol, atol))
 
@@ -56,14 +60,24 @@ class _Along:
 
 
 def _compare(
-    model: Model, x: Any, start: Any, exact: Any, along: _Along | None, rng: Any, limits: tuple[float, float, float]
+    model: Model,
+    x: Any,
+    start: Any,
+    exact: Any,
+    along: _Along | None,
+    rng: Any,
+    limits: tuple[float, float, float],
 ) -> None:
     (step, rtol, atol), (weights, gradients, dx) = limits, exact
     size = x.size if along is None else along.part.stop - along.part.start
     single = np.zeros(size)
     single[rng.integers(size)] = 1
     for direction in (rng.standard_normal(size), single):
-        slope = float(dx.reshape(-1) @ direction) if along is None else float(gradients[along.part] @ direction)
+        slope = (
+            float(dx.reshape(-1) @ direction)
+            if along is None
+            else float(gradients[along.part] @ direction)
+        )
         losses = []
         for sign in (1, -1):
             values, inputs = start.copy(), x
@@ -91,7 +105,9 @@ def _gradients(model: Model, x: Any, values: Any, weights: Any) -> tuple[Any, An
     for layer in model.walk():
         layer.needs_input_gradient = True
     flat.values[...] = ops.to_device(values)
-    flat.gradients[...] = ops.to_device(np.full(flat.length, np.nan))  # every gradient must be written
+    flat.gradients[...] = ops.to_device(
+        np.full(flat.length, np.nan)
+    )  # every gradient must be written
     gradient: Any = ops.to_device(weights.copy())
     steps = []
     y: Any = ops.to_device(x)

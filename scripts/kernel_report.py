@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 ACCUMULATOR = {"float": "float", "double": "double", "f16": "float", "bf16": "float"}
 MARK = "## Registers and shared memory"
 ENTRY = re.compile(
-    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)", re.S
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
+    re.S,
 )
 
 
@@ -42,7 +43,9 @@ def compile_cubin(code: str, options: list[str]) -> tuple[bytes, str]:
     return cubin, log.decode()
 
 
-def report(family: str, real: str, architecture: str) -> tuple[bytes, str, dict[str, tuple[int, int, int]]]:
+def report(
+    family: str, real: str, architecture: str
+) -> tuple[bytes, str, dict[str, tuple[int, int, int]]]:
     """Machine code, log, and (registers, bytes of shared memory, bytes spilled) for each kernel of a family."""
     options = [
         f"--gpu-architecture={architecture}",
@@ -61,19 +64,26 @@ def report(family: str, real: str, architecture: str) -> tuple[bytes, str, dict[
 
 def table() -> str:
     """A Markdown table of all kernels, float for sm_80 and sm_90."""
-    lines = ["| kernel | registers sm_80 | sm_90 | shared memory | spills |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| kernel | registers sm_80 | sm_90 | shared memory | spills |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for family in kernels.cuda_families():
         old, new = (report(family, "float", architecture)[2] for architecture in ("sm_80", "sm_90"))
         for name in sorted(new):
             spilled = old[name][2] + new[name][2]
-            lines.append(f"| {family}: {name} | {old[name][0]} | {new[name][0]} | {new[name][1]} | {spilled} |")
+            lines.append(
+                f"| {family}: {name} | {old[name][0]} | {new[name][0]} | {new[name][1]} | {spilled} |"
+            )
     return "\n".join(lines)
 
 
 def main() -> None:
     readme = ROOT / "kernels" / "README.md"
     before = readme.read_text().split(MARK)[0].rstrip()
-    readme.write_text(f"{before}\n\n{MARK}\n\nfloat32, as ptxas reports them (`make kernel-report`).\n\n{table()}\n")
+    readme.write_text(
+        f"{before}\n\n{MARK}\n\nfloat32, as ptxas reports them (`make kernel-report`).\n\n{table()}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-os.environ.setdefault("MPIDL_BACKEND", "numpy")  # the stand-in for CuPy must not be chosen by itself
+os.environ.setdefault(
+    "MPIDL_BACKEND", "numpy"
+)  # the stand-in for CuPy must not be chosen by itself
 import mpidl  # noqa: F401  (loads MPI before anything can import h5py)
 
 ROOT = Path(__file__).parent.parent

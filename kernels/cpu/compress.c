@@ -1,4 +1,4 @@
-/* Quantising and selecting gradients. All arrays are float32 on the full side.
+/* Quantizing and selecting gradients. All arrays are float32 on the full side.
 
    Random numbers come from a hash of (seed, position): the same on every processor, no state (Salmon et al., 2011, for the idea). */
 #include "half.h"

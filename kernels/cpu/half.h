@@ -18,7 +18,7 @@ static inline float f16_float(uint16_t h) {
     union { uint32_t u; float f; } v, scale = {0x77800000}; /* 2^112 */
     v.u = rest << 13;
     if (rest >= 0x7c00) v.u |= 0x7f800000;
-    else v.f *= scale.f; /* also normalises subnormal numbers */
+    else v.f *= scale.f; /* also normalizes subnormal numbers */
     v.u |= sign;
     return v.f;
 }

@@ -1,4 +1,4 @@
-/* Normalisation. Rows: layer norm (center) and RMS norm. Segments: x (segments, rows, cols) is normalised for each segment and
+/* Normalization. Rows: layer norm (center) and RMS norm. Segments: x (segments, rows, cols) is normalized for each segment and
  * column: batch norm is one segment, group and instance norm have one for each sample. */
 
 /* y = (x - mean) * rstd * gamma + beta for each row; without center mean is 0 and beta may be NULL. Keeps mean and rstd (rows). */
@@ -43,7 +43,7 @@ int NAME(row_norm_backward)(const REAL *dy, const REAL *x, const REAL *gamma, co
     return 0;
 }
 
-/* dgamma = sum over rows of dy * normalised x; dbeta = sum of dy, unless NULL. */
+/* dgamma = sum over rows of dy * normalized x; dbeta = sum of dy, unless NULL. */
 int NAME(row_norm_parameters)(const REAL *dy, const REAL *x, const REAL *mean, const REAL *rstd, REAL *dgamma, REAL *dbeta, long rows,
                               long cols) {
     memset(dgamma, 0, (size_t)cols * sizeof(REAL));

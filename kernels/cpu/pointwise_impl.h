@@ -1,4 +1,4 @@
-/* Element-wise passes: bias, ReLU and its gradient, input normalisation, column sums. */
+/* Element-wise passes: bias, ReLU and its gradient, input normalization, column sums. */
 
 /* y[r, c] = act(y[r, c] + bias[c]) in place. */
 int NAME(bias_act)(REAL *y, const REAL *bias, long rows, long cols, int relu) {

@@ -7,7 +7,7 @@
    rank has passed the turn between: nobody can still be reading it. Very large, and where the kernel lets processes read each
    other's memory (process_vm_readv): no slots, every rank reduces one part straight out of the others' buffers.
 
-   Sums run along one binary tree over the ranks, ((r0 + r1) + (r2 + r3)), as in mpidl.collectives.rabenseifner; 16-bit floats are
+   Sums run along one binary tree over the ranks, ((r0 + r1) + (r2 + r3)), as in mpidl.collectives.algorithms.rabenseifner; 16-bit floats are
    added in float32 and rounded once, a mean of them after the division. Before any data is touched all ranks compare signatures: the
    length, type and operation, and a mark that stands for the call as the user wrote it (collective, operation, root, name). */
 #define _GNU_SOURCE

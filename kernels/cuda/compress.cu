@@ -1,4 +1,4 @@
-// Quantising and selecting gradients, as in kernels/cpu/compress.c: the same packets from the same numbers.
+// Quantizing and selecting gradients, as in kernels/cpu/compress.c: the same packets from the same numbers.
 
 __device__ inline unsigned hashed(unsigned seed, unsigned i) {  // lowbias32 of Wellons (2018) over a Weyl sequence
     unsigned x = i * 0x9e3779b9u + seed;

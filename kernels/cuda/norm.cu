@@ -1,4 +1,4 @@
-// Normalisation of rows (layer norm with center, RMS norm without) and of segments (batch, group, instance norm).
+// Normalization of rows (layer norm with center, RMS norm without) and of segments (batch, group, instance norm).
 
 #define FOR_ROWS(r, rows) \
     for (i64 r = (i64)blockIdx.x * blockDim.y + threadIdx.y; r < (rows); r += (i64)gridDim.x * blockDim.y)

@@ -1,4 +1,4 @@
-// Element-wise passes: bias, ReLU and its gradient, input normalisation, column sums. See kernels/README.md.
+// Element-wise passes: bias, ReLU and its gradient, input normalization, column sums. See kernels/README.md.
 
 extern "C" __global__ void bias_act(REAL *y, const ACC *bias, i64 n, i64 cols, int relu) {
     map(y, y, n, [=](i64 i, ACC v) {

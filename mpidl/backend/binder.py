@@ -21,7 +21,11 @@ try:
 except ImportError:  # built without Python.h
     _pointers = None
 
-_TYPES: dict[str, np.dtype[Any]] = {"i": np.dtype(np.int64), "u": np.dtype(np.uint8), "d": np.dtype(np.float64)}
+_TYPES: dict[str, np.dtype[Any]] = {
+    "i": np.dtype(np.int64),
+    "u": np.dtype(np.uint8),
+    "d": np.dtype(np.float64),
+}
 _OPTIONAL, _SIZED, _STRIDED = 1, 2, 4  # flags
 _NUMBER = 128  # and above: a factor that is a number, not an argument
 _COPY = "copy it with array.copy()"
@@ -32,7 +36,12 @@ class Binder:
 
     def __init__(self, name: str, kernel: Kernel, real: np.dtype[Any]) -> None:
         self.name, self.kernel = name, kernel
-        self.types: dict[str, np.dtype[Any]] = {"p": real, "s": real, "a": accumulator(real), **_TYPES}
+        self.types: dict[str, np.dtype[Any]] = {
+            "p": real,
+            "s": real,
+            "a": accumulator(real),
+            **_TYPES,
+        }
         self._program = bytes(byte for argument in kernel.parsed for byte in self._encode(argument))
 
     def _encode(self, argument: Argument) -> list[int]:
@@ -42,7 +51,9 @@ class Binder:
         sized, strided = argument.factors is not None, argument.kind == "s"
         flags = _OPTIONAL * argument.optional | _SIZED * sized | _STRIDED * strided
         factors = [factor if factor >= 0 else _NUMBER - factor for factor in argument.factors or ()]
-        number = min(self.types[argument.kind].num, 254)  # bfloat16 has a larger one: left to `check`
+        number = min(
+            self.types[argument.kind].num, 254
+        )  # bfloat16 has a larger one: left to `check`
         return [number, flags, len(factors), *factors]
 
     def pointers(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -64,13 +75,19 @@ class Binder:
             if arg is None and argument.optional:
                 continue
             if not hasattr(arg, "dtype") or not hasattr(arg, "flags"):
-                raise self._error(f"takes an array as {argument.name!r}, got {type(arg).__name__}", "pass an array")
+                raise self._error(
+                    f"takes an array as {argument.name!r}, got {type(arg).__name__}",
+                    "pass an array",
+                )
             wanted = self.types[argument.kind]
             if arg.dtype != wanted:
                 remedy = "all arrays of a model have its dtype: convert with array.astype(...)"
                 raise self._error(f"takes {wanted} as {argument.name!r}, got {arg.dtype}", remedy)
             if not getattr(arg.flags, "aligned", True):  # CuPy's always are
-                raise self._error(f"takes an aligned array as {argument.name!r}, got a field of records or odd bytes", _COPY)
+                raise self._error(
+                    f"takes an aligned array as {argument.name!r}, got a field of records or odd bytes",
+                    _COPY,
+                )
             if argument.kind != "s" and not arg.flags.c_contiguous:
                 raise self._error(
                     f"takes a C-contiguous array as {argument.name!r}, got one of shape {arg.shape}, strides {arg.strides}",
@@ -81,9 +98,14 @@ class Binder:
     def _check_size(self, argument: Argument, arg: Any, args: tuple[Any, ...]) -> None:
         if argument.factors is None:
             return
-        count = math.prod(int(args[factor]) if factor >= 0 else -factor for factor in argument.factors)
+        count = math.prod(
+            int(args[factor]) if factor >= 0 else -factor for factor in argument.factors
+        )
         if arg.size != count:
-            names = [self.kernel.parsed[factor].name if factor >= 0 else str(-factor) for factor in argument.factors]
+            names = [
+                self.kernel.parsed[factor].name if factor >= 0 else str(-factor)
+                for factor in argument.factors
+            ]
             raise self._error(
                 f"takes {count} elements ({' x '.join(names)}) as {argument.name!r}, got {arg.size} of shape {arg.shape}",
                 "check the shapes that go into the operation",

@@ -56,9 +56,15 @@ class CupyOps(Ops):
         key = (family, np.dtype(dtype))
         if key[1] not in _REAL:
             known = ", ".join(str(known) for known in _REAL)
-            raise BackendError(f"no CUDA kernels for dtype {dtype}", where=name, remedy=f"use one of {known}")
+            raise BackendError(
+                f"no CUDA kernels for dtype {dtype}", where=name, remedy=f"use one of {known}"
+            )
         if key not in self._modules:
-            options = ("--std=c++17", f"-DREAL={_REAL[key[1]]}", f"-DACC={_REAL[accumulator(key[1])]}")
+            options = (
+                "--std=c++17",
+                f"-DREAL={_REAL[key[1]]}",
+                f"-DACC={_REAL[accumulator(key[1])]}",
+            )
             self._modules[key] = cp.RawModule(code=kernels.cuda_source(family), options=options)
         return self._modules[key].get_function(name)
 
@@ -86,7 +92,12 @@ class CupyOps(Ops):
         self._check(name, dtype, *args)
         grid, block = _cover(kernel.launch, args)
         if all(grid):
-            scalars: dict[str, Any] = {"n": np.int64, "r": accumulator(dtype).type, "e": np.float64, "f": np.int32}
+            scalars: dict[str, Any] = {
+                "n": np.int64,
+                "r": accumulator(dtype).type,
+                "e": np.float64,
+                "f": np.int32,
+            }
             passed = [
                 scalars[letter](arg) if letter in scalars else np.uint64(0) if arg is None else arg
                 for letter, arg in zip(kernel.arguments, args, strict=True)
@@ -195,7 +206,13 @@ class CupyOps(Ops):
     def scale_u8(self, x: Array, out: Array, scale: float, shift: float) -> None:
         real = accumulator(out.dtype).type
         self._check("scale_u8", out.dtype, x, out, x.size, scale, shift)
-        self._each("pointwise", "scale_u8", out.dtype, x.size, (x, out, np.int64(x.size), real(scale), real(shift)))
+        self._each(
+            "pointwise",
+            "scale_u8",
+            out.dtype,
+            x.size,
+            (x, out, np.int64(x.size), real(scale), real(shift)),
+        )
 
     def column_sums(self, x: Array, out: Array) -> None:
         rows, cols = x.shape
@@ -204,17 +221,30 @@ class CupyOps(Ops):
             kernel = self._kernel("pointwise", "column_sums", x.dtype)
             kernel((-(-cols // 32),), (32, 8), (x, out, np.int64(rows), np.int64(cols)))
 
-    def conv2d_forward(self, x: Array, w: Array, b: Array | None, out: Array, geometry: Conv2DGeometry, *, relu: bool) -> None:
+    def conv2d_forward(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        out: Array,
+        geometry: Conv2DGeometry,
+        *,
+        relu: bool,
+    ) -> None:
         self.conv_forward(x, w, None, out, geometry.general)
         if b is not None:
             self.bias_act(out.reshape(-1, geometry.out_channels), b, relu=relu)
         elif relu:
             self.relu_forward(out, out)
 
-    def conv2d_backward_input(self, dy: Array, w: Array, out: Array, geometry: Conv2DGeometry) -> None:
+    def conv2d_backward_input(
+        self, dy: Array, w: Array, out: Array, geometry: Conv2DGeometry
+    ) -> None:
         self.conv_backward_input(dy, w, out, geometry.general)
 
-    def conv2d_backward_weights(self, x: Array, dy: Array, dw: Array, db: Array | None, geometry: Conv2DGeometry) -> None:
+    def conv2d_backward_weights(
+        self, x: Array, dy: Array, dw: Array, db: Array | None, geometry: Conv2DGeometry
+    ) -> None:
         self.conv_backward_weights(x, dy, dw, None, geometry.general)
         if db is not None:
             self.column_sums(dy.reshape(-1, geometry.out_channels), db)
@@ -222,10 +252,18 @@ class CupyOps(Ops):
     def maxpool2d_forward(self, x: Array, out: Array, k: int) -> None:
         check_tiles(x, out, k)
         self._check("maxpool2d_forward", x.dtype, x, out, *x.shape, k)
-        args = (x, out, np.int64(out.size), *(np.int64(extent) for extent in x.shape[1:]), np.int64(k))
+        args = (
+            x,
+            out,
+            np.int64(out.size),
+            *(np.int64(extent) for extent in x.shape[1:]),
+            np.int64(k),
+        )
         self._each("pool2d", "maxpool2d_forward", x.dtype, out.size, args)
 
-    def maxpool2d_backward(self, dy: Array, x: Array, y: Array, out: Array, k: int, *, relu: bool) -> None:
+    def maxpool2d_backward(
+        self, dy: Array, x: Array, y: Array, out: Array, k: int, *, relu: bool
+    ) -> None:
         check_tiles(x, dy, k)
         check_tiles(x, y, k)
         self._check("maxpool2d_backward", x.dtype, dy, x, y, out, *x.shape, k, relu)
@@ -234,22 +272,49 @@ class CupyOps(Ops):
         self._each("pool2d", "maxpool2d_backward", x.dtype, out.size, args)
 
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, loss: Array, dlogits: Array, hit: Array, scale: float, smoothing: float = 0.0
+        self,
+        logits: Array,
+        labels: Array,
+        loss: Array,
+        dlogits: Array,
+        hit: Array,
+        scale: float,
+        smoothing: float = 0.0,
     ) -> None:
         rows, classes = logits.shape
         arrays = logits, labels, loss, dlogits, hit
         self._check("softmax_cross_entropy", logits.dtype, *arrays, rows, classes, scale, smoothing)
         if rows:
-            kernel, real = self._kernel("loss", "softmax_cross_entropy", logits.dtype), accumulator(logits.dtype).type
+            kernel, real = (
+                self._kernel("loss", "softmax_cross_entropy", logits.dtype),
+                accumulator(logits.dtype).type,
+            )
             args = (*arrays, np.int64(rows), np.int64(classes), real(scale), real(smoothing))
             kernel((min(-(-rows // 8), MAX_BLOCKS),), (32, 8), args)
 
     def sgd_step(
-        self, p: Array, g: Array, v: Array, *, lr: float, momentum: float, weight_decay: float, nesterov: bool
+        self,
+        p: Array,
+        g: Array,
+        v: Array,
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
     ) -> None:
         real = p.dtype.type
         self._check("sgd_step", p.dtype, p, g, v, p.size, lr, momentum, weight_decay, nesterov)
-        args = (p, g, v, np.int64(p.size), real(lr), real(momentum), real(weight_decay), np.int32(nesterov))
+        args = (
+            p,
+            g,
+            v,
+            np.int64(p.size),
+            real(lr),
+            real(momentum),
+            real(weight_decay),
+            np.int32(nesterov),
+        )
         self._each("optim", "sgd_step", p.dtype, p.size, args)
 
 
@@ -278,7 +343,9 @@ class _Slot:
         return device
 
 
-def _cover(launch: tuple[str | int, ...], args: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _cover(
+    launch: tuple[str | int, ...], args: tuple[Any, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Grid and block for what `mpidl.backend.table` says of a kernel; a grid of 0 where there is nothing to do."""
     kind, numbers = launch[0], [int(args[index]) for index in launch[1:] if isinstance(index, int)]
     count = math.prod(numbers)

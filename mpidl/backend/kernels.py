@@ -13,7 +13,9 @@ import mpidl._kernels
 LEVEL_VARIABLE = "MPIDL_CPU_LEVEL"
 # Best first; the flags (as the Linux kernel names them) that tell each level of the x86-64 psABI from the one below it.
 LEVELS: dict[str, frozenset[str]] = {
-    "v4": frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"}),
+    "v4": frozenset(
+        {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"}
+    ),
     "v3": frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}),
     "v2": frozenset({"sse4_2", "ssse3", "popcnt", "cx16"}),
     "generic": frozenset(),
@@ -31,7 +33,9 @@ def cpu_flags() -> frozenset[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
+    return frozenset(
+        next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    )
 
 
 def supported_levels() -> list[str]:
@@ -42,7 +46,10 @@ def supported_levels() -> list[str]:
     return [
         level
         for level, needed in LEVELS.items()
-        if needed <= flags and (level == "generic") != x86 and library_path(level).exists() and wanted in (None, "", level)
+        if needed <= flags
+        and (level == "generic") != x86
+        and library_path(level).exists()
+        and wanted in (None, "", level)
     ]
 
 

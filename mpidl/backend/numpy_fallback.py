@@ -25,10 +25,14 @@ def _columns(x: NDArr, g: Conv2DGeometry) -> NDArr:
     """(n * oh * ow, kh * kw * ci): the inputs under each output pixel."""
     padded = np.pad(x, ((0, 0), (g.pad, g.pad), (g.pad, g.pad), (0, 0)))
     windows = sliding_window_view(padded, (g.kh, g.kw), axis=(1, 2))[:, :: g.stride, :: g.stride]
-    return np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(-1, g.kh * g.kw * g.in_channels)
+    return np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(
+        -1, g.kh * g.kw * g.in_channels
+    )
 
 
-def conv2d_forward(x: NDArr, w: NDArr, b: NDArr | None, out: NDArr, g: Conv2DGeometry, relu: bool) -> None:
+def conv2d_forward(
+    x: NDArr, w: NDArr, b: NDArr | None, out: NDArr, g: Conv2DGeometry, relu: bool
+) -> None:
     """Ops.conv2d_forward."""
     flat = out.reshape(-1, g.out_channels)
     np.matmul(_columns(x, g), w.reshape(-1, g.out_channels), out=flat)
@@ -45,11 +49,15 @@ def conv2d_backward_input(dy: NDArr, w: NDArr, out: NDArr, g: Conv2DGeometry) ->
     rows, cols = g.out_height * g.stride, g.out_width * g.stride
     for ky in range(g.kh):
         for kx in range(g.kw):
-            padded[:, ky : ky + rows : g.stride, kx : kx + cols : g.stride] += columns[:, :, :, ky, kx]
+            padded[:, ky : ky + rows : g.stride, kx : kx + cols : g.stride] += columns[
+                :, :, :, ky, kx
+            ]
     out[...] = padded[:, g.pad : g.pad + g.height, g.pad : g.pad + g.width]
 
 
-def conv2d_backward_weights(x: NDArr, dy: NDArr, dw: NDArr, db: NDArr | None, g: Conv2DGeometry) -> None:
+def conv2d_backward_weights(
+    x: NDArr, dy: NDArr, dw: NDArr, db: NDArr | None, g: Conv2DGeometry
+) -> None:
     """Ops.conv2d_backward_weights."""
     flat = dy.reshape(-1, g.out_channels)
     np.matmul(_columns(x, g).T, flat, out=dw.reshape(-1, g.out_channels))
@@ -78,12 +86,20 @@ def maxpool2d_backward(dy: NDArr, x: NDArr, y: NDArr, out: NDArr, k: int, relu: 
     np.put_along_axis(spread, _windows(x, k).argmax(axis=-1)[..., None], source[..., None], axis=-1)
     out[...] = 0
     out[:, : oh * k, : ow * k] = (
-        spread.reshape(n, oh, ow, channels, k, k).transpose(0, 1, 4, 2, 5, 3).reshape(n, oh * k, ow * k, channels)
+        spread.reshape(n, oh, ow, channels, k, k)
+        .transpose(0, 1, 4, 2, 5, 3)
+        .reshape(n, oh * k, ow * k, channels)
     )
 
 
 def softmax_cross_entropy(
-    logits: NDArr, labels: NDArr, loss: NDArr, dlogits: NDArr, hit: NDArr, scale: float, smoothing: float
+    logits: NDArr,
+    labels: NDArr,
+    loss: NDArr,
+    dlogits: NDArr,
+    hit: NDArr,
+    scale: float,
+    smoothing: float,
 ) -> None:
     """Ops.softmax_cross_entropy."""
     rows, real, counted = np.arange(len(labels)), logits.dtype.type, labels >= 0
@@ -96,7 +112,9 @@ def softmax_cross_entropy(
     dlogits[...] = np.where(counted[:, None], (np.exp(shifted) / total - target) * real(scale), 0)
 
 
-def sgd_step(p: NDArr, g: NDArr, v: NDArr, lr: float, momentum: float, weight_decay: float, nesterov: bool) -> None:
+def sgd_step(
+    p: NDArr, g: NDArr, v: NDArr, lr: float, momentum: float, weight_decay: float, nesterov: bool
+) -> None:
     """Ops.sgd_step."""
     real = p.dtype.type
     grad = g + real(weight_decay) * p

@@ -53,7 +53,10 @@ class NumpyOps(Ops):
             for name, kernel in _KERNELS.items():
                 for dtype, suffix in _SUFFIX.items():
                     function = getattr(self._library, f"mpidl_{name}_{suffix}")
-                    function.argtypes, function.restype = [_C_TYPES[kind] for kind in kernel.arguments], ctypes.c_int
+                    function.argtypes, function.restype = (
+                        [_C_TYPES[kind] for kind in kernel.arguments],
+                        ctypes.c_int,
+                    )
                     self._c[name, dtype] = function
 
     def _run(self, name: str, dtype: np.dtype[Any], *args: Any) -> bool:
@@ -80,7 +83,9 @@ class NumpyOps(Ops):
         _settings = self._settings
 
     def launch(self, name: str, *args: Any) -> None:
-        reals = (arg.dtype for arg in args if isinstance(arg, np.ndarray) and arg.dtype.kind in "fV")  # V: bfloat16
+        reals = (
+            arg.dtype for arg in args if isinstance(arg, np.ndarray) and arg.dtype.kind in "fV"
+        )  # V: bfloat16
         dtype = next(reals, np.dtype(np.float32))
         if not self._run(name, dtype, *args):
             PLAIN[name](*args)
@@ -95,23 +100,38 @@ class NumpyOps(Ops):
         """Nothing to wait for on a CPU."""
 
     def describe(self) -> str:
-        kind = f"C kernels, level {self.level}" if self._c else "pure NumPy (the C kernels were not built: slower)"
+        kind = (
+            f"C kernels, level {self.level}"
+            if self._c
+            else "pure NumPy (the C kernels were not built: slower)"
+        )
         return f"CPU, NumPy {np.__version__}, {kind}"
 
     def dense_forward(self, x: NDArr, w: NDArr, b: NDArr | None, out: NDArr, *, relu: bool) -> None:
         self.matmul(x, w, out, b, relu)
 
     def matmul(
-        self, a: NDArr, b: NDArr, out: NDArr, bias: NDArr | None = None, relu: bool = False, *, accumulate: bool = False
+        self,
+        a: NDArr,
+        b: NDArr,
+        out: NDArr,
+        bias: NDArr | None = None,
+        relu: bool = False,
+        *,
+        accumulate: bool = False,
     ) -> None:
         """out = act(a @ b + bias) by our own kernel: unlike those of a BLAS its sums do not depend on the rows or threads."""
         if a.shape[1] != b.shape[0] or out.shape != (a.shape[0], b.shape[1]):
             raise BackendError(
-                f"cannot multiply {a.shape} by {b.shape} into {out.shape}", where="matmul", remedy="check the shapes"
+                f"cannot multiply {a.shape} by {b.shape} into {out.shape}",
+                where="matmul",
+                remedy="check the shapes",
             )
         strides = [stride // array.itemsize for array in (a, b, out) for stride in array.strides]
         (a0, a1, b0, b1, c0, c1), (m, k), n = strides, a.shape, b.shape[1]
-        if not self._run("gemm", out.dtype, a, a0, a1, b, b0, b1, out, c0, c1, bias, m, n, k, relu, accumulate):
+        if not self._run(
+            "gemm", out.dtype, a, a0, a1, b, b0, b1, out, c0, c1, bias, m, n, k, relu, accumulate
+        ):
             if accumulate:
                 out += a @ b
             else:
@@ -147,17 +167,32 @@ class NumpyOps(Ops):
         if not self._run("scale_u8", out.dtype, x, out, x.size, scale, shift):
             self.scale_float(x, out, scale, shift)
 
-    def conv2d_forward(self, x: NDArr, w: NDArr, b: NDArr | None, out: NDArr, geometry: Conv2DGeometry, *, relu: bool) -> None:
+    def conv2d_forward(
+        self,
+        x: NDArr,
+        w: NDArr,
+        b: NDArr | None,
+        out: NDArr,
+        geometry: Conv2DGeometry,
+        *,
+        relu: bool,
+    ) -> None:
         if _is_product(geometry):
             flat_x, flat_w, rows = (a.reshape(-1, a.shape[-1]) for a in (x, w, out))
             self.matmul(flat_x, flat_w, rows, b, relu)
         elif not self._run("conv2d_forward", x.dtype, x, w, b, out, *_numbers(x, geometry), relu):
             plain.conv2d_forward(x, w, b, out, geometry, relu)
 
-    def conv2d_backward_input(self, dy: NDArr, w: NDArr, out: NDArr, geometry: Conv2DGeometry) -> None:
+    def conv2d_backward_input(
+        self, dy: NDArr, w: NDArr, out: NDArr, geometry: Conv2DGeometry
+    ) -> None:
         g = geometry
         if _is_product(g):
-            self.matmul(dy.reshape(-1, g.out_channels), w.reshape(-1, g.out_channels).T, out.reshape(-1, g.in_channels))
+            self.matmul(
+                dy.reshape(-1, g.out_channels),
+                w.reshape(-1, g.out_channels).T,
+                out.reshape(-1, g.in_channels),
+            )
         elif self._c and (
             g.stride > 1 or g.pad > min(g.kh, g.kw) - 1
         ):  # between the pixels of dy stand zeros: do not multiply them
@@ -165,13 +200,19 @@ class NumpyOps(Ops):
         elif not self._run("conv2d_backward_input", dy.dtype, dy, w, out, *_numbers(dy, g)):
             plain.conv2d_backward_input(dy, w, out, g)
 
-    def conv2d_backward_weights(self, x: NDArr, dy: NDArr, dw: NDArr, db: NDArr | None, geometry: Conv2DGeometry) -> None:
+    def conv2d_backward_weights(
+        self, x: NDArr, dy: NDArr, dw: NDArr, db: NDArr | None, geometry: Conv2DGeometry
+    ) -> None:
         if _is_product(geometry):
             rows = dy.reshape(-1, geometry.out_channels)
-            self.matmul(x.reshape(-1, geometry.in_channels).T, rows, dw.reshape(-1, geometry.out_channels))
+            self.matmul(
+                x.reshape(-1, geometry.in_channels).T, rows, dw.reshape(-1, geometry.out_channels)
+            )
             if db is not None:
                 self.column_sums(rows, db)
-        elif not self._run("conv2d_backward_weights", x.dtype, x, dy, dw, db, *_numbers(x, geometry)):
+        elif not self._run(
+            "conv2d_backward_weights", x.dtype, x, dy, dw, db, *_numbers(x, geometry)
+        ):
             plain.conv2d_backward_weights(x, dy, dw, db, geometry)
 
     def maxpool2d_forward(self, x: NDArr, out: NDArr, k: int) -> None:
@@ -179,14 +220,23 @@ class NumpyOps(Ops):
         if not self._run("maxpool2d_forward", x.dtype, x, out, *x.shape, k):
             plain.maxpool2d_forward(x, out, k)
 
-    def maxpool2d_backward(self, dy: NDArr, x: NDArr, y: NDArr, out: NDArr, k: int, *, relu: bool) -> None:
+    def maxpool2d_backward(
+        self, dy: NDArr, x: NDArr, y: NDArr, out: NDArr, k: int, *, relu: bool
+    ) -> None:
         check_tiles(x, dy, k)
         check_tiles(x, y, k)
         if not self._run("maxpool2d_backward", x.dtype, dy, x, y, out, *x.shape, k, relu):
             plain.maxpool2d_backward(dy, x, y, out, k, relu)
 
     def softmax_cross_entropy(
-        self, logits: NDArr, labels: NDArr, loss: NDArr, dlogits: NDArr, hit: NDArr, scale: float, smoothing: float = 0.0
+        self,
+        logits: NDArr,
+        labels: NDArr,
+        loss: NDArr,
+        dlogits: NDArr,
+        hit: NDArr,
+        scale: float,
+        smoothing: float = 0.0,
     ) -> None:
         if labels.size and int(labels.max()) >= logits.shape[1]:
             raise BackendError(
@@ -199,9 +249,19 @@ class NumpyOps(Ops):
             plain.softmax_cross_entropy(logits, labels, loss, dlogits, hit, scale, smoothing)
 
     def sgd_step(
-        self, p: NDArr, g: NDArr, v: NDArr, *, lr: float, momentum: float, weight_decay: float, nesterov: bool
+        self,
+        p: NDArr,
+        g: NDArr,
+        v: NDArr,
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
     ) -> None:
-        if not self._run("sgd_step", p.dtype, p, g, v, p.size, lr, momentum, weight_decay, nesterov):
+        if not self._run(
+            "sgd_step", p.dtype, p, g, v, p.size, lr, momentum, weight_decay, nesterov
+        ):
             plain.sgd_step(p, g, v, lr, momentum, weight_decay, nesterov)
 
 

@@ -135,7 +135,9 @@ class Ops(PointwiseOps, NormOps, SequenceOps, ConvOps, OptimOps):
         if b is not None:
             self.bias_act(out, b, relu=relu)
 
-    def dense_backward(self, x: Array, w: Array, dy: Array, dw: Array, db: Array | None, dx: Array | None) -> None:
+    def dense_backward(
+        self, x: Array, w: Array, dy: Array, dw: Array, db: Array | None, dx: Array | None
+    ) -> None:
         """dw = x.T @ dy, db = column sums of dy, dx = dy @ w.T (both skipped where None); all overwritten."""
         self.matmul(x.T, dy, dw)
         if db is not None:
@@ -171,15 +173,28 @@ class Ops(PointwiseOps, NormOps, SequenceOps, ConvOps, OptimOps):
 
     # --- convolution and pooling ---
     @abstractmethod
-    def conv2d_forward(self, x: Array, w: Array, b: Array | None, out: Array, geometry: Conv2DGeometry, *, relu: bool) -> None:
+    def conv2d_forward(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        out: Array,
+        geometry: Conv2DGeometry,
+        *,
+        relu: bool,
+    ) -> None:
         """Out (n, oh, ow, co) = act(b (co) + x (n, h, w, ci) convolved with w (kh, kw, ci, co)); b may be None."""
 
     @abstractmethod
-    def conv2d_backward_input(self, dy: Array, w: Array, out: Array, geometry: Conv2DGeometry) -> None:
+    def conv2d_backward_input(
+        self, dy: Array, w: Array, out: Array, geometry: Conv2DGeometry
+    ) -> None:
         """Out (n, h, w, ci) = gradient of the input, overwritten."""
 
     @abstractmethod
-    def conv2d_backward_weights(self, x: Array, dy: Array, dw: Array, db: Array | None, geometry: Conv2DGeometry) -> None:
+    def conv2d_backward_weights(
+        self, x: Array, dy: Array, dw: Array, db: Array | None, geometry: Conv2DGeometry
+    ) -> None:
         """Gradients of the weights dw (kh, kw, ci, co) and of the bias db (co, or None), overwritten."""
 
     @abstractmethod
@@ -187,13 +202,22 @@ class Ops(PointwiseOps, NormOps, SequenceOps, ConvOps, OptimOps):
         """Out (n, h // k, w // k, c) = maximum over windows of k x k with stride k."""
 
     @abstractmethod
-    def maxpool2d_backward(self, dy: Array, x: Array, y: Array, out: Array, k: int, *, relu: bool) -> None:
+    def maxpool2d_backward(
+        self, dy: Array, x: Array, y: Array, out: Array, k: int, *, relu: bool
+    ) -> None:
         """Out (n, h, w, c): dy at the first maximum of each window, 0 elsewhere; with relu also 0 where x <= 0."""
 
     # --- losses and optimizers ---
     @abstractmethod
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, loss: Array, dlogits: Array, hit: Array, scale: float, smoothing: float = 0.0
+        self,
+        logits: Array,
+        labels: Array,
+        loss: Array,
+        dlogits: Array,
+        hit: Array,
+        scale: float,
+        smoothing: float = 0.0,
     ) -> None:
         """Loss (n) = -sum of target * log softmax(logits (n, c)); dlogits = its gradient * scale; hit (n, uint8).
 
@@ -203,6 +227,14 @@ class Ops(PointwiseOps, NormOps, SequenceOps, ConvOps, OptimOps):
 
     @abstractmethod
     def sgd_step(
-        self, p: Array, g: Array, v: Array, *, lr: float, momentum: float, weight_decay: float, nesterov: bool
+        self,
+        p: Array,
+        g: Array,
+        v: Array,
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
     ) -> None:
         """In place: g' = g + weight_decay p; v = momentum v + g'; p -= lr (g' + momentum v if nesterov else v)."""

@@ -20,11 +20,20 @@ def create_ops(name: str = "auto", local_rank: int = 0, threads: int = 1) -> Ops
     if name == "auto":
         name = os.environ.get("MPIDL_BACKEND", "auto")
     if name not in BACKENDS:
-        raise BackendError(f"unknown backend {name!r}", remedy=f"choose one of {', '.join(BACKENDS)}")
+        raise BackendError(
+            f"unknown backend {name!r}", remedy=f"choose one of {', '.join(BACKENDS)}"
+        )
     problem = gpu_problem() if name != "numpy" else None
     if name == "cupy" and problem is not None:
-        raise BackendError(f"the cupy backend was asked for, but {problem}", remedy="use backend.name = 'numpy'")
-    if name == "auto" and problem is not None and "not installed" not in problem and local_rank == 0:
+        raise BackendError(
+            f"the cupy backend was asked for, but {problem}", remedy="use backend.name = 'numpy'"
+        )
+    if (
+        name == "auto"
+        and problem is not None
+        and "not installed" not in problem
+        and local_rank == 0
+    ):
         print(f"mpidl: note: computing on the CPU: {problem}", file=sys.stderr, flush=True)
     if name != "numpy" and problem is None:
         from mpidl.backend.cupy_ops import CupyOps

@@ -91,7 +91,9 @@ KERNELS: dict[str, Kernel] = {
         ("columns", 7),
     ),
     "segment_moments": Kernel(
-        "norm", "x:p(parts*rows*cols) mean:a(parts*cols) m2:a(parts*cols) parts:n rows:n cols:n", ("columns", 5, 3)
+        "norm",
+        "x:p(parts*rows*cols) mean:a(parts*cols) m2:a(parts*cols) parts:n rows:n cols:n",
+        ("columns", 5, 3),
     ),
     "segment_affine": Kernel(
         "norm",
@@ -111,20 +113,33 @@ KERNELS: dict[str, Kernel] = {
         "parts:n rows:n cols:n",
         ("each", 6, 7, 8),
     ),
-    "softmax_forward": Kernel("softmax", "x:p(rows*cols) out:p(rows*cols) rows:n cols:n log:f", ("warps", 2)),
-    "softmax_backward": Kernel("softmax", "dy:p(rows*cols) y:p(rows*cols) out:p(rows*cols) rows:n cols:n log:f", ("warps", 3)),
+    "softmax_forward": Kernel(
+        "softmax", "x:p(rows*cols) out:p(rows*cols) rows:n cols:n log:f", ("warps", 2)
+    ),
+    "softmax_backward": Kernel(
+        "softmax",
+        "dy:p(rows*cols) y:p(rows*cols) out:p(rows*cols) rows:n cols:n log:f",
+        ("warps", 3),
+    ),
     "pair_loss": Kernel(
         "softmax",
         "x:p(rows*cols) target:a(rows*cols) loss:a(rows) dx:p(rows*cols) rows:n cols:n scale:r kind:f delta:r",
         ("warps", 4),
     ),
-    "embedding_forward": Kernel("embedding", "table:p ids:i(count) out:p(count*width) count:n width:n", ("each", 3, 4)),
-    "embedding_backward": Kernel("embedding", "dy:p(count*width) ids:i(count) dtable:a count:n width:n", ("each", 3, 4)),
+    "embedding_forward": Kernel(
+        "embedding", "table:p ids:i(count) out:p(count*width) count:n width:n", ("each", 3, 4)
+    ),
+    "embedding_backward": Kernel(
+        "embedding", "dy:p(count*width) ids:i(count) dtable:a count:n width:n", ("each", 3, 4)
+    ),
     "attention_forward": Kernel(
-        "attention", f"q:s k:s v:s out:p(n*tq*heads*dim) lse:a(n*heads*tq) {_HEADS}", ("groups", 5, 6, 7)
+        "attention",
+        f"q:s k:s v:s out:p(n*tq*heads*dim) lse:a(n*heads*tq) {_HEADS}",
+        ("groups", 5, 6, 7),
     ),
     "attention_backward": Kernel(
-        "attention", f"dout:p(n*tq*heads*dim) q:s k:s v:s out:p(n*tq*heads*dim) lse:a(n*heads*tq) dq:s dk:s dv:s {_HEADS}"
+        "attention",
+        f"dout:p(n*tq*heads*dim) q:s k:s v:s out:p(n*tq*heads*dim) lse:a(n*heads*tq) dq:s dk:s dv:s {_HEADS}",
     ),
     "attention_backward_q": Kernel(
         "attention",
@@ -156,29 +171,61 @@ KERNELS: dict[str, Kernel] = {
         "x_gates:p(3*rows*units) h_gates:p(3*rows*units) h_before:p(rows*units) dh:p(rows*units) rows:n units:n",
         ("each", 4, 5),
     ),
-    "im2col": Kernel("columns", f"x:p({_IMAGE}) columns:p({_COLUMN}) {_SIZES}", ("each", 2, 21, 22, 23, 9, 10, 11, 8)),
-    "col2im": Kernel("columns", f"columns:p({_COLUMN}) out:p({_IMAGE}) {_SIZES}", ("each", 2, 3, 4, 5, 8)),
-    "maxpool_forward": Kernel("pooling", f"x:p(n*h*w*c) out:p(n*oh*ow*c) place:i(n*oh*ow*c) {_POOL}", ("each", 3, 6, 10, 11)),
-    "maxpool_backward": Kernel("pooling", f"dy:p(n*oh*ow*c) place:i(n*oh*ow*c) out:p(n*h*w*c) {_POOL}", ("each", 3, 4, 5, 6)),
-    "avgpool_forward": Kernel("pooling", f"x:p(n*h*w*c) out:p(n*oh*ow*c) {_POOL}", ("each", 2, 5, 9, 10)),
-    "avgpool_backward": Kernel("pooling", f"dy:p(n*oh*ow*c) out:p(n*h*w*c) {_POOL}", ("each", 2, 3, 4, 5)),
+    "im2col": Kernel(
+        "columns",
+        f"x:p({_IMAGE}) columns:p({_COLUMN}) {_SIZES}",
+        ("each", 2, 21, 22, 23, 9, 10, 11, 8),
+    ),
+    "col2im": Kernel(
+        "columns", f"columns:p({_COLUMN}) out:p({_IMAGE}) {_SIZES}", ("each", 2, 3, 4, 5, 8)
+    ),
+    "maxpool_forward": Kernel(
+        "pooling",
+        f"x:p(n*h*w*c) out:p(n*oh*ow*c) place:i(n*oh*ow*c) {_POOL}",
+        ("each", 3, 6, 10, 11),
+    ),
+    "maxpool_backward": Kernel(
+        "pooling",
+        f"dy:p(n*oh*ow*c) place:i(n*oh*ow*c) out:p(n*h*w*c) {_POOL}",
+        ("each", 3, 4, 5, 6),
+    ),
+    "avgpool_forward": Kernel(
+        "pooling", f"x:p(n*h*w*c) out:p(n*oh*ow*c) {_POOL}", ("each", 2, 5, 9, 10)
+    ),
+    "avgpool_backward": Kernel(
+        "pooling", f"dy:p(n*oh*ow*c) out:p(n*h*w*c) {_POOL}", ("each", 2, 3, 4, 5)
+    ),
     "adam_step": Kernel(
-        "optim", f"{_MOMENTS} n:n lr:r beta1:r beta2:r eps:r weight_decay:r fix1:r fix2:r decoupled:f", ("each", 4)
+        "optim",
+        f"{_MOMENTS} n:n lr:r beta1:r beta2:r eps:r weight_decay:r fix1:r fix2:r decoupled:f",
+        ("each", 4),
     ),
     "adam_direction": Kernel(
-        "optim", f"{_MOMENTS} out:p(n) n:n beta1:r beta2:r eps:r weight_decay:r fix1:r fix2:r", ("each", 5)
+        "optim",
+        f"{_MOMENTS} out:p(n) n:n beta1:r beta2:r eps:r weight_decay:r fix1:r fix2:r",
+        ("each", 5),
     ),
     "sparse_sgd": Kernel("optim", "p:p(n) g:p(n) n:n lr:r", ("each", 2)),
-    "slot_squares": Kernel("optim", "x:p starts:i(slots) stops:i(slots) out:d(slots) slots:n", ("blocks", 4)),
-    "slot_scale": Kernel("optim", "x:p starts:i(slots) stops:i(slots) factors:d(slots) slots:n", ("blocks", 4)),
-    "int8_pack": Kernel("compress", "x:p(n) scales:a(blocks) q:u(n) n:n block:n blocks:n seed:n", ("blocks", 5)),
+    "slot_squares": Kernel(
+        "optim", "x:p starts:i(slots) stops:i(slots) out:d(slots) slots:n", ("blocks", 4)
+    ),
+    "slot_scale": Kernel(
+        "optim", "x:p starts:i(slots) stops:i(slots) factors:d(slots) slots:n", ("blocks", 4)
+    ),
+    "int8_pack": Kernel(
+        "compress", "x:p(n) scales:a(blocks) q:u(n) n:n block:n blocks:n seed:n", ("blocks", 5)
+    ),
     "int8_unpack": Kernel("compress", "scales:a q:u(n) y:p(n) n:n block:n sign:f", ("each", 3)),
-    "sign_pack": Kernel("compress", "x:p(n) scales:a(blocks) bits:u n:n block:n blocks:n", ("warps", 5)),
+    "sign_pack": Kernel(
+        "compress", "x:p(n) scales:a(blocks) bits:u n:n block:n blocks:n", ("warps", 5)
+    ),
     "sign_unpack": Kernel("compress", "scales:a bits:u y:p(n) n:n block:n sign:f", ("each", 3)),
     "add_and_keep": Kernel("compress", "values:p(n) residual:p(n) n:n", ("each", 2)),
     "topk_count": Kernel("compress", "x:p(n) counts:i n:n", ("each", 2)),
     "topk_select": Kernel("compress", "x:p(n) places:i found:i(1) n:n least:n", ("each", 3)),
-    "scatter_add": Kernel("compress", "places:i(count) values:a(count) y:p count:n sign:f", ("each", 3)),
+    "scatter_add": Kernel(
+        "compress", "places:i(count) values:a(count) y:p count:n sign:f", ("each", 3)
+    ),
 }
 # C has these in one piece, in a form of its own (compression: kernels/cpu/compress.c), or not at all: round_copy
 ONLY_CUDA = frozenset({"attention_backward_q", "attention_backward_kv", "round_copy"}) | {
@@ -195,14 +242,23 @@ C_KERNELS: dict[str, Kernel] = {
     "scale_u8": Kernel("pointwise", "x:u(n) out:p(n) n:n scale:e shift:e"),
     "conv2d_forward": Kernel("conv2d", f"x:p({_X}) w:p({_W}) b:p?(co) out:p({_Y}) {_CONV} relu:f"),
     "conv2d_backward_input": Kernel("conv2d", f"dy:p({_Y}) w:p({_W}) out:p({_X}) {_CONV}"),
-    "conv2d_backward_weights": Kernel("conv2d", f"x:p({_X}) dy:p({_Y}) dw:p({_W}) db:p?(co) {_CONV}"),
+    "conv2d_backward_weights": Kernel(
+        "conv2d", f"x:p({_X}) dy:p({_Y}) dw:p({_W}) db:p?(co) {_CONV}"
+    ),
     "maxpool2d_forward": Kernel("pool2d", "x:p(n*h*w*c) out:p n:n h:n w:n c:n k:n"),
-    "maxpool2d_backward": Kernel("pool2d", "dy:p x:p(n*h*w*c) y:p out:p(n*h*w*c) n:n h:n w:n c:n k:n relu:f"),
+    "maxpool2d_backward": Kernel(
+        "pool2d", "dy:p x:p(n*h*w*c) y:p out:p(n*h*w*c) n:n h:n w:n c:n k:n relu:f"
+    ),
     "softmax_cross_entropy": Kernel(
         "loss",
         "logits:p(rows*classes) labels:i(rows) loss:a(rows) dlogits:p(rows*classes) hit:u(rows) rows:n classes:n scale:e "
         "smoothing:e",
     ),
-    "gemm": Kernel("gemm", "a:s a0:n a1:n b:s b0:n b1:n out:s c0:n c1:n bias:p?(cols) rows:n cols:n k:n relu:f accumulate:f"),
-    "sgd_step": Kernel("optim", "p:p(n) g:p(n) v:p(n) n:n lr:e momentum:e weight_decay:e nesterov:f"),
+    "gemm": Kernel(
+        "gemm",
+        "a:s a0:n a1:n b:s b0:n b1:n out:s c0:n c1:n bias:p?(cols) rows:n cols:n k:n relu:f accumulate:f",
+    ),
+    "sgd_step": Kernel(
+        "optim", "p:p(n) g:p(n) v:p(n) n:n lr:e momentum:e weight_decay:e nesterov:f"
+    ),
 }

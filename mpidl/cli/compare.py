@@ -22,9 +22,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help='for example "allreduce,local_sgd,gossip", or with options "allreduce gossip:graph=ring,period=2"',
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder for runs, table and plot")
-    parser.add_argument("--slow", metavar="RANK:FACTOR", help="train also with one rank slowed down, and show what others keep")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one value")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), help="folder for runs, table and plot"
+    )
+    parser.add_argument(
+        "--slow",
+        metavar="RANK:FACTOR",
+        help="train also with one rank slowed down, and show what others keep",
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one value",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -35,9 +48,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.train.compare import compare, split_specs, table
 
     context = init()
-    with context.together("reading the command line"):
+    with context.fail_together("reading the command line"):
         specs, slow = split_specs(args.strategies), _slow(args.slow, context.size)
-    say = (lambda text: print(text, file=sys.stderr, flush=True)) if context.is_root else (lambda text: None)
+    say = (
+        (lambda text: print(text, file=sys.stderr, flush=True))
+        if context.is_root
+        else (lambda text: None)
+    )
     outcomes = compare(args.config, args.overrides, specs, args.out, context, slow=slow, say=say)
     rows = [asdict(outcome) for outcome in outcomes]
 
@@ -50,7 +67,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(text)
 
     context.on_root(write, f"writing to {args.out}")
-    return {"outcomes": [{k: v for k, v in row.items() if k != "records"} for row in rows], "out": str(args.out)}
+    return {
+        "outcomes": [{k: v for k, v in row.items() if k != "records"} for row in rows],
+        "out": str(args.out),
+    }
 
 
 def _slow(text: str | None, size: int) -> tuple[int, float] | None:
@@ -64,5 +84,9 @@ def _slow(text: str | None, size: int) -> tuple[int, float] | None:
     except ValueError:
         found = -1, 0.0
     if not 0 <= found[0] < size or not 1 <= found[1] < math.inf:
-        raise ConfigError(f"cannot use {text!r}", where="--slow", remedy=f"write a rank below {size} and a factor, like 1:5")
+        raise ConfigError(
+            f"cannot use {text!r}",
+            where="--slow",
+            remedy=f"write a rank below {size} and a factor, like 1:5",
+        )
     return found

@@ -14,9 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Examine this process's machine; does not initialise MPI here, so that it runs on a login node."""
+    """Examine this process's machine; does not initialize MPI here, so that it runs on a login node."""
     from mpidl.comm import launcher
-    from mpidl.observe.doctor import examine
+    from mpidl.doctor.checks import examine
 
     if launcher.rank() != 0:
         return {}
@@ -28,4 +28,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             if finding.advice:
                 print(f"{'':>7}  {'':<{width}}  -> {finding.advice}")
     worst = "problem" if any(finding.state == "problem" for finding in findings) else "ok"
-    return {"state": worst, "findings": [vars(finding) for finding in findings], "status": int(worst == "problem")}
+    return {
+        "state": worst,
+        "findings": [vars(finding) for finding in findings],
+        "status": int(worst == "problem"),
+    }

@@ -13,7 +13,11 @@ HELP = "loss and accuracy of a checkpoint"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint file, or the output folder of a run (its best checkpoint)")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="a checkpoint file, or the output folder of a run (its best checkpoint)",
+    )
     parser.add_argument("--data", help="a sharded data set (default: the test data of the run)")
     parser.add_argument("--backend", default="auto", help="auto, numpy or cupy")
 
@@ -30,14 +34,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     context = init()
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
     folder = args.data or predictor.config.data.test
-    with context.together("choosing the data"):
+    with context.fail_together("choosing the data"):
         if folder is None:
-            raise ConfigError("the run has no test data", where=str(args.checkpoint), remedy="name a data set with --data")
+            raise ConfigError(
+                "the run has no test data",
+                where=str(args.checkpoint),
+                remedy="name a data set with --data",
+            )
     reader = Reader(folder, context=context, driver="posix")
-    with context.together("checking the data"):
+    with context.fail_together("checking the data"):
         predictor.spec.check(reader.manifest, folder)
-    result = evaluate(predictor.model, SoftmaxCrossEntropy(predictor.ops), predictor.inputs, reader, context, 256)
+    result = evaluate(
+        predictor.model, SoftmaxCrossEntropy(predictor.ops), predictor.inputs, reader, context, 256
+    )
     reader.close()
     if context.is_root and not args.json:
-        print(f"accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} on {result.samples:,} samples of {folder}")
+        print(
+            f"accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} on {result.samples:,} samples of {folder}"
+        )
     return asdict(result) | {"checkpoint": str(predictor.path)}

@@ -12,7 +12,11 @@ HELP = "parameters of a checkpoint as safetensors"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint file, or the output folder of a run (its best checkpoint)")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="a checkpoint file, or the output folder of a run (its best checkpoint)",
+    )
     parser.add_argument("output", type=Path, help="the file to write (.safetensors)")
 
 
@@ -28,5 +32,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     context.on_root(lambda: save_weights(predictor.model, args.output), f"writing {args.output}")
     parameters = predictor.model.parameters
     if context.is_root and not args.json:
-        print(f"{len(parameters.slots) + len(parameters.state_slots)} tensors, {parameters.count:,} parameters: {args.output}")
+        print(
+            f"{len(parameters.slots) + len(parameters.state_slots)} tensors, {parameters.count:,} parameters: {args.output}"
+        )
     return {"output": str(args.output), "parameters": parameters.count}

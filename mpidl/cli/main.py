@@ -15,17 +15,29 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import mpidl
-from mpidl.cli import bench, compare, doctor, evaluate, export, plan, predict, shard, summary, train, tune
+from mpidl.cli import (
+    bench,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    plan,
+    predict,
+    shard,
+    summary,
+    train,
+    tune,
+)
 from mpidl.comm import context as ranks
 from mpidl.comm import launcher
 from mpidl.errors import MpidlError, nearest, wrap
 
-HEAD_START = 2.0  # seconds; before MPI is initialised rank 0 can only be given time to speak first
+HEAD_START = 2.0  # seconds; before MPI is initialized rank 0 can only be given time to speak first
 COMMANDS = (shard, train, compare, evaluate, predict, export, summary, plan, tune, bench, doctor)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Complains on rank 0 only; before MPI is initialised the launcher's environment tells the rank."""
+    """Complains on rank 0 only; before MPI is initialized the launcher's environment tells the rank."""
 
     def error(self, message: str) -> NoReturn:
         if launcher.rank() == 0:
@@ -36,18 +48,25 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As argparse does, with the nearest valid choice."""
         if action.choices is not None and value not in action.choices:
-            raise argparse.ArgumentError(action, f"invalid choice: {value!r}: {nearest(str(value), map(str, action.choices))}")
+            raise argparse.ArgumentError(
+                action,
+                f"invalid choice: {value!r}: {nearest(str(value), map(str, action.choices))}",
+            )
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
     parser = _Parser(prog="mpidl", description=mpidl.__doc__)
     parser.add_argument("--version", action="version", version=f"mpidl {mpidl.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Parser
+    )
     for module in COMMANDS:
         command = commands.add_parser(module.NAME, help=module.HELP, description=module.__doc__)
         module.add_arguments(command)
-        command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+        command.add_argument(
+            "--json", action="store_true", help="print one JSON object as the last line of stdout"
+        )
         command.set_defaults(run=module.run)
     return parser
 
@@ -91,7 +110,9 @@ def _fail(error: MpidlError) -> int:
     context = ranks.current()
     alone = context is None or context.size == 1
     if alone or error.agreed:
-        speaks = context.is_root if context is not None else launcher.rank() == 0 or not error.agreed
+        speaks = (
+            context.is_root if context is not None else launcher.rank() == 0 or not error.agreed
+        )
         if speaks:
             print(f"mpidl: error: {error}", file=sys.stderr, flush=True)
         elif context is None:

@@ -22,7 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="IDX(.gz) or .npy files (features, then labels), one .npz, .csv, .tsv or HDF5 file, or class folders with images",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--shards", type=int, default=0, help="number of shard files (default: one per rank, at least 4)")
+    parser.add_argument(
+        "--shards",
+        type=int,
+        default=0,
+        help="number of shard files (default: one per rank, at least 4)",
+    )
     parser.add_argument("--shared", action="store_true", help="one file that all ranks share")
     parser.add_argument("--compress", choices=("gzip", "lzf"), help="compress the shards")
     add_source_arguments(parser)
@@ -38,13 +43,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.observe.progress import Progress
 
     context = init()
-    with context.together("opening the source"):
+    with context.fail_together("opening the source"):
         source = open_source(args.source, **source_options(args))
     shards = args.shards or min(max(4, context.size), source.samples)
     options = WriteOptions(shards, args.shared, args.compress, args.label, args.overwrite)
-    progress = Progress(source.samples // context.size, "samples", label="sharding", quiet=not context.is_root)
+    progress = Progress(
+        source.samples // context.size, "samples", label="sharding", quiet=not context.is_root
+    )
     notes = list(source.notes)
-    manifest = write_dataset(source, args.out, options, context, progress.advance, note=notes.append)
+    manifest = write_dataset(
+        source, args.out, options, context, progress.advance, note=notes.append
+    )
     progress.close()
     summary = describe(manifest) | {"out": str(args.out), "notes": notes}
     if context.is_root:

@@ -26,19 +26,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="override one value, e.g. optim.lr=0.1",
     )
     parser.add_argument(
-        "--subfolder", type=folder_name, metavar="NAME", help="write into this folder of train.output (a task of a job array)"
+        "--subfolder",
+        type=folder_name,
+        metavar="NAME",
+        help="write into this folder of train.output (a task of a job array)",
     )
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in train.output")
-    start.add_argument("--auto-resume", action="store_true", help="as --resume where there is a checkpoint, else start anew")
-    start.add_argument("--resume-from", type=Path, metavar="FILE", help="go on from this checkpoint file")
-    start.add_argument("--overwrite", action="store_true", help="throw away an earlier run in train.output")
+    start.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest intact checkpoint in train.output",
+    )
+    start.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="as --resume where there is a checkpoint, else start anew",
+    )
+    start.add_argument(
+        "--resume-from", type=Path, metavar="FILE", help="go on from this checkpoint file"
+    )
+    start.add_argument(
+        "--overwrite", action="store_true", help="throw away an earlier run in train.output"
+    )
 
 
 def folder_name(text: str) -> str:
     """A name that stays within its folder."""
     if not re.fullmatch(r"\w[\w.-]{0,99}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a name of letters, digits, '_', '-' and '.'")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a name of letters, digits, '_', '-' and '.'"
+        )
     return text
 
 
@@ -47,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from msgspec.structs import replace
 
     from mpidl.comm.context import init
-    from mpidl.train.config import load_config
+    from mpidl.config.schema import load_config
 
     context = init()
 
@@ -58,9 +75,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     def note(text: str) -> None:
         say(f"note: {text}")
 
-    config = context.on_root(lambda: load_config(args.config, args.overrides, note=note), "reading the configuration")
+    config = context.on_root(
+        lambda: load_config(args.config, args.overrides, note=note), "reading the configuration"
+    )
     if args.subfolder:
-        config = replace(config, train=replace(config.train, output=str(Path(config.train.output) / args.subfolder)))
+        config = replace(
+            config,
+            train=replace(config.train, output=str(Path(config.train.output) / args.subfolder)),
+        )
     from mpidl.train.trainer import Trainer
 
     trainer = Trainer(config, context, say=say)
@@ -70,7 +92,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{context.threads} thread(s) each, on {context.cores.used} of {context.cores.allotted} allotted core(s); "
         f"{trainer.ops.describe()}"
     )
-    trainer.prepare(resume=args.resume, auto_resume=args.auto_resume, resume_from=args.resume_from, overwrite=args.overwrite)
+    trainer.prepare(
+        resume=args.resume,
+        auto_resume=args.auto_resume,
+        resume_from=args.resume_from,
+        overwrite=args.overwrite,
+    )
     result = trainer.run()
     trainer.close()
     say(

@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from mpidl.collectives import checks, pairwise, ring, tree
-from mpidl.collectives.combine import FLOAT16, MEAN, NUMBERS, is_half, mark_of
-from mpidl.collectives.doubling import recursive_doubling
-from mpidl.collectives.execute import execute, tag_of
+from mpidl.collectives.algorithms import pairwise, ring, tree
+from mpidl.collectives.algorithms.hierarchical import hierarchical, in_fixed_order
+from mpidl.collectives.algorithms.native import native
+from mpidl.collectives.algorithms.rabenseifner import rabenseifner
+from mpidl.collectives.algorithms.recursive_doubling import recursive_doubling
+from mpidl.collectives.engine.execute import execute, tag_of
+from mpidl.collectives.engine.reduction import FLOAT16, MEAN, NUMBERS, is_half, mark_of
+from mpidl.collectives.engine.select import choose, load_table, table_path
+from mpidl.collectives.engine.shared import FAST
 from mpidl.collectives.group import Group, group_of
-from mpidl.collectives.hierarchical import hierarchical, in_fixed_order
-from mpidl.collectives.native import native
-from mpidl.collectives.rabenseifner import rabenseifner
+from mpidl.collectives.safety import checks
 from mpidl.collectives.schedule import Algorithm, Round, Schedule, part, segments
-from mpidl.collectives.select import choose, load_table, table_path
-from mpidl.collectives.shared import FAST
 from mpidl.comm import mpi, transport
 from mpidl.comm.transport import CHUNK, array_module, host_view, in_chunks, is_device
 from mpidl.errors import CollectiveError
@@ -48,21 +49,33 @@ _SLOW: tuple[dict[int, int], int, int] = ({}, 0, 0)
 
 
 def all_reduce(
-    buffer: Any, *, comm: Any, op: str = "sum", algorithm: str = "auto", exact: bool = False, name: str = ""
+    buffer: Any,
+    *,
+    comm: Any,
+    op: str = "sum",
+    algorithm: str = "auto",
+    exact: bool = False,
+    name: str = "",
 ) -> None:
     """Reduce `buffer` over all ranks of `comm`, in place; afterwards all ranks hold the same bits.
 
     buffer: (n,) array, C-contiguous and writable, in host or device memory; the same length and dtype on every rank; float16 or
     bfloat16 (both added in float32), or any real or complex dtype. comm: an mpi4py communicator or a Group.
     op: "sum", "mean", "product", "min" or "max". algorithm: "auto" or one of `NAMES`. exact: choose only among algorithms that
-    sum along one binary tree over the ranks (needs a power of two of them; see mpidl.train.accumulate).
+    sum along one binary tree over the ranks (needs a power of two of them; see mpidl.train.accumulation).
     name: what the buffer is, for error messages.
     Raises CollectiveError for a buffer that cannot be reduced in place, an unknown name, an integer mean that would
     overflow, or a float16 sum that did.
     """
     group = comm if type(comm) is Group else group_of(comm)
     fast = group.fast
-    if fast is not None and algorithm == "auto" and type(buffer) is ndarray and buffer.ndim == 1 and _call is not None:
+    if (
+        fast is not None
+        and algorithm == "auto"
+        and type(buffer) is ndarray
+        and buffer.ndim == 1
+        and _call is not None
+    ):
         codes, op_code, mark = FAST.get(op, _SLOW) if type(op) is str else _SLOW
         dtype = buffer.dtype
         code = codes.get(dtype.num)
@@ -90,7 +103,9 @@ def _all_reduce(buffer: Any, group: Group, op: str, algorithm: str, exact: bool,
     checks.operation(op, buffer.dtype, name)
     if algorithm != "auto" and algorithm not in NAMES:
         raise CollectiveError(
-            f"unknown all-reduce algorithm {algorithm!r}", where=name, remedy=f"choose one of {sorted(NAMES)}"
+            f"unknown all-reduce algorithm {algorithm!r}",
+            where=name,
+            remedy=f"choose one of {sorted(NAMES)}",
         )
     if group.size == 1 or not buffer.size:
         return
@@ -100,7 +115,14 @@ def _all_reduce(buffer: Any, group: Group, op: str, algorithm: str, exact: bool,
     _guarded(chosen, buffer, group, op, ("all_reduce", buffer, op, name), guarded)
 
 
-def _guarded(algorithm: Algorithm, buffer: Any, group: Group, op: str, doing: tuple[str, Any, str, str], guarded: bool) -> None:
+def _guarded(
+    algorithm: Algorithm,
+    buffer: Any,
+    group: Group,
+    op: str,
+    doing: tuple[str, Any, str, str],
+    guarded: bool,
+) -> None:
     """Run a schedule with what its operation and kind of memory need around it. doing: see `Activity`."""
     before = group.doing
     group.count += 1
@@ -116,7 +138,9 @@ def _guarded(algorithm: Algorithm, buffer: Any, group: Group, op: str, doing: tu
         group.doing = before
 
 
-def _with_care(algorithm: Algorithm, buffer: Any, group: Group, op: str, what: str, name: str) -> None:
+def _with_care(
+    algorithm: Algorithm, buffer: Any, group: Group, op: str, what: str, name: str
+) -> None:
     if what == "all_reduce" and is_device(buffer) and not group.gpu_aware and buffer.nbytes > CHUNK:
         in_chunks(buffer, lambda piece: _with_care(algorithm, piece, group, op, what, name))
         return
@@ -127,15 +151,22 @@ def _with_care(algorithm: Algorithm, buffer: Any, group: Group, op: str, what: s
         if op != MEAN or _divides(algorithm, host.dtype, group):
             run(algorithm, host, group, op)
         else:
-            checks.mean(host, group, name, lambda total: run(algorithm, total, group, "sum"), group.size)
+            checks.mean(
+                host, group, name, lambda total: run(algorithm, total, group, "sum"), group.size
+            )
 
 
 def _divides(algorithm: Algorithm, dtype: np.dtype[Any], group: Group) -> bool:
     """Whether a schedule makes means by itself: the round in shared memory, and those that complete sums in float32."""
     if dtype.kind in "iu":
         return False
-    in_one_round = group.node_count == 1 and algorithm in (hierarchical(group.nodes), in_fixed_order(group.nodes))
-    return in_one_round or (is_half(dtype) and algorithm in (pairwise.direct, pairwise.direct_reduce_scatter))
+    in_one_round = group.node_count == 1 and algorithm in (
+        hierarchical(group.nodes),
+        in_fixed_order(group.nodes),
+    )
+    return in_one_round or (
+        is_half(dtype) and algorithm in (pairwise.direct, pairwise.direct_reduce_scatter)
+    )
 
 
 def algorithm_for(name: str, buffer: Any, group: Group, exact: bool = False) -> Algorithm:
@@ -194,7 +225,9 @@ def all_gather(buffer: Any, *, comm: Any, algorithm: str = "auto", name: str = "
     known = {"ring": ring.all_gather, "bruck": pairwise.bruck}
     if algorithm not in (*known, "auto"):
         raise CollectiveError(
-            f"unknown all-gather algorithm {algorithm!r}", where=name, remedy=f"choose one of {sorted(known)}"
+            f"unknown all-gather algorithm {algorithm!r}",
+            where=name,
+            remedy=f"choose one of {sorted(known)}",
         )
     if algorithm == "auto":
         algorithm = "bruck" if buffer.nbytes < 64 << 10 else "ring"
@@ -249,7 +282,9 @@ def _message(other: int, tag: int, group: Group, what: str) -> int:
     """The MPI tag of a message to or from another rank, after checks."""
     checks.peer(other, group, what)
     if other == group.rank:
-        raise CollectiveError(f"{what} with rank {other}, which is this rank itself", remedy="copy the array instead")
+        raise CollectiveError(
+            f"{what} with rank {other}, which is this rank itself", remedy="copy the array instead"
+        )
     return checks.wire_tag(tag, what)
 
 
@@ -267,7 +302,9 @@ def _receive(host: Any, source: int, group: Group, tag: int) -> None:
     group.comm.Recv(_wire(host), source, tag)
 
 
-def run_rounds(rounds: Iterable[Round], buffer: Any, *, comm: Any, what: str, name: str = "") -> None:
+def run_rounds(
+    rounds: Iterable[Round], buffer: Any, *, comm: Any, what: str, name: str = ""
+) -> None:
     """Execute rounds that replace (never combine) parts of `buffer` (n,). They are asked for one by one, each while the one
     before it is under way if that is large: what the caller does between them costs no time on a slow network.
     """
@@ -287,7 +324,16 @@ def _tag(host: Any, group: Group) -> int:
     return tag_of(host.size, NUMBERS.get(host.dtype.num, 15), mark_of(what, op, name))
 
 
-def _in_place(schedule: Algorithm, buffer: Any, comm: Any, op: str, what: str, name: str, *, root: int | None = None) -> None:
+def _in_place(
+    schedule: Algorithm,
+    buffer: Any,
+    comm: Any,
+    op: str,
+    what: str,
+    name: str,
+    *,
+    root: int | None = None,
+) -> None:
     """root: of collectives in which some ranks only send. These would not notice that the others do something else."""
     group = group_of(comm)
     checks.buffer(buffer, what, name)
@@ -296,10 +342,19 @@ def _in_place(schedule: Algorithm, buffer: Any, comm: Any, op: str, what: str, n
     if group.size == 1 or (not buffer.size and not one_way):
         return
     doing = what, buffer, f"{op}, root {root}" if one_way else op, name
-    _guarded(schedule, buffer, group, op, doing, group.guard == "on" or (one_way and group.guard != "off"))
+    _guarded(
+        schedule,
+        buffer,
+        group,
+        op,
+        doing,
+        group.guard == "on" or (one_way and group.guard != "off"),
+    )
 
 
-def _rooted(schedule: Callable[..., Any], buffer: Any, comm: Any, root: int, op: str, what: str, name: str) -> None:
+def _rooted(
+    schedule: Callable[..., Any], buffer: Any, comm: Any, root: int, op: str, what: str, name: str
+) -> None:
     checks.peer(root, group_of(comm), what)
     _in_place(_with_root(schedule, int(root)), buffer, comm, op, what, name, root=int(root))
 

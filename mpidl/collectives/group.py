@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mpidl.collectives.engine.shared import FOLDER, SharedNode, has_room
 from mpidl.collectives.schedule import Algorithm, Exchange, Round
-from mpidl.collectives.shared import FOLDER, SharedNode, has_room
 from mpidl.comm import mpi
 from mpidl.comm.activity import Activity, watched
 from mpidl.comm.transport import array_module, gpu_aware
@@ -21,7 +21,10 @@ from mpidl.errors import CollectiveError
 GUARD_VARIABLE = "MPIDL_GUARD"
 PLANS, LONGEST = 256, 64  # schedules that a group keeps, and rounds that a kept one may have
 _keyval: int | None = None
-_latest: tuple[Any, Any] = (None, None)  # looking up the attribute of a communicator takes a microsecond
+_latest: tuple[Any, Any] = (
+    None,
+    None,
+)  # looking up the attribute of a communicator takes a microsecond
 
 
 class Plan(list[Round]):
@@ -54,11 +57,17 @@ class Group(Activity):
         self.nodes = tuple(order[first] for first in firsts)
         self.node_count = len(order)
         self.node_comm = node_comm
-        self.shared: Any = SharedNode(node_comm, self) if self._may_share() and node_comm.Get_size() > 1 else None
+        self.shared: Any = (
+            SharedNode(node_comm, self) if self._may_share() and node_comm.Get_size() > 1 else None
+        )
         self.shares = bool(self.comm.allreduce(int(self.shared is not None), op=MPI.MAX))
         self.gpu_aware = gpu_aware()
         self.guard = os.environ.get(GUARD_VARIABLE, "auto")
-        self.fast = self.shared if self.node_count == 1 and self.shared is not None and self.shared.compiled else None
+        self.fast = (
+            self.shared
+            if self.node_count == 1 and self.shared is not None and self.shared.compiled
+            else None
+        )
         self.guard_buffer = np.zeros(4, np.int64)
         self._plans: dict[tuple[Algorithm, int], Plan] = {}
         self._scratch: dict[tuple[Any, ...], Any] = {}
@@ -67,7 +76,9 @@ class Group(Activity):
         MPI = mpi.load()
         room = self.comm.allreduce(int(has_room(self.node_comm.Get_size())), op=MPI.MIN)
         if not room and self.rank == 0:
-            _say_once(f"{FOLDER} has no room for shared windows on some node: slower collectives by messages instead")
+            _say_once(
+                f"{FOLDER} has no room for shared windows on some node: slower collectives by messages instead"
+            )
         return bool(room)
 
     def scratch(self, like: Any, count: int, turn: int) -> Any:

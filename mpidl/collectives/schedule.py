@@ -63,7 +63,10 @@ def spans(first: int, count: int, parts: int, length: int) -> list[Range]:
     first %= parts
     if first + count <= parts:
         return [(part(first, parts, length)[0], part(first + count - 1, parts, length)[1])]
-    return [*spans(first, parts - first, parts, length), *spans(0, first + count - parts, parts, length)]
+    return [
+        *spans(first, parts - first, parts, length),
+        *spans(0, first + count - parts, parts, length),
+    ]
 
 
 def segments(whole: Range, size: int) -> list[Range]:
@@ -75,4 +78,7 @@ def segments(whole: Range, size: int) -> list[Range]:
 def aligned(first: list[Range], second: list[Range]) -> Iterator[tuple[Range, Range]]:
     """Pairs from two lists of different length; what one lacks is an empty range."""
     for index in range(max(len(first), len(second))):
-        yield first[index] if index < len(first) else NOTHING, second[index] if index < len(second) else NOTHING
+        yield (
+            first[index] if index < len(first) else NOTHING,
+            second[index] if index < len(second) else NOTHING,
+        )

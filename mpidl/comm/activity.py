@@ -1,6 +1,6 @@
 """What a rank does together with the ranks of a communicator, so that a watchdog can tell who is missing.
 
-`mpidl.collectives.watchdog` reads these records. The collectives of a watched communicator write theirs by themselves.
+`mpidl.collectives.safety.watchdog` reads these records. The collectives of a watched communicator write theirs by themselves.
 """
 
 from __future__ import annotations
@@ -17,9 +17,43 @@ from mpidl.comm import mpi
 
 # what a watched communicator announces; messages between two ranks are announced by those who send them
 ANNOUNCED = (
-    *("Barrier", "Bcast", "Gather", "Gatherv", "Scatter", "Scatterv", "Allgather", "Allgatherv", "Alltoall", "Alltoallv"),
-    *("Reduce", "Allreduce", "Reduce_scatter", "Scan", "Exscan", "barrier", "bcast", "gather", "scatter", "allgather"),
-    *("alltoall", "reduce", "allreduce", "scan", "exscan", "Split", "Split_type", "Clone", "Dup", "Create", "Free"),
+    *(
+        "Barrier",
+        "Bcast",
+        "Gather",
+        "Gatherv",
+        "Scatter",
+        "Scatterv",
+        "Allgather",
+        "Allgatherv",
+        "Alltoall",
+        "Alltoallv",
+    ),
+    *(
+        "Reduce",
+        "Allreduce",
+        "Reduce_scatter",
+        "Scan",
+        "Exscan",
+        "barrier",
+        "bcast",
+        "gather",
+        "scatter",
+        "allgather",
+    ),
+    *(
+        "alltoall",
+        "reduce",
+        "allreduce",
+        "scan",
+        "exscan",
+        "Split",
+        "Split_type",
+        "Clone",
+        "Dup",
+        "Create",
+        "Free",
+    ),
 )
 _made: Counter[Any] = Counter()
 _activities: weakref.WeakSet[Activity] = weakref.WeakSet()
@@ -37,7 +71,9 @@ class Activity:
         MPI = mpi.load()
         self.name, self.rank, self.size = name, int(comm.Get_rank()), int(comm.Get_size())
         self.world: list[int] = list(
-            MPI.Group.Translate_ranks(comm.Get_group(), list(range(self.size)), MPI.COMM_WORLD.Get_group())
+            MPI.Group.Translate_ranks(
+                comm.Get_group(), list(range(self.size)), MPI.COMM_WORLD.Get_group()
+            )
         )
         same = (name, tuple(self.world))
         _made[same] += 1

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from mpidl.comm import launcher
-from mpidl.errors import EnvironmentProblem
+from mpidl.errors import PlatformError
 
 BIND_VARIABLE = "MPIDL_BIND"
 
@@ -22,18 +22,18 @@ class Cores:
     used: int
     allotted: int
 
-    def problem(self) -> EnvironmentProblem | None:
+    def problem(self) -> PlatformError | None:
         """What keeps a rank from its share and what to do, if anything does."""
         if self.used >= self.allotted:
             return None
-        return EnvironmentProblem(
+        return PlatformError(
             f"a rank may use {self.used} of the {self.allotted} cores allotted to it; the launcher has bound it to them",
             remedy="mpirun --bind-to none (mpidl divides a node's cores among its ranks); with srun, --cpus-per-task=N",
         )
 
 
 def allowed_cores() -> tuple[int, ...]:
-    """The cores this process may run on, neighbours together; the launcher or SLURM may have narrowed them already."""
+    """The cores this process may run on, neighbors together; the launcher or SLURM may have narrowed them already."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0), key=_place))
     return tuple(range(os.cpu_count() or 1))
@@ -44,7 +44,9 @@ def _place(core: int) -> tuple[int, int, int]:
     """Socket, physical core and number: Linux often numbers all first hardware threads before all second ones."""
     topology = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
     try:
-        socket, physical = (int((topology / name).read_text()) for name in ("physical_package_id", "core_id"))
+        socket, physical = (
+            int((topology / name).read_text()) for name in ("physical_package_id", "core_id")
+        )
     except (OSError, ValueError):
         return 0, core, core
     return socket, physical, core

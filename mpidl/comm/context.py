@@ -52,17 +52,17 @@ class Context:
         """Wait for all ranks."""
         self.comm.Barrier()
 
-    def broadcast(self, value: T, root: int = 0) -> T:
+    def bcast_object(self, value: T, root: int = 0) -> T:
         """`value` of rank `root`, pickled, on every rank."""
         result: T = self.comm.bcast(value, root=root)
         return result
 
-    def gather(self, value: T) -> list[T]:
+    def allgather_object(self, value: T) -> list[T]:
         """The values of all ranks, in the order of ranks, on every rank."""
         result: list[T] = self.comm.allgather(value)
         return result
 
-    def agree(self, error: Exception | None, doing: str) -> None:
+    def raise_on_all(self, error: Exception | None, doing: str) -> None:
         """Collective: raise on every rank if any rank brings an error; the message is the lowest failing rank's.
 
         doing: what was going on ("reading shards"), for errors that do not say so themselves.
@@ -73,13 +73,15 @@ class Context:
             return
         if error is not None and not isinstance(error, (MpidlError, OSError, MemoryError)):
             traceback.print_exception(error)
-        payload = pickle.dumps(_portable(wrap(error, doing), self.rank)) if error is not None else b""
+        payload = (
+            pickle.dumps(_portable(wrap(error, doing), self.rank)) if error is not None else b""
+        )
         agreed: MpidlError = pickle.loads(self.comm.bcast(payload, root=first))
         agreed.agreed = True
         raise agreed from error
 
     @contextmanager
-    def together(self, doing: str) -> Iterator[None]:
+    def fail_together(self, doing: str) -> Iterator[None]:
         """Collective block: an exception on one rank inside it is raised on all ranks at its end.
 
         The block itself must not wait for other ranks.
@@ -89,15 +91,15 @@ class Context:
             yield
         except Exception as caught:
             error = caught
-        self.agree(error, doing)
+        self.raise_on_all(error, doing)
 
     def on_root(self, function: Callable[[], T], doing: str) -> T:
         """Run `function` on rank 0; its result, or its error, reaches every rank."""
         result: Any = None
-        with self.together(doing):
+        with self.fail_together(doing):
             if self.is_root:
                 result = function()
-        shared: T = self.broadcast(result)
+        shared: T = self.bcast_object(result)
         return shared
 
     def abort(self, status: int = 1) -> NoReturn:
@@ -110,7 +112,11 @@ class Context:
 
 def _portable(error: MpidlError, rank: int) -> MpidlError:
     """A copy of `error` that can be pickled and says which rank saw it."""
-    where = error.where if error.where.startswith("rank ") else f"rank {rank}" + (f", {error.where}" if error.where else "")
+    where = (
+        error.where
+        if error.where.startswith("rank ")
+        else f"rank {rank}" + (f", {error.where}" if error.where else "")
+    )
     return type(error)(error.what, where=where, remedy=error.remedy)
 
 
@@ -120,7 +126,7 @@ def current() -> Context | None:
 
 
 def init(comm: Any = None) -> Context:
-    """Initialise MPI once and describe this rank; later calls without `comm` return the same context.
+    """Initialize MPI once and describe this rank; later calls without `comm` return the same context.
 
     comm: an mpi4py communicator to use instead of COMM_WORLD; it is cloned. Processor cores and BLAS threads are divided
     among the ranks of a node (see mpidl.comm.binding).
@@ -128,12 +134,14 @@ def init(comm: Any = None) -> Context:
     global _context
     if _context is not None and comm is None:
         return _context
-    MPI = mpi.initialise()
+    MPI = mpi.initialize()
     launcher.check(MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())
     own = (comm or MPI.COMM_WORLD).Clone()
     own = watched(own, Activity(own, "job"))
     node_comm = own.Split_type(MPI.COMM_TYPE_SHARED, own.Get_rank())
-    cores, threads = binding.bind(node_comm.Get_rank(), node_comm.allgather(binding.allowed_cores()))
+    cores, threads = binding.bind(
+        node_comm.Get_rank(), node_comm.allgather(binding.allowed_cores())
+    )
     ranks = own.allgather((node_comm.Get_rank() == 0, cores))
     heads = [rank for rank, (leader, _) in enumerate(ranks) if leader]
     node = heads.index(node_comm.bcast(own.Get_rank(), root=0))

@@ -1,4 +1,4 @@
-"""What the launcher (mpirun, srun) tells a process in its environment, before MPI is initialised."""
+"""What the launcher (mpirun, srun) tells a process in its environment, before MPI is initialized."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 
-from mpidl.errors import EnvironmentProblem
+from mpidl.errors import PlatformError
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 # In this order: an mpirun within a task of srun knows better than SLURM how many processes form one job.
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE")
+LOCAL_SIZE_VARIABLES = (
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MPI_LOCALNRANKS",
+    "SLURM_STEP_TASKS_PER_NODE",
+)
 SRUN_SECONDS = 10
 
 
@@ -41,7 +45,7 @@ def local_size() -> int:
 def check(size: int, library: str) -> None:
     """Refuse N processes that each see an MPI job of one rank: they would train N times into one folder.
 
-    size: of COMM_WORLD. library: its version, which names the MPI. Raises EnvironmentProblem.
+    size: of COMM_WORLD. library: its version, which names the MPI. Raises PlatformError.
     """
     if size == 1 and number(SIZE_VARIABLES, 1) > 1:
         raise singletons(library)
@@ -49,15 +53,19 @@ def check(size: int, library: str) -> None:
 
 def connected(library: str) -> bool:
     """Whether the launcher offers a way to the other processes that this MPI speaks; for commands that do not start MPI."""
-    spoken = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK") if "Open MPI" in library else ("PMI_RANK", "PMIX_RANK")
+    spoken = (
+        ("OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+        if "Open MPI" in library
+        else ("PMI_RANK", "PMIX_RANK")
+    )
     return number(SIZE_VARIABLES, 1) == 1 or any(name in os.environ for name in spoken)
 
 
-def singletons(library: str) -> EnvironmentProblem:
+def singletons(library: str) -> PlatformError:
     """The error that N processes without a connection deserve: who started them, and the command that works."""
     name, count = library.splitlines()[0].strip("\0 ,"), number(SIZE_VARIABLES, 1)
     by_srun = "SLURM_STEP_NUM_TASKS" in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ
-    error = EnvironmentProblem(
+    error = PlatformError(
         f"{'srun' if by_srun else 'the launcher'} started {count} processes, but MPI ({name}) sees only one",
         remedy=_srun_remedy(name, count)
         if by_srun
@@ -69,7 +77,11 @@ def singletons(library: str) -> EnvironmentProblem:
 
 def _srun_remedy(library: str, count: int) -> str:
     offered = srun_types()
-    fitting = [kind for kind in (("pmix",) if "Open MPI" in library else ("pmi2", "cray_shasta", "pmix")) if kind in offered]
+    fitting = [
+        kind
+        for kind in (("pmix",) if "Open MPI" in library else ("pmi2", "cray_shasta", "pmix"))
+        if kind in offered
+    ]
     own = f"srun --mpi={fitting[0]} -n {count} mpidl ..., or " if fitting else ""
     return (
         f"{own}mpirun -n {count} mpidl ... in the batch script (see scripts/slurm/train.sbatch); srun --mpi=list offers "
@@ -83,9 +95,13 @@ def srun_types() -> list[str]:
     if srun is None:
         return []
     try:
-        done = subprocess.run([srun, "--mpi=list"], capture_output=True, text=True, timeout=SRUN_SECONDS, check=False)
+        done = subprocess.run(
+            [srun, "--mpi=list"], capture_output=True, text=True, timeout=SRUN_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     # "MPI plugin types are..." and one type a line, or "srun: pmix" of older versions; a last line lists versions of pmix
-    lines = [line.strip().removeprefix("srun: ") for line in (done.stdout + done.stderr).splitlines()]
+    lines = [
+        line.strip().removeprefix("srun: ") for line in (done.stdout + done.stderr).splitlines()
+    ]
     return [line for line in lines if re.fullmatch(r"\w+", line)]

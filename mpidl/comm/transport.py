@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 GPU_AWARE_VARIABLE = "MPIDL_GPU_AWARE"
 CHUNK = 8 << 20  # bytes of each of the two pinned buffers
-MOST = 1 << 30  # elements of one message: MPI libraries count them in 32 bits (Open MPI 5 refuses 2^31)
+MOST = (
+    1 << 30
+)  # elements of one message: MPI libraries count them in 32 bits (Open MPI 5 refuses 2^31)
 _PROBE = """
 import cupy
 from mpi4py import MPI
@@ -67,7 +69,9 @@ def _trial() -> bool:
     launched = ("OMPI_", "PMI", "PRTE", "SLURM")
     alone = {key: value for key, value in os.environ.items() if not key.startswith(launched)}
     try:
-        done = subprocess.run([sys.executable, "-c", _PROBE], env=alone, capture_output=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE], env=alone, capture_output=True, timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
@@ -77,7 +81,7 @@ def _trial() -> bool:
 def host_view(buffer: Any, aware: bool = False) -> Iterator[Any]:
     """`buffer` where MPI can read it: itself in host memory, or if `aware`; else a pinned copy, copied back at the end.
 
-    The device stream is synchronised before MPI may read, and before the copy is given back to CuPy's pool of pinned memory.
+    The device stream is synchronized before MPI may read, and before the copy is given back to CuPy's pool of pinned memory.
     """
     if not is_device(buffer):
         yield buffer

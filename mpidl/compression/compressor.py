@@ -18,10 +18,10 @@ from mpidl.optim import RunState
 
 # name -> (module, class)
 COMPRESSORS: dict[str, tuple[str, str]] = {
-    "fp16": ("half", "Half16"),
-    "bf16": ("half", "BrainHalf"),
-    "int8": ("quantised", "Int8"),
-    "sign": ("quantised", "Sign"),
+    "fp16": ("half", "Float16"),
+    "bf16": ("half", "BFloat16"),
+    "int8": ("quantized", "Int8"),
+    "sign": ("quantized", "Sign"),
     "topk": ("topk", "TopK"),
     "powersgd": ("powersgd", "PowerSGD"),
 }
@@ -52,13 +52,16 @@ class Compressor(ABC):
         """What later sums depend on besides their values: residuals by bucket, factors, counters; copied to the host."""
         return RunState()
 
-    def load_state(self, state: RunState) -> None:  # noqa: B027  (some have none)
+    def load_state(self, state: RunState) -> None:
         """Go on from what `state` returned; takes out of it what it uses."""
 
 
 def to_host(arrays: Mapping[str, Any], prefix: str) -> dict[str, NDArray[Any]]:
     """Copies of host or device arrays on the host, for `RunState`: under prefix:bucket."""
-    return {f"{prefix}:{key}": np.array(array.get() if is_device(array) else array) for key, array in arrays.items()}
+    return {
+        f"{prefix}:{key}": np.array(array.get() if is_device(array) else array)
+        for key, array in arrays.items()
+    }
 
 
 def take_all(state: RunState, prefix: str) -> dict[str, NDArray[Any]]:
@@ -80,7 +83,7 @@ def fitting(held: Any, shape: tuple[int, ...], like: Any) -> Any:
     return held.reshape(shape)
 
 
-class Plain(Compressor):
+class StatelessCompressor(Compressor):
     """One that forgets what it leaves out; `ErrorFeedback` around it does not. poisoned: whether the latest bucket of this rank
     held a value that is not finite.
     """
@@ -98,15 +101,23 @@ def create(name: str, *, seed: int = 0, error_feedback: bool = True, **options: 
 
     if name not in COMPRESSORS:
         raise ConfigError(
-            f"unknown compression {name!r}", where="sync.compression", remedy=f"choose one of {sorted(COMPRESSORS)}"
+            f"unknown compression {name!r}",
+            where="sync.compression",
+            remedy=f"choose one of {sorted(COMPRESSORS)}",
         )
     module, kind = COMPRESSORS[name]
     made = getattr(importlib.import_module(f"mpidl.compression.{module}"), kind)
-    wrapped = issubclass(made, Plain)
+    wrapped = issubclass(made, StatelessCompressor)
     if not wrapped:  # these keep their own residual, which saves passes over memory
         options["feedback"] = error_feedback
     try:
         compressor: Compressor = made(seed=seed, **options)
     except TypeError as error:
-        raise ConfigError(str(error), where=f"compression {name}", remedy="check the options") from error
-    return ErrorFeedback(compressor) if error_feedback and isinstance(compressor, Plain) else compressor
+        raise ConfigError(
+            str(error), where=f"compression {name}", remedy="check the options"
+        ) from error
+    return (
+        ErrorFeedback(compressor)
+        if error_feedback and isinstance(compressor, StatelessCompressor)
+        else compressor
+    )

@@ -42,7 +42,10 @@ def sign_pack(x: Array, block: int, scales: HostArray, bits: HostArray) -> None:
 
 def _pack(name: str, x: Array, block: int, scales: HostArray, codes: HostArray, *more: int) -> None:
     ops = _ops(x)
-    device_scales, device_codes = ops.xp.empty(scales.shape, np.float32), ops.xp.empty(codes.shape, np.uint8)
+    device_scales, device_codes = (
+        ops.xp.empty(scales.shape, np.float32),
+        ops.xp.empty(codes.shape, np.uint8),
+    )
     ops.launch(name, x, device_scales, device_codes, x.size, block, scales.size, *more)
     scales[...], codes[...] = ops.to_host(device_scales), ops.to_host(device_codes)
 
@@ -57,7 +60,9 @@ def sign_unpack(scales: HostArray, bits: HostArray, block: int, y: Array, sign: 
     _unpack("sign_unpack", scales, bits, block, y, sign)
 
 
-def _unpack(name: str, scales: HostArray, codes: HostArray, block: int, y: Array, sign: int) -> None:
+def _unpack(
+    name: str, scales: HostArray, codes: HostArray, block: int, y: Array, sign: int
+) -> None:
     ops = _ops(y)
     ops.launch(name, ops.to_device(scales), ops.to_device(codes), y, y.size, block, sign)
 
@@ -86,5 +91,8 @@ def topk(x: Array, k: int) -> tuple[HostArray, HostArray]:
 def scatter_add(places: HostArray, values: HostArray, y: Array, sign: int) -> None:
     """y[places] += sign * values; no place occurs twice."""
     ops = _ops(y)
-    given = ops.to_device(places.astype(np.int64)), ops.to_device(np.ascontiguousarray(values, np.float32))
+    given = (
+        ops.to_device(places.astype(np.int64)),
+        ops.to_device(np.ascontiguousarray(values, np.float32)),
+    )
     ops.launch("scatter_add", *given, y, places.size, sign)

@@ -12,14 +12,21 @@ from numpy.typing import NDArray
 
 from mpidl.collectives import Group
 from mpidl.compression import kernels
-from mpidl.compression.compressor import Compressor, Layout, Plain, fitting, take_all, to_host
+from mpidl.compression.compressor import (
+    Compressor,
+    Layout,
+    StatelessCompressor,
+    fitting,
+    take_all,
+    to_host,
+)
 from mpidl.optim import RunState
 
 
 class ErrorFeedback(Compressor):
     """Wraps a compressor; keeps one residual (n,) float32 per bucket and rank."""
 
-    def __init__(self, inner: Plain) -> None:
+    def __init__(self, inner: StatelessCompressor) -> None:
         super().__init__()
         self.inner, self.on_device = inner, inner.on_device
         self.residuals: dict[str, NDArray[Any]] = {}

@@ -1,4 +1,4 @@
-"""Gradients as 16-bit floats: half the bytes. The exchange of `mpidl.compression.quantised`, with packets of rounded values:
+"""Gradients as 16-bit floats: half the bytes. The exchange of `mpidl.compression.quantized`, with packets of rounded values:
 the owner of a part adds in float32, and keeps what the rounding of the sum leaves out for the next time.
 """
 
@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.collectives import Group, checks
-from mpidl.collectives.combine import BFLOAT16, FLOAT16
+from mpidl.collectives import Group
+from mpidl.collectives.engine.reduction import BFLOAT16, FLOAT16
+from mpidl.collectives.safety import checks
 from mpidl.compression import kernels
 from mpidl.compression.compressor import Layout
-from mpidl.compression.quantised import Quantised
+from mpidl.compression.quantized import Quantized
 
 
-class Half16(Quantised):
+class Float16(Quantized):
     """IEEE binary16: 11 bits of precision, up to 65504. A sum beyond that raises CollectiveError on every rank."""
 
     bits = 16
@@ -52,7 +53,7 @@ class Half16(Quantised):
             owed[~finite] = 0
 
 
-class BrainHalf(Half16):
+class BFloat16(Float16):
     """bfloat16: 8 bits of precision, the range of float32."""
 
     dtype = BFLOAT16

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mpidl.backend.kernels import load_library
-from mpidl.collectives.combine import BFLOAT16
+from mpidl.collectives.engine.reduction import BFLOAT16
 from mpidl.comm.transport import array_module, is_device
 from mpidl.compression import device
 from mpidl.errors import BackendError
@@ -49,13 +49,17 @@ def library() -> Any:
     return loaded[0]
 
 
-def int8_pack(x: NDArray[Any], block: int, seed: int, scales: NDArray[Any], q: NDArray[Any]) -> None:
+def int8_pack(
+    x: NDArray[Any], block: int, seed: int, scales: NDArray[Any], q: NDArray[Any]
+) -> None:
     """x (n,) float32 -> scales (blocks,) float32 and q (n,) int8, stochastically rounded."""
     if is_device(x):
         device.int8_pack(x, block, seed, scales, q)
         return
     if (c := library()) is not None:
-        c.mpidl_int8_pack(_address(x), x.size, block, seed & 0xFFFFFFFF, _address(scales), _address(q, np.int8))
+        c.mpidl_int8_pack(
+            _address(x), x.size, block, seed & 0xFFFFFFFF, _address(scales), _address(q, np.int8)
+        )
         return
     rows = _blocks(x, block)
     scales[...] = np.abs(rows).max(1) / 127
@@ -65,13 +69,17 @@ def int8_pack(x: NDArray[Any], block: int, seed: int, scales: NDArray[Any], q: N
         q[...] = np.clip(np.floor(scaled + noise), -127, 127).reshape(-1)[: x.size]
 
 
-def int8_unpack(scales: NDArray[Any], q: NDArray[Any], block: int, y: NDArray[Any], sign: int = 0) -> None:
+def int8_unpack(
+    scales: NDArray[Any], q: NDArray[Any], block: int, y: NDArray[Any], sign: int = 0
+) -> None:
     """y (n,) = q * scale of its block, or y += sign * that."""
     if is_device(y):
         device.int8_unpack(scales, q, block, y, sign)
         return
     if (c := library()) is not None:
-        c.mpidl_int8_unpack(_address(scales), _address(q, np.int8), q.size, block, sign, _address(y))
+        c.mpidl_int8_unpack(
+            _address(scales), _address(q, np.int8), q.size, block, sign, _address(y)
+        )
         return
     _put(np.repeat(scales, block)[: q.size] * q, y, sign)
 
@@ -84,17 +92,23 @@ def sign_pack(x: NDArray[Any], block: int, scales: NDArray[Any], bits: NDArray[A
     if (c := library()) is not None:
         c.mpidl_sign_pack(_address(x), x.size, block, _address(scales), _address(bits, np.uint8))
         return
-    scales[...] = np.abs(_blocks(x, block)).sum(1) / np.minimum(block, x.size - block * np.arange(len(scales)))
+    scales[...] = np.abs(_blocks(x, block)).sum(1) / np.minimum(
+        block, x.size - block * np.arange(len(scales))
+    )
     bits[...] = np.packbits(x >= 0, bitorder="little")
 
 
-def sign_unpack(scales: NDArray[Any], bits: NDArray[Any], block: int, y: NDArray[Any], sign: int = 0) -> None:
+def sign_unpack(
+    scales: NDArray[Any], bits: NDArray[Any], block: int, y: NDArray[Any], sign: int = 0
+) -> None:
     """y (n,) = plus or minus the scale of its block, or y += sign * that."""
     if is_device(y):
         device.sign_unpack(scales, bits, block, y, sign)
         return
     if (c := library()) is not None:
-        c.mpidl_sign_unpack(_address(scales), _address(bits, np.uint8), y.size, block, sign, _address(y))
+        c.mpidl_sign_unpack(
+            _address(scales), _address(bits, np.uint8), y.size, block, sign, _address(y)
+        )
         return
     signs = np.unpackbits(bits, count=y.size, bitorder="little").astype(np.float32) * 2 - 1
     _put(np.repeat(scales, block)[: y.size] * signs, y, sign)
@@ -112,7 +126,9 @@ def topk(x: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
     return chosen, x[chosen]
 
 
-def topk_feedback(x: NDArray[Any], residual: NDArray[Any], k: int, hint: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def topk_feedback(
+    x: NDArray[Any], residual: NDArray[Any], k: int, hint: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """x += residual; residual = x; then as `topk`. hint (1,) uint32: kept from call to call, 0 at first; it saves passes."""
     if not is_device(x) and (c := library()) is not None:
         index, value = np.empty(k, np.int32), np.empty(k, np.float32)
@@ -130,7 +146,13 @@ def topk_pack(index: NDArray[Any], value: NDArray[Any], packet: NDArray[Any]) ->
     A step too long for 16 bits goes over stops of value zero on the way; the room that is left is zero.
     """
     if (c := library()) is not None:
-        c.mpidl_topk_pack(_address(index, np.int32), _address(value), index.size, packet.shape[1], _address(packet, np.uint16))
+        c.mpidl_topk_pack(
+            _address(index, np.int32),
+            _address(value),
+            index.size,
+            packet.shape[1],
+            _address(packet, np.uint16),
+        )
         return
     steps = np.diff(index, prepend=np.int32(-1)) - 1
     places = np.arange(len(index)) + np.cumsum(steps // REACH)
@@ -143,7 +165,11 @@ def topk_pack(index: NDArray[Any], value: NDArray[Any], packet: NDArray[Any]) ->
 def topk_unpack(packet: NDArray[Any], y: NDArray[Any], sign: int = 1) -> bool:
     """y[index] += sign * value for all of packet (2, room); whether all values are finite."""
     if not is_device(y) and (c := library()) is not None:
-        return bool(c.mpidl_topk_unpack(_address(packet, np.uint16), packet.shape[1], sign, y.size, _address(y)))
+        return bool(
+            c.mpidl_topk_unpack(
+                _address(packet, np.uint16), packet.shape[1], sign, y.size, _address(y)
+            )
+        )
     where = np.cumsum(packet[0].astype(np.int64) + 1) - 1
     value = packet[1].view(BFLOAT16).astype(np.float32)
     used = (value != 0) & (where < y.size)
@@ -167,7 +193,9 @@ def half_pack(x: NDArray[Any], out: NDArray[Any]) -> None:
 def half_unpack(half: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
     """y (n,) float32 = half (n,), float16 or bfloat16 on the host, or y += sign * half."""
     if not is_device(y) and (c := library()) is not None:
-        c.mpidl_half_unpack(_address(half, half.dtype), half.size, int(half.dtype == BFLOAT16), sign, _address(y))
+        c.mpidl_half_unpack(
+            _address(half, half.dtype), half.size, int(half.dtype == BFLOAT16), sign, _address(y)
+        )
         return
     _put(array_module(y).asarray(half).astype(np.float32), y, sign)
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.collectives import Group, all_reduce
-from mpidl.compression.compressor import Layout, Plain, take_all, to_host
+from mpidl.compression.compressor import Layout, StatelessCompressor, take_all, to_host
 from mpidl.optim import RunState
 
 
-class PowerSGD(Plain):
+class PowerSGD(StatelessCompressor):
     """rank: columns of the factors. A tensor becomes a matrix with its last axis as columns; without a layout the whole bucket
     becomes one that is nearly square.
     """
@@ -50,7 +50,11 @@ class PowerSGD(Plain):
 
     def state(self) -> RunState:
         """The right factors, which are the same on all ranks, and how many columns they have at most."""
-        factors = {f"{key}:{index}": factor for key, right in self._right.items() for index, factor in enumerate(right)}
+        factors = {
+            f"{key}:{index}": factor
+            for key, right in self._right.items()
+            for index, factor in enumerate(right)
+        }
         state = RunState(shared=to_host(factors, "factor"))
         state.set_numbers(rank=self.rank)
         return state
@@ -60,7 +64,9 @@ class PowerSGD(Plain):
         self._right = {}
         if state.take_number("rank", self.rank) != self.rank:
             return
-        for name, factor in take_all(state, "factor").items():  # in the order in which they were saved
+        for name, factor in take_all(
+            state, "factor"
+        ).items():  # in the order in which they were saved
             self._right.setdefault(name.rpartition(":")[0], []).append(factor)
 
     def take_own(self, values: NDArray[Any]) -> None:
@@ -74,14 +80,23 @@ class PowerSGD(Plain):
     ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
         """All of them in one message."""
         parts = [*matrices, *vectors]
-        flat = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, np.float32)
+        flat = (
+            np.concatenate([part.reshape(-1) for part in parts])
+            if parts
+            else np.zeros(0, np.float32)
+        )
         all_reduce(flat, comm=group, name=key)
         self.sent += 2 * (group.size - 1) * flat.nbytes // group.size
         ends = np.cumsum([part.size for part in parts])
-        back = [flat[end - part.size : end].reshape(part.shape) for end, part in zip(ends, parts, strict=True)]
+        back = [
+            flat[end - part.size : end].reshape(part.shape)
+            for end, part in zip(ends, parts, strict=True)
+        ]
         return back[: len(matrices)], back[len(matrices) :]
 
-    def _matrices(self, values: NDArray[Any], layout: Layout) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    def _matrices(
+        self, values: NDArray[Any], layout: Layout
+    ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
         """Copies of the matrices, and the vectors."""
         if not layout:
             columns = max(1, int(np.sqrt(values.size)))
@@ -92,7 +107,9 @@ class PowerSGD(Plain):
         matrices = [part.reshape(-1, shape[-1]).copy() for part, shape in found if len(shape) > 1]
         return matrices, [part for part, shape in found if len(shape) < 2]
 
-    def _put(self, values: NDArray[Any], left: Any, right: Any, vectors: list[NDArray[Any]]) -> None:
+    def _put(
+        self, values: NDArray[Any], left: Any, right: Any, vectors: list[NDArray[Any]]
+    ) -> None:
         products = iter([(p @ q.T).reshape(-1) for p, q in zip(left, right, strict=True)])
         if not self._layout:
             values[...] = next(products)[: values.size]

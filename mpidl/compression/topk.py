@@ -52,7 +52,9 @@ class TopK(Compressor):
         if not self.feedback:
             return kernels.topk(values, k)
         residual = self._residuals[key] = fitting(self._residuals.get(key), values.shape, values)
-        return kernels.topk_feedback(values, residual, k, self._hints.setdefault(key, np.zeros(1, np.uint32)))
+        return kernels.topk_feedback(
+            values, residual, k, self._hints.setdefault(key, np.zeros(1, np.uint32))
+        )
 
     def _leave(self, key: str, packet: NDArray[Any]) -> None:
         """What is sent, as it is rounded, is no longer owed; what is not finite never was."""

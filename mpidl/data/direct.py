@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 class DirectRows:
     """The rows of one dataset in one file that is open for reading as descriptor `handle`. See `make` for what is possible."""
 
-    def __init__(self, dataset: Any, handle: int, rows_per_chunk: int, row_bytes: int, base: int | None) -> None:
+    def __init__(
+        self, dataset: Any, handle: int, rows_per_chunk: int, row_bytes: int, base: int | None
+    ) -> None:
         self._id, self._handle, self._rest = dataset.id, handle, (0,) * (dataset.ndim - 1)
         self._rows, self._row_bytes = rows_per_chunk, row_bytes
         self._offsets: dict[int, int] = {} if base is None else {0: base}
@@ -26,11 +28,18 @@ class DirectRows:
     def make(dataset: Any, handle: int, wanted: np.dtype[Any]) -> DirectRows | None:
         """None where HDF5 has to do the work: filters, another byte order, chunks that cut samples, data not stored yet."""
         row_bytes = dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64))
-        if dataset.dtype != wanted or dataset.id.get_create_plist().get_nfilters() or not dataset.size or not row_bytes:
+        if (
+            dataset.dtype != wanted
+            or dataset.id.get_create_plist().get_nfilters()
+            or not dataset.size
+            or not row_bytes
+        ):
             return None
         if dataset.chunks is None:
             base = dataset.id.get_offset()
-            return None if base is None else DirectRows(dataset, handle, len(dataset), row_bytes, base)
+            return (
+                None if base is None else DirectRows(dataset, handle, len(dataset), row_bytes, base)
+            )
         if dataset.chunks[1:] != dataset.shape[1:]:
             return None
         return DirectRows(dataset, handle, dataset.chunks[0], row_bytes, None)
@@ -52,7 +61,10 @@ class DirectRows:
             while start < stop:
                 chunk, within = divmod(start, self._rows)
                 count = min(stop - start, self._rows - within)
-                self._read_all(memory[done : done + count * self._row_bytes], self._offset(chunk) + within * self._row_bytes)
+                self._read_all(
+                    memory[done : done + count * self._row_bytes],
+                    self._offset(chunk) + within * self._row_bytes,
+                )
                 start, done = start + count, done + count * self._row_bytes
 
     def _read_all(self, memory: memoryview, offset: int) -> None:

@@ -23,7 +23,9 @@ import h5py  # noqa: E402
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _LOCKING = hasattr(h5py.h5p.PropFAID, "set_file_locking")  # HDF5 1.10.7, or 1.12.1 and later
 if not _LOCKING:
-    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # older ones know this only, for all files of the process
+    os.environ.setdefault(
+        "HDF5_USE_FILE_LOCKING", "FALSE"
+    )  # older ones know this only, for all files of the process
 REBUILD = (
     "rebuild it: HDF5_MPI=ON CC=mpicc HDF5_DIR=<prefix of a parallel HDF5> "
     "pip install --no-build-isolation --no-binary=h5py --no-deps --force-reinstall h5py"
@@ -148,7 +150,14 @@ def check_written(file: Any) -> None:
         file.check()
 
 
-def open_file(path: Path | str, mode: str = "r", *, comm: Any = None, chunk_cache: bool = True, remedy: str = COPY) -> Any:
+def open_file(
+    path: Path | str,
+    mode: str = "r",
+    *,
+    comm: Any = None,
+    chunk_cache: bool = True,
+    remedy: str = COPY,
+) -> Any:
     """An h5py File; with `comm`, opened by all its ranks together through the mpio driver.
 
     mode: "r", "r+" or "w". chunk_cache=False: large reads of uncompressed chunks go straight into the caller's memory. remedy:
@@ -179,10 +188,14 @@ def _open_error(error: Exception, path: Path | str, mode: str, remedy: str) -> D
         return read_error(OSError(code, strerror(code)), path, remedy)
     if code:
         known = unreadable(code, str(path)) if mode == "r+" else None
-        return known or DataError(f"cannot be written: {strerror(code)}", where=str(path), remedy=os_remedy(code))
+        return known or DataError(
+            f"cannot be written: {strerror(code)}", where=str(path), remedy=os_remedy(code)
+        )
     if not signed:
         return DataError(
-            "is not an HDF5 file: the signature is missing", where=str(path), remedy=f"check the path; or {remedy}"
+            "is not an HDF5 file: the signature is missing",
+            where=str(path),
+            remedy=f"check the path; or {remedy}",
         )
     sizes = re.search(r"truncated file: eof = (\d+), .*stored_eof = (\d+)", str(error))
     if sizes:
@@ -226,15 +239,27 @@ def trusted_dataset(file: Any, name: str, path: Path | str) -> Any:
     """
     link = file.get(name, getlink=True)
     if link is None:
-        raise DataError(f"has no dataset {name!r}, only {sorted(file)}", where=str(path), remedy=COPY)
+        raise DataError(
+            f"has no dataset {name!r}, only {sorted(file)}", where=str(path), remedy=COPY
+        )
     if not isinstance(link, h5py.HardLink):
-        raise DataError(f"{name!r} is a link to elsewhere, which is not allowed", where=str(path), remedy="copy the data in")
+        raise DataError(
+            f"{name!r} is a link to elsewhere, which is not allowed",
+            where=str(path),
+            remedy="copy the data in",
+        )
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
-        raise DataError(f"{name!r} is not a dataset", where=str(path), remedy="put the datasets at the top of the file")
+        raise DataError(
+            f"{name!r} is not a dataset",
+            where=str(path),
+            remedy="put the datasets at the top of the file",
+        )
     if dataset.is_virtual or dataset.external:
         raise DataError(
-            f"{name!r} keeps its data in other files, which is not allowed", where=str(path), remedy="copy the data in"
+            f"{name!r} keeps its data in other files, which is not allowed",
+            where=str(path),
+            remedy="copy the data in",
         )
     size = Path(path).stat().st_size
     if dataset.compression is None and dataset.nbytes > size:
@@ -262,7 +287,9 @@ def read_ranges(dataset: Any, ranges: Sequence[tuple[int, int]], out: NDArray[An
         row += stop - start
 
 
-def read_ranges_collectively(dataset: Any, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
+def read_ranges_collectively(
+    dataset: Any, ranges: Sequence[tuple[int, int]], out: NDArray[Any]
+) -> None:
     """As read_ranges, by exactly one collective H5Dread, in which a rank without any range takes part too.
 
     ranges: ascending, not overlapping. The ranks may bring different numbers of ranges.
@@ -270,7 +297,9 @@ def read_ranges_collectively(dataset: Any, ranges: Sequence[tuple[int, int]], ou
     here, rest = dataset.id.get_space(), dataset.shape[1:]
     here.select_none()
     for start, stop in ranges:
-        here.select_hyperslab((start, *(0,) * len(rest)), (stop - start, *rest), op=h5py.h5s.SELECT_OR)
+        here.select_hyperslab(
+            (start, *(0,) * len(rest)), (stop - start, *rest), op=h5py.h5s.SELECT_OR
+        )
     transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
     transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
     there = h5py.h5s.create_simple(out.shape) if out.size else here

@@ -45,7 +45,11 @@ class Source:
 
 
 def open_source(
-    paths: Sequence[Path], label: str | None = None, *, header: bool | None = None, channels: Channels | None = None
+    paths: Sequence[Path],
+    label: str | None = None,
+    *,
+    header: bool | None = None,
+    channels: Channels | None = None,
 ) -> Source:
     """The source for the files or the folder given on the command line.
 
@@ -59,7 +63,9 @@ def open_source(
     if label is not None and source.label is None:
         if label not in first:
             raise DataError(
-                f"has no field {label!r}, only {', '.join(sorted(first))}", where=where, remedy="name one of these with --label"
+                f"has no field {label!r}, only {', '.join(sorted(first))}",
+                where=where,
+                remedy="name one of these with --label",
             )
         source = replace(source, label=label)
     return _channels_last(source, first, channels, where)
@@ -68,7 +74,9 @@ def open_source(
 def _open(paths: Sequence[Path], label: str | None, header: bool | None) -> Source:
     for path in paths:
         if not path.exists():
-            raise DataError("the file or folder does not exist", where=str(path), remedy="check the path")
+            raise DataError(
+                "the file or folder does not exist", where=str(path), remedy="check the path"
+            )
     first = paths[0]
     if first.is_dir():
         return _one(paths, _images)
@@ -87,13 +95,17 @@ def _open(paths: Sequence[Path], label: str | None, header: bool | None) -> Sour
 def _one(paths: Sequence[Path], reader: Callable[[Path], Source]) -> Source:
     if len(paths) != 1:
         raise DataError(
-            f"expected one input of this kind, got {len(paths)}", where=str(paths[1]), remedy="shard each on its own"
+            f"expected one input of this kind, got {len(paths)}",
+            where=str(paths[1]),
+            remedy="shard each on its own",
         )
     return reader(paths[0])
 
 
 def _unusable(error: Exception, path: Path, remedy: str) -> DataError:
-    return unreadable(errno_of(error), str(path)) or DataError(f"cannot be read: {error}", where=str(path), remedy=remedy)
+    return unreadable(errno_of(error), str(path)) or DataError(
+        f"cannot be read: {error}", where=str(path), remedy=remedy
+    )
 
 
 def _channels_last(source: Source, first: Arrays, channels: Channels | None, where: str) -> Source:
@@ -112,7 +124,11 @@ def _channels_last(source: Source, first: Arrays, channels: Channels | None, whe
         return source
     if not images:
         shapes = {name: array.shape[1:] for name, array in first.items()}
-        raise DataError(f"has no images (c, h, w) to turn, only {shapes}", where=where, remedy="leave out --channels-first")
+        raise DataError(
+            f"has no images (c, h, w) to turn, only {shapes}",
+            where=where,
+            remedy="leave out --channels-first",
+        )
 
     def read(start: int, stop: int) -> Arrays:
         return {
@@ -131,8 +147,15 @@ def _seem_turned(shape: tuple[int, ...]) -> bool:
 def _from_arrays(arrays: Arrays, where: str) -> Source:
     counts = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
     if not counts or len(set(counts.values())) != 1 or min(counts.values()) < 0:
-        raise DataError(f"the arrays have different numbers of samples: {counts}", where=where, remedy="make them equal")
-    return Source(next(iter(counts.values())), lambda start, stop: {name: array[start:stop] for name, array in arrays.items()})
+        raise DataError(
+            f"the arrays have different numbers of samples: {counts}",
+            where=where,
+            remedy="make them equal",
+        )
+    return Source(
+        next(iter(counts.values())),
+        lambda start, stop: {name: array[start:stop] for name, array in arrays.items()},
+    )
 
 
 def _columns(paths: Sequence[Path], load: Callable[[Path], NDArray[Any]]) -> Source:
@@ -159,7 +182,9 @@ def read_idx(path: Path) -> NDArray[Any]:
         body = file.read()
     dtype = np.dtype(IDX_DTYPES[head[2]])
     if len(body) != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-        raise ValueError(f"the IDX header promises {shape} of {dtype.name}, but {len(body)} bytes follow")
+        raise ValueError(
+            f"the IDX header promises {shape} of {dtype.name}, but {len(body)} bytes follow"
+        )
     return np.frombuffer(body, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
@@ -200,7 +225,9 @@ def _images(folder: Path) -> Source:
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError("reading images needs Pillow", where=str(folder), remedy="pip install 'mpidl[images]'") from error
+        raise DataError(
+            "reading images needs Pillow", where=str(folder), remedy="pip install 'mpidl[images]'"
+        ) from error
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
     files = [
         (path, number)
@@ -209,15 +236,32 @@ def _images(folder: Path) -> Source:
         if path.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not files:
-        raise DataError("holds no class folders with images", where=str(folder), remedy="arrange it as folder/class/image.png")
+        raise DataError(
+            "holds no class folders with images",
+            where=str(folder),
+            remedy="arrange it as folder/class/image.png",
+        )
 
     def load(path: Path) -> NDArray[Any]:
         try:
             with Image.open(path) as image:
-                return np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16", "P") and not image.palette else "RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of them
+                return np.asarray(
+                    image.convert(
+                        "L"
+                        if image.mode in ("1", "L", "I;16", "P") and not image.palette
+                        else "RGB"
+                    )
+                )
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:  # Pillow raises all of them
             raise unreadable(errno_of(error), str(path)) or DataError(
-                f"cannot be read as an image: {error}", where=str(path), remedy="remove or replace it"
+                f"cannot be read as an image: {error}",
+                where=str(path),
+                remedy="remove or replace it",
             ) from error
 
     shape = load(files[0][0]).shape
@@ -233,7 +277,10 @@ def _images(folder: Path) -> Source:
                     remedy="resize the images",
                 )
             images[row] = image
-        return {"image": images, "label": np.array([number for _, number in files[start:stop]], np.int64)}
+        return {
+            "image": images,
+            "label": np.array([number for _, number in files[start:stop]], np.int64),
+        }
 
     return Source(len(files), read, tuple(classes))
 

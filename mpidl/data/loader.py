@@ -35,14 +35,23 @@ class Loader:
     does not allow threads, or reads collectively).
     """
 
-    def __init__(self, reader: Reader, sampler: LaneSampler, *, context: Context | None = None, keep: bool = True) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        sampler: LaneSampler,
+        *,
+        context: Context | None = None,
+        keep: bool = True,
+    ) -> None:
         self.reader, self.sampler, self.context = reader, sampler, context
         self._kept: tuple[tuple[tuple[int, int], ...], Arrays] | None = None
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
         self._spare: Arrays | None = None  # the memory of a window that is no longer used
         collective = reader.driver == "mpio-collective"
-        threads = not collective and (not reader.uses_mpi or (context is not None and context.threads_allowed))
+        threads = not collective and (
+            not reader.uses_mpi or (context is not None and context.threads_allowed)
+        )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mpidl-prefetch") if threads else None
 
     @property
@@ -59,10 +68,14 @@ class Loader:
             used, (window, arrays) = arrays, loaded
             pending = self._fetch(windows, used)
             for step, rows in enumerate(window.rows, window.first_step):
-                yield Batch(self._gather(arrays, rows), epoch, step, len(rows), self.sampler.count(step))
+                yield Batch(
+                    self._gather(arrays, rows), epoch, step, len(rows), self.sampler.count(step)
+                )
         self._spare = arrays
 
-    def _fetch(self, windows: Iterator[Window], memory: Arrays | None) -> Future[tuple[Window, Arrays] | None]:
+    def _fetch(
+        self, windows: Iterator[Window], memory: Arrays | None
+    ) -> Future[tuple[Window, Arrays] | None]:
         """The next window with its data, or None after the last: worked out and read by the thread, where there is one."""
         if self._pool is not None:
             return self._pool.submit(self._load, windows, memory)
@@ -70,7 +83,9 @@ class Loader:
         done.set_result(self._load(windows, memory))
         return done
 
-    def _load(self, windows: Iterator[Window], memory: Arrays | None) -> tuple[Window, Arrays] | None:
+    def _load(
+        self, windows: Iterator[Window], memory: Arrays | None
+    ) -> tuple[Window, Arrays] | None:
         window = next(windows, None)
         if window is None:
             return None
@@ -85,7 +100,9 @@ class Loader:
     def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
         batch = {name: self._buffer(name, array, len(rows)) for name, array in arrays.items()}
         for name, array in arrays.items():
-            np.take(array, rows, axis=0, out=batch[name], mode="clip")  # "clip" writes straight into out
+            np.take(
+                array, rows, axis=0, out=batch[name], mode="clip"
+            )  # "clip" writes straight into out
         return batch
 
     def _buffer(self, name: str, array: NDArray[Any], count: int) -> NDArray[Any]:

@@ -23,7 +23,7 @@ Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 
 
 class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Mean and standard deviation over all elements of a field, for normalising inputs.
+    """Mean and standard deviation over all elements of a field, for normalizing inputs.
 
     checksum: of both numbers (see `sealed`); data sets made by earlier versions have none.
     """
@@ -85,7 +85,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def only(self, meaning: Literal["feature", "label"], wanted: str | None, where: str) -> str:
         """The name of the field with this meaning, or `wanted` if given; DataError if there is not exactly one."""
-        names = [wanted] if wanted else [name for name, field in self.fields.items() if field.meaning == meaning]
+        names = (
+            [wanted]
+            if wanted
+            else [name for name, field in self.fields.items() if field.meaning == meaning]
+        )
         if len(names) == 1 and names[0] in self.fields:
             return names[0]
         known = ", ".join(f"{name} ({field.meaning})" for name, field in self.fields.items())
@@ -101,7 +105,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         raise DataError(what, where=where, remedy=remedy)
 
 
-def new_manifest(layout: Literal["shards", "shared"], fields: dict[str, Field], shards: tuple[Shard, ...]) -> Manifest:
+def new_manifest(
+    layout: Literal["shards", "shared"], fields: dict[str, Field], shards: tuple[Shard, ...]
+) -> Manifest:
     """A manifest of the current version; the number of samples is the sum over the shards."""
     return Manifest(FORMAT, VERSION, layout, sum(shard.samples for shard in shards), fields, shards)
 
@@ -124,7 +130,9 @@ def load_manifest(folder: Path | str) -> Manifest:
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise _bad(path, "it is not a manifest of mpidl")
         if head.get("version") != VERSION:
-            raise _bad(path, f"it has version {head.get('version')}, this mpidl reads version {VERSION}")
+            raise _bad(
+                path, f"it has version {head.get('version')}, this mpidl reads version {VERSION}"
+            )
         manifest = msgspec.json.decode(raw, type=Manifest)
     except msgspec.MsgspecError as error:
         raise _bad(path, " in ".join(at_place(error))) from error
@@ -165,12 +173,19 @@ def _check_field(path: Path, name: str, field: Field) -> None:
         raise _bad(path, f"field name {name!r} leads into groups of the file")
     try:
         known = np.dtype(field.dtype).kind in "biuf"
-    except (TypeError, ValueError, SyntaxError):  # numpy reads "1,2" and "(2" as descriptions of structures
+    except (
+        TypeError,
+        ValueError,
+        SyntaxError,
+    ):  # numpy reads "1,2" and "(2" as descriptions of structures
         known = False
     if not known:
         raise _bad(path, f"field {name!r} has the unknown dtype {field.dtype!r}")
     if field.class_names and len(field.class_names) > (field.classes or 0):
-        raise _bad(path, f"field {name!r} has {len(field.class_names)} class names for {field.classes} classes")
+        raise _bad(
+            path,
+            f"field {name!r} has {len(field.class_names)} class names for {field.classes} classes",
+        )
     statistics = field.statistics
     if statistics and not (math.isfinite(statistics.mean) and math.isfinite(statistics.std)):
         raise _bad(path, f"mean or std of field {name!r} is not finite")
@@ -178,13 +193,15 @@ def _check_field(path: Path, name: str, field: Field) -> None:
         raise DataError(
             f"mean {statistics.mean} or std {statistics.std} of field {name!r} was changed: their checksum does not fit",
             where=str(path),
-            remedy="copy manifest.json again or shard the data again; for another normalisation set data.mean and data.std",
+            remedy="copy manifest.json again or shard the data again; for another normalization set data.mean and data.std",
         )
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder`/manifest.json, readable by people, beside and renamed."""
-    write_beside(folder / NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    write_beside(
+        folder / NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    )
 
 
 def verify_shard(folder: Path, shard: Shard) -> None:
@@ -197,7 +214,11 @@ def verify_shard(folder: Path, shard: Shard) -> None:
         size = path.stat().st_size
         found = file_sha256(path) if size == shard.bytes else ""
     if size != shard.bytes:
-        raise DataError(f"the shard has {size} bytes where the manifest says {shard.bytes}", where=str(path), remedy=remedy)
+        raise DataError(
+            f"the shard has {size} bytes where the manifest says {shard.bytes}",
+            where=str(path),
+            remedy=remedy,
+        )
     if found != shard.sha256:
         raise DataError(
             f"the shard is damaged: its SHA-256 is {found[:16]}..., the manifest says {shard.sha256[:16]}...",
@@ -212,5 +233,8 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "samples": manifest.samples,
         "shards": len(manifest.shards),
         "layout": manifest.layout,
-        "fields": {name: f"{field.dtype}{list(field.shape)} ({field.meaning})" for name, field in manifest.fields.items()},
+        "fields": {
+            name: f"{field.dtype}{list(field.shape)} ({field.meaning})"
+            for name, field in manifest.fields.items()
+        },
     }

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
 from mpidl.data.direct import DirectRows
-from mpidl.data.hdf5 import is_parallel, open_file, read_ranges, read_ranges_collectively, trusted_dataset
+from mpidl.data.hdf5 import (
+    is_parallel,
+    open_file,
+    read_ranges,
+    read_ranges_collectively,
+    trusted_dataset,
+)
 from mpidl.data.manifest import Field, Manifest, Shard, load_manifest, verify_shard
 from mpidl.errors import DataError
 from mpidl.files import reading
@@ -50,10 +56,12 @@ class Reader:
         if context is None:
             self._open(driver, verify, fields)
             return
-        with context.together(f"opening the data set {folder}"):
+        with context.fail_together(f"opening the data set {folder}"):
             self._open(driver, verify, fields)
         if self.driver != "posix":
-            self._files[0] = open_file(self.folder / self.manifest.shards[0].file, comm=context.comm)
+            self._files[0] = open_file(
+                self.folder / self.manifest.shards[0].file, comm=context.comm
+            )
 
     def _open(self, driver: str, verify: bool, fields: Sequence[str] | None) -> None:
         self.manifest: Manifest = load_manifest(self.folder)
@@ -68,7 +76,9 @@ class Reader:
 
     def _choose(self, driver: str) -> str:
         if driver not in DRIVERS:
-            raise DataError(f"unknown data.driver {driver!r}", remedy=f"choose one of {', '.join(DRIVERS)}")
+            raise DataError(
+                f"unknown data.driver {driver!r}", remedy=f"choose one of {', '.join(DRIVERS)}"
+            )
         shared = self.manifest.layout == "shared" and len(self.manifest.shards) == 1
         several = self.context is not None and self.context.size > 1
         if driver == "auto":
@@ -93,7 +103,11 @@ class Reader:
         if verify:
             verify_shard(self.folder, shard)
         elif not path.is_file():
-            raise DataError("the shard is missing", where=str(path), remedy="copy it again or shard the data again")
+            raise DataError(
+                "the shard is missing",
+                where=str(path),
+                remedy="copy it again or shard the data again",
+            )
         with reading(path), open_file(path) as file:
             for name, field in self.fields.items():
                 dataset = trusted_dataset(file, name, path)
@@ -128,7 +142,10 @@ class Reader:
         Raises DataError naming the file where a read fails.
         """
         total = sum(stop - start for start, stop in pieces)
-        arrays = {name: _room(memory, name, (total, *field.shape), field.dtype) for name, field in self.fields.items()}
+        arrays = {
+            name: _room(memory, name, (total, *field.shape), field.dtype)
+            for name, field in self.fields.items()
+        }
         row = 0
         for index, ranges in self._by_shard(pieces).items():
             count = sum(stop - start for start, stop in ranges)
@@ -139,16 +156,22 @@ class Reader:
 
     def _by_shard(self, pieces: Sequence[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
         """The pieces as row ranges within each shard."""
-        ranges: dict[int, list[tuple[int, int]]] = {0: []} if self.driver == "mpio-collective" else {}
+        ranges: dict[int, list[tuple[int, int]]] = (
+            {0: []} if self.driver == "mpio-collective" else {}
+        )
         for start, stop in pieces:
             while start < stop:
                 index = bisect_right(self.starts, start) - 1
                 end = min(stop, self.starts[index + 1])
-                ranges.setdefault(index, []).append((start - self.starts[index], end - self.starts[index]))
+                ranges.setdefault(index, []).append(
+                    (start - self.starts[index], end - self.starts[index])
+                )
                 start = end
         return ranges
 
-    def _read_ranges(self, index: int, name: str, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
+    def _read_ranges(
+        self, index: int, name: str, ranges: Sequence[tuple[int, int]], out: NDArray[Any]
+    ) -> None:
         path = self.folder / self.manifest.shards[index].file
         if index not in self._files:
             self._files[index] = open_file(path, chunk_cache=False)
@@ -169,7 +192,9 @@ class Reader:
             if index not in self._handles:
                 self._handles[index] = os.open(path, os.O_RDONLY)
             wanted = np.dtype(self.fields[name].dtype)
-            self._direct[index, name] = DirectRows.make(self._files[index][name], self._handles[index], wanted)
+            self._direct[index, name] = DirectRows.make(
+                self._files[index][name], self._handles[index], wanted
+            )
         return self._direct[index, name]
 
     def close(self) -> None:
@@ -183,7 +208,12 @@ class Reader:
     def __enter__(self) -> Reader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if error is None or self.driver == "posix":
             self.close()
 
@@ -193,4 +223,6 @@ def _room(memory: Arrays | None, name: str, shape: tuple[int, ...], dtype: str) 
     held = memory.get(name) if memory else None
     while held is not None and isinstance(held.base, np.ndarray):
         held = held.base
-    return held[: shape[0]] if held is not None and len(held) >= shape[0] else np.empty(shape, dtype)
+    return (
+        held[: shape[0]] if held is not None and len(held) >= shape[0] else np.empty(shape, dtype)
+    )

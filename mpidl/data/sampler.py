@@ -74,11 +74,16 @@ class LaneSampler:
     @property
     def lanes(self) -> range:
         """The lanes that this rank owns."""
-        return range(self.rank * self.global_batch // self.size, (self.rank + 1) * self.global_batch // self.size)
+        return range(
+            self.rank * self.global_batch // self.size,
+            (self.rank + 1) * self.global_batch // self.size,
+        )
 
     def lane(self, index: int) -> tuple[int, int]:
         """The range of samples of lane `index`."""
-        return index * self.samples // self.global_batch, (index + 1) * self.samples // self.global_batch
+        return index * self.samples // self.global_batch, (
+            index + 1
+        ) * self.samples // self.global_batch
 
     @property
     def owned(self) -> tuple[int, int]:
@@ -116,11 +121,15 @@ class LaneSampler:
         length = stop - start
         if not self.shuffle:
             return np.arange(start, stop)
-        generator = np.random.Generator(np.random.Philox(key=[self.seed, 1], counter=[0, 0, index, epoch]))
+        generator = np.random.Generator(
+            np.random.Philox(key=[self.seed, 1], counter=[0, 0, index, epoch])
+        )
         if self.window is None or self.window >= length:
             return start + generator.permutation(length)
         blocks = _blocks(length, self.window, generator)
-        return start + np.concatenate([low + generator.permutation(high - low) for low, high in blocks])
+        return start + np.concatenate(
+            [low + generator.permutation(high - low) for low, high in blocks]
+        )
 
     def windows(self, epoch: int, first_step: int = 0) -> Iterator[Window]:
         """The windows of an epoch from the one that holds `first_step` on; its earlier steps are left out."""
@@ -135,10 +144,14 @@ class LaneSampler:
         else:
             wanted = np.sort(np.concatenate([order[low:last] for order in orders]))
             breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-            pieces = [(int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, breaks) if run.size]
+            pieces = [
+                (int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, breaks) if run.size
+            ]
         return Window(first, last, tuple(pieces), self._rows(orders, first, last, pieces))
 
-    def _rows(self, orders: list[Indices], first: int, last: int, pieces: list[tuple[int, int]]) -> tuple[Indices, ...]:
+    def _rows(
+        self, orders: list[Indices], first: int, last: int, pieces: list[tuple[int, int]]
+    ) -> tuple[Indices, ...]:
         """The samples of each step, as rows of the concatenated pieces."""
         lengths = np.array([stop - start for start, stop in pieces], dtype=np.int64)
         starts = np.array([start for start, _ in pieces], dtype=np.int64)
@@ -154,7 +167,11 @@ class LaneSampler:
         if even > first:
             steps += list(rows(np.array([order[first:even] for order in orders]).T.copy()))
         if last > even:
-            steps.append(rows(np.array([order[even] for order in orders if len(order) > even], dtype=np.int64)))
+            steps.append(
+                rows(
+                    np.array([order[even] for order in orders if len(order) > even], dtype=np.int64)
+                )
+            )
         return tuple(steps)
 
 
@@ -165,7 +182,9 @@ def _blocks(length: int, window: int, generator: np.random.Generator) -> list[tu
     return blocks + ([(full * window, length)] if length % window else [])
 
 
-def window_steps(samples: int, global_batch: int, sample_bytes: int, window_bytes: int) -> int | None:
+def window_steps(
+    samples: int, global_batch: int, sample_bytes: int, window_bytes: int
+) -> int | None:
     """How many steps to hold in memory together so that all ranks together hold about `window_bytes`; None: everything."""
     if samples * sample_bytes <= window_bytes:
         return None
@@ -182,4 +201,7 @@ def contiguous_batches(samples: int, rank: int, size: int, batch: int) -> Iterat
 def sample_order(sampler: LaneSampler, epoch: int) -> list[Any]:
     """All batches of an epoch over all ranks as arrays of sample numbers; for tests and for looking at the order."""
     orders = [sampler.lane_order(epoch, lane) for lane in range(sampler.global_batch)]
-    return [np.array([order[step] for order in orders if step < len(order)]) for step in range(sampler.steps)]
+    return [
+        np.array([order[step] for order in orders if step < len(order)])
+        for step in range(sampler.steps)
+    ]

@@ -23,7 +23,9 @@ LABEL_NAMES = {"label", "labels", "y", "target", "targets", "class", "classes"}
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}
 SAMPLE = 200  # lines that are looked at to find separator and header
 _WHOLE = re.compile(r"[+-]?\d+")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ def read_table(path: Path, label: str | None = None, header: bool | None = None)
     else:
         names = [f"column{number}" for number in range(1, len(rows.cells[0]) + 1)]
         if header is None:
-            notes.append(f"the first line is no header: the columns are named column1 to {names[-1]} (--header if it is one)")
+            notes.append(
+                f"the first line is no header: the columns are named column1 to {names[-1]} (--header if it is one)"
+            )
     if not rows.cells:
         raise rows.error("has no samples below its header", "check the file; or add --no-header")
     if rows.separator != "," and _has_decimal_commas(rows):
@@ -86,7 +90,9 @@ def read_table(path: Path, label: str | None = None, header: bool | None = None)
     features = _features(rows, names, kept)
     columns = tuple(names[column] for column in kept)
     if place is None:
-        return Table(columns, features, candidates=_candidates(columns, features), notes=tuple(notes))
+        return Table(
+            columns, features, candidates=_candidates(columns, features), notes=tuple(notes)
+        )
     values, classes = _label(rows, names[place], place)
     return Table(columns, features, values, classes, notes=tuple(notes))
 
@@ -95,12 +101,17 @@ def _rows(path: Path) -> _Rows:
     """All lines that are not empty, cut at the separator. Raises DataError unless all have equally many columns."""
     remedy = "save it as UTF-8 text (iconv -f latin1 -t utf-8), with columns separated by comma, semicolon, tab or |"
     try:
-        with reading(path), gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        with (
+            reading(path),
+            gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file,
+        ):
             text = file.read().decode("utf-8-sig")
         separator = _separator(text)
         numbered = _cut(text, separator)
     except (UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
-        raise DataError(f"cannot be read as a table: {error}", where=str(path), remedy=remedy) from error
+        raise DataError(
+            f"cannot be read as a table: {error}", where=str(path), remedy=remedy
+        ) from error
     rows = _Rows(path, separator, [row for row, _ in numbered], [line for _, line in numbered])
     if not rows.cells:
         raise rows.error("is empty", "check the path")
@@ -126,7 +137,9 @@ def _cut(text: str, separator: str) -> list[tuple[list[str], int]]:
                 found.append((row, reader.line_num))
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise csv.Error(f"the row from line {begins} on has a quote too many or too few, or a huge cell ({error})") from error
+        raise csv.Error(
+            f"the row from line {begins} on has a quote too many or too few, or a huge cell ({error})"
+        ) from error
     return found
 
 
@@ -156,10 +169,17 @@ def _has_header(rows: _Rows) -> bool:
     if not any(numeric):
         return True
     for column, cell in enumerate(first):
-        if not numeric[column] and cell.strip() and rest and all(rows.is_number(row[column]) for row in rest):
+        if (
+            not numeric[column]
+            and cell.strip()
+            and rest
+            and all(rows.is_number(row[column]) for row in rest)
+        ):
             return True
     counted = [cell.strip() for cell, is_number in zip(first, numeric, strict=True) if is_number]
-    return 2 <= len(counted) < len(first) and counted == [str(number) for number in range(len(counted))]
+    return 2 <= len(counted) < len(first) and counted == [
+        str(number) for number in range(len(counted))
+    ]
 
 
 def _has_decimal_commas(rows: _Rows) -> bool:
@@ -186,13 +206,17 @@ def _label_place(rows: _Rows, names: Sequence[str], label: str | None) -> int | 
         usual = [column for column, name in enumerate(names) if name.lower() in LABEL_NAMES]
         if len(usual) > 1:
             known = ", ".join(repr(names[column]) for column in usual)
-            raise rows.error(f"several columns could be the label: {known}", "choose one with --label")
+            raise rows.error(
+                f"several columns could be the label: {known}", "choose one with --label"
+            )
         return usual[0] if usual else None
     found = [column for column, name in enumerate(names) if name == label.strip()]
     if len(found) != 1:
         what = "several columns" if found else "no column"
         known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise rows.error(f"has {what} {label!r}; its columns are {known}", "name one of these with --label")
+        raise rows.error(
+            f"has {what} {label!r}; its columns are {known}", "name one of these with --label"
+        )
     return found[0]
 
 
@@ -206,7 +230,9 @@ def _features(rows: _Rows, names: Sequence[str], kept: Sequence[int]) -> NDArray
             if "_" in "".join(cells):
                 raise ValueError  # which Python would take for numbers: 1_000
             with np.errstate(over="ignore"):  # beyond float32 is infinity, which the writer refuses
-                features[number] = cells if rows.separator == "," else [rows.plain(cell) for cell in cells]
+                features[number] = (
+                    cells if rows.separator == "," else [rows.plain(cell) for cell in cells]
+                )
         except ValueError:
             raise _not_numeric(rows, names, kept, number) from None
     return features
@@ -227,7 +253,10 @@ def _not_numeric(rows: _Rows, names: Sequence[str], kept: Sequence[int], number:
     remedy = f"correct that cell: {numbers} of {len(rows.cells)} values in this column are numbers"
     if not numbers:
         remedy = f"if it is the label, add --label {names[column]}; otherwise write the column in numbers or leave it out"
-    return rows.error(f"line {rows.lines[number]} has {cell!r} in column {names[column]!r}, which is not a number", remedy)
+    return rows.error(
+        f"line {rows.lines[number]} has {cell!r} in column {names[column]!r}, which is not a number",
+        remedy,
+    )
 
 
 def _label(rows: _Rows, name: str, place: int) -> tuple[NDArray[Any], tuple[str, ...] | None]:
@@ -255,7 +284,10 @@ def _label(rows: _Rows, name: str, place: int) -> tuple[NDArray[Any], tuple[str,
     if (values != np.rint(values)).any():
         return values.astype(np.float32), None
     if np.abs(values).max() >= 2.0**63:
-        raise rows.error(f"the label column {name!r} holds numbers too large for a class", "number the classes from 0")
+        raise rows.error(
+            f"the label column {name!r} holds numbers too large for a class",
+            "number the classes from 0",
+        )
     if all(_WHOLE.fullmatch(cell) for cell in cells):
         return np.array([int(cell) for cell in cells], np.int64), None
     return values.astype(np.int64), None  # 0.0, 1.0, 2.0: classes that a program wrote as floats
@@ -266,6 +298,8 @@ def _candidates(columns: Sequence[str], features: NDArray[np.float32]) -> tuple[
     few = [
         name
         for name, values in zip(columns, features.T, strict=True)
-        if (values == np.rint(values)).all() and values.min() >= 0 and len(np.unique(values)) <= max(2, len(values) // 2)
+        if (values == np.rint(values)).all()
+        and values.min() >= 0
+        and len(np.unique(values)) <= max(2, len(values) // 2)
     ]
     return tuple(few or columns)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from mpidl.data.reader import Arrays, Reader
 from mpidl.errors import DataError
 
-Pieces = Sequence[tuple[int, int]]
+ShardLayout = Sequence[tuple[int, int]]
 
 
-def check_values(reader: Reader, arrays: Arrays, pieces: Pieces) -> None:
+def check_values(reader: Reader, arrays: Arrays, pieces: ShardLayout) -> None:
     """DataError if a label lies outside its classes, or an input is NaN or infinite.
 
     arrays: what reader.read(pieces) returned.
@@ -31,7 +31,14 @@ def check_values(reader: Reader, arrays: Arrays, pieces: Pieces) -> None:
                 raise _error(reader, name, array, bad, pieces, "values must be finite")
 
 
-def _error(reader: Reader, name: str, array: NDArray[Any], bad: NDArray[Any], pieces: Pieces, rule: str) -> DataError:
+def _error(
+    reader: Reader,
+    name: str,
+    array: NDArray[Any],
+    bad: NDArray[Any],
+    pieces: ShardLayout,
+    rule: str,
+) -> DataError:
     place = np.unravel_index(int(bad.argmax()), bad.shape)
     file, local = reader.locate(_sample(int(place[0]), pieces))
     return DataError(
@@ -41,7 +48,7 @@ def _error(reader: Reader, name: str, array: NDArray[Any], bad: NDArray[Any], pi
     )
 
 
-def _sample(row: int, pieces: Pieces) -> int:
+def _sample(row: int, pieces: ShardLayout) -> int:
     """The number of the sample that stands in row `row` of the concatenated pieces."""
     for start, stop in pieces:
         if row < stop - start:

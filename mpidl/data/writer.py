@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.data.importers import Arrays, Source, meaning_of
-from mpidl.data.manifest import MAX_CLASSES, Field, Manifest, Shard, Statistics, new_manifest, plain_name, save_manifest
+from mpidl.data.manifest import (
+    MAX_CLASSES,
+    Field,
+    Manifest,
+    Shard,
+    Statistics,
+    new_manifest,
+    plain_name,
+    save_manifest,
+)
 from mpidl.errors import DataError, MpidlError
 from mpidl.files import file_sha256, reserve, sync_folder, writing
 
@@ -55,11 +64,17 @@ class _Tally:
 
     def add(self, array: NDArray[Any], meaning: str) -> None:
         if meaning == "label" and array.size and array.dtype.kind in "iu":
-            self.lowest, self.highest = min(self.lowest, int(array.min())), max(self.highest, int(array.max()))
+            self.lowest, self.highest = (
+                min(self.lowest, int(array.min())),
+                max(self.highest, int(array.max())),
+            )
             if len(self.values) <= MANY:
                 self.values.update(np.unique(array)[: MANY + 1].tolist())
         elif meaning == "feature" and array.size:
-            self.smallest, self.largest = min(self.smallest, float(array.min())), max(self.largest, float(array.max()))
+            self.smallest, self.largest = (
+                min(self.smallest, float(array.min())),
+                max(self.largest, float(array.max())),
+            )
             exact = array.astype(np.float64, copy=False).reshape(-1)
             self.total += float(exact.sum())
             self.squares += float(exact @ exact)
@@ -106,16 +121,24 @@ def _write(
     shards: list[tuple[int, Shard]] = []
     if options.shared:
         _write_shared(source, partial / "shard-00000.h5", schema, context, tallies, progress)
-        with context.together("checking the shared file"):
+        with context.fail_together("checking the shared file"):
             if context.is_root:
                 shards = [(0, _describe(partial / "shard-00000.h5", source.samples))]
     else:
-        with context.together(f"writing {partial}"):
+        with context.fail_together(f"writing {partial}"):
             for index in range(context.rank, options.shards, context.size):
-                shards.append((index, _write_shard(source, partial, index, schema, options, tallies, progress)))
-    ordered = [shard for _, shard in sorted(item for part in context.gather(shards) for item in part)]
-    parts = context.gather(tallies)
-    with context.together("describing the fields"):
+                shards.append(
+                    (
+                        index,
+                        _write_shard(source, partial, index, schema, options, tallies, progress),
+                    )
+                )
+    ordered = [
+        shard
+        for _, shard in sorted(item for part in context.allgather_object(shards) for item in part)
+    ]
+    parts = context.allgather_object(tallies)
+    with context.fail_together("describing the fields"):
         fields = _finish_fields(schema, parts, source, note)
     return new_manifest("shared" if options.shared else "shards", fields, tuple(ordered))
 
@@ -124,20 +147,31 @@ def _schema(source: Source, options: WriteOptions) -> dict[str, Field]:
     if source.samples < 1:
         raise DataError("the source holds no samples", remedy="check the input files")
     if not options.shared and not 1 <= options.shards <= source.samples:
-        raise DataError(f"cannot cut {source.samples} samples into {options.shards} shards", remedy="choose another --shards")
+        raise DataError(
+            f"cannot cut {source.samples} samples into {options.shards} shards",
+            remedy="choose another --shards",
+        )
     if options.compression and options.shared:
-        raise DataError("a shared file cannot be compressed", remedy="leave out --compress or --shared")
+        raise DataError(
+            "a shared file cannot be compressed", remedy="leave out --compress or --shared"
+        )
     fields = {}
     for name, array in source.read(0, 1).items():
         stored = _storable(array)
         if not plain_name(name):
-            raise DataError(f"field {name!r} cannot have this name", remedy="choose a name without slashes")
+            raise DataError(
+                f"field {name!r} cannot have this name", remedy="choose a name without slashes"
+            )
         if stored.dtype.kind not in "biuf":
             raise DataError(
                 f"field {name!r} has dtype {array.dtype}, which cannot be trained on",
                 remedy="convert it to numbers; names of classes with numpy.unique(y, return_inverse=True)[1]",
             )
-        fields[name] = Field(stored.dtype.name, array.shape[1:], meaning_of(name, array, source.label or options.label))
+        fields[name] = Field(
+            stored.dtype.name,
+            array.shape[1:],
+            meaning_of(name, array, source.label or options.label),
+        )
     return fields
 
 
@@ -150,7 +184,9 @@ def _storable(array: NDArray[Any]) -> NDArray[Any]:
 
 def _prepare(folder: Path, partial: Path, options: WriteOptions) -> None:
     if folder.exists() and not options.overwrite:
-        raise DataError("exists already", where=str(folder), remedy="choose another --out, or add --overwrite")
+        raise DataError(
+            "exists already", where=str(folder), remedy="choose another --out, or add --overwrite"
+        )
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
@@ -173,9 +209,13 @@ def _ranges(start: int, stop: int, schema: dict[str, Field]) -> Iterator[tuple[i
 def _create(file: Any, name: str, field: Field, samples: int, compression: str | None) -> None:
     chunk = max(1, min(samples, CHUNK_BYTES // max(1, field.sample_bytes)))
     options: dict[str, Any] = (
-        {"compression": compression, "shuffle": True} if compression else {"dcpl": hdf5.early_allocation()}
+        {"compression": compression, "shuffle": True}
+        if compression
+        else {"dcpl": hdf5.early_allocation()}
     )
-    file.create_dataset(name, (samples, *field.shape), field.dtype, chunks=(chunk, *field.shape), **options)
+    file.create_dataset(
+        name, (samples, *field.shape), field.dtype, chunks=(chunk, *field.shape), **options
+    )
 
 
 def _fill(
@@ -195,11 +235,16 @@ def _fill(
         progress(high - low)
 
 
-def _checked(source: Source, low: int, high: int, schema: dict[str, Field], tallies: dict[str, _Tally]) -> Arrays:
+def _checked(
+    source: Source, low: int, high: int, schema: dict[str, Field], tallies: dict[str, _Tally]
+) -> Arrays:
     arrays = {name: _storable(array) for name, array in source.read(low, high).items()}
     for name, field in schema.items():
         if arrays[name].dtype.name != field.dtype or arrays[name].shape[1:] != field.shape:
-            raise DataError(f"field {name!r} changes its dtype or shape at sample {low}", remedy="make the source uniform")
+            raise DataError(
+                f"field {name!r} changes its dtype or shape at sample {low}",
+                remedy="make the source uniform",
+            )
         _refuse_nonfinite(name, arrays[name], low)
         tallies[name].add(arrays[name], field.meaning)
     return arrays
@@ -224,7 +269,10 @@ def _write_shard(
     tallies: dict[str, _Tally],
     progress: Progress,
 ) -> Shard:
-    start, stop = index * source.samples // options.shards, (index + 1) * source.samples // options.shards
+    start, stop = (
+        index * source.samples // options.shards,
+        (index + 1) * source.samples // options.shards,
+    )
     path = folder / f"shard-{index:05d}.h5"
     with writing(path), hdf5.open_file(path, "w") as file:
         for name, field in schema.items():
@@ -254,9 +302,12 @@ def _write_shared(
 
     context.on_root(create, f"creating {path}")
     file = hdf5.open_file(path, "r+", comm=context.comm) if parallel else None
-    with context.together(f"writing {path}"), writing(path):
+    with context.fail_together(f"writing {path}"), writing(path):
         if context.rank < writers:
-            start, stop = context.rank * source.samples // writers, (context.rank + 1) * source.samples // writers
+            start, stop = (
+                context.rank * source.samples // writers,
+                (context.rank + 1) * source.samples // writers,
+            )
             with nullcontext(file) if parallel else hdf5.open_file(path, "r+") as target:
                 _fill(target, 0, source, (start, stop), schema, tallies, progress)
     if file is not None:
@@ -268,7 +319,10 @@ def _describe(path: Path, samples: int) -> Shard:
 
 
 def _finish_fields(
-    schema: dict[str, Field], parts: list[dict[str, _Tally]], source: Source, note: Callable[[str], None]
+    schema: dict[str, Field],
+    parts: list[dict[str, _Tally]],
+    source: Source,
+    note: Callable[[str], None],
 ) -> dict[str, Field]:
     """Add what was learnt: classes of labels, mean and standard deviation of features."""
     fields = {}
@@ -276,14 +330,18 @@ def _finish_fields(
         tallies = [part[name] for part in parts]
         if found.meaning == "label":
             classes = _classes(name, found, tallies, source, note)
-            found = msgspec.structs.replace(found, classes=classes, class_names=source.class_names if classes else None)
+            found = msgspec.structs.replace(
+                found, classes=classes, class_names=source.class_names if classes else None
+            )
         elif found.meaning == "feature":
             found = msgspec.structs.replace(found, statistics=_statistics(name, tallies, note))
         fields[name] = found
     if not any(found.meaning == "label" for found in fields.values()):
         others = [name for name, found in fields.items() if found.meaning == "other"]
         known = ", ".join(source.candidates or others or fields)
-        note(f"no field is a label, and mpidl train needs one: shard again with --label NAME, one of {known}")
+        note(
+            f"no field is a label, and mpidl train needs one: shard again with --label NAME, one of {known}"
+        )
     return fields
 
 
@@ -291,14 +349,19 @@ def _statistics(name: str, tallies: list[_Tally], note: Callable[[str], None]) -
     count = sum(tally.count for tally in tallies)
     mean = sum(tally.total for tally in tallies) / count
     variance = sum(tally.squares for tally in tallies) / count - mean * mean
-    smallest, largest = min(tally.smallest for tally in tallies), max(tally.largest for tally in tallies)
+    smallest, largest = (
+        min(tally.smallest for tally in tallies),
+        max(tally.largest for tally in tallies),
+    )
     if smallest == largest:  # the variance of such sums may be a little above 0
         note(f"the feature {name!r} is {smallest:g} in all samples: nothing can be learnt from it")
         return Statistics.sealed(smallest, 0.0)
     return Statistics.sealed(mean, float(np.sqrt(max(variance, 0.0))))
 
 
-def _classes(name: str, found: Field, tallies: list[_Tally], source: Source, note: Callable[[str], None]) -> int | None:
+def _classes(
+    name: str, found: Field, tallies: list[_Tally], source: Source, note: Callable[[str], None]
+) -> int | None:
     """The number of classes of a label; None for real numbers. Raises DataError for numbers that cannot be meant as classes."""
     if np.dtype(found.dtype).kind == "f":
         note(
@@ -306,9 +369,14 @@ def _classes(name: str, found: Field, tallies: list[_Tally], source: Source, not
             "regression: docs/models.md)"
         )
         return None
-    lowest, highest = min(tally.lowest for tally in tallies), max(tally.highest for tally in tallies)
+    lowest, highest = (
+        min(tally.lowest for tally in tallies),
+        max(tally.highest for tally in tallies),
+    )
     if lowest < 0:
-        raise DataError(f"label {name!r} has the negative value {lowest}", remedy="number the classes from 0")
+        raise DataError(
+            f"label {name!r} has the negative value {lowest}", remedy="number the classes from 0"
+        )
     values: set[int] = set().union(*(tally.values for tally in tallies))
     classes, one = max(highest + 1, len(source.class_names or ())), math.prod(found.shape) == 1
     counted = one and len(values) <= MANY

@@ -25,7 +25,12 @@ from mpidl.distributed.groups import (
 )
 from mpidl.distributed.handles import Handle, poll, synchronize
 from mpidl.distributed.joining import join
-from mpidl.distributed.objects import all_gather_object, broadcast_object, broadcast_optimizer_state, broadcast_parameters
+from mpidl.distributed.objects import (
+    all_gather_object,
+    broadcast_object,
+    broadcast_optimizer_state,
+    broadcast_parameters,
+)
 from mpidl.distributed.operations import (
     all_gather,
     all_reduce,

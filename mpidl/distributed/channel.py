@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.collectives import Group, all_reduce
-from mpidl.collectives.combine import FLOAT16, NUMBERS, OP_CODES
+from mpidl.collectives.engine.reduction import FLOAT16, NUMBERS, OP_CODES
 from mpidl.comm import mpi
 from mpidl.errors import CollectiveError, MpidlError, wrap
 
@@ -30,7 +30,10 @@ try:
 except ImportError:  # built without Python.h
     _fast_address = None
 
-EACH, TOGETHER = 64 << 10, 1 << 20  # bytes: of an array that is worth fusing, and of a fused message
+EACH, TOGETHER = (
+    64 << 10,
+    1 << 20,
+)  # bytes: of an array that is worth fusing, and of a fused message
 Operation = Callable[[Group], Any]
 
 
@@ -105,9 +108,11 @@ class Channel:
         self._room: NDArray[np.uint8] | None = None
         self._thread: threading.Thread | None = None
         if thread:
-            self._thread = threading.Thread(target=self._work, name="mpidl-asynchronous", daemon=True)
+            self._thread = threading.Thread(
+                target=self._work, name="mpidl-asynchronous", daemon=True
+            )
             self._thread.start()
-        mpi.before_finalise(self._at_exit)
+        mpi.before_finalize(self._at_exit)
 
     def submit(self, operation: Operation) -> Handle:
         """Hand an operation over; it gets the group of the channel."""
@@ -176,7 +181,9 @@ class Channel:
 
     def _agree(self, count: int) -> int:
         smallest = np.array([count], np.int64)
-        all_reduce(smallest, comm=self.group, op="min", name="number of asynchronous all-reduces at hand")
+        all_reduce(
+            smallest, comm=self.group, op="min", name="number of asynchronous all-reduces at hand"
+        )
         return int(smallest[0])
 
     def _run(self, batch: list[Handle]) -> None:
@@ -269,10 +276,14 @@ def checksum(sizes: list[int], names: list[str]) -> str:
 def _unseen(handle: Handle) -> MpidlError:
     """The error of a handle that nobody has waited for."""
     assert handle._error is not None
-    error = handle._error if isinstance(handle._error, Exception) else RuntimeError(repr(handle._error))
+    error = (
+        handle._error if isinstance(handle._error, Exception) else RuntimeError(repr(handle._error))
+    )
     found = wrap(error, "running an asynchronous operation")
     told = type(found)(
-        f"an asynchronous operation that nobody has waited for failed: {found.what}", where=found.where, remedy=found.remedy
+        f"an asynchronous operation that nobody has waited for failed: {found.what}",
+        where=found.where,
+        remedy=found.remedy,
     )
     told.agreed = found.agreed
     return told

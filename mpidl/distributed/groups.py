@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.collectives import Group, checks, watchdog
+from mpidl.collectives import Group
+from mpidl.collectives.safety import checks, watchdog
 from mpidl.comm import context as ranks
 from mpidl.comm import mpi
 from mpidl.distributed.channel import Channel
@@ -27,10 +28,14 @@ class ProcessGroup:
     world, which ranks had not joined when the ranks last met.
     """
 
-    def __init__(self, comm: Any, members: Sequence[int], name: str, *, threads: bool, joinable: bool = False) -> None:
+    def __init__(
+        self, comm: Any, members: Sequence[int], name: str, *, threads: bool, joinable: bool = False
+    ) -> None:
         self.ranks, self.name, self.joinable = tuple(members), name, joinable
         self._group = Group(comm, name=name) if comm is not None else None
-        self._behind = Group(comm, name=f"{name}, asynchronous") if comm is not None and threads else None
+        self._behind = (
+            Group(comm, name=f"{name}, asynchronous") if comm is not None and threads else None
+        )
         self._channel: Channel | None = None
         self._freed = False
         self.rank = self._group.rank if self._group is not None else -1
@@ -57,7 +62,9 @@ class ProcessGroup:
                 if self._freed
                 else f"this process is not in group {self.name!r} of ranks {list(self.ranks)}",
                 where=f"rank {rank()}",
-                remedy="make a new one" if self._freed else "ask group.included() before you call an operation of the group",
+                remedy="make a new one"
+                if self._freed
+                else "ask group.included() before you call an operation of the group",
             )
         if self._channel is not None and self._channel.failed:
             self._channel.raise_failed()
@@ -84,10 +91,12 @@ class ProcessGroup:
             self._channel.raise_failed()
 
 
-def init(comm: Any = None, *, watchdog_seconds: float | None = None, joinable: bool = False) -> None:
+def init(
+    comm: Any = None, *, watchdog_seconds: float | None = None, joinable: bool = False
+) -> None:
     """Start; collective, and harmless the second time.
 
-    comm: an mpi4py communicator instead of all ranks. watchdog_seconds: see mpidl.collectives.watchdog. joinable: ranks may run
+    comm: an mpi4py communicator instead of all ranks. watchdog_seconds: see mpidl.collectives.safety.watchdog. joinable: ranks may run
     out of data before others and call `join`; costs a small exchange before every all-reduce.
     """
     global _world
@@ -95,7 +104,13 @@ def init(comm: Any = None, *, watchdog_seconds: float | None = None, joinable: b
         return
     context = ranks.init(comm)
     watchdog.start(context.comm, watchdog_seconds)
-    _world = ProcessGroup(context.comm, range(context.size), "world", threads=context.threads_allowed, joinable=joinable)
+    _world = ProcessGroup(
+        context.comm,
+        range(context.size),
+        "world",
+        threads=context.threads_allowed,
+        joinable=joinable,
+    )
 
 
 def shutdown() -> None:
@@ -113,7 +128,9 @@ def is_initialized() -> bool:
 def world() -> ProcessGroup:
     """The group of all ranks."""
     if _world is None:
-        raise CollectiveError("mpidl.distributed is not initialised", remedy="call mpidl.distributed.init() first")
+        raise CollectiveError(
+            "mpidl.distributed is not initialized", remedy="call mpidl.distributed.init() first"
+        )
     return _world
 
 
@@ -133,7 +150,8 @@ def chosen(group: ProcessGroup | None) -> ProcessGroup:
         return world()
     if not isinstance(group, ProcessGroup):
         raise CollectiveError(
-            f"group is a {type(group).__name__}", remedy="pass what mpidl.distributed.new_group returns, or None for all ranks"
+            f"group is a {type(group).__name__}",
+            remedy="pass what mpidl.distributed.new_group returns, or None for all ranks",
         )
     return group
 
@@ -164,7 +182,9 @@ def new_group(members: Iterable[int], name: str = "") -> ProcessGroup:
         checks.agreement(everyone)
         comm = everyone.comm.Split(0 if included else MPI.UNDEFINED, everyone.rank)
     threads = ranks.init().threads_allowed
-    made = ProcessGroup(comm if included else None, named, name or f"group {_made}", threads=threads)
+    made = ProcessGroup(
+        comm if included else None, named, name or f"group {_made}", threads=threads
+    )
     if included:
         comm.Free()
     return made
@@ -177,7 +197,10 @@ def _ranks(members: Any, size: int) -> list[int]:
         given = []
     named = sorted(set(given))
     if not named or named[0] < 0 or named[-1] >= size or len(named) != len(given):
-        raise CollectiveError(f"cannot make a group of ranks {members!r}", remedy=f"name each of 0 to {size - 1} at most once")
+        raise CollectiveError(
+            f"cannot make a group of ranks {members!r}",
+            remedy=f"name each of 0 to {size - 1} at most once",
+        )
     return named
 
 

@@ -24,7 +24,8 @@ def synchronize(handle: Handle) -> Any:
 def _handle(handle: Any) -> Handle:
     if not isinstance(handle, Handle):
         raise CollectiveError(
-            f"needs a handle, got {type(handle).__name__}", remedy="pass what an operation with async_op=True returns"
+            f"needs a handle, got {type(handle).__name__}",
+            remedy="pass what an operation with async_op=True returns",
         )
     return handle
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.collectives import Group, all_reduce, checks
-from mpidl.collectives.combine import CODES, MEAN, NUMBERS, OP_CODES
+from mpidl.collectives import Group, all_reduce
+from mpidl.collectives.engine.reduction import CODES, MEAN, NUMBERS, OP_CODES
+from mpidl.collectives.safety import checks
 from mpidl.distributed.groups import ProcessGroup, world
 from mpidl.errors import CollectiveError
 
@@ -26,7 +27,9 @@ def join() -> int:
     """
     own = world()
     if not own.joinable:
-        raise CollectiveError("this world is not joinable", where="join", remedy="start with init(joinable=True)")
+        raise CollectiveError(
+            "this world is not joinable", where="join", remedy="start with init(joinable=True)"
+        )
     group = own.group()
     while True:
         before = own.active
@@ -42,7 +45,10 @@ def announced(array: Any, op: str, own: ProcessGroup) -> int:
     checks.buffer(array, "all_reduce", "")
     checks.operation(op, array.dtype, "")
     if array.dtype.num not in NUMBERS:
-        raise CollectiveError(f"all_reduce ({op}) of {array.dtype} cannot be joined", remedy="use a float or integer dtype")
+        raise CollectiveError(
+            f"all_reduce ({op}) of {array.dtype} cannot be joined",
+            remedy="use a float or integer dtype",
+        )
     _exchange(own, own.group(), (0, array.size, NUMBERS[array.dtype.num], OP_CODES[op]))
     return int(own.active.sum())
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mpidl import collectives
-from mpidl.collectives import Group, checks
+from mpidl.collectives import Group
+from mpidl.collectives.safety import checks
 from mpidl.collectives.schedule import segments
 from mpidl.comm import transport
 from mpidl.distributed.groups import ProcessGroup, chosen
@@ -47,7 +48,10 @@ def all_gather_object(value: Any, *, group: ProcessGroup | None = None) -> list[
         if FAILED in lengths:
             rank = lengths.index(FAILED)
             raise _refused(f"rank {rank}", members.comm.bcast(reason, root=rank))
-        return [pickle.loads(_broadcast_bytes(packed, length, rank, members)) for rank, length in enumerate(lengths)]
+        return [
+            pickle.loads(_broadcast_bytes(packed, length, rank, members))
+            for rank, length in enumerate(lengths)
+        ]
 
 
 def _packed(value: Any) -> tuple[bytes, str]:
@@ -76,7 +80,9 @@ def _broadcast_bytes(packed: bytes, length: int, root: int, members: Group) -> A
     return raw
 
 
-def broadcast_parameters(parameters: Any, root: int = 0, *, group: ProcessGroup | None = None) -> None:
+def broadcast_parameters(
+    parameters: Any, root: int = 0, *, group: ProcessGroup | None = None
+) -> None:
     """The root's parameters reach every rank, in place.
 
     parameters: a mapping of names to contiguous arrays; an mpidl model or its FlatParameters (one message for all of them).
@@ -90,7 +96,8 @@ def broadcast_parameters(parameters: Any, root: int = 0, *, group: ProcessGroup 
         return
     if not isinstance(parameters, Mapping):
         raise CollectiveError(
-            f"cannot broadcast the parameters of a {type(parameters).__name__}", remedy="pass a model, or {name: array}"
+            f"cannot broadcast the parameters of a {type(parameters).__name__}",
+            remedy="pass a model, or {name: array}",
         )
     named = {str(name): array for name, array in parameters.items()}
     with members.during("broadcast_parameters", None, f"root {root}"):
@@ -99,7 +106,9 @@ def broadcast_parameters(parameters: Any, root: int = 0, *, group: ProcessGroup 
         collectives.broadcast(named[name].reshape(-1), comm=members, root=root, name=name)
 
 
-def broadcast_optimizer_state(optimizer: Any, root: int = 0, *, group: ProcessGroup | None = None) -> None:
+def broadcast_optimizer_state(
+    optimizer: Any, root: int = 0, *, group: ProcessGroup | None = None
+) -> None:
     """The root's optimizer state reaches every rank: a mapping of arrays, or an object with one as `state`."""
     broadcast_parameters(getattr(optimizer, "state", optimizer), root, group=group)
 
@@ -120,7 +129,10 @@ def _check_equal(own: dict[str, tuple[str, str, CollectiveError | None]], member
         for rank, held in enumerate(everyone):
             error = held[name][2] if name in held else None
             if error is None and held.get(name) != everyone[0].get(name):
-                kinds = [" x ".join(one[name][:2]) if name in one else "no such array" for one in (held, everyone[0])]
+                kinds = [
+                    " x ".join(one[name][:2]) if name in one else "no such array"
+                    for one in (held, everyone[0])
+                ]
                 error = CollectiveError(
                     f"rank {rank} has {kinds[0]}, rank 0 has {kinds[1]}",
                     where=name,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mpidl import collectives
-from mpidl.collectives import Group, checks
+from mpidl.collectives import Group
+from mpidl.collectives.safety import checks
 from mpidl.comm.transport import array_module
 from mpidl.distributed.channel import Reduction, checksum
 from mpidl.distributed.groups import ProcessGroup, chosen
@@ -18,7 +19,12 @@ from mpidl.errors import CollectiveError
 
 
 def all_reduce(
-    array: Any, op: str = "sum", *, group: ProcessGroup | None = None, async_op: bool = False, name: str = ""
+    array: Any,
+    op: str = "sum",
+    *,
+    group: ProcessGroup | None = None,
+    async_op: bool = False,
+    name: str = "",
 ) -> Any:
     """Reduce `array` over the group, in place. Returns it, or a Handle.
 
@@ -27,7 +33,9 @@ def all_reduce(
     own, flat = chosen(group), _flat(array, "all_reduce", name)
     if own.joinable:
         if async_op:
-            raise CollectiveError("a joinable world has no asynchronous all-reduce", remedy="use async_op=False")
+            raise CollectiveError(
+                "a joinable world has no asynchronous all-reduce", remedy="use async_op=False"
+            )
         active = announced(flat, op, own)
         if active < own.size:
             reduce_among_active(flat, op, own.group(), active)
@@ -39,17 +47,28 @@ def all_reduce(
 
 
 def grouped_all_reduce(
-    arrays: Sequence[Any], op: str = "sum", *, group: ProcessGroup | None = None, async_op: bool = False, name: str = ""
+    arrays: Sequence[Any],
+    op: str = "sum",
+    *,
+    group: ProcessGroup | None = None,
+    async_op: bool = False,
+    name: str = "",
 ) -> Any:
     """Reduce several arrays as one message for each dtype, in place. Returns them, or a Handle."""
-    flats = [_flat(array, "grouped_all_reduce", name) for array in _several(arrays, "grouped_all_reduce")]
+    flats = [
+        _flat(array, "grouped_all_reduce", name) for array in _several(arrays, "grouped_all_reduce")
+    ]
 
     def operate(members: Group) -> Any:
         for dtype in dict.fromkeys(flat.dtype for flat in flats):
             alike = [flat for flat in flats if flat.dtype == dtype]
             fused, sizes = array_module(alike[0]).concatenate(alike), [flat.size for flat in alike]
-            mark = f"{len(sizes)} arrays together {checksum(sizes, [])}"  # not only of the same total
-            collectives.all_reduce(fused, comm=members, op=op, name=f"{name} ({mark})" if name else mark)
+            mark = (
+                f"{len(sizes)} arrays together {checksum(sizes, [])}"  # not only of the same total
+            )
+            collectives.all_reduce(
+                fused, comm=members, op=op, name=f"{name} ({mark})" if name else mark
+            )
             ends = np.cumsum(sizes)
             for flat, end in zip(alike, ends, strict=True):
                 flat[...] = fused[int(end) - flat.size : int(end)]
@@ -58,7 +77,14 @@ def grouped_all_reduce(
     return launch(operate, chosen(group), async_op)
 
 
-def reduce(array: Any, root: int = 0, op: str = "sum", *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:
+def reduce(
+    array: Any,
+    root: int = 0,
+    op: str = "sum",
+    *,
+    group: ProcessGroup | None = None,
+    async_op: bool = False,
+) -> Any:
     """Reduce into the root's `array`; the others' are left as they were. Returns it, or a Handle."""
     own = chosen(group)
     flat = _flat(array, "reduce")
@@ -71,7 +97,9 @@ def reduce(array: Any, root: int = 0, op: str = "sum", *, group: ProcessGroup | 
     return launch(operate, own, async_op)
 
 
-def broadcast(array: Any, root: int = 0, *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:
+def broadcast(
+    array: Any, root: int = 0, *, group: ProcessGroup | None = None, async_op: bool = False
+) -> Any:
     """The root's `array` reaches every rank, in place. Returns it, or a Handle."""
     flat = _flat(array, "broadcast")
 
@@ -92,12 +120,19 @@ def all_gather(array: Any, *, group: ProcessGroup | None = None, async_op: bool 
     return launch(operate, chosen(group), async_op)
 
 
-def grouped_all_gather(arrays: Sequence[Any], *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:
+def grouped_all_gather(
+    arrays: Sequence[Any], *, group: ProcessGroup | None = None, async_op: bool = False
+) -> Any:
     """`all_gather` of several arrays; a list, or a Handle."""
-    flats = [_flat(array, "grouped_all_gather", writable=False) for array in _several(arrays, "grouped_all_gather")]
+    flats = [
+        _flat(array, "grouped_all_gather", writable=False)
+        for array in _several(arrays, "grouped_all_gather")
+    ]
 
     def operate(members: Group) -> Any:
-        return [_all_gathered(array, flat, members) for array, flat in zip(arrays, flats, strict=True)]
+        return [
+            _all_gathered(array, flat, members) for array, flat in zip(arrays, flats, strict=True)
+        ]
 
     return launch(operate, chosen(group), async_op)
 
@@ -109,7 +144,9 @@ def _all_gathered(array: Any, flat: Any, members: Group) -> Any:
     return whole.reshape(members.size, *array.shape)
 
 
-def reduce_scatter(array: Any, op: str = "sum", *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:
+def reduce_scatter(
+    array: Any, op: str = "sum", *, group: ProcessGroup | None = None, async_op: bool = False
+) -> Any:
     """Reduce, and keep one of P equal parts along the first axis: (n / P, ...), a new array. Returns it, or a Handle."""
     flat, own = _flat(array, "reduce_scatter", writable=False), chosen(group)
     _divides(array, own.size, "reduce_scatter")
@@ -213,5 +250,8 @@ def _flat(array: Any, what: str, name: str = "", *, writable: bool = True) -> An
 
 def _several(arrays: Any, what: str) -> list[Any]:
     if isinstance(arrays, str | bytes) or not isinstance(arrays, Sequence):
-        raise CollectiveError(f"{what} needs a list of arrays, got {type(arrays).__name__}", remedy="pass [array, ...]")
+        raise CollectiveError(
+            f"{what} needs a list of arrays, got {type(arrays).__name__}",
+            remedy="pass [array, ...]",
+        )
     return list(arrays)

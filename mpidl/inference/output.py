@@ -18,7 +18,11 @@ SUFFIXES = (".npz", ".h5", ".csv")
 def check_target(path: Path) -> None:
     """ConfigError before any work if the file could not be written."""
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"unknown kind of file {path.suffix!r}", where=str(path), remedy=f"use one of {', '.join(SUFFIXES)}")
+        raise ConfigError(
+            f"unknown kind of file {path.suffix!r}",
+            where=str(path),
+            remedy=f"use one of {', '.join(SUFFIXES)}",
+        )
     check_folder(path)
 
 
@@ -37,5 +41,12 @@ def write_predictions(path: Path, probabilities: NDArray[Any] | None) -> list[in
             classes = probabilities.shape[1]
             header = "label," + ",".join(f"probability_{index}" for index in range(classes))
             table = np.column_stack([label, probabilities])
-            np.savetxt(partial, table, fmt=["%d", *["%.6g"] * classes], delimiter=",", header=header, comments="")
+            np.savetxt(
+                partial,
+                table,
+                fmt=["%d", *["%.6g"] * classes],
+                delimiter=",",
+                header=header,
+                comments="",
+            )
     return [int(count) for count in np.bincount(label, minlength=probabilities.shape[1])]

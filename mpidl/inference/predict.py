@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mpidl.backend import Ops, create_ops
 from mpidl.collectives import recv, send
 from mpidl.comm.context import Context
+from mpidl.config.schema import Config
 from mpidl.data.importers import Source, meaning_of, open_source
 from mpidl.data.manifest import NAME as MANIFEST
 from mpidl.data.reader import Arrays, Reader
@@ -21,21 +22,20 @@ from mpidl.errors import CheckpointError, DataError
 from mpidl.nn import Model
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.build import build_model
-from mpidl.train.config import Config
 from mpidl.train.inputs import Inputs, InputSpec
 
 BATCH = 256
 
 
 class Predictor:
-    """A trained model with its input normalisation, on every rank. Collective to make.
+    """A trained model with its input normalization, on every rank. Collective to make.
 
     path: a checkpoint file, or the output folder of a run (its best checkpoint, else its newest).
     """
 
     def __init__(self, path: Path, context: Context, *, backend: str = "auto") -> None:
         saved = ckpt.load_for(context, lambda: ckpt.read(find_checkpoint(path)), f"loading {path}")
-        with context.together(f"building the model of {saved.path}"):
+        with context.fail_together(f"building the model of {saved.path}"):
             self.config = msgspec.convert(saved.meta.config, Config)
             self.spec = msgspec.convert(saved.meta.inputs, InputSpec)
             self.ops: Ops = create_ops(backend, context.local_rank, context.threads)
@@ -43,7 +43,11 @@ class Predictor:
             self.inputs = Inputs(self.spec, self.ops)
             values = self.model.parameters.values
             if values.shape != saved.buffers["parameters"].shape:
-                raise CheckpointError("does not fit its own model", where=str(saved.path), remedy="use the mpidl that wrote it")
+                raise CheckpointError(
+                    "does not fit its own model",
+                    where=str(saved.path),
+                    remedy="use the mpidl that wrote it",
+                )
             values[...] = self.ops.to_device(saved.buffers["parameters"])
             if self.model.parameters.state.size:
                 self.model.parameters.state[...] = self.ops.to_device(saved.buffers["state"])
@@ -51,7 +55,9 @@ class Predictor:
 
     def probabilities(self, raw: NDArray[Any]) -> NDArray[Any]:
         """Softmax over the classes, (n, classes) float32, for raw samples (n, *field shape)."""
-        logits = self.ops.to_host(self.model.forward(self.inputs.features(raw))[0]).astype(np.float64)
+        logits = self.ops.to_host(self.model.forward(self.inputs.features(raw))[0]).astype(
+            np.float64
+        )
         scores = np.exp(logits - logits.max(axis=1, keepdims=True))
         result: NDArray[Any] = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
         return result
@@ -66,7 +72,11 @@ def find_checkpoint(path: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise CheckpointError("no checkpoint found", where=str(path), remedy="name a .h5 checkpoint or the output folder of a run")
+    raise CheckpointError(
+        "no checkpoint found",
+        where=str(path),
+        remedy="name a .h5 checkpoint or the output folder of a run",
+    )
 
 
 class Samples(Protocol):
@@ -84,7 +94,11 @@ class _RawSamples:
     def __init__(self, source: Source, spec: InputSpec, where: str) -> None:
         self._source, self._spec = source, spec
         arrays = source.read(0, min(1, source.samples))
-        features = [name for name, array in arrays.items() if meaning_of(name, array, source.label or spec.label) == "feature"]
+        features = [
+            name
+            for name, array in arrays.items()
+            if meaning_of(name, array, source.label or spec.label) == "feature"
+        ]
         self._name = spec.feature if spec.feature in arrays else (features[0] if features else "")
         if not self._name or arrays[self._name].shape[1:] != spec.field_shape:
             found = {name: array.shape[1:] for name, array in arrays.items()}
@@ -98,7 +112,11 @@ class _RawSamples:
         return self._source.samples
 
     def read(self, pieces: Sequence[tuple[int, int]]) -> Arrays:
-        return {self._spec.feature: np.concatenate([self._source.read(*piece)[self._name] for piece in pieces])}
+        return {
+            self._spec.feature: np.concatenate(
+                [self._source.read(*piece)[self._name] for piece in pieces]
+            )
+        }
 
 
 def open_samples(paths: Sequence[Path], spec: InputSpec, **options: Any) -> Samples:
@@ -113,11 +131,11 @@ def open_samples(paths: Sequence[Path], spec: InputSpec, **options: Any) -> Samp
 def predict(predictor: Predictor, reader: Samples, context: Context) -> NDArray[Any] | None:
     """Probabilities (samples, classes) for a whole data set, on rank 0 (None elsewhere); each rank does its part."""
     own: list[NDArray[Any]] = []
-    with context.together("predicting"):
+    with context.fail_together("predicting"):
         for piece in contiguous_batches(len(reader), context.rank, context.size, BATCH):
             own.append(predictor.probabilities(reader.read([piece])[predictor.spec.feature]))
     local = np.concatenate(own) if own else np.empty((0, predictor.spec.classes), np.float32)
-    counts = context.gather(local.size)
+    counts = context.allgather_object(local.size)
     if not context.is_root:
         if local.size:
             send(local.reshape(-1), 0, comm=context.comm)

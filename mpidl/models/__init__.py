@@ -28,7 +28,7 @@ MODELS: dict[str, Callable[..., Sequence[Layer]]] = {
     "unet": unet,
     "vit": vit,
 }
-# what 'mpidl train' makes of the samples for a model: a field (a, b) is a grey image (h, w), or a series (t, c)
+# what 'mpidl train' makes of the samples for a model: a field (a, b) is a gray image (h, w), or a series (t, c)
 INPUTS: dict[str, Literal["image", "series", "any"]] = {
     "cnn": "image",
     "fno": "any",
@@ -43,10 +43,22 @@ INPUTS: dict[str, Literal["image", "series", "any"]] = {
 }
 # option size="tiny" or "real": what a laptop trains in seconds, and what papers use (also the defaults of the models)
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "cnn": {"tiny": {"channels": (8, 16), "hidden": (32,)}, "real": {"channels": (32, 64), "hidden": (128,)}},
-    "fno": {"tiny": {"width": 16, "modes": 6, "depth": 3}, "real": {"width": 64, "modes": 16, "depth": 4}},
-    "gpt": {"tiny": {"width": 64, "depth": 2, "heads": 4}, "real": {"width": 768, "depth": 12, "heads": 12}},
-    "lstm": {"tiny": {"units": 64, "depth": 1, "embedding": 32}, "real": {"units": 512, "depth": 2, "embedding": 256}},
+    "cnn": {
+        "tiny": {"channels": (8, 16), "hidden": (32,)},
+        "real": {"channels": (32, 64), "hidden": (128,)},
+    },
+    "fno": {
+        "tiny": {"width": 16, "modes": 6, "depth": 3},
+        "real": {"width": 64, "modes": 16, "depth": 4},
+    },
+    "gpt": {
+        "tiny": {"width": 64, "depth": 2, "heads": 4},
+        "real": {"width": 768, "depth": 12, "heads": 12},
+    },
+    "lstm": {
+        "tiny": {"units": 64, "depth": 1, "embedding": 32},
+        "real": {"units": 512, "depth": 2, "embedding": 256},
+    },
     "mlp": {"tiny": {"hidden": (32,)}, "real": {"hidden": (256, 256)}},
     "resnet": {"tiny": {"depth": 10, "width": 8}, "real": {"depth": 50}},
     "resnet18": {"tiny": {"width": 8}, "real": {"width": 64}},
@@ -59,12 +71,20 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def layers_of(name: str, input_shape: tuple[int, ...], classes: int, options: dict[str, Any]) -> Sequence[Layer]:
+def layers_of(
+    name: str, input_shape: tuple[int, ...], classes: int, options: dict[str, Any]
+) -> Sequence[Layer]:
     """The layers of model `name` for samples of `input_shape`; options are the model's own keyword arguments, and "size"."""
     if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}", where="model.name", remedy=nearest(name, sorted(MODELS)))
+        raise ConfigError(
+            f"unknown model {name!r}", where="model.name", remedy=nearest(name, sorted(MODELS))
+        )
     size = options.get("size", "")
     if size and size not in SIZES[name]:
-        raise ConfigError(f"unknown size {size!r}", where="model.options.size", remedy=nearest(str(size), SIZES[name]))
+        raise ConfigError(
+            f"unknown size {size!r}",
+            where="model.options.size",
+            remedy=nearest(str(size), SIZES[name]),
+        )
     own = {key: value for key, value in options.items() if key != "size"}
     return MODELS[name](input_shape, classes, **({**SIZES[name][size], **own} if size else own))

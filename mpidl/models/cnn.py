@@ -8,7 +8,11 @@ from mpidl.nn import Conv2D, Dense, Flatten, Layer, MaxPool2D
 
 
 def cnn(
-    input_shape: tuple[int, ...], classes: int, *, channels: Sequence[int] = (32, 64), hidden: Sequence[int] = (128,)
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    channels: Sequence[int] = (32, 64),
+    hidden: Sequence[int] = (128,),
 ) -> list[Layer]:
     """For each of `channels` a 3x3 convolution with ReLU and a 2x2 max-pool; then dense layers of the sizes `hidden`."""
     layers: list[Layer] = []

@@ -5,7 +5,9 @@ from __future__ import annotations
 from mpidl.nn import Activation, Conv1D, Conv2D, Layer, Residual, Sequential, SpectralConv
 
 
-def fno(input_shape: tuple[int, ...], classes: int, *, width: int = 64, modes: int = 16, depth: int = 4) -> list[Layer]:
+def fno(
+    input_shape: tuple[int, ...], classes: int, *, width: int = 64, modes: int = 16, depth: int = 4
+) -> list[Layer]:
     """Fields (size, c) or (h, w, c) to fields of `classes` channels on the same grid (Li et al., 2021).
 
     depth blocks: spectral convolution plus a pointwise one, GELU; in front and behind pointwise networks.

@@ -25,13 +25,21 @@ def rows_of(model: Model) -> Iterator[Row]:
     for layer in model.layers:
         after = layer.output_shape(shape)
         yield Row(
-            layer.name, after, _count(model, layer), layer.flops(shape), layer.stored(shape) * model.parameters.dtype.itemsize
+            layer.name,
+            after,
+            _count(model, layer),
+            layer.flops(shape),
+            layer.stored(shape) * model.parameters.dtype.itemsize,
         )
         shape = after
 
 
 def _count(model: Model, layer: Layer) -> int:
-    return sum(slot.spec.size for name, slot in model.parameters.slots.items() if name.startswith(f"{layer.name}."))
+    return sum(
+        slot.spec.size
+        for name, slot in model.parameters.slots.items()
+        if name.startswith(f"{layer.name}.")
+    )
 
 
 @dataclass(frozen=True)
@@ -54,4 +62,6 @@ class Totals:
 
 def totals_of(rows: list[Row]) -> Totals:
     """Sums over the layers."""
-    return Totals(sum(r.parameters for r in rows), sum(r.flops for r in rows), sum(r.stored for r in rows))
+    return Totals(
+        sum(r.parameters for r in rows), sum(r.flops for r in rows), sum(r.stored for r in rows)
+    )

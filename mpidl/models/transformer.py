@@ -18,7 +18,9 @@ from mpidl.nn import (
 )
 
 
-def _blocks(width: int, depth: int, heads: int, *, causal: bool, gelu: str, dropout: float, recompute: bool) -> list[Layer]:
+def _blocks(
+    width: int, depth: int, heads: int, *, causal: bool, gelu: str, dropout: float, recompute: bool
+) -> list[Layer]:
     """Pre-norm blocks (Xiong et al., 2020): attention, then a four times wider network, each added to its input."""
     layers: list[Layer] = []
 
@@ -39,8 +41,15 @@ def gpt(
 ) -> list[Layer]:  # fmt: skip
     """Decoder (Radford et al., 2019): tokens (t,) to logits (t, classes) for the token after each. recompute: keep less
     memory."""
-    blocks = _blocks(width, depth, heads, causal=True, gelu="gelu_tanh", dropout=dropout, recompute=recompute)
-    return [Embedding(classes, width, positions=True), *blocks, LayerNorm(), Dense(classes, bias=False, init="small_normal")]
+    blocks = _blocks(
+        width, depth, heads, causal=True, gelu="gelu_tanh", dropout=dropout, recompute=recompute
+    )
+    return [
+        Embedding(classes, width, positions=True),
+        *blocks,
+        LayerNorm(),
+        Dense(classes, bias=False, init="small_normal"),
+    ]
 
 
 def vit(
@@ -51,6 +60,12 @@ def vit(
     rows, columns = input_shape[0] // patch, input_shape[1] // patch
     if not rows or not columns:
         raise ValueError(f"patches of {patch} do not fit into images of {input_shape}")
-    blocks = _blocks(width, depth, heads, causal=False, gelu="gelu", dropout=dropout, recompute=recompute)
-    tokens: list[Layer] = [Conv2D(width, patch, stride=patch, pad=0), Reshape(rows * columns, width), Positions()]
+    blocks = _blocks(
+        width, depth, heads, causal=False, gelu="gelu", dropout=dropout, recompute=recompute
+    )
+    tokens: list[Layer] = [
+        Conv2D(width, patch, stride=patch, pad=0),
+        Reshape(rows * columns, width),
+        Positions(),
+    ]
     return [*tokens, *blocks, LayerNorm(), GlobalAveragePool(), Dense(classes)]

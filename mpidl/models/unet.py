@@ -9,7 +9,11 @@ from mpidl.nn import Sequential as Seq
 
 
 def unet(
-    input_shape: tuple[int, ...], classes: int, *, channels: Sequence[int] = (64, 128, 256, 512), groups: int = 8
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    channels: Sequence[int] = (64, 128, 256, 512),
+    groups: int = 8,
 ) -> list[Layer]:
     """Fields (h, w, c) to fields (h, w, classes) (Ronneberger et al., 2015), with group norm; each level halves the resolution.
 
@@ -17,12 +21,22 @@ def unet(
     """
     step = 1 << (len(channels) - 1)
     if input_shape[0] % step or input_shape[1] % step:
-        raise ValueError(f"{len(channels)} levels need a height and width that {step} divides, not {input_shape[:2]}")
+        raise ValueError(
+            f"{len(channels)} levels need a height and width that {step} divides, not {input_shape[:2]}"
+        )
 
     def twice(count: int) -> list[Layer]:
-        return [layer for _ in range(2) for layer in (Conv2D(count, 3, bias=False), GroupNorm(groups, relu=True))]
+        return [
+            layer
+            for _ in range(2)
+            for layer in (Conv2D(count, 3, bias=False), GroupNorm(groups, relu=True))
+        ]
 
     inner: list[Layer] = twice(channels[-1])
     for here in reversed(channels[:-1]):
-        inner = [*twice(here), Concat([Identity(), Seq([MaxPool2D(2), *inner, ConvTranspose2D(here)])]), *twice(here)]
+        inner = [
+            *twice(here),
+            Concat([Identity(), Seq([MaxPool2D(2), *inner, ConvTranspose2D(here)])]),
+            *twice(here),
+        ]
     return [*inner, Conv2D(classes, 1)]

@@ -16,7 +16,9 @@ from mpidl.nn import Dense, Embedding, Model, Residual
 
 SUFFIX = ".safetensors"
 Tensors = dict[str, NDArray[Any]]
-Names = dict[str, tuple[str, Callable[[NDArray[Any]], NDArray[Any]]]]  # our name -> theirs, and how theirs becomes ours
+Names = dict[
+    str, tuple[str, Callable[[NDArray[Any]], NDArray[Any]]]
+]  # our name -> theirs, and how theirs becomes ours
 
 
 def _same(tensor: NDArray[Any]) -> NDArray[Any]:
@@ -51,13 +53,19 @@ def save_weights(model: Model, path: Path | str) -> None:
     except (OSError, SafetensorError) as error:
         code = errno_of(error)
         what = strerror(code) if code else str(error)
-        raise CheckpointError(f"cannot be written: {what}", where=str(path), remedy=os_remedy(code)) from error
+        raise CheckpointError(
+            f"cannot be written: {what}", where=str(path), remedy=os_remedy(code)
+        ) from error
 
 
 def check_weights(path: Path) -> None:
     """ConfigError before any work if weights cannot be written to `path`."""
     if path.suffix != SUFFIX:
-        raise ConfigError(f"unknown kind of file {path.suffix!r}", where=str(path), remedy=f"name it something{SUFFIX}")
+        raise ConfigError(
+            f"unknown kind of file {path.suffix!r}",
+            where=str(path),
+            remedy=f"name it something{SUFFIX}",
+        )
     check_folder(path)
 
 
@@ -72,9 +80,15 @@ def load_weights(model: Model, path: Path | str) -> None:
     names = names_for(model, tensors)
     flat = model.parameters
     wanted = {**flat.slots, **flat.state_slots}
-    problems = [f"{theirs} is missing" for ours, (theirs, _) in names.items() if theirs not in tensors]
+    problems = [
+        f"{theirs} is missing" for ours, (theirs, _) in names.items() if theirs not in tensors
+    ]
     used = {theirs for theirs, _ in names.values()}
-    problems += [f"{name} has no place in the model" for name in tensors if name not in used and not _ignored(name)]
+    problems += [
+        f"{name} has no place in the model"
+        for name in tensors
+        if name not in used and not _ignored(name)
+    ]
     problems += [f"{name} is not in the file" for name in wanted if name not in names]
     ready: Tensors = {}
     for ours, (theirs, convert) in names.items():
@@ -83,11 +97,15 @@ def load_weights(model: Model, path: Path | str) -> None:
             if ours.endswith(".positions"):
                 ready[ours] = ready[ours][: wanted[ours].spec.shape[0]]  # a shorter context is fine
             if ready[ours].shape != wanted[ours].spec.shape:
-                problems.append(f"{theirs} has shape {ready[ours].shape}, {ours} needs {wanted[ours].spec.shape}")
+                problems.append(
+                    f"{theirs} has shape {ready[ours].shape}, {ours} needs {wanted[ours].spec.shape}"
+                )
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
-            "; ".join(problems[:3]) + more, where=str(path), remedy="build the model with the options of the file"
+            "; ".join(problems[:3]) + more,
+            where=str(path),
+            remedy="build the model with the options of the file",
         )
     for name, tensor in ready.items():
         flat.value(name)[...] = model.ops.to_device(np.ascontiguousarray(tensor.astype(flat.dtype)))
@@ -101,7 +119,9 @@ def read_tensors(path: Path | str) -> Tensors:
         with safe_open(path, framework="numpy") as file:
             return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot be read as safetensors: {error}", where=str(path), remedy="check the file") from error
+        raise CheckpointError(
+            f"cannot be read as safetensors: {error}", where=str(path), remedy="check the file"
+        ) from error
 
 
 def names_for(model: Model, tensors: Tensors) -> Names:
@@ -110,7 +130,9 @@ def names_for(model: Model, tensors: Tensors) -> Names:
         return _resnet(model, tensors)
     if any(name.endswith("h.0.attn.c_attn.weight") for name in tensors):
         return _gpt2(model, tensors)
-    return {name: (name, _same) for name in [*model.parameters.slots, *model.parameters.state_slots]}
+    return {
+        name: (name, _same) for name in [*model.parameters.slots, *model.parameters.state_slots]
+    }
 
 
 def _ignored(name: str) -> bool:
@@ -127,13 +149,21 @@ def _resnet(model: Model, tensors: Tensors) -> Names:
     found = (re.match(r"layer(\d+)\.(\d+)\.", name) for name in tensors)
     blocks = sorted({(int(match[1]), int(match[2])) for match in found if match})
     residuals = [layer.name for layer in model.walk() if isinstance(layer, Residual)]
-    names: Names = {"conv1.weight": ("conv1.weight", _kernel), **_norm("batchnorm1", "bn1", running=True)}
+    names: Names = {
+        "conv1.weight": ("conv1.weight", _kernel),
+        **_norm("batchnorm1", "bn1", running=True),
+    }
     for ours, (stage, block) in zip(residuals, blocks, strict=False):
         theirs = f"layer{stage}.{block}"
         for number in range(1, 4):
             if f"{theirs}.conv{number}.weight" in tensors:
-                names[f"{ours}.body.conv{number}.weight"] = (f"{theirs}.conv{number}.weight", _kernel)
-                names |= _norm(f"{ours}.body.batchnorm{number}", f"{theirs}.bn{number}", running=True)
+                names[f"{ours}.body.conv{number}.weight"] = (
+                    f"{theirs}.conv{number}.weight",
+                    _kernel,
+                )
+                names |= _norm(
+                    f"{ours}.body.batchnorm{number}", f"{theirs}.bn{number}", running=True
+                )
         if f"{theirs}.downsample.0.weight" in tensors:
             names[f"{ours}.shortcut.conv1.weight"] = (f"{theirs}.downsample.0.weight", _kernel)
             names |= _norm(f"{ours}.shortcut.batchnorm1", f"{theirs}.downsample.1", running=True)
@@ -141,11 +171,18 @@ def _resnet(model: Model, tensors: Tensors) -> Names:
 
 
 def _gpt2(model: Model, tensors: Tensors) -> Names:
-    prefix = next(name[: -len("h.0.attn.c_attn.weight")] for name in tensors if name.endswith("h.0.attn.c_attn.weight"))
-    embedding = next((layer.name for layer in model.walk() if isinstance(layer, Embedding)), "embedding1")
+    prefix = next(
+        name[: -len("h.0.attn.c_attn.weight")]
+        for name in tensors
+        if name.endswith("h.0.attn.c_attn.weight")
+    )
+    embedding = next(
+        (layer.name for layer in model.walk() if isinstance(layer, Embedding)), "embedding1"
+    )
     residuals = [layer.name for layer in model.walk() if isinstance(layer, Residual)]
     blocks = [
-        (attend, think, f"{prefix}h.{index}") for index, (attend, think) in enumerate(zip(*[iter(residuals)] * 2, strict=False))
+        (attend, think, f"{prefix}h.{index}")
+        for index, (attend, think) in enumerate(zip(*[iter(residuals)] * 2, strict=False))
     ]
     names: Names = {
         f"{embedding}.weight": (f"{prefix}wte.weight", _same),
@@ -154,10 +191,19 @@ def _gpt2(model: Model, tensors: Tensors) -> Names:
     for attend, think, theirs in blocks:
         names |= _norm(f"{attend}.body.layernorm1", f"{theirs}.ln_1", running=False)
         names |= _norm(f"{think}.body.layernorm1", f"{theirs}.ln_2", running=False)
-        pairs = {f"{attend}.body.attention1.qkv": "attn.c_attn", f"{attend}.body.attention1.out": "attn.c_proj"}
+        pairs = {
+            f"{attend}.body.attention1.qkv": "attn.c_attn",
+            f"{attend}.body.attention1.out": "attn.c_proj",
+        }
         pairs |= {f"{think}.body.dense1": "mlp.c_fc", f"{think}.body.dense2": "mlp.c_proj"}
         for ours, part in pairs.items():  # these weights are (in, out) there too
-            names |= {f"{ours}.{kind}": (f"{theirs}.{part}.{kind}", _same) for kind in ("weight", "bias")}
+            names |= {
+                f"{ours}.{kind}": (f"{theirs}.{part}.{kind}", _same) for kind in ("weight", "bias")
+            }
     head = [layer.name for layer in model.layers if isinstance(layer, Dense)]
     output = "lm_head.weight" if "lm_head.weight" in tensors else f"{prefix}wte.weight"
-    return names | _norm("layernorm1", f"{prefix}ln_f", running=False) | {f"{name}.weight": (output, _turned) for name in head}
+    return (
+        names
+        | _norm("layernorm1", f"{prefix}ln_f", running=False)
+        | {f"{name}.weight": (output, _turned) for name in head}
+    )

@@ -1,20 +1,20 @@
 """Layers, losses and models over one flat parameter buffer."""
 
-from mpidl.nn.activation import Activation, Dropout, ReLU, Softmax
-from mpidl.nn.attention import SelfAttention
-from mpidl.nn.composite import Concat, Identity, Recompute, Residual, Sequential
-from mpidl.nn.conv import Conv1D, Conv2D, Conv3D, ConvTranspose2D
-from mpidl.nn.dense import Dense
-from mpidl.nn.embedding import Embedding, Positions
 from mpidl.nn.layer import Backward, Layer, Runtime
-from mpidl.nn.loss import LossResult, PairLoss, SoftmaxCrossEntropy
+from mpidl.nn.layers.activation import Activation, Dropout, ReLU, Softmax
+from mpidl.nn.layers.attention import SelfAttention
+from mpidl.nn.layers.composite import Concat, Identity, Recompute, Residual, Sequential
+from mpidl.nn.layers.conv import Conv1D, Conv2D, Conv3D, ConvTranspose2D
+from mpidl.nn.layers.dense import Dense
+from mpidl.nn.layers.embedding import Embedding, Positions
+from mpidl.nn.layers.norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+from mpidl.nn.layers.pool import AvgPool2D, GlobalAveragePool, MaxPool2D
+from mpidl.nn.layers.recurrent import GRU, LSTM
+from mpidl.nn.layers.reshape import Flatten, Reshape
+from mpidl.nn.layers.spectral import SpectralConv
+from mpidl.nn.losses import LossResult, PairLoss, SoftmaxCrossEntropy
 from mpidl.nn.model import GradientsReady, Model
-from mpidl.nn.norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from mpidl.nn.parameters import FlatParameters, FlatPart, ParameterSpec
-from mpidl.nn.pool import AvgPool2D, GlobalAveragePool, MaxPool2D
-from mpidl.nn.recurrent import GRU, LSTM
-from mpidl.nn.reshape import Flatten, Reshape
-from mpidl.nn.spectral import SpectralConv
 
 __all__ = [
     "GRU",

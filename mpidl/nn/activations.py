@@ -38,7 +38,11 @@ class Pass:
     def begin_backward(self) -> None:
         """Raises BackendError if the backward pass is over, or its activations have been overwritten."""
         if self._done or self.activations.uses != self._use:
-            what = "was called twice" if self._done else "comes after another forward pass has used its memory"
+            what = (
+                "was called twice"
+                if self._done
+                else "comes after another forward pass has used its memory"
+            )
             raise BackendError(
                 f"the backward pass {what}: its activations are gone",
                 where="model",

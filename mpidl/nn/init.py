@@ -21,7 +21,9 @@ def he_normal(generator: np.random.Generator, shape: tuple[int, ...], fan_in: in
     return np.asarray(generator.standard_normal(shape) * np.sqrt(2.0 / fan_in))
 
 
-def lecun_normal(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> NDArray[Any]:
+def lecun_normal(
+    generator: np.random.Generator, shape: tuple[int, ...], fan_in: int
+) -> NDArray[Any]:
     """Normal with standard deviation sqrt(1 / fan_in), for layers without a ReLU (LeCun et al., 1998)."""
     return np.asarray(generator.standard_normal(shape) * np.sqrt(1.0 / fan_in))
 
@@ -31,12 +33,16 @@ def ones(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) ->
     return np.ones(shape)
 
 
-def small_normal(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> NDArray[Any]:
+def small_normal(
+    generator: np.random.Generator, shape: tuple[int, ...], fan_in: int
+) -> NDArray[Any]:
     """Normal with standard deviation 0.02 (Radford et al., 2019)."""
     return np.asarray(generator.standard_normal(shape) * 0.02)
 
 
-def fan_uniform(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> NDArray[Any]:
+def fan_uniform(
+    generator: np.random.Generator, shape: tuple[int, ...], fan_in: int
+) -> NDArray[Any]:
     """Uniform in +- sqrt(1 / fan_in), usual for recurrent layers."""
     return np.asarray(generator.uniform(-1, 1, shape) * np.sqrt(1.0 / fan_in))
 

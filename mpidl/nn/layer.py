@@ -66,7 +66,7 @@ class Layer(ABC):
 
     kind: str
     has_relu = False  # whether the output went through a ReLU
-    synchronises = False  # whether a training pass waits for the other ranks
+    needs_collective = False  # whether a training pass waits for the other ranks
     takes_ids = False  # whether the inputs are whole numbers: rows of a table
     capturable = False  # whether passes only launch kernels of the table and products, with the same arguments every time
 
@@ -93,7 +93,9 @@ class Layer(ABC):
         Raises ConfigError for a layer that stands somewhere already: its names and activations would be those of both places.
         """
         before: Runtime | None = getattr(self, "runtime", None)
-        if before is not None and (before is runtime or (before.model is not None and before.model() is not None)):
+        if before is not None and (
+            before is runtime or (before.model is not None and before.model() is not None)
+        ):
             raise ConfigError(
                 f"this {type(self).__name__} object stands at two places "
                 + ("of the model" if before is runtime else "of two models"),

@@ -15,8 +15,8 @@ from mpidl.backend import Array, Ops
 from mpidl.errors import BackendError, ShapeError
 from mpidl.nn.activations import ActivationPool
 from mpidl.nn.layer import Backward, Layer, Runtime, Shape
+from mpidl.nn.layers.pool import MaxPool2D
 from mpidl.nn.parameters import FlatParameters, ParameterSpec
-from mpidl.nn.pool import MaxPool2D
 
 # Called during backward as soon as the gradients [start, stop) of the flat buffer are final.
 GradientsReady = Callable[[int, int], None]
@@ -39,7 +39,9 @@ class Model:
         dtype: DTypeLike = np.float32,
         compute_dtype: DTypeLike | None = None,
     ) -> None:
-        _check_dtypes(ops, np.dtype(dtype), np.dtype(dtype if compute_dtype is None else compute_dtype))
+        _check_dtypes(
+            ops, np.dtype(dtype), np.dtype(dtype if compute_dtype is None else compute_dtype)
+        )
         self.layers, self.input_shape, self.ops = list(layers), tuple(input_shape), ops
         numbers: Counter[str] = Counter()
         specs: list[ParameterSpec] = []
@@ -51,7 +53,10 @@ class Model:
             numbers[layer.kind] += 1
             layer.name = f"{layer.kind}{numbers[layer.kind]}"
             declared_for, shape = shape, layer.output_shape(shape)
-            own = [replace(spec, name=f"{layer.name}.{spec.name}") for spec in layer.declare(declared_for)]
+            own = [
+                replace(spec, name=f"{layer.name}.{spec.name}")
+                for spec in layer.declare(declared_for)
+            ]
             trained = [spec.name for spec in own if spec.trainable]
             layer.needs_input_gradient = any(spec.trainable for spec in specs)
             self.ranges.append((trained[0], trained[-1]) if trained else None)
@@ -65,7 +70,7 @@ class Model:
         for number, layer in enumerate(self.walk()):
             layer.number = number
         self.takes_ids = any(layer.takes_ids for layer in self.walk())
-        self.synchronises = any(layer.synchronises for layer in self.walk())
+        self.needs_collective = any(layer.needs_collective for layer in self.walk())
         self.capturable = all(layer.capturable for layer in self.walk())
 
     def walk(self) -> Iterator[Layer]:
@@ -104,7 +109,9 @@ class Model:
             before, self.runtime.key = self.runtime.key, this.key
             self.runtime.activations = this.activations
             try:
-                propagate(dy if getattr(dy.flags, "writeable", True) else dy.copy(), ready)  # layers overwrite it
+                propagate(
+                    dy if getattr(dy.flags, "writeable", True) else dy.copy(), ready
+                )  # layers overwrite it
             finally:
                 self.runtime.key = before
                 this.release()
@@ -130,7 +137,10 @@ class Model:
         if not isinstance(x, xp.ndarray):
             x = self.ops.to_device(np.asarray(x))
         wanted = np.dtype(np.int64) if self.takes_ids else self.parameters.compute_dtype
-        if x.dtype.kind not in ("iu" if self.takes_ids else "fiub") and x.dtype not in self.ops.half_types:
+        if (
+            x.dtype.kind not in ("iu" if self.takes_ids else "fiub")
+            and x.dtype not in self.ops.half_types
+        ):
             raise ShapeError(
                 f"the model takes {'ids (whole numbers)' if self.takes_ids else 'real numbers'}, but got {x.dtype}",
                 where=f"layer {self.layers[0].name}",

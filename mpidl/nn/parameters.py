@@ -17,7 +17,7 @@ ALIGNMENT = 16  # elements: each float32 parameter starts on a 64-byte line
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """What a layer declares: a name, a shape, an initialiser (see mpidl.nn.init) and its fan-in.
+    """What a layer declares: a name, a shape, an initializer (see mpidl.nn.init) and its fan-in.
 
     trainable: False for state without gradient, such as running means; it lies in a buffer of its own. exact: layers use it in
     full precision where others multiply with a 16-bit copy; vectors always are.
@@ -116,7 +116,9 @@ class FlatParameters:
         self.values: Array = ops.xp.zeros(self.length, self.dtype)
         self.message: Array = ops.xp.zeros(self.length + spare, self.dtype)
         self.gradients: Array = self.message[: self.length]
-        self.rounded: Array = ops.xp.zeros(self.length if self.compute_dtype != self.dtype else 0, self.compute_dtype)
+        self.rounded: Array = ops.xp.zeros(
+            self.length if self.compute_dtype != self.dtype else 0, self.compute_dtype
+        )
         self.spare: Array = self.message[self.length :]
 
     @property
@@ -135,7 +137,11 @@ class FlatParameters:
     def compute_value(self, name: str) -> Array:
         """The parameter or state `name` as layers compute with it."""
         slot = self.slots.get(name)
-        return _view(self.rounded, slot) if slot is not None and self.rounded.size and slot.spec.rounded else self.value(name)
+        return (
+            _view(self.rounded, slot)
+            if slot is not None and self.rounded.size and slot.spec.rounded
+            else self.value(name)
+        )
 
     def refresh(self) -> None:
         """Make the 16-bit copies again, after the values have changed."""
@@ -148,17 +154,19 @@ class FlatParameters:
         window = self.windows.gradient(slot) if self.windows is not None else None
         return _view(self.gradients, slot) if window is None else window.reshape(slot.spec.shape)
 
-    def initialise(self, seed: int) -> None:
+    def initialize(self, seed: int) -> None:
         """Fill the values; the same on every rank and backend, whatever the number of ranks."""
         for name in (*self.slots, *self.state_slots):
             self.value(name)[...] = self.ops.to_device(self.initial(name, seed))
 
     def initial(self, name: str, seed: int) -> NDArray[Any]:
-        """What `initialise` gives a parameter or state, on the host."""
+        """What `initialize` gives a parameter or state, on the host."""
         slot = self.slots[name] if name in self.slots else self.state_slots[name]
         index = [*self.slots, *self.state_slots].index(name)
         generator = np.random.Generator(np.random.Philox(key=[seed, index]))
-        host: NDArray[Any] = INITIALIZERS[slot.spec.init](generator, slot.spec.shape, slot.spec.fan_in)
+        host: NDArray[Any] = INITIALIZERS[slot.spec.init](
+            generator, slot.spec.shape, slot.spec.fan_in
+        )
         return host.astype(self.dtype)
 
     def first_nonfinite(self, flat: Array) -> str | None:

@@ -31,8 +31,16 @@ def find_terminal() -> TextIO | None:
 class Progress:
     """Counts up to `total` units: a live bar where stderr ends up on a terminal, else a line now and then. quiet: nothing."""
 
-    def __init__(self, total: int, unit: str, *, label: str = "", initial: int = 0, quiet: bool = False) -> None:
-        self.total, self.unit, self.label, self.done, self.initial = total, unit, label, initial, initial
+    def __init__(
+        self, total: int, unit: str, *, label: str = "", initial: int = 0, quiet: bool = False
+    ) -> None:
+        self.total, self.unit, self.label, self.done, self.initial = (
+            total,
+            unit,
+            label,
+            initial,
+            initial,
+        )
         self._quiet = quiet
         self._started = self._last = time.monotonic()
         self._note = ""
@@ -43,7 +51,12 @@ class Progress:
 
             columns = os.get_terminal_size(self._terminal.fileno()).columns
             self._bar = tqdm(
-                total=total, initial=initial, unit=f" {unit}", desc=label or None, ncols=columns, file=self._terminal
+                total=total,
+                initial=initial,
+                unit=f" {unit}",
+                desc=label or None,
+                ncols=columns,
+                file=self._terminal,
             )
 
     def advance(self, count: int, note: str = "") -> None:
@@ -63,9 +76,7 @@ class Progress:
         rate = (self.done - self.initial) / seconds if seconds > 0 else 0.0
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
         percent = 100 * self.done / max(1, self.total)
-        return (
-            f"{self.label + ': ' if self.label else ''}{percent:.0f} % ({rate:.0f} {self.unit}/s{left}) {self._note}".rstrip()
-        )
+        return f"{self.label + ': ' if self.label else ''}{percent:.0f} % ({rate:.0f} {self.unit}/s{left}) {self._note}".rstrip()
 
     def say(self, text: str) -> None:
         """A line of text that does not break the bar."""

@@ -21,7 +21,13 @@ class Adam(Optimizer):
         decoupled: bool = False,
     ) -> None:
         super().__init__(parameters, ops, "first", "second")
-        self.beta1, self.beta2, self.eps, self.weight_decay, self.decoupled = beta1, beta2, eps, weight_decay, decoupled
+        self.beta1, self.beta2, self.eps, self.weight_decay, self.decoupled = (
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            decoupled,
+        )
 
     def _update(self, lr: float) -> None:
         self.ops.adam_step(

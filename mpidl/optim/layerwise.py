@@ -55,7 +55,15 @@ class LARS(_LayerWise):
         self._add_decay(work)
         self.slots.scale(work, ratios)
         momentum = self.state["momentum"]
-        self.ops.sgd_step(values, work, momentum, lr=lr, momentum=self.momentum, weight_decay=0.0, nesterov=self.nesterov)
+        self.ops.sgd_step(
+            values,
+            work,
+            momentum,
+            lr=lr,
+            momentum=self.momentum,
+            weight_decay=0.0,
+            nesterov=self.nesterov,
+        )
 
 
 class LAMB(_LayerWise):
@@ -78,7 +86,15 @@ class LAMB(_LayerWise):
         values, work = self.parameters.values, self._work[0]
         moments = self.state["first"], self.state["second"]
         rates = {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps}
-        self.ops.adam_direction(values, self.parameters.gradients, *moments, work, weight_decay=0.0, step=self.count, **rates)
+        self.ops.adam_direction(
+            values,
+            self.parameters.gradients,
+            *moments,
+            work,
+            weight_decay=0.0,
+            step=self.count,
+            **rates,
+        )
         self._add_decay(work)
         weights, steps = self.slots.norms(values), self.slots.norms(work)
         scaled = self.slots.weight & (weights > 0) & (steps > 0)

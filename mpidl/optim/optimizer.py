@@ -18,7 +18,9 @@ class Optimizer(ABC):
 
     def __init__(self, parameters: Parameters, ops: Ops, *names: str) -> None:
         self.parameters, self.ops, self.count = parameters, ops, 0
-        self.state: dict[str, Array] = {name: ops.xp.zeros_like(parameters.values) for name in names}
+        self.state: dict[str, Array] = {
+            name: ops.xp.zeros_like(parameters.values) for name in names
+        }
 
     def rebind(self, parameters: Parameters) -> None:
         """Work on other parameters from now on, with fresh state: those that a strategy leaves to this rank."""
@@ -62,7 +64,12 @@ class Slots:
 
     def scale(self, flat: Array, factors: np.ndarray) -> None:
         """Multiply each tensor by its factor."""
-        self.ops.slot_scale(flat, self.starts, self.stops, self.ops.to_device(np.ascontiguousarray(factors, np.float64)))
+        self.ops.slot_scale(
+            flat,
+            self.starts,
+            self.stops,
+            self.ops.to_device(np.ascontiguousarray(factors, np.float64)),
+        )
 
 
 def squared_norm(parameters: Parameters, flat: Array) -> float:
@@ -82,6 +89,8 @@ def clip_by_global_norm(parameters: Parameters, ops: Ops, limit: float) -> float
     norm = math.sqrt(squared_norm(parameters, parameters.gradients))
     if norm > limit:
         ops.xp.multiply(
-            parameters.gradients, ops.to_device(np.asarray(limit / norm, parameters.dtype)), out=parameters.gradients
+            parameters.gradients,
+            ops.to_device(np.asarray(limit / norm, parameters.dtype)),
+            out=parameters.gradients,
         )
     return norm

@@ -17,7 +17,14 @@ class LossScaler:
     one. dynamic: False keeps the scale, 1 where nothing needs scaling.
     """
 
-    def __init__(self, parameters: FlatParameters, *, dynamic: bool, scale: float = 65536.0, interval: int = 2000) -> None:
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        *,
+        dynamic: bool,
+        scale: float = 65536.0,
+        interval: int = 2000,
+    ) -> None:
         self.parameters, self.dynamic, self.interval = parameters, dynamic, interval
         self.scale, self._good = scale if dynamic else 1.0, 0
 

@@ -31,5 +31,7 @@ class LearningRate:
             return self.peak * self.gamma ** sum(step >= milestone for milestone in self.milestones)
         if self.kind == "cosine":
             progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-            return self.peak * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+            return self.peak * (
+                self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+            )
         return self.peak

@@ -1,29 +1,33 @@
 """How the ranks combine their work."""
 
-from mpidl.sync.allreduce import AllReduce
-from mpidl.sync.async_gossip import AsyncGossip
-from mpidl.sync.gossip import Gossip
-from mpidl.sync.hogwild import Hogwild
-from mpidl.sync.independent import Independent, check_host_memory, mean_and_largest
-from mpidl.sync.local_sgd import LocalSGD
-from mpidl.sync.parameter_server import ParameterServer, check_servers
-from mpidl.sync.remote_server import RemoteServer
-from mpidl.sync.replicas import Replicas
+from mpidl.sync.asynchronous.gossip import AsyncGossip
+from mpidl.sync.asynchronous.hogwild import Hogwild
+from mpidl.sync.asynchronous.one_sided_server import OneSidedParameterServer
+from mpidl.sync.asynchronous.parameter_server import ParameterServer, check_servers
+from mpidl.sync.asynchronous.strategy import (
+    AsynchronousStrategy,
+    check_host_memory,
+    mean_and_largest,
+)
 from mpidl.sync.strategy import StepScalars, Strategy
+from mpidl.sync.synchronous.allreduce import AllReduce
+from mpidl.sync.synchronous.averaging import ParameterAveraging
+from mpidl.sync.synchronous.gossip import Gossip
+from mpidl.sync.synchronous.local_sgd import LocalSGD
+from mpidl.sync.synchronous.zero import Zero
 from mpidl.sync.topology import Graph, check_graph
-from mpidl.sync.zero import Zero
 
 __all__ = [
     "AllReduce",
     "AsyncGossip",
+    "AsynchronousStrategy",
     "Gossip",
     "Graph",
     "Hogwild",
-    "Independent",
     "LocalSGD",
+    "OneSidedParameterServer",
+    "ParameterAveraging",
     "ParameterServer",
-    "RemoteServer",
-    "Replicas",
     "StepScalars",
     "Strategy",
     "Zero",

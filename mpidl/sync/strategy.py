@@ -51,31 +51,31 @@ class StepScalars:
 class Strategy(ABC):
     """One way of combining the work of all ranks over the flat buffers.
 
-    overlaps: whether gradients leave during backward. local_mean: gradients are divided by this rank's samples, not by those
+    overlaps: whether gradients leave during backward. averages_locally: gradients are divided by this rank's samples, not by those
     of the global batch. independent: every rank goes its own pace. accumulates: takes the gradients of each micro-batch,
     instead of their sum on this rank. fatal_errors: an error on one rank cannot be agreed on in order, and ends the job at
     once. part: the parameters that this rank's optimizer changes, and the gradients it takes. sent: bytes that this rank has
-    put on the wire. apart: whether the replicas of the ranks may differ now.
+    put on the wire. replicas_differ: whether the replicas of the ranks may differ now.
     """
 
     overlaps = False
-    local_mean = False
+    averages_locally = False
     independent = False
-    accumulates = False
+    reduces_micro_batches = False
     fatal_errors = False
-    apart = False
+    replicas_differ = False
 
     def __init__(self, parameters: FlatParameters) -> None:
         self.parameters = parameters
-        self.part: FlatParameters | FlatPart = parameters
+        self.shard: FlatParameters | FlatPart = parameters
         self.optimizer: Optimizer | None = None  # set by whoever makes both
         self.sent = 0
 
     @abstractmethod
-    def begin(self) -> None:
+    def start(self) -> None:
         """Make all replicas equal before the first step. Collective."""
 
-    def ready(self, start: int, stop: int) -> None:  # noqa: B027  (most need not know)
+    def on_gradients_ready(self, start: int, stop: int) -> None:
         """During backward: the gradients [start, stop) are final and may leave."""
 
     def gradient_range(self, start: int, stop: int) -> list[Array]:
@@ -94,15 +94,12 @@ class Strategy(ABC):
         Returns the sums over all ranks; or this rank's own, with failed and stop 0, in a step in which the ranks do not meet.
         """
 
-    def settle(self) -> StepScalars:
+    def synchronize(self) -> StepScalars:
         """A point of consistency, before evaluation and checkpoints: afterwards all ranks hold the same parameters.
 
         Returns what has failed or asked to stop since the ranks last met, summed over them. Collective.
         """
         return StepScalars()
-
-    def end_epoch(self) -> None:  # noqa: B027
-        """All ranks have finished an epoch. Collective."""
 
     def average_optimizers(self, group: Group) -> None:
         """Where every rank has a whole optimizer of its own: their states become their mean. Collective."""
@@ -110,18 +107,18 @@ class Strategy(ABC):
             all_reduce(array, comm=group, op="mean", name=name)
 
     # --- checkpoints: a buffer of the part's length here, of the whole model's in the file ---
-    def whole(self, array: Array) -> Array:
+    def gather_full(self, array: Array) -> Array:
         """A buffer of the optimizer over the whole model. Collective."""
         return array
 
-    def take(self, whole: Any, array: Array) -> None:
+    def load_shard(self, whole: Any, array: Array) -> None:
         """Fill this rank's part of a buffer from one over the whole model (on the host)."""
         array[...] = self.parameters.ops.to_device(whole)
 
     def state(self) -> RunState:
         """What a resumed run needs besides parameters and optimizer buffers of the whole model, to go on bit for bit.
 
-        Asked before `settle`, which may change it: where replicas are apart each rank's own parameters are in it.
+        Asked before `synchronize`, which may change it: where replicas differ each rank's own parameters are in it.
         """
         state = RunState()
         if self.optimizer is not None:
@@ -133,9 +130,9 @@ class Strategy(ABC):
         if self.optimizer is not None:
             self.optimizer.count = int(state.take_number("updates", self.optimizer.count))
 
-    def initialise(self, seed: int) -> None:
+    def initialize(self, seed: int) -> None:
         """Fill the parameters; the same whatever the number of ranks."""
-        self.parameters.initialise(seed)
+        self.parameters.initialize(seed)
 
     def values(self) -> Array:
         """The parameters of the whole model. Collective."""

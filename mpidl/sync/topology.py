@@ -50,12 +50,19 @@ class Graph:
         """Steps after which the graph repeats; 0 for random ones."""
         if self.kind == "random":
             return 0
-        return max(1, math.ceil(math.log2(self.size))) if self.kind == "exponential" and self.size > 1 else 1
+        return (
+            max(1, math.ceil(math.log2(self.size)))
+            if self.kind == "exponential" and self.size > 1
+            else 1
+        )
 
     def mixing(self, rank: int, step: int) -> Mixing:
         """What `rank` does in `step`."""
         columns = self._columns(step)
-        column, row = columns[rank], [other for other, weights in enumerate(columns) if weights.get(rank)]
+        column, row = (
+            columns[rank],
+            [other for other, weights in enumerate(columns) if weights.get(rank)],
+        )
         sends = tuple((other, weight) for other, weight in sorted(column.items()) if other != rank)
         return Mixing(column.get(rank, 0.0), sends, tuple(other for other in row if other != rank))
 
@@ -110,11 +117,11 @@ def _columns(graph: Graph, step: int) -> Columns:
         return tuple({rank: 0.5, (rank + (1 << step)) % size: 0.5} for rank in range(size))
     if graph.kind == "random":
         return _directed(graph, step) if graph.directed else _matched(graph, step)
-    found = _neighbours(graph)
+    found = _neighbors(graph)
     columns = []
-    for rank, neighbours in enumerate(found):
+    for rank, neighbors in enumerate(found):
         # Metropolis weights: symmetric whatever the degrees are
-        weights = {other: 1 / (1 + max(len(neighbours), len(found[other]))) for other in neighbours}
+        weights = {other: 1 / (1 + max(len(neighbors), len(found[other]))) for other in neighbors}
         columns.append(weights | {rank: 1 - sum(weights.values())})
     return tuple(columns)
 
@@ -135,7 +142,7 @@ def _matched(graph: Graph, step: int) -> Columns:
 
 
 @cache
-def _neighbours(graph: Graph) -> tuple[frozenset[int], ...]:
+def _neighbors(graph: Graph) -> tuple[frozenset[int], ...]:
     size = graph.size
     found: list[set[int]] = [set() for _ in range(size)]
     pairs: list[tuple[int, int]] = list(graph.edges)
@@ -144,8 +151,12 @@ def _neighbours(graph: Graph) -> tuple[frozenset[int], ...]:
     if graph.kind == "torus":
         rows = next(r for r in range(math.isqrt(size), 0, -1) if size % r == 0)
         cols = size // rows
-        pairs = [(r * cols + c, r * cols + (c + 1) % cols) for r in range(rows) for c in range(cols)]
-        pairs += [(r * cols + c, (r + 1) % rows * cols + c) for r in range(rows) for c in range(cols)]
+        pairs = [
+            (r * cols + c, r * cols + (c + 1) % cols) for r in range(rows) for c in range(cols)
+        ]
+        pairs += [
+            (r * cols + c, (r + 1) % rows * cols + c) for r in range(rows) for c in range(cols)
+        ]
     for a, b in pairs:
         if a != b:
             found[a].add(b)
@@ -158,12 +169,16 @@ def check_graph(kind: str, edges: Edges, size: int | None = None) -> None:
     if kind != "custom":
         if edges:
             raise ConfigError(
-                "edges are given for a graph that has its own", where="sync.gossip", remedy='set graph = "custom"'
+                "edges are given for a graph that has its own",
+                where="sync.gossip",
+                remedy='set graph = "custom"',
             )
         return
     if not edges or any(len(edge) != 2 or min(edge) < 0 or edge[0] == edge[1] for edge in edges):
         raise ConfigError(
-            "a custom graph needs edges between two different ranks", where="sync.gossip.edges", remedy="write [[0, 1], [1, 2]]"
+            "a custom graph needs edges between two different ranks",
+            where="sync.gossip.edges",
+            remedy="write [[0, 1], [1, 2]]",
         )
     ranks = max(map(max, edges)) + 1
     if size is not None and ranks > size:
@@ -173,9 +188,9 @@ def check_graph(kind: str, edges: Edges, size: int | None = None) -> None:
             remedy=f"use ranks below {size}",
         )
     reached, border, count = {0}, [0], size or ranks
-    neighbours = _neighbours(Graph("custom", count, edges=tuple((a, b) for a, b in edges)))
+    neighbors = _neighbors(Graph("custom", count, edges=tuple((a, b) for a, b in edges)))
     while border:
-        fresh = neighbours[border.pop()] - reached
+        fresh = neighbors[border.pop()] - reached
         reached |= fresh
         border += fresh
     if len(reached) < count:

@@ -12,10 +12,13 @@ import ml_dtypes
 
 from mpidl.backend import Ops
 from mpidl.comm.context import Context
+from mpidl.config.schema import ModelConfig, OptimConfig
+from mpidl.config.sync import Positive, Share, SyncConfig
 from mpidl.errors import ConfigError, nearest
 from mpidl.models import MODELS, layers_of
 from mpidl.nn import FlatParameters, Model
 from mpidl.optim import LAMB, LARS, SGD, Adam, Optimizer, Parameters
+from mpidl.options import check_value
 from mpidl.sync import (
     AllReduce,
     AsyncGossip,
@@ -23,22 +26,21 @@ from mpidl.sync import (
     Graph,
     Hogwild,
     LocalSGD,
+    OneSidedParameterServer,
     ParameterServer,
-    RemoteServer,
     Strategy,
     Zero,
     check_graph,
     check_host_memory,
     check_servers,
 )
-from mpidl.train.accumulate import tree_fits
-from mpidl.train.checking import check_value
-from mpidl.train.config import ModelConfig, OptimConfig
+from mpidl.train.accumulation import tree_fits
 from mpidl.train.inputs import InputSpec
-from mpidl.train.sync_config import Positive, Share, SyncConfig
 
 
-def build_model(config: ModelConfig, spec: InputSpec, ops: Ops, precision: str = "float32") -> Model:
+def build_model(
+    config: ModelConfig, spec: InputSpec, ops: Ops, precision: str = "float32"
+) -> Model:
     """The model for inputs of `spec`, with zero parameters. Raises ConfigError for one that is no classifier."""
     model = make_model(config, spec.shape, spec.classes, ops, precision)
     if model.output_shape != (spec.classes,):
@@ -51,14 +53,20 @@ def build_model(config: ModelConfig, spec: InputSpec, ops: Ops, precision: str =
     return model
 
 
-def make_model(config: ModelConfig, shape: tuple[int, ...], classes: int, ops: Ops, precision: str = "float32") -> Model:
+def make_model(
+    config: ModelConfig, shape: tuple[int, ...], classes: int, ops: Ops, precision: str = "float32"
+) -> Model:
     """The model with zero parameters that computes in `precision`. Raises ConfigError for an unknown model or option."""
     _check_options(config)
     try:
         layers = layers_of(config.name, shape, classes, config.options)
         return Model(layers, shape, ops, compute_dtype=getattr(ml_dtypes, precision, precision))
     except (TypeError, ValueError, OverflowError, MemoryError) as error:
-        raise ConfigError(f"cannot build {config.name!r}: {error}", where="model.options", remedy="check the values") from error
+        raise ConfigError(
+            f"cannot build {config.name!r}: {error}",
+            where="model.options",
+            remedy="check the values",
+        ) from error
 
 
 # what options of a model may be: every size is a count, every number a share (of activations that are dropped)
@@ -70,13 +78,19 @@ def _check_options(config: ModelConfig) -> None:
     if config.name not in MODELS:
         return  # as layers_of says
     function = MODELS[config.name]
-    known = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY] + ["size"]
+    known = [
+        name
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    ] + ["size"]
     types = typing.get_type_hints(getattr(function, "func", function)) | {"size": str}
     for name, value in config.options.items():
         if name not in known:
             what = f"model {config.name!r} has no option {name!r}"
             raise ConfigError(what, where="model.options", remedy=nearest(name, known))
-        check_value(f"model.options.{name}", value, _OPTIONS.get(types[name], types[name]), "model.options")
+        check_value(
+            f"model.options.{name}", value, _OPTIONS.get(types[name], types[name]), "model.options"
+        )
 
 
 def make_optimizer(config: OptimConfig, parameters: Parameters, ops: Ops) -> Optimizer:
@@ -89,12 +103,14 @@ def make_optimizer(config: OptimConfig, parameters: Parameters, ops: Ops) -> Opt
     if config.name == "lamb":
         return LAMB(parameters, ops, weight_decay=decay, **moments)
     if config.name in ("adam", "adamw"):
-        return Adam(parameters, ops, weight_decay=decay, decoupled=config.name == "adamw", **moments)
+        return Adam(
+            parameters, ops, weight_decay=decay, decoupled=config.name == "adamw", **moments
+        )
     return SGD(parameters, ops, weight_decay=decay, **momentum)
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunInfo:
     """What strategies need to know of a run. steps: of an epoch; micro_batches: of a step over all ranks."""
 
     steps: int = 1
@@ -102,12 +118,16 @@ class Surroundings:
     seed: int = 0
 
 
-def make_strategy(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+def make_strategy(
+    sync: SyncConfig, parameters: FlatParameters, context: Context, run: RunInfo
+) -> Strategy:
     """How the ranks keep together, by the configuration. Collective."""
     return _MAKERS[sync.strategy](sync, parameters, context, run)
 
 
-def _all_reduce(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+def _all_reduce(
+    sync: SyncConfig, parameters: FlatParameters, context: Context, run: RunInfo
+) -> Strategy:
     return AllReduce(
         parameters,
         context,
@@ -122,40 +142,64 @@ def _all_reduce(sync: SyncConfig, parameters: FlatParameters, context: Context, 
     )
 
 
-def _zero(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+def _zero(sync: SyncConfig, parameters: FlatParameters, context: Context, run: RunInfo) -> Strategy:
     own = run.micro_batches // context.size if run.micro_batches % context.size == 0 else 1
     nbytes = int(sync.bucket_mib * (1 << 20))
     return Zero(parameters, context, stage=sync.zero.stage, bucket_bytes=nbytes, micro_batches=own)
 
 
-def _local_sgd(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+def _local_sgd(
+    sync: SyncConfig, parameters: FlatParameters, context: Context, run: RunInfo
+) -> Strategy:
     local = sync.local_sgd
     slow = {"slow_momentum": local.slow_momentum, "slow_rate": local.slow_rate}
-    return LocalSGD(parameters, context, steps=local.steps, start=int(local.start_epoch * run.steps), **slow)
+    return LocalSGD(
+        parameters,
+        context,
+        steps=local.steps,
+        start_step=int(local.start_epoch * run.steps),
+        **slow,
+    )
 
 
-def _gossip(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+def _gossip(
+    sync: SyncConfig, parameters: FlatParameters, context: Context, run: RunInfo
+) -> Strategy:
     gossip = sync.gossip
-    graph = Graph(gossip.graph, context.size, run.seed, gossip.edges, directed=gossip.mode == "push_sum")
+    graph = Graph(
+        gossip.graph, context.size, run.seed, gossip.edges, directed=gossip.mode == "push_sum"
+    )
     if gossip.mode == "async":
         return AsyncGossip(parameters, context, graph, period=gossip.period)
-    return Gossip(parameters, context, graph, period=gossip.period, push_sum=gossip.mode == "push_sum")
+    return Gossip(
+        parameters, context, graph, period=gossip.period, push_sum=gossip.mode == "push_sum"
+    )
 
 
-def _hogwild(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
-    return Hogwild(parameters, context, sparse=sync.hogwild.sparse, average_every=sync.hogwild.average_every)
+def _hogwild(
+    sync: SyncConfig, parameters: FlatParameters, context: Context, run: RunInfo
+) -> Strategy:
+    return Hogwild(
+        parameters, context, sparse=sync.hogwild.sparse, average_every=sync.hogwild.average_every
+    )
 
 
-def _parameter_server(sync: SyncConfig, parameters: FlatParameters, context: Context, run: Surroundings) -> Strategy:
+def _parameter_server(
+    sync: SyncConfig, parameters: FlatParameters, context: Context, run: RunInfo
+) -> Strategy:
     server = sync.parameter_server
     staleness = None if server.staleness == "unbounded" else int(server.staleness)
     if server.transport == "rma":
-        return RemoteServer(parameters, context, servers=server.servers, staleness=staleness)
+        return OneSidedParameterServer(
+            parameters, context, servers=server.servers, staleness=staleness
+        )
     delay = server.delay_compensation
-    return ParameterServer(parameters, context, servers=server.servers, staleness=staleness, delay_compensation=delay)
+    return ParameterServer(
+        parameters, context, servers=server.servers, staleness=staleness, delay_compensation=delay
+    )
 
 
-_MAKERS: dict[str, Callable[[SyncConfig, FlatParameters, Context, Surroundings], Strategy]] = {
+_MAKERS: dict[str, Callable[[SyncConfig, FlatParameters, Context, RunInfo], Strategy]] = {
     "allreduce": _all_reduce,
     "zero": _zero,
     "local_sgd": _local_sgd,
@@ -167,7 +211,9 @@ _MAKERS: dict[str, Callable[[SyncConfig, FlatParameters, Context, Surroundings],
 
 def workers(sync: SyncConfig, context: Context) -> int:
     """How many ranks train: the first ones."""
-    return context.size - (sync.parameter_server.servers if sync.strategy == "parameter_server" else 0)
+    return context.size - (
+        sync.parameter_server.servers if sync.strategy == "parameter_server" else 0
+    )
 
 
 def check_strategy(sync: SyncConfig, context: Context, model: Model, optimizer: str) -> None:
@@ -183,14 +229,21 @@ def check_strategy(sync: SyncConfig, context: Context, model: Model, optimizer: 
                 where="sync.parameter_server.servers",
                 remedy='set servers = 1, transport = "rma", or another optimizer',
             )
-    one_sided = sync.independent and (sync.strategy != "parameter_server" or server.transport == "rma")
+    one_sided = sync.independent and (
+        sync.strategy != "parameter_server" or server.transport == "rma"
+    )
     if one_sided:
         check_host_memory(model.ops, sync.strategy)
-    if model.synchronises and context.size > 1 and sync.strategy != "allreduce" and not _lockstep(sync):
+    if (
+        model.needs_collective
+        and context.size > 1
+        and sync.strategy != "allreduce"
+        and not _lockstep(sync)
+    ):
         raise ConfigError(
             f"the model has batch norm over all ranks, which must then be in step; with {sync.strategy} they are not",
             where="model.options",
-            remedy="use a model without synchronised batch norm, or allreduce, zero, local_sgd, or gossip in mode sync",
+            remedy="use a model without synchronized batch norm, or allreduce, zero, local_sgd, or gossip in mode sync",
         )
 
 
@@ -205,5 +258,13 @@ def make_compression(sync: SyncConfig, seed: int) -> Any:
         return None
     from mpidl.compression import create
 
-    every: dict[str, dict[str, Any]] = {"topk": {"ratio": sync.topk_ratio}, "powersgd": {"rank": sync.powersgd_rank}}
-    return create(sync.compression, seed=seed, error_feedback=sync.error_feedback, **every.get(sync.compression, {}))
+    every: dict[str, dict[str, Any]] = {
+        "topk": {"ratio": sync.topk_ratio},
+        "powersgd": {"rank": sync.powersgd_rank},
+    }
+    return create(
+        sync.compression,
+        seed=seed,
+        error_feedback=sync.error_feedback,
+        **every.get(sync.compression, {}),
+    )

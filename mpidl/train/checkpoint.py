@@ -36,7 +36,10 @@ from mpidl.optim import RunState
 VERSION, READABLE = 2, (1, 2)  # version 1 has no run state
 BEST = "best.h5"
 META = "meta"
-META_BYTES, PART_BYTES = 1 << 16, 512  # room for the metadata, reserved with the data: and for each part more
+META_BYTES, PART_BYTES = (
+    1 << 16,
+    512,
+)  # room for the metadata, reserved with the data: and for each part more
 SHARED, OWN = "shared.", "own."
 READ_BYTES = 64 << 20  # of what is only verified, at a time
 DAMAGED = "use an earlier checkpoint: this file is damaged, or it never was one"
@@ -130,7 +133,9 @@ def save(
     try:
         context.on_root(lambda: _create(partial, whole, own, context.size), f"creating {partial}")
         parts = _write_parts(partial, whole, state, own, context)
-        complete = msgspec.structs.replace(meta, parts=tuple(parts), ranks=context.size, shared=shared, own=own)
+        complete = msgspec.structs.replace(
+            meta, parts=tuple(parts), ranks=context.size, shared=shared, own=own
+        )
         context.on_root(lambda: _publish(path, partial, complete, keep, best), f"finishing {path}")
     except MpidlError as error:
         if context.is_root:
@@ -150,13 +155,25 @@ def _describe_own(state: RunState, context: Context) -> dict[str, OwnArrays]:
 
     A serial h5py opens the file once for each rank that has something of its own.
     """
-    held = context.gather({name: (array.dtype.str, array.shape, _if_shared(state, name)) for name, array in state.own.items()})
+    held = context.allgather_object(
+        {
+            name: (array.dtype.str, array.shape, _if_shared(state, name))
+            for name, array in state.own.items()
+        }
+    )
     every = dict.fromkeys(name for one in held for name in one)
     first = held[0]
-    alike = {name for name in first if first[name][2] is not None and all(one.get(name) == first[name] for one in held)}
+    alike = {
+        name
+        for name in first
+        if first[name][2] is not None and all(one.get(name) == first[name] for one in held)
+    }
     names = [name for name in every if name not in alike]
     dtypes = {name: next(one[name][0] for one in held if name in one) for name in names}
-    return {name: OwnArrays(dtypes[name], tuple(one[name][1] if name in one else None for one in held)) for name in names}
+    return {
+        name: OwnArrays(dtypes[name], tuple(one[name][1] if name in one else None for one in held))
+        for name in names
+    }
 
 
 def _if_shared(state: RunState, name: str) -> bytes | None:
@@ -172,12 +189,16 @@ def _create(partial: Path, whole: Buffers, own: dict[str, OwnArrays], ranks: int
         for name, array in whole.items():
             file.create_dataset(name, array.shape, array.dtype, dcpl=hdf5.early_allocation())
         for name, arrays in own.items():
-            file.create_dataset(f"{OWN}{name}", (arrays.size,), arrays.dtype, dcpl=hdf5.early_allocation())
+            file.create_dataset(
+                f"{OWN}{name}", (arrays.size,), arrays.dtype, dcpl=hdf5.early_allocation()
+            )
     room = META_BYTES + PART_BYTES * ranks * (len(whole) + len(own))
     reserve(partial, partial.stat().st_size + room)
 
 
-def _write_parts(partial: Path, whole: Buffers, state: RunState, own: dict[str, OwnArrays], context: Context) -> list[Part]:
+def _write_parts(
+    partial: Path, whole: Buffers, state: RunState, own: dict[str, OwnArrays], context: Context
+) -> list[Part]:
     """Every rank writes and hashes its slice of every buffer, and what is its own; one after another where h5py is serial."""
     parallel = hdf5.is_parallel() and context.size > 1
     writers = context.size if parallel else 1
@@ -185,25 +206,28 @@ def _write_parts(partial: Path, whole: Buffers, state: RunState, own: dict[str, 
     pieces = [(f"{OWN}{name}", own[name].span(context.rank)[0], array) for name, array in held]
     if context.rank < writers:
         for name, array in whole.items():
-            start, stop = context.rank * array.size // writers, (context.rank + 1) * array.size // writers
+            start, stop = (
+                context.rank * array.size // writers,
+                (context.rank + 1) * array.size // writers,
+            )
             pieces.append((name, start, array[start:stop]))
     if parallel:
-        with context.together(f"opening {partial}"):
+        with context.fail_together(f"opening {partial}"):
             file = hdf5.open_file(partial, "r+", comm=context.comm)
         try:
-            with context.together(f"writing {partial}"):
+            with context.fail_together(f"writing {partial}"):
                 parts = [_write_piece(file, *piece) for piece in pieces]
         finally:  # all ranks come here; a file left open would be closed after the end of MPI
-            with context.together(f"closing {partial}"):
+            with context.fail_together(f"closing {partial}"):
                 file.close()
     else:
         parts = []
         for turn in range(context.size if own else 1):
-            with context.together(f"writing {partial}"):
+            with context.fail_together(f"writing {partial}"):
                 if turn == context.rank and pieces:
                     with hdf5.open_file(partial, "r+") as file:
                         parts = [_write_piece(file, *piece) for piece in pieces]
-    return [part for own_parts in context.gather(parts) for part in own_parts]
+    return [part for own_parts in context.allgather_object(parts) for part in own_parts]
 
 
 def _write_piece(file: Any, name: str, start: int, array: NDArray[Any]) -> Part:
@@ -249,7 +273,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
         names = [entry.name for entry in os.scandir(folder)]
     except FileNotFoundError:
         return []
-    return [folder / name for name in sorted((n for n in names if _NAME.fullmatch(n)), key=step_in_name, reverse=True)]
+    return [
+        folder / name
+        for name in sorted((n for n in names if _NAME.fullmatch(n)), key=step_in_name, reverse=True)
+    ]
 
 
 def step_in_name(path: Path | str) -> int:
@@ -268,9 +295,18 @@ def read(path: Path) -> Checkpoint:
         meta = _read_meta(file, path)
         own = {f"{OWN}{name}" for name in meta.own}
         datasets = {name: hdf5.trusted_dataset(file, name, path) for name in file if name != META}
-        buffers = {name: np.asarray(dataset[...]) for name, dataset in datasets.items() if name not in own}
-        _verify(path, meta, buffers, {name: dataset for name, dataset in datasets.items() if name in own})
-    state = RunState({name: buffers.pop(f"{SHARED}{name}").reshape(shape) for name, shape in meta.shared.items()})
+        buffers = {
+            name: np.asarray(dataset[...]) for name, dataset in datasets.items() if name not in own
+        }
+        _verify(
+            path,
+            meta,
+            buffers,
+            {name: dataset for name, dataset in datasets.items() if name in own},
+        )
+    state = RunState(
+        {name: buffers.pop(f"{SHARED}{name}").reshape(shape) for name, shape in meta.shared.items()}
+    )
     return Checkpoint(path, meta, buffers, state)
 
 
@@ -283,7 +319,11 @@ def read_own(path: Path, meta: Meta, rank: int) -> Buffers:
             if shape is not None:
                 start, stop = arrays.span(rank)
                 held = np.asarray(hdf5.trusted_dataset(file, f"{OWN}{name}", path)[start:stop])
-                expected = next(p.sha256 for p in meta.parts if (p.dataset, p.start, p.stop) == (f"{OWN}{name}", start, stop))
+                expected = next(
+                    p.sha256
+                    for p in meta.parts
+                    if (p.dataset, p.start, p.stop) == (f"{OWN}{name}", start, stop)
+                )
                 if _digest(held) != expected:
                     raise _damaged(path, f"the checksum of {OWN + name!r}[{start}:{stop}] is wrong")
                 found[name] = held.reshape(shape)
@@ -292,7 +332,7 @@ def read_own(path: Path, meta: Meta, rank: int) -> Buffers:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file; what goes wrong with it is told apart into what is damaged and what cannot be read now."""
+    """The file; what goes wrong with it is told replicas_differ into what is damaged and what cannot be read now."""
     if not path.is_file():
         raise CheckpointError("there is no such file", where=str(path), remedy="check the path")
     try:
@@ -313,7 +353,9 @@ def _read_meta(file: Any, path: Path) -> Meta:
     inside = META in file  # else an attribute: version 1
     if (not inside and META not in file.attrs) or "meta_sha256" not in file.attrs:
         raise _damaged(path, "is not a checkpoint of mpidl, or was never finished")
-    encoded = np.asarray(hdf5.trusted_dataset(file, META, path)[...] if inside else file.attrs[META]).tobytes()
+    encoded = np.asarray(
+        hdf5.trusted_dataset(file, META, path)[...] if inside else file.attrs[META]
+    ).tobytes()
     if hashlib.sha256(encoded).hexdigest() != file.attrs["meta_sha256"]:
         raise _damaged(path, "the checksum of its metadata is wrong")
     version = msgspec.json.decode(encoded, type=_Version).version
@@ -336,7 +378,9 @@ def _verify(path: Path, meta: Meta, buffers: Buffers, streamed: dict[str, Any]) 
     covered = dict.fromkeys(every, 0)
     for part in meta.parts:
         if part.dataset not in every or _digest_part(every[part.dataset], part) != part.sha256:
-            raise _damaged(path, f"the checksum of {part.dataset!r}[{part.start}:{part.stop}] is wrong")
+            raise _damaged(
+                path, f"the checksum of {part.dataset!r}[{part.start}:{part.stop}] is wrong"
+            )
         covered[part.dataset] += part.stop - part.start
     if any(covered[name] != array.size for name, array in every.items()):
         raise _damaged(path, "its checksums do not cover its data")
@@ -369,18 +413,24 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint:
             continue
         if newest_damaged:
             lost = step_in_name(newest_damaged) - found.meta.step
-            warn(f"WARNING: {lost} step(s) are lost: the newest intact checkpoint is that of step {found.meta.step}")
+            warn(
+                f"WARNING: {lost} step(s) are lost: the newest intact checkpoint is that of step {found.meta.step}"
+            )
         return found
-    raise CheckpointError("no usable checkpoint found", where=str(folder), remedy="train without --resume")
+    raise CheckpointError(
+        "no usable checkpoint found", where=str(folder), remedy="train without --resume"
+    )
 
 
 def set_aside_later(folder: Path, loaded: Path, step: int, warn: Callable[[str], None]) -> None:
     """Rename checkpoints of later steps than the one that a run goes on from: they are damaged, or belong to another course.
 
-    Left where they are they would count as the newest ones, and what this run writes would be dropped in their favour. So
+    Left where they are they would count as the newest ones, and what this run writes would be dropped in their favor. So
     would a best.h5 of the other course: the next one, though worse, would replace it.
     """
-    later = [path for path in list_checkpoints(folder) if step_in_name(path) > step and path != loaded]
+    later = [
+        path for path in list_checkpoints(folder) if step_in_name(path) > step and path != loaded
+    ]
     if folder / BEST != loaded and _step_inside(folder / BEST) > step:
         later.append(folder / BEST)
     for path in later:
@@ -401,33 +451,41 @@ def _step_inside(path: Path) -> int:
         return -1
 
 
-def load_for(context: Context, find: Callable[[], Checkpoint], doing: str, *, own: bool = False) -> Checkpoint:
+def load_for(
+    context: Context, find: Callable[[], Checkpoint], doing: str, *, own: bool = False
+) -> Checkpoint:
     """Rank 0 finds, reads and verifies a checkpoint; every rank gets it. Collective.
 
     own: also each rank's own run state, where the checkpoint is of as many ranks.
     """
     loaded: Checkpoint | None = None
-    with context.together(doing):
+    with context.fail_together(doing):
         if context.is_root:
             loaded = find()
-    head = context.broadcast((loaded.path, loaded.meta) if loaded else None)
+    head = context.bcast_object((loaded.path, loaded.meta) if loaded else None)
     assert head is not None
     path, meta = head
     buffers = _broadcast_arrays(loaded.buffers if loaded else None, context)
     state = RunState(_broadcast_arrays(loaded.state.shared if loaded else None, context))
     if own and meta.ranks == context.size:
-        with context.together(doing):
+        with context.fail_together(doing):
             state.own = read_own(path, meta, context.rank)
     return Checkpoint(path, meta, buffers, state)
 
 
 def _broadcast_arrays(held: Buffers | None, context: Context) -> Buffers:
     """Rank 0's arrays on every rank, in messages that MPI can count. Collective."""
-    shapes = context.broadcast(
-        {name: (array.shape, array.dtype.str) for name, array in held.items()} if held is not None else None
+    shapes = context.bcast_object(
+        {name: (array.shape, array.dtype.str) for name, array in held.items()}
+        if held is not None
+        else None
     )
     assert shapes is not None
-    arrays = held if held is not None else {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    arrays = (
+        held
+        if held is not None
+        else {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    )
     for array in arrays.values():
         flat = array.reshape(-1)
         for start, stop in segments((0, flat.size), transport.MOST):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mpidl.comm.context import Context
+from mpidl.config.schema import Config, load_config
+from mpidl.config.sync import STRATEGIES
 from mpidl.errors import ConfigError
 from mpidl.observe.metrics import read_metrics
 from mpidl.sync import mean_and_largest
-from mpidl.train.config import Config, load_config
-from mpidl.train.sync_config import STRATEGIES
 from mpidl.train.trainer import Trainer
 
 
@@ -48,7 +48,11 @@ def read_spec(text: str) -> Spec:
     """Raises ConfigError for an unknown strategy."""
     name, _, options = text.partition(":")
     if name not in STRATEGIES:
-        raise ConfigError(f"unknown strategy {name!r}", where="--strategies", remedy=f"choose among {', '.join(STRATEGIES)}")
+        raise ConfigError(
+            f"unknown strategy {name!r}",
+            where="--strategies",
+            remedy=f"choose among {', '.join(STRATEGIES)}",
+        )
     pairs = [pair for pair in options.split(",") if pair]
     own = [pair if "." in pair.partition("=")[0] else f"sync.{name}.{pair}" for pair in pairs]
     return Spec(text, name, (f"sync.strategy={name}", *own))
@@ -56,7 +60,11 @@ def read_spec(text: str) -> Spec:
 
 def split_specs(text: str) -> list[Spec]:
     """Specs separated by spaces or semicolons; by commas where none has options."""
-    parts = text.replace(";", " ").split() if ":" in text else text.replace(",", " ").replace(";", " ").split()
+    parts = (
+        text.replace(";", " ").split()
+        if ":" in text
+        else text.replace(",", " ").replace(";", " ").split()
+    )
     return [read_spec(part) for part in parts]
 
 
@@ -72,7 +80,8 @@ def compare(
 ) -> list[Outcome]:
     """One outcome for each strategy. slow: (rank, factor): repeat each run with that rank so many times slower. Collective."""
     configs = context.on_root(
-        lambda: [_config(path, overrides, spec, out, index) for index, spec in enumerate(specs)], "reading"
+        lambda: [_config(path, overrides, spec, out, index) for index, spec in enumerate(specs)],
+        "reading",
     )
     outcomes = []
     for spec, config in zip(specs, configs, strict=True):
@@ -86,7 +95,9 @@ def compare(
 
 
 def _config(path: str, overrides: Sequence[str], spec: Spec, out: Path, index: int) -> Config:
-    return load_config(path, [*overrides, *spec.overrides, f"train.output={out}/{index}-{spec.strategy}"])
+    return load_config(
+        path, [*overrides, *spec.overrides, f"train.output={out}/{index}-{spec.strategy}"]
+    )
 
 
 def _run(spec: Spec, config: Config, context: Context, slow: tuple[int, float] | None) -> Outcome:
@@ -104,8 +115,8 @@ def _run(spec: Spec, config: Config, context: Context, slow: tuple[int, float] |
         accuracy=result.accuracy,
         evaluated_on=result.evaluated_on,
         seconds=result.seconds,
-        samples=int(sum(context.gather(trainer.worked.samples))),
-        speeds=context.gather(speed),
+        samples=int(sum(context.allgather_object(trainer.worked.samples))),
+        speeds=context.allgather_object(speed),
         kept=None,
         slowest_kept=None,
         report=trainer.strategy.report(),
@@ -120,12 +131,20 @@ def _kept(plain: Outcome, slowed: Outcome, rank: int) -> Outcome:
         for index, (before, after) in enumerate(zip(plain.speeds, slowed.speeds, strict=True))
         if index != rank and before > 0
     ]
-    return replace(plain, kept=sum(shares) / len(shares), slowest_kept=min(shares)) if shares else plain
+    return (
+        replace(plain, kept=sum(shares) / len(shares), slowest_kept=min(shares))
+        if shares
+        else plain
+    )
 
 
 def describe(outcome: Outcome) -> str:
     """A line for people."""
-    kept = f", others keep {100 * outcome.kept:.0f} % beside a slow rank" if outcome.kept is not None else ""
+    kept = (
+        f", others keep {100 * outcome.kept:.0f} % beside a slow rank"
+        if outcome.kept is not None
+        else ""
+    )
     megabytes = outcome.report.get("sent_bytes", 0) / 1e6
     return (
         f"{outcome.name}: {outcome.evaluated_on} accuracy {100 * outcome.accuracy:.2f} %, loss {outcome.loss:.4f}, "
@@ -138,13 +157,27 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """A Markdown table."""
     slowed = any(outcome.kept is not None for outcome in outcomes)
     on = " and ".join(sorted({one.evaluated_on for one in outcomes}))
-    head = ["strategy", f"{on} accuracy", "loss", "seconds", "samples/s", "MB sent by a rank", "staleness mean (largest)"]
+    head = [
+        "strategy",
+        f"{on} accuracy",
+        "loss",
+        "seconds",
+        "samples/s",
+        "MB sent by a rank",
+        "staleness mean (largest)",
+    ]
     lines = [head + (["others keep beside a slow rank"] if slowed else [])]
     for one in outcomes:
         late = mean_and_largest(one.report)
         mean = f"{late[0]:.2f} ({late[1]})" if late else "-"
         cells = [one.name, f"{100 * one.accuracy:.2f} %", f"{one.loss:.4f}", f"{one.seconds:.1f}"]
-        cells += [f"{one.samples / one.seconds:,.0f}", f"{one.report.get('sent_bytes', 0) / 1e6:.1f}", mean]
-        lines.append(cells + ([f"{100 * one.kept:.0f} %" if one.kept is not None else "-"] if slowed else []))
+        cells += [
+            f"{one.samples / one.seconds:,.0f}",
+            f"{one.report.get('sent_bytes', 0) / 1e6:.1f}",
+            mean,
+        ]
+        lines.append(
+            cells + ([f"{100 * one.kept:.0f} %" if one.kept is not None else "-"] if slowed else [])
+        )
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

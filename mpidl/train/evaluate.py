@@ -36,12 +36,16 @@ class EpochAverage:
         before = 0 if first else self.seen.samples
         seen = before + count
         total_loss = (self.seen.loss * before if before else 0.0) + loss
-        self.seen = Evaluation(total_loss / seen, (self.seen.accuracy * before + correct) / seen, seen)
+        self.seen = Evaluation(
+            total_loss / seen, (self.seen.accuracy * before + correct) / seen, seen
+        )
 
     def state(self) -> RunState:
         """The sums so far."""
         state = RunState()
-        state.set_numbers(own=True, loss=self.seen.loss, accuracy=self.seen.accuracy, samples=self.seen.samples)
+        state.set_numbers(
+            own=True, loss=self.seen.loss, accuracy=self.seen.accuracy, samples=self.seen.samples
+        )
         return state
 
     def load_state(self, state: RunState) -> None:
@@ -51,14 +55,19 @@ class EpochAverage:
 
 
 def evaluate(
-    model: Model, loss: SoftmaxCrossEntropy, inputs: Inputs, reader: Reader, context: Context, batch: int
+    model: Model,
+    loss: SoftmaxCrossEntropy,
+    inputs: Inputs,
+    reader: Reader,
+    context: Context,
+    batch: int,
 ) -> Evaluation:
     """Mean loss and accuracy of `model` over all samples, each rank its contiguous part. Collective.
 
     batch: samples at a time on one rank. reader: must not read collectively.
     """
     sums = np.zeros(3)
-    with context.together("evaluating"):
+    with context.fail_together("evaluating"):
         pieces = list(contiguous_batches(len(reader), context.rank, context.size, batch))
         for piece in pieces:
             arrays = reader.read([piece])

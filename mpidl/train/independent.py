@@ -8,32 +8,36 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mpidl.cluster.signals import StopRequest
 from mpidl.data import Batch
 from mpidl.observe.metrics import MetricsLog
 from mpidl.observe.progress import Progress
-from mpidl.sync import Independent, StepScalars
+from mpidl.sync import AsynchronousStrategy, StepScalars
+from mpidl.train.signals import StopRequest
 
 if TYPE_CHECKING:
     from mpidl.train.trainer import Trainer
 
 
 def run_epoch(
-    trainer: Trainer, steps: int, request: StopRequest, metrics: MetricsLog | None, progress: Progress
+    trainer: Trainer,
+    steps: int,
+    request: StopRequest,
+    metrics: MetricsLog | None,
+    progress: Progress,
 ) -> StepScalars:
     """`steps` steps of a synchronous run, by single workers. Collective. Returns sums over all ranks, also of stop.
 
     An error on one rank is raised there, and ends the job: the others do not wait for this one.
     """
     strategy, first = trainer.strategy, trainer.at.step
-    assert isinstance(strategy, Independent)
+    assert isinstance(strategy, AsynchronousStrategy)
     total, done = StepScalars(), 0
-    strategy.open_epoch(steps * strategy.workers)
+    strategy.begin_epoch(steps * strategy.workers)
     batches, begun = _for_ever(trainer, first), time.monotonic()
     if strategy.serves:
         strategy.serve()
     while not strategy.serves and not request.requested:
-        ticket = strategy.claim()
+        ticket = strategy.next_step()
         if ticket is None:
             break
         own = StepScalars()
@@ -43,16 +47,16 @@ def run_epoch(
         if not math.isfinite(own.loss):
             raise trainer.not_finite()
         trainer.clip()
-        strategy.push(lr, trainer.optimizer.step)
+        strategy.apply_gradients(lr, trainer.optimizer.step)
         total.add(own)
         done += 1
         trainer.report(step + 1, own, lr, metrics, progress, int(own.count) * strategy.workers)
     trainer.worked.seconds += time.monotonic() - begun
     trainer.worked.samples += int(total.count)
-    strategy.close_epoch()
+    strategy.end_epoch()
     total.stop = float(request.requested)
     sums = strategy.meet(total)
-    finished = sum(trainer.context.gather(done)) // strategy.workers
+    finished = sum(trainer.context.allgather_object(done)) // strategy.workers
     trainer.at.step = first + (steps if not sums.stop else min(finished, steps))
     return sums
 

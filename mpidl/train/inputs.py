@@ -1,4 +1,4 @@
-"""From what a shard holds to what a model takes: normalised floats in the model's shape."""
+"""From what a shard holds to what a model takes: normalized floats in the model's shape."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend import Array, Ops, Workspace
+from mpidl.config.schema import DataConfig
 from mpidl.data.manifest import Field, Manifest, Statistics
 from mpidl.errors import ConfigError, DataError
 from mpidl.models import INPUTS
-from mpidl.train.config import DataConfig
 
 EXTENTS = {"image": ("height", "width", "channels"), "series": ("steps", "channels")}
 
@@ -37,9 +37,9 @@ class InputSpec(msgspec.Struct, frozen=True):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The model's input shape, NHWC for images: a grey image (h, w) gets one channel, a series (t, c) is what it is."""
-        grey = self.layout == "image" and len(self.field_shape) == 2
-        return (*self.field_shape, 1) if grey else self.field_shape
+        """The model's input shape, NHWC for images: a gray image (h, w) gets one channel, a series (t, c) is what it is."""
+        gray = self.layout == "image" and len(self.field_shape) == 2
+        return (*self.field_shape, 1) if gray else self.field_shape
 
     def check(self, manifest: Manifest, where: str, *, needs_label: bool = True) -> None:
         """DataError if a data set does not have what the model takes."""
@@ -68,8 +68,13 @@ class InputSpec(msgspec.Struct, frozen=True):
         """Words are numbered in each data set on its own."""
         ours, theirs = self.class_names, label.class_names
         if ours and theirs and ours != theirs:
-            number = next(i for i, pair in enumerate(zip_longest(ours, theirs)) if pair[0] != pair[1])
-            names = [repr(names[number]) if number < len(names) else "nothing" for names in (ours, theirs)]
+            number = next(
+                i for i, pair in enumerate(zip_longest(ours, theirs)) if pair[0] != pair[1]
+            )
+            names = [
+                repr(names[number]) if number < len(names) else "nothing"
+                for names in (ours, theirs)
+            ]
             raise DataError(
                 f"class {number} of {self.label!r} is {names[1]} here, but {names[0]} in the training data",
                 where=where,
@@ -78,17 +83,26 @@ class InputSpec(msgspec.Struct, frozen=True):
 
 
 def input_spec(
-    manifest: Manifest, config: DataConfig, where: str, model: str = "cnn", note: Callable[[str], None] = lambda text: None
+    manifest: Manifest,
+    config: DataConfig,
+    where: str,
+    model: str = "cnn",
+    note: Callable[[str], None] = lambda text: None,
 ) -> InputSpec:
-    """Choose feature and label, their layout, and the normalisation: from the configuration, else from the manifest.
+    """Choose feature and label, their layout, and the normalization: from the configuration, else from the manifest.
 
     model: its name, which says whether a field (a, b) is an image or a series. note: told what is odd.
     """
-    feature, label = manifest.only("feature", config.feature, where), manifest.only("label", config.label, where)
+    feature, label = (
+        manifest.only("feature", config.feature, where),
+        manifest.only("label", config.label, where),
+    )
     if feature == label:
         remedy = "set data.feature and data.label to different fields"
         raise DataError(
-            f"{feature!r} is both the feature and the label: a model would only copy it", where=where, remedy=remedy
+            f"{feature!r} is both the feature and the label: a model would only copy it",
+            where=where,
+            remedy=remedy,
         )
     field, classes = manifest.fields[feature], _classes(manifest, label, where)
     takes = INPUTS.get(model, "any")
@@ -96,7 +110,15 @@ def input_spec(
         "series" if "series" in (config.layout, takes) and config.layout != "image" else "image"
     )
     names = manifest.fields[label].class_names
-    spec = InputSpec(feature, label, field.shape, classes, *_normalisation(field, feature, config, note), layout, names)
+    spec = InputSpec(
+        feature,
+        label,
+        field.shape,
+        classes,
+        *_normalization(field, feature, config, note),
+        layout,
+        names,
+    )
     if config.layout != "auto" and len(field.shape) != 2:
         note(f"data.layout has no effect: samples of {feature!r} have the shape {field.shape}")
     if takes != "any" and len(spec.shape) != len(EXTENTS[takes]):
@@ -137,12 +159,16 @@ def _classes(manifest: Manifest, label: str, where: str) -> int:
     )
 
 
-def _normalisation(field: Field, name: str, config: DataConfig, note: Callable[[str], None]) -> tuple[float, float]:
+def _normalization(
+    field: Field, name: str, config: DataConfig, note: Callable[[str], None]
+) -> tuple[float, float]:
     """Mean and standard deviation: from the configuration, else of the manifest, else 0 and 1."""
     statistics = field.statistics or Statistics(0.0, 1.0)
     std = config.std if config.std is not None else statistics.std
     if std == 0:
-        note(f"the feature {name!r} is {statistics.mean:g} in all samples: nothing can be learnt from it")
+        note(
+            f"the feature {name!r} is {statistics.mean:g} in all samples: nothing can be learnt from it"
+        )
     return config.mean if config.mean is not None else statistics.mean, std or 1.0
 
 

@@ -32,7 +32,9 @@ class Passes:
 
     def __init__(self, model: Model, loss: SoftmaxCrossEntropy, *, graphs: bool = False) -> None:
         self.model, self.loss = model, loss
-        self.graphs = graphs and model.ops.captures and model.capturable and not model.synchronises
+        self.graphs = (
+            graphs and model.ops.captures and model.capturable and not model.needs_collective
+        )
         self._captured: dict[tuple[object, ...], _Captured] = {}
 
     def run(self, x: Array, labels: Array, count: int, ready: GradientsReady | None) -> LossResult:
@@ -47,7 +49,9 @@ class Passes:
             ready(0, self.model.parameters.length)
         return result
 
-    def _eager(self, x: Array, labels: Array, count: int, ready: GradientsReady | None) -> LossResult:
+    def _eager(
+        self, x: Array, labels: Array, count: int, ready: GradientsReady | None
+    ) -> LossResult:
         logits, backward = self.model.forward(x, train=True)
         result = self.loss(logits, labels, count)
         backward(result.gradient, ready)
@@ -70,4 +74,6 @@ class Passes:
     def _capture(self, x: Array, labels: Array, count: int) -> _Captured:
         results: list[LossResult] = []
         launch = self.model.ops.capture(lambda: results.append(self._eager(x, labels, count, None)))
-        return _Captured(launch, results[-1], self.model.ops.allocations, self.model.runtime.activations)
+        return _Captured(
+            launch, results[-1], self.model.ops.allocations, self.model.runtime.activations
+        )

@@ -11,12 +11,12 @@ import msgspec
 
 from mpidl.backend import Array
 from mpidl.comm.context import Context
+from mpidl.config.schema import Config
 from mpidl.errors import CheckpointError, ConfigError, NumericsError
 from mpidl.nn import Model
 from mpidl.optim import Optimizer, RunState, Stateful
 from mpidl.sync import Strategy
 from mpidl.train import checkpoint as ckpt
-from mpidl.train.config import Config
 from mpidl.train.evaluate import Evaluation
 from mpidl.train.inputs import InputSpec
 
@@ -48,7 +48,13 @@ class Saver:
         more: dict[str, Stateful],
         say: Callable[[str], None],
     ) -> None:
-        self.config, self.context, self.spec, self.model, self.optimizer = config, context, spec, model, optimizer
+        self.config, self.context, self.spec, self.model, self.optimizer = (
+            config,
+            context,
+            spec,
+            model,
+            optimizer,
+        )
         self.strategy, self.say = strategy, say
         self.stateful: dict[str, Stateful] = {"strategy": strategy, **more}
         self.output = Path(config.train.output)
@@ -62,7 +68,9 @@ class Saver:
 
     def exists(self) -> bool:
         """Whether there is a checkpoint to go on from."""
-        return self.context.on_root(lambda: bool(ckpt.list_checkpoints(self.folder)), f"looking into {self.folder}")
+        return self.context.on_root(
+            lambda: bool(ckpt.list_checkpoints(self.folder)), f"looking into {self.folder}"
+        )
 
     def claim(self, overwrite: bool) -> None:
         """Make the output folder ready for a new run."""
@@ -77,7 +85,12 @@ class Saver:
                 remedy="go on with --resume, throw them away with --overwrite, or choose another train.output",
             )
         superseded = self.folder.glob("*.superseded*")
-        for path in [*existing, *superseded, self.folder / ckpt.BEST, self.output / "metrics.jsonl"]:
+        for path in [
+            *existing,
+            *superseded,
+            self.folder / ckpt.BEST,
+            self.output / "metrics.jsonl",
+        ]:
             path.unlink(missing_ok=True)
         for path in (self.output / "tensorboard").glob("events.*"):
             path.unlink()
@@ -95,18 +108,21 @@ class Saver:
         meta = saved.meta
         self._check(saved)
         self.context.on_root(
-            lambda: ckpt.set_aside_later(self.folder, saved.path, meta.step, self.say), f"looking into {self.folder}"
+            lambda: ckpt.set_aside_later(self.folder, saved.path, meta.step, self.say),
+            f"looking into {self.folder}",
         )
         self.strategy.load_values(self.model.ops.to_device(saved.buffers["parameters"]))
         for name, array in self.optimizer.state.items():
-            self.strategy.take(saved.buffers[f"optimizer.{name}"], array)
+            self.strategy.load_shard(saved.buffers[f"optimizer.{name}"], array)
         if self.model.parameters.state.size:
             self.model.parameters.state[...] = self.model.ops.to_device(saved.buffers["state"])
         self.say(f"resuming at step {meta.step} (epoch {meta.epoch + 1}) from {saved.path}")
         self._say_reordered(meta)
         at = Position(meta.step, meta.best_accuracy)
         if "accuracy" in meta.metrics:
-            at.last = Evaluation(meta.metrics["loss"], meta.metrics["accuracy"], int(meta.metrics["samples"]))
+            at.last = Evaluation(
+                meta.metrics["loss"], meta.metrics["accuracy"], int(meta.metrics["samples"])
+            )
             at.evaluated = int(meta.metrics.get("step", meta.step))
         self.saved, self._current = saved.path, (at.step, at.evaluated)
         return at, self._usable(saved)
@@ -116,20 +132,31 @@ class Saver:
         meta, state, sync = saved.meta, saved.state, self.config.sync
         before = {"strategy": "allreduce", "compression": "none"} | meta.config.get("sync", {})
         if before["strategy"] != sync.strategy:
-            self._say_dropped(state.take_section("strategy").names(), f"the run had the strategy {before['strategy']!r}")
+            self._say_dropped(
+                state.take_section("strategy").names(),
+                f"the run had the strategy {before['strategy']!r}",
+            )
         elif before["compression"] != sync.compression:
             dropped = state.take_section("strategy.compression")
             self._say_dropped(dropped.names(), f"compression was {before['compression']!r}")
         if meta.ranks != self.context.size:
             lost = [name for name in meta.own if name not in state.shared]
-            self._say_dropped(lost, f"each of {meta.ranks} ranks had its own, now there are {self.context.size}")
+            self._say_dropped(
+                lost, f"each of {meta.ranks} ranks had its own, now there are {self.context.size}"
+            )
         return state
 
     def _say_reordered(self, meta: ckpt.Meta) -> None:
         before, now = meta.config.get("data", {}), msgspec.to_builtins(self.config.data)
-        changed = [f"data.{key}" for key in ("shuffle", "window_bytes") if before.get(key, now[key]) != now[key]]
+        changed = [
+            f"data.{key}"
+            for key in ("shuffle", "window_bytes")
+            if before.get(key, now[key]) != now[key]
+        ]
         if changed and meta.epoch_step:
-            self.say(f"note: {', '.join(changed)} changed: in this epoch some samples come twice, and others not at all")
+            self.say(
+                f"note: {', '.join(changed)} changed: in this epoch some samples come twice, and others not at all"
+            )
 
     def _say_dropped(self, names: Iterable[str], why: str) -> None:
         short = dict.fromkeys(name.split(":")[0] for name in names)
@@ -153,7 +180,9 @@ class Saver:
     def _check(self, saved: ckpt.Checkpoint) -> None:
         meta = saved.meta
         inputs = msgspec.convert(meta.inputs, InputSpec)
-        if inputs.class_names is None:  # of a data set with numbers for labels, or of an older checkpoint
+        if (
+            inputs.class_names is None
+        ):  # of a data set with numbers for labels, or of an older checkpoint
             inputs = msgspec.structs.replace(inputs, class_names=self.spec.class_names)
         if meta.parameters != self._layout() or inputs != self.spec:
             raise agreed(
@@ -183,7 +212,10 @@ class Saver:
             )
 
     def _layout(self) -> dict[str, tuple[int, list[int]]]:
-        return {name: (slot.start, list(slot.spec.shape)) for name, slot in self.model.parameters.slots.items()}
+        return {
+            name: (slot.start, list(slot.spec.shape))
+            for name, slot in self.model.parameters.slots.items()
+        }
 
     def _names(self) -> set[str]:
         """What a checkpoint holds besides the parameters."""
@@ -191,7 +223,10 @@ class Saver:
         return {f"optimizer.{name}" for name in self.optimizer.state} | state
 
     def _buffers(self) -> dict[str, Array]:
-        own = {f"optimizer.{name}": self.strategy.whole(array) for name, array in self.optimizer.state.items()}
+        own = {
+            f"optimizer.{name}": self.strategy.gather_full(array)
+            for name, array in self.optimizer.state.items()
+        }
         state = self.model.parameters.state
         return own | ({"state": state} if state.size else {})
 
@@ -201,7 +236,7 @@ class Saver:
         values = self.strategy.values()
         broken = parameters.first_nonfinite(values)
         if broken:
-            self.context.agree(
+            self.context.raise_on_all(
                 NumericsError(
                     f"parameter {broken} is not finite after step {step}; it was not saved",
                     remedy="lower optim.lr; go on from the last checkpoint with --resume",
@@ -226,7 +261,13 @@ class Saver:
         every = {"parameters": values} | self._buffers()
         buffers = {name: self.model.ops.to_host(array) for name, array in every.items()}
         self.saved = ckpt.save(
-            self.folder, meta, buffers, self.context, keep=self.config.checkpoint.keep, best=best, state=state
+            self.folder,
+            meta,
+            buffers,
+            self.context,
+            keep=self.config.checkpoint.keep,
+            best=best,
+            state=state,
         )
         self._current = (step, position.evaluated)
 

@@ -11,7 +11,7 @@ from mpidl.data import Batch, LaneSampler
 from mpidl.nn import GradientsReady, LossResult, Model, SoftmaxCrossEntropy
 from mpidl.optim import LossScaler
 from mpidl.sync import StepScalars, Strategy
-from mpidl.train.accumulate import TreeSum
+from mpidl.train.accumulation import TreeSum
 from mpidl.train.inputs import Inputs
 from mpidl.train.passes import Passes
 from mpidl.train.shared_state import SharedState
@@ -34,11 +34,13 @@ class StepGradients:
         graphs: str,
     ) -> None:
         self.model, self.inputs, self.loss, self.sampler = model, inputs, loss, sampler
-        self.passes = Passes(model, loss, graphs=graphs == "on" or (graphs == "auto" and not strategy.overlaps))
+        self.passes = Passes(
+            model, loss, graphs=graphs == "on" or (graphs == "auto" and not strategy.overlaps)
+        )
         self.strategy, self.scaler, self.micro_batches = strategy, scaler, micro_batches
         self.slowdown = 1.0  # for experiments: this rank takes so many times longer
         self.shared = SharedState(model, context, seed)
-        whole = micro_batches % sampler.size == 0 and not strategy.accumulates
+        whole = micro_batches % sampler.size == 0 and not strategy.reduces_micro_batches
         self.tree = TreeSum(model.parameters, micro_batches // sampler.size if whole else 1)
 
     def compute(self, step: int, batch: Batch, own: StepScalars) -> None:
@@ -60,29 +62,42 @@ class StepGradients:
             if not last:
                 self.scaler.unscale(*self.strategy.gradient_range(0, length))
             if index + 1 < len(parts):
-                staged = self._stage(batch, *parts[index + 1])  # on a GPU while this one still computes
+                staged = self._stage(
+                    batch, *parts[index + 1]
+                )  # on a GPU while this one still computes
             loss, correct = (result.total, float(result.correct)) if result else (0.0, 0.0)
-            scalars = StepScalars(loss, correct, stop=own.stop if index == 0 else 0.0, count=parts[index][1] - parts[index][0])
+            scalars = StepScalars(
+                loss,
+                correct,
+                stop=own.stop if index == 0 else 0.0,
+                count=parts[index][1] - parts[index][0],
+            )
             self.strategy.note(scalars)
             self.tree.add_part(length if last else 0, whole)
             self.tree.advance()
-            own.loss, own.correct, own.count = own.loss + loss, own.correct + correct, own.count + scalars.count
+            own.loss, own.correct, own.count = (
+                own.loss + loss,
+                own.correct + correct,
+                own.count + scalars.count,
+            )
 
     def _final(self, start: int, stop: int) -> None:
         """Gradients [start, stop) of the last micro-batch are there."""
         self.scaler.unscale(*self.strategy.gradient_range(start, stop))
         self.tree.add_part(start, stop)
-        self.strategy.ready(start, stop)
+        self.strategy.on_gradients_ready(start, stop)
 
     def _stage(self, batch: Batch, low: int, high: int) -> tuple[Array, Array] | None:
         """Features and labels of samples [low, high) on their way to the device; None where there are none."""
-        if low == high and not self.model.synchronises:
+        if low == high and not self.model.needs_collective:
             return None
         spec = self.inputs.spec
         features = self.inputs.features(batch.arrays[spec.feature][low:high])
         return features, self.inputs.labels(batch.arrays[spec.label][low:high])
 
-    def _micro_batch(self, batch: Batch, staged: tuple[Array, Array] | None, ready: GradientsReady | None) -> LossResult | None:
+    def _micro_batch(
+        self, batch: Batch, staged: tuple[Array, Array] | None, ready: GradientsReady | None
+    ) -> LossResult | None:
         """Gradients of staged samples, divided by the samples of the global batch, or of this rank's part of it."""
         if staged is None:
             self.model.parameters.gradients[...] = 0
@@ -90,4 +105,6 @@ class StepGradients:
                 ready(0, self.model.parameters.length)
             return None
         self.loss.gradient_scale = self.scaler.scale
-        return self.passes.run(*staged, batch.count if self.strategy.local_mean else batch.global_count, ready)
+        return self.passes.run(
+            *staged, batch.count if self.strategy.averages_locally else batch.global_count, ready
+        )

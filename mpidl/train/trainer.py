@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mpidl.backend import create_ops
-from mpidl.cluster.signals import StopRequest
-from mpidl.collectives import watchdog
+from mpidl.collectives.safety import watchdog
 from mpidl.comm.context import Context
+from mpidl.config.schema import Config, scaled_rate
 from mpidl.data import Batch, LaneSampler, Loader, Reader
 from mpidl.data.sampler import window_steps
 from mpidl.errors import NumericsError, wrap
@@ -20,14 +20,28 @@ from mpidl.models.weights import load_weights
 from mpidl.nn import SoftmaxCrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
 from mpidl.observe.progress import Progress
-from mpidl.optim import LearningRate, LossScaler, Parameters, RunState, Stateful, clip_by_global_norm
+from mpidl.optim import (
+    LearningRate,
+    LossScaler,
+    Parameters,
+    RunState,
+    Stateful,
+    clip_by_global_norm,
+)
 from mpidl.sync import StepScalars
-from mpidl.train.build import Surroundings, build_model, check_strategy, make_optimizer, make_strategy, workers
-from mpidl.train.config import Config, scaled_rate
+from mpidl.train.build import (
+    RunInfo,
+    build_model,
+    check_strategy,
+    make_optimizer,
+    make_strategy,
+    workers,
+)
 from mpidl.train.evaluate import EpochAverage, evaluate
 from mpidl.train.independent import run_epoch
 from mpidl.train.inputs import Inputs, input_spec
 from mpidl.train.saving import Position, Saver, agreed
+from mpidl.train.signals import StopRequest
 from mpidl.train.step import StepGradients
 
 EVALUATION_BATCH = 256
@@ -64,13 +78,21 @@ class Work:
 class Trainer:
     """Trains one model as a configuration says. All ranks make one, and call `run`, together."""
 
-    def __init__(self, config: Config, context: Context, *, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, config: Config, context: Context, *, say: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.config, self.context, self.say = config, context, say
         self.output = Path(config.train.output)
         data, driver = config.data, config.data.driver
         self.reader = Reader(data.train, context=context, driver=driver, verify=data.verify)
-        with context.together("setting up the model"):
-            self.spec = input_spec(self.reader.manifest, data, data.train, config.model.name, lambda text: say(f"note: {text}"))
+        with context.fail_together("setting up the model"):
+            self.spec = input_spec(
+                self.reader.manifest,
+                data,
+                data.train,
+                config.model.name,
+                lambda text: say(f"note: {text}"),
+            )
             self.ops = create_ops(config.backend.name, context.local_rank, context.threads)
             self.model = build_model(config.model, self.spec, self.ops, config.train.precision)
             check_strategy(config.sync, context, self.model, config.optim.name)
@@ -84,24 +106,36 @@ class Trainer:
                 train_ranks,
                 seed=config.train.seed,
                 shuffle=data.shuffle,
-                window=window_steps(manifest.samples, batch, manifest.sample_bytes, data.window_bytes),
+                window=window_steps(
+                    manifest.samples, batch, manifest.sample_bytes, data.window_bytes
+                ),
             )
         self.test: Reader | None = None
         if data.test is not None:
             self.test = Reader(data.test, context=context, driver="posix", verify=data.verify)
-            with context.together("checking the test data"):
+            with context.fail_together("checking the test data"):
                 self.spec.check(self.test.manifest, data.test)
         self.loader = Loader(self.reader, self.sampler, context=context)
         self.loss = SoftmaxCrossEntropy(self.ops, smoothing=config.train.label_smoothing)
         parameters, optim, train = self.model.parameters, config.optim, config.train
         self.scaler = LossScaler(parameters, dynamic=train.precision == "float16")
         watchdog.start(context.comm, config.sync.watchdog)
-        run = Surroundings(self.loader.steps, train.micro_batches, train.seed)
+        run = RunInfo(self.loader.steps, train.micro_batches, train.seed)
         self.strategy = make_strategy(config.sync, parameters, context, run)
-        self.optimizer = make_optimizer(optim, self.strategy.part, self.ops)
+        self.optimizer = make_optimizer(optim, self.strategy.shard, self.ops)
         self.strategy.optimizer = self.optimizer
-        parts = (self.model, self.inputs, self.loss, self.sampler, self.strategy, self.scaler, context)
-        self.gradients = StepGradients(*parts, train.micro_batches, train.seed, config.backend.graphs)
+        parts = (
+            self.model,
+            self.inputs,
+            self.loss,
+            self.sampler,
+            self.strategy,
+            self.scaler,
+            context,
+        )
+        self.gradients = StepGradients(
+            *parts, train.micro_batches, train.seed, config.backend.graphs
+        )
         steps = self.loader.steps
         self.rate = LearningRate(
             scaled_rate(optim, train.global_batch),
@@ -120,7 +154,9 @@ class Trainer:
             "statistics": self.gradients.shared,
             "average": self._average,
         }
-        self.saver = Saver(config, context, self.spec, self.model, self.optimizer, self.strategy, more, say)
+        self.saver = Saver(
+            config, context, self.spec, self.model, self.optimizer, self.strategy, more, say
+        )
         self.worked = Work()
 
     # --- start and end ---
@@ -142,12 +178,12 @@ class Trainer:
             self.at, state = self.saver.restore(resume_from)
         else:
             self.saver.claim(overwrite)
-            self.strategy.initialise(self.config.train.seed)
+            self.strategy.initialize(self.config.train.seed)
             if self.config.model.weights:
-                with self.context.together("loading weights"):
+                with self.context.fail_together("loading weights"):
                     load_weights(self.model, self.config.model.weights)
         self.optimizer.count = self.at.step
-        self.strategy.begin()
+        self.strategy.start()
         if state is not None:
             self.saver.load_state(state)
 
@@ -173,13 +209,13 @@ class Trainer:
                 self._evaluate(metrics, progress)
                 self._save(state)
             while self.at.step < total and not stopped:
-                stopped = self._epoch(self.at.step // steps, self.at.step % steps, total, request, metrics, progress)
+                stopped = self._epoch(
+                    self.at.step // steps, self.at.step % steps, total, request, metrics, progress
+                )
                 whole_epoch = self.at.step % steps == 0
                 # within an epoch a resumed run goes on from the replicas as they are, not from their mean
                 state = None if whole_epoch else self.saver.state()
-                stopped = bool(self._settle().stop) or stopped
-                if whole_epoch:
-                    self.strategy.end_epoch()
+                stopped = bool(self._synchronize().stop) or stopped
                 if self._is_due(total) and not stopped:
                     self._evaluate(metrics, progress)
                 if not self.saver.is_current(self.at):
@@ -190,7 +226,11 @@ class Trainer:
             progress.close()
             if metrics:
                 metrics.close()
-        return self._result(time.monotonic() - started, self.sampler.seen(self.at.step) - self.sampler.seen(first), stopped)
+        return self._result(
+            time.monotonic() - started,
+            self.sampler.seen(self.at.step) - self.sampler.seen(first),
+            stopped,
+        )
 
     def close(self) -> None:
         """Close the data sets. Collective: files that are open through mpio are closed by all ranks together."""
@@ -199,7 +239,13 @@ class Trainer:
                 reader.close()
 
     def _epoch(
-        self, epoch: int, first: int, total: int, request: StopRequest, metrics: MetricsLog | None, progress: Progress
+        self,
+        epoch: int,
+        first: int,
+        total: int,
+        request: StopRequest,
+        metrics: MetricsLog | None,
+        progress: Progress,
     ) -> bool:
         """Steps of one epoch from `first` on; True when all ranks have agreed to stop."""
         if self.strategy.independent:
@@ -232,11 +278,13 @@ class Trainer:
                 self._save_within()
         return False
 
-    def _train_step(self, batches: Any, request: StopRequest, progress: Progress, metrics: MetricsLog | None) -> StepScalars:
+    def _train_step(
+        self, batches: Any, request: StopRequest, progress: Progress, metrics: MetricsLog | None
+    ) -> StepScalars:
         own = StepScalars(stop=float(request.requested))
         try:
             self.gradients.compute(self.at.step, next(batches), own)
-            if self.strategy.local_mean and not math.isfinite(own.loss):
+            if self.strategy.averages_locally and not math.isfinite(own.loss):
                 raise self.not_finite()
         except Exception as caught:
             if self.strategy.fatal_errors:
@@ -255,27 +303,31 @@ class Trainer:
 
     def _apply(self, lr: float) -> None:
         """The optimizer's step, unless 16-bit gradients have overflowed."""
-        if self.scaler.accept(self.strategy.part):
-            self.clip(self.strategy.part)
+        if self.scaler.accept(self.strategy.shard):
+            self.clip(self.strategy.shard)
             self.optimizer.step(lr)
 
     def clip(self, part: Parameters | None = None) -> None:
         """Clip the gradients of a part, or of all of this rank's, as the configuration says."""
         if self.config.optim.clip_norm:
-            clip_by_global_norm(part or self.model.parameters, self.ops, self.config.optim.clip_norm)
+            clip_by_global_norm(
+                part or self.model.parameters, self.ops, self.config.optim.clip_norm
+            )
 
     def _check(self, sums: StepScalars, own: StepScalars) -> None:
         """Where the ranks have met: raise on all of them what went wrong on any."""
         if sums.failed:
-            self.context.agree(self._error, f"training step {self.at.step + 1}")
-        if not math.isfinite(sums.loss) and not self.strategy.local_mean:
-            self.context.agree(None if math.isfinite(own.loss) else self.not_finite(), "training")
+            self.context.raise_on_all(self._error, f"training step {self.at.step + 1}")
+        if not math.isfinite(sums.loss) and not self.strategy.averages_locally:
+            self.context.raise_on_all(
+                None if math.isfinite(own.loss) else self.not_finite(), "training"
+            )
             raise agreed(self.not_finite())
 
-    def _settle(self) -> StepScalars:
+    def _synchronize(self) -> StepScalars:
         """Before parameters are used or saved."""
-        self.gradients.shared.settle()
-        sums = self.strategy.settle()
+        self.gradients.shared.synchronize()
+        sums = self.strategy.synchronize()
         self._check(sums, StepScalars())
         return sums
 
@@ -289,21 +341,43 @@ class Trainer:
         return NumericsError(what, remedy=remedy)
 
     def report(
-        self, step: int, sums: StepScalars, lr: float, metrics: MetricsLog | None, progress: Progress, samples: int
+        self,
+        step: int,
+        sums: StepScalars,
+        lr: float,
+        metrics: MetricsLog | None,
+        progress: Progress,
+        samples: int,
     ) -> None:
         """One record of a step. sums: of the ranks that have met in it; samples: of all ranks together, about."""
         loss, accuracy = sums.loss / max(sums.count, 1), sums.correct / max(sums.count, 1)
         if sums.count:
-            self._average.add(sums.loss, sums.correct, int(sums.count), first=(step - 1) % self.loader.steps == 0)
+            self._average.add(
+                sums.loss, sums.correct, int(sums.count), first=(step - 1) % self.loader.steps == 0
+            )
         epoch = (step - 1) // self.loader.steps
         progress.advance(samples, f"epoch {epoch + 1}/{self.config.train.epochs} loss {loss:.4f}")
         if metrics and (step % self.config.train.log_every == 0 or step == 1):
-            metrics.add("step", step, {"epoch": epoch, "loss": loss, "accuracy": accuracy, "lr": lr, **self._so_far(step)})
+            metrics.add(
+                "step",
+                step,
+                {
+                    "epoch": epoch,
+                    "loss": loss,
+                    "accuracy": accuracy,
+                    "lr": lr,
+                    **self._so_far(step),
+                },
+            )
 
     def _so_far(self, step: int) -> dict[str, float]:
         """For comparisons: seconds since the start of the run, samples over all ranks, bytes sent by this one."""
         sent = self.strategy.report_sent()
-        return {"seconds": time.monotonic() - self.started, "seen": self.sampler.seen(step), "sent_bytes": sent}
+        return {
+            "seconds": time.monotonic() - self.started,
+            "seen": self.sampler.seen(step),
+            "sent_bytes": sent,
+        }
 
     # --- evaluation and checkpoints ---
     def _is_due(self, total: int) -> bool:
@@ -313,11 +387,15 @@ class Trainer:
 
     def _evaluate(self, metrics: MetricsLog | None, progress: Progress) -> None:
         assert self.test is not None
-        self._settle()
-        self.at.last = evaluate(self.model, self.loss, self.inputs, self.test, self.context, EVALUATION_BATCH)
+        self._synchronize()
+        self.at.last = evaluate(
+            self.model, self.loss, self.inputs, self.test, self.context, EVALUATION_BATCH
+        )
         self.at.evaluated = self.at.step
         if metrics:
-            metrics.add("evaluation", self.at.step, asdict(self.at.last) | self._so_far(self.at.step))
+            metrics.add(
+                "evaluation", self.at.step, asdict(self.at.last) | self._so_far(self.at.step)
+            )
         done = math.ceil(self.at.step / self.loader.steps)
         progress.say(
             f"epoch {done}/{self.config.train.epochs}: test accuracy {100 * self.at.last.accuracy:.2f} %, "
@@ -327,14 +405,17 @@ class Trainer:
     def _save(self, state: RunState | None = None) -> None:
         """state: from before the strategy settled, if it has."""
         state = state or self.saver.state()
-        self._settle()
+        self._synchronize()
         self.saver.save(self.at, self.loader.steps, state)
 
     def _save_within(self) -> None:
         """A checkpoint within an epoch leaves the replicas as they are: when one is written changes no result."""
-        apart, state = self.strategy.apart or self.gradients.shared.apart, self.saver.state()
+        replicas_differ, state = (
+            self.strategy.replicas_differ or self.gradients.shared.replicas_differ,
+            self.saver.state(),
+        )
         self._save(state)
-        if apart:
+        if replicas_differ:
             self.saver.load_state(state)
 
     def _result(self, seconds: float, samples: int, stopped: bool) -> Result:
@@ -342,7 +423,9 @@ class Trainer:
         if self.context.is_root:
             try:
                 self._plot()
-            except OSError as error:  # the run is done and saved: a picture is no reason to call it failed
+            except (
+                OSError
+            ) as error:  # the run is done and saved: a picture is no reason to call it failed
                 self.say(f"note: the curves could not be drawn: {wrap(error, 'drawing')}")
         return Result(
             loss=final.loss,

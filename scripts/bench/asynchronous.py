@@ -13,8 +13,8 @@ import numpy as np
 
 import mpidl.distributed as dist
 from mpidl.collectives import group_of
-from mpidl.collectives.measure import interleaved
 from mpidl.comm.context import init
+from mpidl.performance.measure import interleaved
 
 
 def main() -> None:
@@ -45,7 +45,10 @@ def main() -> None:
     taken = interleaved(contenders, group_of(init().comm), seconds=args.seconds, least=15)
     if dist.rank() == 0:
         row = {f"{name}_us": round(1e6 * seconds, 1) for name, seconds in taken.items()}
-        print(json.dumps({"ranks": dist.size(), "arrays": args.arrays, "bytes": args.bytes} | row), flush=True)
+        print(
+            json.dumps({"ranks": dist.size(), "arrays": args.arrays, "bytes": args.bytes} | row),
+            flush=True,
+        )
         print(f"asynchronous / synchronous: {taken['asynchronous'] / taken['synchronous']:.2f}")
 
 

@@ -11,14 +11,18 @@ import json
 
 import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.comm.context import Context, init
-from mpidl.train.config import load_config
+from mpidl.config.schema import load_config
 from mpidl.train.trainer import Trainer
 
 NAMES = ("none", "fp16", "bf16", "int8", "sign", "topk", "powersgd")
 
 
 def train(name: str, epochs: int, context: Context) -> dict[str, object]:
-    settings = [f"sync.compression={name}", f"train.epochs={epochs}", f"train.output=runs/compression-{name}"]
+    settings = [
+        f"sync.compression={name}",
+        f"train.epochs={epochs}",
+        f"train.output=runs/compression-{name}",
+    ]
     trainer = Trainer(load_config("scripts/configs/fashion-cnn.toml", settings), context)
     trainer.prepare(overwrite=True)
     result = trainer.run(quiet=True)

@@ -43,25 +43,27 @@ def loss(weights: Any, data: tuple[Any, Any, Any]) -> float:
     return float(np.logaddexp(0, -labels * (weights[places] * values).sum(axis=1)).mean())
 
 
-def run(context: Context, data: tuple[Any, Any, Any], epochs: int, rate: float) -> tuple[float, float]:
+def run(
+    context: Context, data: tuple[Any, Any, Any], epochs: int, rate: float
+) -> tuple[float, float]:
     """Seconds, and the loss at the end."""
     parameters = FlatParameters([ParameterSpec("weights", (FEATURES,))], NumpyOps())
     strategy = Hogwild(parameters, context, sparse=True)
-    strategy.begin()
+    strategy.start()
     places, values, labels = data
     weights, blocks = parameters.values, len(labels) // BLOCK
     context.barrier()
     begun = time.monotonic()
     for epoch in range(epochs):
-        strategy.open_epoch(blocks)
+        strategy.begin_epoch(blocks)
         order = np.random.default_rng(epoch).permutation(blocks)
         step = rate * 0.8**epoch
-        while (ticket := strategy.claim()) is not None:
+        while (ticket := strategy.next_step()) is not None:
             for row in range(order[ticket] * BLOCK, (order[ticket] + 1) * BLOCK):
                 where, what, label = places[row], values[row], labels[row]
                 margin = label * float(weights[where] @ what)
                 strategy.add(where, what * np.float32(step * label / (1 + np.exp(margin))))
-    strategy.settle()
+    strategy.synchronize()
     seconds = time.monotonic() - begun
     return seconds, loss(weights, data)
 
@@ -70,17 +72,19 @@ def lost(context: Context, length: int, times: int) -> float:
     """The share of dense updates of one shared vector that others overwrite."""
     parameters = FlatParameters([ParameterSpec("weights", (length,))], NumpyOps())
     strategy = Hogwild(parameters, context)
-    strategy.begin()
+    strategy.start()
     one = np.ones(parameters.length, np.float32)
     context.barrier()
     for _ in range(times):
         parameters.values += one
-    strategy.settle()
+    strategy.synchronize()
     return 1 - float(parameters.values.mean()) / (times * context.size)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=20_032)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
@@ -114,7 +118,11 @@ def main() -> None:
         "updates_per_second": args.samples * args.epochs / every,
         "dense_updates_lost": share,
     }
-    print(json.dumps(found) if args.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+    print(
+        json.dumps(found)
+        if args.json
+        else "\n".join(f"{key}: {value}" for key, value in found.items())
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,10 @@ from mpidl.data.writer import WriteOptions, write_dataset
 def make(folder: Path, samples: int, shape: tuple[int, ...]) -> Path:
     """A sharded data set of random bytes, and the same samples in contiguous files for the bare reads."""
     rng = np.random.default_rng(0)
-    image, label = rng.integers(0, 256, (samples, *shape), dtype=np.uint8), rng.integers(0, 10, samples)
+    image, label = (
+        rng.integers(0, 256, (samples, *shape), dtype=np.uint8),
+        rng.integers(0, 10, samples),
+    )
     source = Source(samples, lambda low, high: {"image": image[low:high], "label": label[low:high]})
     folder.mkdir(parents=True, exist_ok=True)
     write_dataset(source, folder / "set", WriteOptions(4), init(), lambda count: None)
@@ -55,7 +58,9 @@ def ours(folder: Path, batch: int, epoch: int) -> int:
 
 
 def drain(loader: Loader, epoch: int) -> int:
-    return sum(item.arrays["image"].nbytes + item.arrays["label"].nbytes for item in loader.epoch(epoch))
+    return sum(
+        item.arrays["image"].nbytes + item.arrays["label"].nbytes for item in loader.epoch(epoch)
+    )
 
 
 def bare(folder: Path, batch: int | None) -> int:
@@ -70,7 +75,9 @@ def bare(folder: Path, batch: int | None) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--samples", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=11)
@@ -96,10 +103,15 @@ def main() -> None:
 
 
 def measure(folder: Path, batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    kept = Loader(Reader(folder / "set", verify=False), LaneSampler(load_manifest(folder / "set").samples, batch))
+    kept = Loader(
+        Reader(folder / "set", verify=False),
+        LaneSampler(load_manifest(folder / "set").samples, batch),
+    )
     manifest = load_manifest(folder / "set")
     depth = window_steps(manifest.samples, batch, manifest.sample_bytes, 8 << 20)
-    windows = Loader(Reader(folder / "set", verify=False), LaneSampler(manifest.samples, batch, window=depth))
+    windows = Loader(
+        Reader(folder / "set", verify=False), LaneSampler(manifest.samples, batch, window=depth)
+    )
     contenders: dict[str, Callable[[int], int]] = {
         "ours": lambda epoch: ours(folder, batch, epoch),
         "ours kept": lambda epoch: drain(kept, epoch),
@@ -116,7 +128,9 @@ def measure(folder: Path, batch: int, rounds: int) -> dict[str, dict[str, float]
                 rates[name].append(count / (time.perf_counter() - begin) / 1e6)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ratios = {
-        f"{mine} / {peer}": statistics.median(a / b for a, b in zip(rates[mine], rates[peer], strict=True))
+        f"{mine} / {peer}": statistics.median(
+            a / b for a, b in zip(rates[mine], rates[peer], strict=True)
+        )
         for mine in ("ours", "ours kept", "ours windows")
         for peer in ("h5py", "h5py bulk")
     }

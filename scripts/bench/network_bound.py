@@ -16,11 +16,11 @@ import numpy as np
 
 import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.collectives import Group, all_reduce
-from mpidl.collectives.cost import predict
-from mpidl.collectives.measure import interleaved, network
-from mpidl.collectives.ring import ring
+from mpidl.collectives.algorithms.ring import ring
 from mpidl.comm.context import init
 from mpidl.compression import create
+from mpidl.performance.cost import predict
+from mpidl.performance.measure import interleaved, network
 
 
 def main() -> None:
@@ -41,7 +41,9 @@ def main() -> None:
         np.copyto(buffer, gradient)
         reduce(buffer, *rest, **options)
 
-    calls: dict[str, Callable[[], None]] = {"fp32 ring": partial(fresh, all_reduce, comm=group, algorithm="ring")}
+    calls: dict[str, Callable[[], None]] = {
+        "fp32 ring": partial(fresh, all_reduce, comm=group, algorithm="ring")
+    }
     for name in ("fp16", "int8", "sign", "topk", "powersgd"):
         compressor = create(name, ratio=0.01) if name == "topk" else create(name)
         calls[name] = partial(fresh, compressor.reduce, group, "bucket 0")

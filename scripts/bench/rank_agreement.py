@@ -18,10 +18,25 @@ STEPS = 100
 
 def curve(ranks: int, folder: Path) -> list[float]:
     """The losses of the first STEPS steps on `ranks` ranks."""
-    settings = [f"train.max_steps={STEPS}", "train.log_every=1", f"train.output={folder}", "data.verify=false"]
+    settings = [
+        f"train.max_steps={STEPS}",
+        "train.log_every=1",
+        f"train.output={folder}",
+        "data.verify=false",
+    ]
     options = [part for setting in settings for part in ("--set", setting)]
-    environment = os.environ | dict(item.split("=", 1) for item in shlex.split(os.environ.get("MPI_ENV", "")))
-    command = ["mpirun", "-n", str(ranks), "mpidl", "train", "scripts/configs/fashion-cnn.toml", *options]
+    environment = os.environ | dict(
+        item.split("=", 1) for item in shlex.split(os.environ.get("MPI_ENV", ""))
+    )
+    command = [
+        "mpirun",
+        "-n",
+        str(ranks),
+        "mpidl",
+        "train",
+        "scripts/configs/fashion-cnn.toml",
+        *options,
+    ]
     subprocess.run(command, check=True, timeout=600, env=environment, capture_output=True)
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [record["loss"] for record in records if record["kind"] == "step"]
@@ -32,7 +47,9 @@ def main() -> None:
         curves = {ranks: curve(ranks, Path(name) / str(ranks)) for ranks in RANKS}
     for ranks in RANKS[1:]:
         gap = max(abs(a - b) / abs(a) for a, b in zip(curves[1], curves[ranks], strict=True))
-        print(f"{ranks} ranks against 1 over {STEPS} steps: largest relative difference of the loss {gap:.2e}")
+        print(
+            f"{ranks} ranks against 1 over {STEPS} steps: largest relative difference of the loss {gap:.2e}"
+        )
 
 
 if __name__ == "__main__":

@@ -86,7 +86,14 @@ def _linear(model: Model, layer: Layer, prefix: str, bias: bool) -> nn.Linear:
 
 def _conv(model: Model, layer: Conv2D) -> nn.Module:
     weight = _tensor(model, layer, "weight")
-    made = nn.Conv2d(weight.shape[2], weight.shape[3], layer.kernel_size, layer.strides, layer.pads, bias=layer.bias)  # type: ignore[arg-type]
+    made = nn.Conv2d(
+        weight.shape[2],
+        weight.shape[3],
+        layer.kernel_size,
+        layer.strides,
+        layer.pads,
+        bias=layer.bias,
+    )  # type: ignore[arg-type]
     made.weight.data = weight.permute(3, 2, 0, 1).contiguous()
     if layer.bias and made.bias is not None:
         made.bias.data = _tensor(model, layer, "bias")
@@ -102,7 +109,9 @@ def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
         if layer.activation:
             yield nn.GELU("tanh" if layer.activation == "gelu_tanh" else "none")
     elif isinstance(layer, BatchNorm):
-        yield nn.BatchNorm2d(model.parameters.value(f"{layer.name}.weight").size, layer.eps, layer.momentum)
+        yield nn.BatchNorm2d(
+            model.parameters.value(f"{layer.name}.weight").size, layer.eps, layer.momentum
+        )
     elif isinstance(layer, LayerNorm):
         yield nn.LayerNorm(model.parameters.value(f"{layer.name}.weight").size, layer.eps)
     elif isinstance(layer, SelfAttention):
@@ -139,7 +148,9 @@ def twin(model: Model) -> nn.Sequential:
     return nn.Sequential(*(module for layer in model.layers for module in _convert(model, layer)))
 
 
-def parameters_like_ours(module: nn.Sequential, model: Model, *, gradients: bool = False) -> NDArray[Any]:
+def parameters_like_ours(
+    module: nn.Sequential, model: Model, *, gradients: bool = False
+) -> NDArray[Any]:
     """The parameters (or gradients) of a twin of dense and convolution layers in the layout of `model`'s flat buffer,
     padding zero."""
     flat = np.zeros(model.parameters.length, model.parameters.dtype)

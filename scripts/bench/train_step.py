@@ -33,15 +33,19 @@ CONTEXT, VOCABULARY = 128, 256
 MODELS: dict[str, tuple[tuple[int, ...], int, dict[str, Any], int, float]] = {
     "mlp": ((28, 28, 1), 10, {}, 64, 0.005),
     "cnn": ((28, 28, 1), 10, {}, 64, 0.005),
-    "resnet18": ((32, 32, 3), 10, {"synchronised": False}, 8, 0.0002),
+    "resnet18": ((32, 32, 3), 10, {"synchronized": False}, 8, 0.0002),
     "gpt": ((CONTEXT,), VOCABULARY, {"width": 256, "depth": 6, "heads": 8}, 8, 0.005),
 }
 
 
 def build(name: str, context: Context) -> Model:
     shape, classes, options, _, _ = MODELS[name]
-    model = Model(layers_of(name, shape, classes, options), shape, create_ops("auto", context.local_rank, context.threads))
-    model.parameters.initialise(0)
+    model = Model(
+        layers_of(name, shape, classes, options),
+        shape,
+        create_ops("auto", context.local_rank, context.threads),
+    )
+    model.parameters.initialize(0)
     return model
 
 
@@ -50,12 +54,12 @@ def our_stepper(context: Context, model: Model, lr: float) -> Callable[[Any, Any
     ops = model.ops
     optimizer, loss = SGD(model.parameters, ops, momentum=MOMENTUM), SoftmaxCrossEntropy(ops)
     strategy = AllReduce(model.parameters, context)
-    strategy.begin()
+    strategy.start()
 
     def step(x: Any, y: Any) -> float:
         logits, backward = model.forward(ops.to_device(x), train=True)
         result = loss(logits, ops.to_device(y), y.size * context.size)
-        backward(result.gradient, strategy.ready)
+        backward(result.gradient, strategy.on_gradients_ready)
         strategy.note(StepScalars(loss=result.total))
         sums = strategy.finish()
         optimizer.step(lr)
@@ -74,8 +78,10 @@ def torch_stepper(context: Context, model: Model, lr: float) -> Callable[[Any, A
     torch.set_num_threads(1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = context.broadcast(probe.getsockname()[1])
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=context.rank, world_size=context.size)
+        port = context.bcast_object(probe.getsockname()[1])
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=context.rank, world_size=context.size
+    )
     network = DistributedDataParallel(twin(model))
     optimizer = torch.optim.SGD(network.parameters(), lr, MOMENTUM)
     criterion = torch.nn.CrossEntropyLoss()
@@ -106,13 +112,17 @@ def make_batches(name: str, batch: int, rank: int) -> list[tuple[Any, Any]]:
             text[:, 0] = rng.integers(0, VOCABULARY, batch)
             for place in range(CONTEXT):
                 surprise = rng.integers(0, VOCABULARY, batch)
-                text[:, place + 1] = np.where(rng.random(batch) < 0.7, successor[text[:, place]], surprise)
+                text[:, place + 1] = np.where(
+                    rng.random(batch) < 0.7, successor[text[:, place]], surprise
+                )
             batches.append((text[:, :-1].copy(), text[:, 1:].copy()))
         return batches
     kinds = patterns.standard_normal((classes, *shape))
     for _ in range(8):
         y = rng.integers(0, classes, batch)
-        batches.append(((0.2 * kinds[y] + rng.standard_normal((batch, *shape))).astype(np.float32), y))
+        batches.append(
+            ((0.2 * kinds[y] + rng.standard_normal((batch, *shape))).astype(np.float32), y)
+        )
     return batches
 
 
@@ -138,9 +148,26 @@ def roofline_ms(model: Model, batch: int) -> float:
 
 def peak_mib(name: str, contender: str, batch: int) -> float:
     """Peak resident memory of a process that takes three steps of one contender, alone."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX", "PRTE_LAUNCHED"))}
-    command = [sys.executable, __file__, "--model", name, "--batch", str(batch), "--alone", contender]
-    return float(subprocess.run(command, env=clean, check=True, capture_output=True, text=True).stdout.split()[-1])
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("OMPI_COMM", "PMIX", "PRTE_LAUNCHED"))
+    }
+    command = [
+        sys.executable,
+        __file__,
+        "--model",
+        name,
+        "--batch",
+        str(batch),
+        "--alone",
+        contender,
+    ]
+    return float(
+        subprocess.run(
+            command, env=clean, check=True, capture_output=True, text=True
+        ).stdout.split()[-1]
+    )
 
 
 def alone(name: str, contender: str, batch: int) -> None:
@@ -158,11 +185,17 @@ def alone(name: str, contender: str, batch: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=list(MODELS), default="cnn")
-    parser.add_argument("--batch", type=int, default=0, help="samples a rank (0: 64, and 8 for resnet18 and gpt)")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="samples a rank (0: 64, and 8 for resnet18 and gpt)"
+    )
     parser.add_argument("--peer", choices=["torch"], default="torch")
-    parser.add_argument("--seconds", type=float, default=45, help="how long to measure, at least five rounds")
+    parser.add_argument(
+        "--seconds", type=float, default=45, help="how long to measure, at least five rounds"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--alone", choices=["ours", "peer"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -171,7 +204,10 @@ def main() -> None:
         alone(args.model, args.alone, batch)
         return
     context = init()
-    memory = {contender: max(context.gather(peak_mib(args.model, contender, batch))) for contender in ("ours", "peer")}
+    memory = {
+        contender: max(context.allgather_object(peak_mib(args.model, contender, batch)))
+        for contender in ("ours", "peer")
+    }
     batches = make_batches(args.model, batch, context.rank)
     model = build(args.model, context)
     lr = MODELS[args.model][4]
@@ -184,13 +220,17 @@ def main() -> None:
         gaps.append(abs(losses[0] - theirs) / abs(theirs))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     started, steps = time.perf_counter(), 5 if args.model in ("mlp", "cnn") else 1
-    while len(times["ours"]) < 5 or context.broadcast(time.perf_counter() - started) < args.seconds:
+    while (
+        len(times["ours"]) < 5 or context.bcast_object(time.perf_counter() - started) < args.seconds
+    ):
         for name, step in contenders.items():
             context.barrier()
             begin = time.perf_counter()
             for number in range(steps):
                 step(*batches[number % 8])
-            times[name].append(max(context.gather((time.perf_counter() - begin) / steps * 1e3)))
+            times[name].append(
+                max(context.allgather_object((time.perf_counter() - begin) / steps * 1e3))
+            )
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratios = [theirs / own for own, theirs in zip(times["ours"], times["peer"], strict=True)]
     result = {

@@ -71,12 +71,25 @@ def draw(path: Path, errors: list[float], x: Any, y: Any, guess: Any) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.semilogy(range(1, len(errors) + 1), errors)
-    left.set(xlabel="epoch", ylabel="relative error of held-out solutions", title="FNO on Burgers' equation")
+    left.set(
+        xlabel="epoch",
+        ylabel="relative error of held-out solutions",
+        title="FNO on Burgers' equation",
+    )
     place = x[0, :, 1]
-    for index, colour in zip(range(3), ("tab:blue", "tab:orange", "tab:green"), strict=True):
-        right.plot(place, x[index, :, 0], color=colour, alpha=0.3, label="time 0" if not index else None)
-        right.plot(place, y[index, :, 0], color=colour, label="time 1" if not index else None)
-        right.plot(place, guess[index, :, 0], ":", color=colour, linewidth=3, label="time 1, FNO" if not index else None)
+    for index, color in zip(range(3), ("tab:blue", "tab:orange", "tab:green"), strict=True):
+        right.plot(
+            place, x[index, :, 0], color=color, alpha=0.3, label="time 0" if not index else None
+        )
+        right.plot(place, y[index, :, 0], color=color, label="time 1" if not index else None)
+        right.plot(
+            place,
+            guess[index, :, 0],
+            ":",
+            color=color,
+            linewidth=3,
+            label="time 1, FNO" if not index else None,
+        )
     right.set(xlabel="x", ylabel="u")
     right.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +97,9 @@ def draw(path: Path, errors: list[float], x: Any, y: Any, guess: Any) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--samples", type=int, default=512, help="over all ranks")
     parser.add_argument("--points", type=int, default=64)
@@ -97,10 +112,16 @@ def main() -> None:
     x, y = make(args.samples // context.size, args.points, seed=context.rank)
     test_x, test_y = make(64, args.points, seed=10_000)
     ops = create_ops("auto", context.local_rank, context.threads)
-    model = Model(layers_of("fno", x.shape[1:], 1, {"width": 32, "modes": 12, "depth": 4}), x.shape[1:], ops)
-    model.parameters.initialise(0)
-    loss, optimizer, strategy = PairLoss(ops), Adam(model.parameters, ops), AllReduce(model.parameters, context)
-    strategy.begin()
+    model = Model(
+        layers_of("fno", x.shape[1:], 1, {"width": 32, "modes": 12, "depth": 4}), x.shape[1:], ops
+    )
+    model.parameters.initialize(0)
+    loss, optimizer, strategy = (
+        PairLoss(ops),
+        Adam(model.parameters, ops),
+        AllReduce(model.parameters, context),
+    )
+    strategy.start()
     steps, rng, errors = len(x) // own, np.random.default_rng(7), []
     rate = LearningRate(3e-3, steps * args.epochs, "cosine", warmup_steps=steps)
     for epoch in range(args.epochs):
@@ -109,7 +130,7 @@ def main() -> None:
             rows = order[step * own : (step + 1) * own]
             output, backward = model.forward(ops.to_device(x[rows]), train=True)
             result = loss(output, ops.to_device(y[rows]), own * context.size)
-            backward(result.gradient, strategy.ready)
+            backward(result.gradient, strategy.on_gradients_ready)
             strategy.note(StepScalars(loss=result.total))
             strategy.finish()
             optimizer.step(rate.at(epoch * steps + step))
@@ -119,8 +140,17 @@ def main() -> None:
             print(f"epoch {epoch + 1}: relative error {error:.4f}", flush=True)
     if context.is_root:
         draw(args.plot, errors, test_x, test_y, guess)
-        unchanged = float((np.linalg.norm(test_x[..., :1] - test_y, axis=1) / np.linalg.norm(test_y, axis=1)).mean())
-        found = {"relative_error": errors[-1], "error_of_no_change": unchanged, "ranks": context.size, "plot": str(args.plot)}
+        unchanged = float(
+            (
+                np.linalg.norm(test_x[..., :1] - test_y, axis=1) / np.linalg.norm(test_y, axis=1)
+            ).mean()
+        )
+        found = {
+            "relative_error": errors[-1],
+            "error_of_no_change": unchanged,
+            "ranks": context.size,
+            "plot": str(args.plot),
+        }
         print(json.dumps(found) if args.json else found)
 
 

@@ -46,7 +46,9 @@ def test_every_argument_of_every_kernel_is_checked(ops: Any, name: str) -> None:
         if not argument.optional:
             spoils += ["nothing"]
         for how in spoils:
-            if how == "dtype" and index == min(i for i, a in enumerate(kernel.parsed) if a.kind in "ps"):
+            if how == "dtype" and index == min(
+                i for i, a in enumerate(kernel.parsed) if a.kind in "ps"
+            ):
                 continue  # this one says which dtype the others must have
             bad = [*args[:index], spoilt(ops, args[index], how), *args[index + 1 :]]
             with pytest.raises(BackendError, match=f"kernel {name}.*{argument.name}"):
@@ -57,7 +59,9 @@ def test_every_argument_of_every_kernel_is_checked(ops: Any, name: str) -> None:
 def test_every_array_has_a_size_or_a_reason(name: str) -> None:
     """Sizes that no argument tells: tables by row, tiles, slots, and views with strides, all checked by their callers."""
     kernel = {**KERNELS, **C_KERNELS}[name]
-    unchecked = {a.name for a in kernel.parsed if a.kind in ARRAYS and a.kind != "s" and a.factors is None}
+    unchecked = {
+        a.name for a in kernel.parsed if a.kind in ARRAYS and a.kind != "s" and a.factors is None
+    }
     compress = {"scales", "bits", "counts", "places", "y"} if kernel.family == "compress" else set()
     assert unchecked <= {"table", "dtable"} | compress or name in (
         "maxpool2d_forward", "maxpool2d_backward", "slot_squares", "slot_scale",
@@ -78,7 +82,9 @@ def test_the_compiled_binder_agrees_with_python(name: str) -> None:
         if trial:
             where = int(rng.integers(len(args)))
             if isinstance(args[where], np.ndarray) and args[where].size > 1:
-                args[where] = spoilt(ops, args[where], str(rng.choice(["dtype", "short", "long", "view", "nothing"])))
+                args[where] = spoilt(
+                    ops, args[where], str(rng.choice(["dtype", "short", "long", "view", "nothing"]))
+                )
             elif isinstance(args[where], (int, np.integer)):
                 args[where] = int(args[where]) + 1
         try:
@@ -122,12 +128,20 @@ def test_operations_with_ways_of_their_own_check_too(ops: Any) -> None:
     with pytest.raises(BackendError, match="kernel gemm"):
         ops.matmul(x.astype(np.float64), w, y)
     with pytest.raises(BackendError, match="windows"):
-        ops.maxpool2d_forward(np.zeros((1, 4, 4, 2), np.float32), np.zeros((1, 2, 2, 1), np.float32), 2)
-    args = [np.zeros((2, 3), np.float32), np.array([0, 3]), *(np.zeros(s, np.float32) for s in (2, (2, 3)))]
+        ops.maxpool2d_forward(
+            np.zeros((1, 4, 4, 2), np.float32), np.zeros((1, 2, 2, 1), np.float32), 2
+        )
+    args = [
+        np.zeros((2, 3), np.float32),
+        np.array([0, 3]),
+        *(np.zeros(s, np.float32) for s in (2, (2, 3))),
+    ]
     with pytest.raises(BackendError, match="label 3"):
         ops.softmax_cross_entropy(*args, np.zeros(2, np.uint8), 1.0)
     with pytest.raises(BackendError, match="ids from"):
-        ops.embedding_forward(np.zeros((5, 2), np.float32), np.array([[0, 5]]), np.zeros((1, 2, 2), np.float32))
+        ops.embedding_forward(
+            np.zeros((5, 2), np.float32), np.array([[0, 5]]), np.zeros((1, 2, 2), np.float32)
+        )
 
 
 def own_calls(ops: Any) -> dict[str, tuple[Any, list[Any]]]:
@@ -147,10 +161,16 @@ def own_calls(ops: Any) -> dict[str, tuple[Any, list[Any]]]:
         "relu_backward": (ops.relu_backward, arrays((4, 3), (4, 3), (4, 3))),
         "column_sums": (ops.column_sums, arrays((4, 3), 3)),
         "scale_u8": (lambda a, out: ops.scale_u8(a, out, 1.0, 0.0), [hit.copy(), *arrays(4)]),
-        "softmax_cross_entropy": (lambda *a: ops.softmax_cross_entropy(*a, 1.0), [x, labels, loss, dx, hit]),
+        "softmax_cross_entropy": (
+            lambda *a: ops.softmax_cross_entropy(*a, 1.0),
+            [x, labels, loss, dx, hit],
+        ),
         "sgd_step": (lambda *a: ops.sgd_step(*a, **rates), arrays(5, 5, 5)),
         "maxpool2d_forward": (lambda a, out: ops.maxpool2d_forward(a, out, 2), images),
-        "maxpool2d_backward": (lambda *a: ops.maxpool2d_backward(*a, 2, relu=False), [images[1], *images, images[0].copy()]),
+        "maxpool2d_backward": (
+            lambda *a: ops.maxpool2d_backward(*a, 2, relu=False),
+            [images[1], *images, images[0].copy()],
+        ),
     }
 
 

@@ -28,6 +28,9 @@ def test_compiles_to_machine_code(family: str, real: str, architecture: str) -> 
 
 
 def test_the_table_and_the_sources_agree() -> None:
-    sources = {family: [name for name, _ in KERNEL.findall(kernels.cuda_source(family))] for family in kernels.cuda_families()}
+    sources = {
+        family: [name for name, _ in KERNEL.findall(kernels.cuda_source(family))]
+        for family in kernels.cuda_families()
+    }
     for name, kernel in KERNELS.items():
         assert name in ONLY_C or name in sources[kernel.family], name

@@ -42,7 +42,9 @@ def test_a_missing_barrier_gives_a_wrong_result_in_some_order() -> None:
 
 
 def test_a_barrier_that_not_all_threads_reach_is_an_error() -> None:
-    code = 'extern "C" __global__ void bad(int *data, int n) { if (threadIdx.x < n) __syncthreads(); }'
+    code = (
+        'extern "C" __global__ void bad(int *data, int n) { if (threadIdx.x < n) __syncthreads(); }'
+    )
     with pytest.raises(AssertionError, match="returned while"):
         run(code, "bad", 8, np.zeros(8, np.int32), np.int32(4))
 
@@ -73,7 +75,9 @@ def test_16_bit_conversions_are_those_of_numpy() -> None:
         numbers = every.view(dtype).astype(np.float32)
         with np.errstate(all="ignore"):
             between = np.nextafter(numbers, np.float32(np.inf)), (numbers[:-1] + numbers[1:]) / 2
-        x = np.concatenate([numbers, *between, [1e-8, 65519.0, 65520.0, 1e38, -0.0]], dtype=np.float32)
+        x = np.concatenate(
+            [numbers, *between, [1e-8, 65519.0, 65520.0, 1e38, -0.0]], dtype=np.float32
+        )
         y, z = np.empty(x.shape, dtype), np.empty_like(x)
         from mpidl.backend.kernels import cuda_source
 
@@ -90,7 +94,10 @@ def test_kernels_give_the_same_in_every_thread_order() -> None:
     x = np.random.default_rng(0).standard_normal((37, 45)).astype(np.float32)
     results = []
     for order in (0, 1, 5):
-        module, sums = HostModule(cuda_source("pointwise"), ["-DREAL=float"]), np.empty(45, np.float32)
+        module, sums = (
+            HostModule(cuda_source("pointwise"), ["-DREAL=float"]),
+            np.empty(45, np.float32),
+        )
         module.order = order
         module.get_function("column_sums")((2,), (32, 8), (x, sums, np.int64(37), np.int64(45)))
         results.append(sums)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from mpidl.backend.ops import Conv2DGeometry
 
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 DTYPES = st.sampled_from([np.float32, np.float64])
 SIZES = st.integers(0, 70)
 
@@ -43,7 +45,9 @@ def test_bias_act(ops: Any, dtype: Any, rows: int, cols: int, relu: bool, seed: 
     device = ops.to_device(y.copy())
     ops.bias_act(device, ops.to_device(bias), relu=relu)
     wanted = y + bias
-    np.testing.assert_allclose(ops.to_host(device), np.maximum(wanted, 0) if relu else wanted, **tolerance(dtype))
+    np.testing.assert_allclose(
+        ops.to_host(device), np.maximum(wanted, 0) if relu else wanted, **tolerance(dtype)
+    )
 
 
 @given(DTYPES, SIZES, SIZES, st.integers(0, 99))
@@ -68,7 +72,9 @@ def test_relu_keeps_nan(ops: Any) -> None:
 def test_column_sums(ops: Any, dtype: Any, rows: int, cols: int, seed: int) -> None:
     x, out = draw(seed, rows, cols, dtype=dtype), empty(ops, cols, dtype=dtype)
     ops.column_sums(ops.to_device(x), out)
-    np.testing.assert_allclose(ops.to_host(out), x.astype(np.float64).sum(axis=0), **tolerance(dtype))
+    np.testing.assert_allclose(
+        ops.to_host(out), x.astype(np.float64).sum(axis=0), **tolerance(dtype)
+    )
 
 
 @given(DTYPES, SIZES, st.integers(0, 99))
@@ -83,18 +89,31 @@ def test_scale(ops: Any, dtype: Any, n: int, seed: int) -> None:
     np.testing.assert_allclose(ops.to_host(floats), raw * 0.5 - 3.0, **tolerance(dtype))
 
 
-@given(DTYPES, st.integers(0, 33), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 99))
+@given(
+    DTYPES,
+    st.integers(0, 33),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.booleans(),
+    st.integers(0, 99),
+)
 @FEW
 def test_dense(ops: Any, dtype: Any, n: int, i: int, o: int, relu: bool, seed: int) -> None:
-    x, w, b, dy = (draw(seed + k, *s, dtype=dtype) for k, s in enumerate([(n, i), (i, o), (o,), (n, o)]))
+    x, w, b, dy = (
+        draw(seed + k, *s, dtype=dtype) for k, s in enumerate([(n, i), (i, o), (o,), (n, o)])
+    )
     y, dw, db, dx = (empty(ops, *s, dtype=dtype) for s in [(n, o), (i, o), (o,), (n, i)])
     ops.dense_forward(ops.to_device(x), ops.to_device(w), ops.to_device(b), y, relu=relu)
     wanted = x.astype(np.float64) @ w + b
-    np.testing.assert_allclose(ops.to_host(y), np.maximum(wanted, 0) if relu else wanted, **tolerance(dtype))
+    np.testing.assert_allclose(
+        ops.to_host(y), np.maximum(wanted, 0) if relu else wanted, **tolerance(dtype)
+    )
     ops.dense_backward(ops.to_device(x), ops.to_device(w), ops.to_device(dy), dw, db, dx)
     np.testing.assert_allclose(ops.to_host(dw), x.astype(np.float64).T @ dy, **tolerance(dtype))
     np.testing.assert_allclose(ops.to_host(dx), dy.astype(np.float64) @ w.T, **tolerance(dtype))
-    np.testing.assert_allclose(ops.to_host(db), dy.astype(np.float64).sum(axis=0), **tolerance(dtype))
+    np.testing.assert_allclose(
+        ops.to_host(db), dy.astype(np.float64).sum(axis=0), **tolerance(dtype)
+    )
 
 
 GEOMETRIES = st.builds(
@@ -110,19 +129,26 @@ def reference_conv(x: np.ndarray, w: np.ndarray, g: Conv2DGeometry) -> np.ndarra
     out = np.zeros((len(x), g.out_height, g.out_width, g.out_channels))
     for oy in range(g.out_height):
         for ox in range(g.out_width):
-            window = padded[:, oy * g.stride : oy * g.stride + g.kh, ox * g.stride : ox * g.stride + g.kw]
+            window = padded[
+                :, oy * g.stride : oy * g.stride + g.kh, ox * g.stride : ox * g.stride + g.kw
+            ]
             out[:, oy, ox] = np.tensordot(window, w.astype(np.float64), 3)
     return out
 
 
 @given(DTYPES, st.integers(0, 3), GEOMETRIES, st.booleans(), st.integers(0, 99))
 @settings(FEW, max_examples=40)
-def test_conv2d_forward(ops: Any, dtype: Any, n: int, g: Conv2DGeometry, relu: bool, seed: int) -> None:
+def test_conv2d_forward(
+    ops: Any, dtype: Any, n: int, g: Conv2DGeometry, relu: bool, seed: int
+) -> None:
     x, w = (
         draw(seed, n, g.height, g.width, g.in_channels, dtype=dtype),
         draw(seed + 1, g.kh, g.kw, g.in_channels, g.out_channels, dtype=dtype),
     )
-    b, y = draw(seed + 2, g.out_channels, dtype=dtype), empty(ops, n, g.out_height, g.out_width, g.out_channels, dtype=dtype)
+    b, y = (
+        draw(seed + 2, g.out_channels, dtype=dtype),
+        empty(ops, n, g.out_height, g.out_width, g.out_channels, dtype=dtype),
+    )
     ops.conv2d_forward(ops.to_device(x), ops.to_device(w), ops.to_device(b), y, g, relu=relu)
     wanted = reference_conv(x, w, g) + b
     assert_near(ops.to_host(y), np.maximum(wanted, 0) if relu else wanted, dtype)
@@ -130,7 +156,9 @@ def test_conv2d_forward(ops: Any, dtype: Any, n: int, g: Conv2DGeometry, relu: b
 
 @given(DTYPES, st.integers(0, 3), GEOMETRIES, st.integers(0, 99))
 @settings(FEW, max_examples=40)
-def test_conv2d_gradients_are_adjoint(ops: Any, dtype: Any, n: int, g: Conv2DGeometry, seed: int) -> None:
+def test_conv2d_gradients_are_adjoint(
+    ops: Any, dtype: Any, n: int, g: Conv2DGeometry, seed: int
+) -> None:
     """conv is linear in x and in w: for every dy, <conv(x, w), dy> = <x, dx> = <w, dw> for random directions."""
     shapes = [
         (n, g.height, g.width, g.in_channels),
@@ -152,7 +180,9 @@ def test_conv2d_gradients_are_adjoint(ops: Any, dtype: Any, n: int, g: Conv2DGeo
     padded = np.pad(x.astype(np.float64), ((0, 0), (g.pad, g.pad), (g.pad, g.pad), (0, 0)))
     for oy in range(g.out_height):
         for ox in range(g.out_width):
-            at = np.s_[:, oy * g.stride : oy * g.stride + g.kh, ox * g.stride : ox * g.stride + g.kw]
+            at = np.s_[
+                :, oy * g.stride : oy * g.stride + g.kh, ox * g.stride : ox * g.stride + g.kw
+            ]
             wanted_dw += np.einsum("nyxc,no->yxco", padded[at], double[:, oy, ox])
             wanted_dx[at] += np.einsum("no,yxco->nyxc", double[:, oy, ox], w.astype(np.float64))
     assert_near(ops.to_host(dw), wanted_dw, dtype)
@@ -169,7 +199,9 @@ WINOGRAD = st.builds(
 
 @given(DTYPES, st.integers(0, 3), WINOGRAD, st.booleans(), st.integers(0, 99))
 @FEW
-def test_winograd_forward(ops: Any, dtype: Any, n: int, g: Conv2DGeometry, relu: bool, seed: int) -> None:
+def test_winograd_forward(
+    ops: Any, dtype: Any, n: int, g: Conv2DGeometry, relu: bool, seed: int
+) -> None:
     test_conv2d_forward.hypothesis.inner_test(ops, dtype, n, g, relu, seed)  # type: ignore[attr-defined]
 
 
@@ -190,7 +222,9 @@ def test_winograd_gradients(ops: Any, dtype: Any, n: int, g: Conv2DGeometry, see
     st.integers(0, 99),
 )
 @FEW
-def test_maxpool2d(ops: Any, dtype: Any, n: int, h: int, w: int, c: int, k: int, relu: bool, seed: int) -> None:
+def test_maxpool2d(
+    ops: Any, dtype: Any, n: int, h: int, w: int, c: int, k: int, relu: bool, seed: int
+) -> None:
     k = min(k, h, w)
     x = np.round(draw(seed, n, h, w, c, dtype=dtype) * 2)  # rounded, so that there are ties
     oh, ow = h // k, w // k
@@ -215,12 +249,20 @@ def test_maxpool2d(ops: Any, dtype: Any, n: int, h: int, w: int, c: int, k: int,
 
 @given(DTYPES, st.integers(0, 40), st.integers(1, 70), st.floats(0.01, 2), st.integers(0, 99))
 @FEW
-def test_softmax_cross_entropy(ops: Any, dtype: Any, n: int, classes: int, scale: float, seed: int) -> None:
+def test_softmax_cross_entropy(
+    ops: Any, dtype: Any, n: int, classes: int, scale: float, seed: int
+) -> None:
     logits = draw(seed, n, classes, dtype=dtype) * 20
     labels = np.random.default_rng(seed).integers(-(seed % 2), classes, n)
-    loss, d, hit = empty(ops, n, dtype=dtype), empty(ops, n, classes, dtype=dtype), empty(ops, n, dtype=np.uint8)
+    loss, d, hit = (
+        empty(ops, n, dtype=dtype),
+        empty(ops, n, classes, dtype=dtype),
+        empty(ops, n, dtype=np.uint8),
+    )
     smoothing = 0.1 * (seed % 3)
-    ops.softmax_cross_entropy(ops.to_device(logits), ops.to_device(labels), loss, d, hit, scale, smoothing)
+    ops.softmax_cross_entropy(
+        ops.to_device(logits), ops.to_device(labels), loss, d, hit, scale, smoothing
+    )
     z = logits.astype(np.float64)
     z -= z.max(axis=1, keepdims=True, initial=-np.inf)
     soft = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
@@ -229,7 +271,9 @@ def test_softmax_cross_entropy(ops: Any, dtype: Any, n: int, classes: int, scale
     target[rows, labels] += 1 - smoothing
     wanted = np.log(np.exp(z).sum(axis=1)) - (target * z).sum(axis=1)
     np.testing.assert_allclose(ops.to_host(loss), np.where(counted, wanted, 0), **tolerance(dtype))
-    np.testing.assert_allclose(ops.to_host(d), np.where(counted[:, None], (soft - target) * scale, 0), **tolerance(dtype))
+    np.testing.assert_allclose(
+        ops.to_host(d), np.where(counted[:, None], (soft - target) * scale, 0), **tolerance(dtype)
+    )
     np.testing.assert_array_equal(ops.to_host(hit), counted & (logits.argmax(axis=1) == labels))
 
 
@@ -243,18 +287,29 @@ def test_sgd_step(ops: Any, dtype: Any, n: int, nesterov: bool, seed: int) -> No
     speed = 0.9 * v + grad
     np.testing.assert_allclose(ops.to_host(device[2]), speed, **tolerance(dtype))
     np.testing.assert_allclose(
-        ops.to_host(device[0]), p - 0.1 * (grad + 0.9 * speed if nesterov else speed), **tolerance(dtype)
+        ops.to_host(device[0]),
+        p - 0.1 * (grad + 0.9 * speed if nesterov else speed),
+        **tolerance(dtype),
     )
 
 
 def test_the_backends_do_not_write_past_their_output(ops: Any) -> None:
     """Output arrays inside a larger one: what lies around them stays as it was."""
     g = Conv2DGeometry(7, 5, 3, 17, 3, 3, 1, 1)
-    x, w, b = draw(0, 2, 7, 5, 3, dtype=np.float32), draw(1, 3, 3, 3, 17, dtype=np.float32), draw(2, 17, dtype=np.float32)
+    x, w, b = (
+        draw(0, 2, 7, 5, 3, dtype=np.float32),
+        draw(1, 3, 3, 3, 17, dtype=np.float32),
+        draw(2, 17, dtype=np.float32),
+    )
     size = 2 * 7 * 5 * 17
     frame = ops.to_device(np.full(size + 64, 5.0, np.float32))
     ops.conv2d_forward(
-        ops.to_device(x), ops.to_device(w), ops.to_device(b), frame[32 : 32 + size].reshape(2, 7, 5, 17), g, relu=False
+        ops.to_device(x),
+        ops.to_device(w),
+        ops.to_device(b),
+        frame[32 : 32 + size].reshape(2, 7, 5, 17),
+        g,
+        relu=False,
     )
     host = ops.to_host(frame)
     assert (host[:32] == 5).all() and (host[-32:] == 5).all()
@@ -272,7 +327,11 @@ def test_every_c_level_that_runs_here_agrees(level: str, monkeypatch: pytest.Mon
         chosen, plain = numpy_ops.NumpyOps(), numpy_ops.NumpyOps(use_c=False)
         assert chosen.level == level
         g = Conv2DGeometry(9, 8, 5, 19, 3, 3, 1, 1)
-        x, w, b = draw(0, 2, 9, 8, 5, dtype=np.float32), draw(1, 3, 3, 5, 19, dtype=np.float32), draw(2, 19, dtype=np.float32)
+        x, w, b = (
+            draw(0, 2, 9, 8, 5, dtype=np.float32),
+            draw(1, 3, 3, 5, 19, dtype=np.float32),
+            draw(2, 19, dtype=np.float32),
+        )
         results = [np.empty((2, 9, 8, 19), np.float32) for _ in range(2)]
         for ops, y in zip((chosen, plain), results, strict=True):
             ops.conv2d_forward(x, w, b, y, g, relu=True)
@@ -291,20 +350,26 @@ def test_every_c_level_that_runs_here_agrees(level: str, monkeypatch: pytest.Mon
         ("lstm", (12,), {"units": 64, "depth": 1, "embedding": 32}),
     ],
 )
-def test_threads_do_not_change_a_bit(name: str, shape: Any, options: Any, rng: np.random.Generator) -> None:
+def test_threads_do_not_change_a_bit(
+    name: str, shape: Any, options: Any, rng: np.random.Generator
+) -> None:
     from mpidl.backend.numpy_ops import NumpyOps
     from mpidl.models import layers_of
     from mpidl.nn import Model, SoftmaxCrossEntropy
     from mpidl.optim import Adam
 
     tokens = len(shape) == 1
-    x = rng.integers(0, 50, (33, *shape)) if tokens else rng.standard_normal((33, *shape)).astype(np.float32)
+    x = (
+        rng.integers(0, 50, (33, *shape))
+        if tokens
+        else rng.standard_normal((33, *shape)).astype(np.float32)
+    )
     y = rng.integers(0, 50, (33, *shape)) if tokens else rng.integers(0, 7, 33)
     results = []
     for threads in (1, 2, 3):
         ops = NumpyOps(threads)
         model = Model(layers_of(name, shape, 50 if tokens else 7, options), shape, ops)
-        model.parameters.initialise(0)
+        model.parameters.initialize(0)
         optimizer, loss = Adam(model.parameters, ops), SoftmaxCrossEntropy(ops)
         for _ in range(3):
             logits, backward = model.forward(x, train=True)
@@ -323,7 +388,9 @@ def test_threads_do_not_change_a_bit(name: str, shape: Any, options: Any, rng: n
         ("unet", (16, 16, 3), {"channels": [16, 32], "groups": 4}),
     ],
 )
-def test_a_batch_in_parts_gives_the_same_bits(name: str, shape: Any, options: Any, rng: np.random.Generator) -> None:
+def test_a_batch_in_parts_gives_the_same_bits(
+    name: str, shape: Any, options: Any, rng: np.random.Generator
+) -> None:
     """No sample's result depends on those beside it: so results do not depend on the number of ranks."""
     from mpidl.backend.numpy_ops import NumpyOps
     from mpidl.models import layers_of
@@ -332,9 +399,13 @@ def test_a_batch_in_parts_gives_the_same_bits(name: str, shape: Any, options: An
     ops = NumpyOps()
     if ops.level == "none":
         pytest.skip("promised for the C kernels only")
-    x = rng.integers(0, 50, (13, *shape)) if len(shape) == 1 else rng.standard_normal((13, *shape)).astype(np.float32)
+    x = (
+        rng.integers(0, 50, (13, *shape))
+        if len(shape) == 1
+        else rng.standard_normal((13, *shape)).astype(np.float32)
+    )
     model = Model(layers_of(name, shape, 50, options), shape, ops)
-    model.parameters.initialise(0)
+    model.parameters.initialize(0)
     whole = model.forward(x)[0].copy()
     for low, high in ((0, 1), (1, 6), (6, 13)):
         np.testing.assert_array_equal(model.forward(x[low:high])[0], whole[low:high])

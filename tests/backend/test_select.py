@@ -17,8 +17,12 @@ def no_choice_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MPIDL_BACKEND", raising=False)
 
 
-def test_cupy_without_a_driver_falls_back_and_says_so_once_a_node(monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(select, "gpu_problem", lambda: "CuPy finds no usable driver (CUDA_ERROR_NO_DEVICE)")
+def test_cupy_without_a_driver_falls_back_and_says_so_once_a_node(
+    monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(
+        select, "gpu_problem", lambda: "CuPy finds no usable driver (CUDA_ERROR_NO_DEVICE)"
+    )
     assert create_ops("auto", 0).name == "numpy"
     assert "no usable driver" in capsys.readouterr().err
     create_ops("auto", 1)
@@ -28,7 +32,9 @@ def test_cupy_without_a_driver_falls_back_and_says_so_once_a_node(monkeypatch: A
 
 
 def test_no_cupy_is_nothing_to_speak_of(monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(select, "gpu_problem", lambda: "CuPy is not installed (No module named 'cupy')")
+    monkeypatch.setattr(
+        select, "gpu_problem", lambda: "CuPy is not installed (No module named 'cupy')"
+    )
     assert create_ops("auto").name == "numpy" and capsys.readouterr().err == ""
     with pytest.raises(BackendError, match="not installed"):
         create_ops("cupy")
@@ -53,7 +59,9 @@ def test_winograd_can_be_turned_off(monkeypatch: Any, rng: np.random.Generator) 
         ops, y = NumpyOps(), np.empty(exact.shape, np.float32)
         if ops.level == "none":
             pytest.skip("the C kernels were not built")
-        ops.conv2d_forward(x.astype(np.float32), w.astype(np.float32), np.zeros(32, np.float32), y, g, relu=False)
+        ops.conv2d_forward(
+            x.astype(np.float32), w.astype(np.float32), np.zeros(32, np.float32), y, g, relu=False
+        )
         errors.append(np.abs(y - exact).max())
     monkeypatch.delenv(WINOGRAD_VARIABLE)
     NumpyOps()

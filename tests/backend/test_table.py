@@ -17,7 +17,9 @@ from mpidl.backend.contract.conv import ConvGeometry, PoolGeometry, _numbers
 from mpidl.backend.plain import PLAIN
 from mpidl.backend.table import KERNELS, ONLY_CUDA
 
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 Args = list[Any]
 Case = Callable[[np.random.Generator, int, int, int], Args]
 
@@ -38,7 +40,18 @@ def act_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
 
 def row_norm(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     beta = normal(g, m) if k % 2 else None
-    return [normal(g, n, m) + 2, normal(g, m), beta, normal(g, n, m), normal(g, n), normal(g, n), n, m, 1e-5, k % 2]
+    return [
+        normal(g, n, m) + 2,
+        normal(g, m),
+        beta,
+        normal(g, n, m),
+        normal(g, n),
+        normal(g, n),
+        n,
+        m,
+        1e-5,
+        k % 2,
+    ]
 
 
 def row_norm_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
@@ -54,12 +67,30 @@ def row_norm_parameters(g: np.random.Generator, n: int, m: int, k: int) -> Args:
 
 def affine(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     residual = normal(g, k, n, m) if k % 2 else None
-    return [normal(g, k, n, m), normal(g, k, m), normal(g, k, m), residual, normal(g, k, n, m), k, n, m, k % 3 == 0]
+    return [
+        normal(g, k, n, m),
+        normal(g, k, m),
+        normal(g, k, m),
+        residual,
+        normal(g, k, n, m),
+        k,
+        n,
+        m,
+        k % 3 == 0,
+    ]
 
 
 def dots(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     y = normal(g, k, n, m) if k % 2 else None
-    return [normal(g, k, n, m), normal(g, k, n, m), y, *(normal(g, k, m) for _ in range(3)), k, n, m]
+    return [
+        normal(g, k, n, m),
+        normal(g, k, n, m),
+        y,
+        *(normal(g, k, m) for _ in range(3)),
+        k,
+        n,
+        m,
+    ]
 
 
 def softmax_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
@@ -82,13 +113,22 @@ def attention_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     PLAIN["attention_forward"](*args)
     q, key = args[0], args[1]
     both = normal(g, *key.shape[:2], 2, *key.shape[2:])
-    return [normal(g, *q.shape), *args[:5], normal(g, *q.shape), both[:, :, 0], both[:, :, 1], *args[5:]]
+    return [
+        normal(g, *q.shape),
+        *args[:5],
+        normal(g, *q.shape),
+        both[:, :, 0],
+        both[:, :, 1],
+        *args[5:],
+    ]
 
 
 def conv_geometry(g: np.random.Generator) -> ConvGeometry:
     kernel, stride, dilation = (tuple(int(v) for v in g.integers(1, 4, 3)) for _ in range(3))
     pad = tuple(int(g.integers(0, k + 1)) for k in kernel)
-    size = tuple(int(d * (k - 1) + 1 + g.integers(0, 5)) for k, d in zip(kernel, dilation, strict=True))
+    size = tuple(
+        int(d * (k - 1) + 1 + g.integers(0, 5)) for k, d in zip(kernel, dilation, strict=True)
+    )
     return ConvGeometry(size, 6, 4, kernel, stride, pad, dilation, int(g.choice([1, 2])))  # type: ignore[arg-type]
 
 
@@ -96,15 +136,27 @@ def columns(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     geometry, images = conv_geometry(g), n % 3
     width = geometry.taps * 6 // geometry.groups
     pixels = images * int(np.prod(geometry.out_size))
-    return [normal(g, images, *geometry.size, 6), normal(g, pixels, width), *_numbers(images, geometry, geometry.groups - 1)]
+    return [
+        normal(g, images, *geometry.size, 6),
+        normal(g, pixels, width),
+        *_numbers(images, geometry, geometry.groups - 1),
+    ]
 
 
-def pool(g: np.random.Generator, n: int, m: int, k: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+def pool(
+    g: np.random.Generator, n: int, m: int, k: int
+) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
     size, stride = 1 + k % 4, 1 + n % 3
-    geometry = PoolGeometry(size + n % 9, size + m % 9, 1 + m % 5, size, stride, int(g.integers(0, size // 2 + 1)))
+    geometry = PoolGeometry(
+        size + n % 9, size + m % 9, 1 + m % 5, size, stride, int(g.integers(0, size // 2 + 1))
+    )
     images = n % 3
     x = normal(g, images, geometry.height, geometry.width, geometry.channels)
-    return x, normal(g, images, geometry.out_height, geometry.out_width, geometry.channels), geometry.numbers(images)
+    return (
+        x,
+        normal(g, images, geometry.out_height, geometry.out_width, geometry.channels),
+        geometry.numbers(images),
+    )
 
 
 def maxpool(g: np.random.Generator, n: int, m: int, k: int) -> Args:
@@ -195,12 +247,23 @@ def on_device(ops: Any, name: str, args: Args, dtype: Any) -> Args:
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-@given(st.sampled_from([np.float32, np.float64]), st.integers(0, 70), st.integers(1, 70), st.integers(1, 5), st.integers(0, 99))
+@given(
+    st.sampled_from([np.float32, np.float64]),
+    st.integers(0, 70),
+    st.integers(1, 70),
+    st.integers(1, 5),
+    st.integers(0, 99),
+)
 @FEW
-def test_agrees_with_plain_numpy(ops: Any, name: str, dtype: Any, n: int, m: int, k: int, seed: int) -> None:
+def test_agrees_with_plain_numpy(
+    ops: Any, name: str, dtype: Any, n: int, m: int, k: int, seed: int
+) -> None:
     args = CASES[name](np.random.default_rng(seed), n, m, k)
     if dtype == np.float32:  # the oracle starts from the same numbers
-        args = [a.astype(dtype).astype(a.dtype) if isinstance(a, np.ndarray) and a.base is None else a for a in args]
+        args = [
+            a.astype(dtype).astype(a.dtype) if isinstance(a, np.ndarray) and a.base is None else a
+            for a in args
+        ]
     device = on_device(ops, name, args, dtype)
     ops.launch(name, *device)
     PLAIN[name](*args)
@@ -208,7 +271,9 @@ def test_agrees_with_plain_numpy(ops: Any, name: str, dtype: Any, n: int, m: int
     for index, (wanted, got) in enumerate(zip(args, device, strict=True)):
         if isinstance(wanted, np.ndarray):
             result = ops.to_host(got)
-            np.testing.assert_allclose(result, wanted, rtol=tolerance, atol=tolerance, err_msg=f"argument {index}")
+            np.testing.assert_allclose(
+                result, wanted, rtol=tolerance, atol=tolerance, err_msg=f"argument {index}"
+            )
 
 
 @pytest.mark.parametrize("name", sorted(name for name in CASES if KERNELS[name].family != "optim"))
@@ -236,10 +301,14 @@ def test_16_bit_storage_rounds_only_what_is_stored(
     for index, (wanted, got) in enumerate(zip(args, device, strict=True)):
         if isinstance(wanted, np.ndarray):
             result, size = gpu_ops.to_host(got).astype(np.float64), np.abs(wanted).max(initial=1)
-            np.testing.assert_allclose(result, wanted, rtol=4 * unit, atol=4 * unit * size, err_msg=f"argument {index}")
+            np.testing.assert_allclose(
+                result, wanted, rtol=4 * unit, atol=4 * unit * size, err_msg=f"argument {index}"
+            )
 
 
-def derivative(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray, direction: np.ndarray) -> np.ndarray:
+def derivative(
+    function: Callable[[np.ndarray], np.ndarray], x: np.ndarray, direction: np.ndarray
+) -> np.ndarray:
     step = 1e-6
     return (function(x + step * direction) - function(x - step * direction)) / (2 * step)
 
@@ -267,14 +336,21 @@ def test_slopes_of_losses(kind: int, rng: np.random.Generator) -> None:
 
     x, dx, direction = rng.standard_normal((5, 7)), np.empty((5, 7)), rng.standard_normal((5, 7))
     PLAIN["pair_loss"](x, target, np.empty(5), dx, 5, 7, 1.0, kind, 0.7)
-    np.testing.assert_allclose((dx * direction).sum(axis=1), derivative(forward, x, direction), atol=1e-7)
+    np.testing.assert_allclose(
+        (dx * direction).sum(axis=1), derivative(forward, x, direction), atol=1e-7
+    )
 
 
 def test_dropout_masks_are_those_of_philox() -> None:
     """The known answers of Random123 (Salmon et al., 2011) for philox4x32-10."""
     from mpidl.backend.plain.pointwise import philox
 
-    assert [hex(word) for word in philox(4, 0, 0, 0)] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
+    assert [hex(word) for word in philox(4, 0, 0, 0)] == [
+        "0x6627e8d5",
+        "0xe169c58d",
+        "0xbc57ac4c",
+        "0x9b00dbd8",
+    ]
 
 
 def test_dropout_keeps_the_right_share_and_depends_on_everything(ops: Any) -> None:

@@ -55,7 +55,9 @@ def series(samples: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {"x": np.stack([np.sin(phase), np.cos(phase)], -1).astype(np.float32), "y": y}
 
 
-def configure(folder: Path, model: str = "mlp", options: str = '{size = "tiny"}', epochs: int = 1) -> Path:
+def configure(
+    folder: Path, model: str = "mlp", options: str = '{size = "tiny"}', epochs: int = 1
+) -> Path:
     path = folder / "run.toml"
     path.write_text(CONFIG.format(folder=folder, model=model, options=options, epochs=epochs))
     return path
@@ -91,17 +93,25 @@ def full_disk(limit: int = 10_000) -> Iterator[None]:
 def test_a_table_with_words_from_the_first_command_to_the_last(tmp_path: Path, mpidl: Run) -> None:
     """The README's way: --label with a name of the user's own."""
     table(tmp_path / "iris.csv", ("setosa", "versicolor", "virginica"), "species")
-    status, made, err = mpidl("shard", tmp_path / "iris.csv", "--out", tmp_path / "data", "--label", "species")
+    status, made, err = mpidl(
+        "shard", tmp_path / "iris.csv", "--out", tmp_path / "data", "--label", "species"
+    )
     assert status == 0 and made["notes"] == [], err
     field = load_manifest(tmp_path / "data").fields["label"]
     assert field.meaning == "label" and field.class_names == ("setosa", "versicolor", "virginica")
     status, result, err = mpidl("train", configure(tmp_path, epochs=12))
     assert status == 0 and result["accuracy"] > 0.8
-    assert result["evaluated_on"] == "training" and "training accuracy" in err and "test accuracy" not in err
+    assert (
+        result["evaluated_on"] == "training"
+        and "training accuracy" in err
+        and "test accuracy" not in err
+    )
     out = tmp_path / "p.csv"
     status, _, err = mpidl("predict", tmp_path / "run", tmp_path / "iris.csv", "--out", out)
     assert status == 1 and "--label species" in err
-    status, result, err = mpidl("predict", tmp_path / "run", tmp_path / "iris.csv", "--out", out, "--label", "species")
+    status, result, err = mpidl(
+        "predict", tmp_path / "run", tmp_path / "iris.csv", "--out", out, "--label", "species"
+    )
     assert status == 0 and result["samples"] == 60, err
 
 
@@ -111,7 +121,9 @@ def test_the_way_out_of_a_label_with_an_unusual_name(tmp_path: Path, mpidl: Run)
     np.savez(tmp_path / "a.npz", x=arrays["x"], category=arrays["y"])
     shard = ("shard", tmp_path / "a.npz", "--out", tmp_path / "data", "--overwrite")
     status, made, err = mpidl(*shard)
-    assert status == 0 and "one of category" in made["notes"][0] and "note: no field is a label" in err
+    assert (
+        status == 0 and "one of category" in made["notes"][0] and "note: no field is a label" in err
+    )
     status, _, err = mpidl("train", configure(tmp_path))
     assert status == 1 and "category (other)" in err and "--label NAME" in err
     status, _, err = mpidl("train", configure(tmp_path), "--set", "data.label=category")
@@ -123,7 +135,9 @@ def test_the_way_out_of_a_label_with_an_unusual_name(tmp_path: Path, mpidl: Run)
 
 def test_real_numbers_as_targets_do_not_become_classes(tmp_path: Path, mpidl: Run) -> None:
     rows = np.random.default_rng(0).normal(size=(600, 3))
-    (tmp_path / "a.csv").write_text("a,b,target\n" + "".join(f"{a:.5f},{b:.5f},{c:.5f}\n" for a, b, c in rows))
+    (tmp_path / "a.csv").write_text(
+        "a,b,target\n" + "".join(f"{a:.5f},{b:.5f},{c:.5f}\n" for a, b, c in rows)
+    )
     status, made, err = mpidl("shard", tmp_path / "a.csv", "--out", tmp_path / "data")
     assert status == 0 and "real numbers" in made["notes"][0] and "note:" in err
     status, _, err = mpidl("train", configure(tmp_path))
@@ -153,20 +167,35 @@ def test_series_are_trained_evaluated_and_predicted(tmp_path: Path, mpidl: Run) 
     assert "test accuracy" in err.splitlines()[-2]
     assert read(tmp_path / "run" / "checkpoints" / "best.h5").meta.inputs["layout"] == "series"
     status, found, _ = mpidl("evaluate", tmp_path / "run", "--data", tmp_path / "test")
-    assert status == 0 and found["accuracy"] == pytest.approx(max(found["accuracy"], result["accuracy"]))
-    status, found, _ = mpidl("predict", tmp_path / "run", tmp_path / "b.npz", "--out", tmp_path / "p.npz")
+    assert status == 0 and found["accuracy"] == pytest.approx(
+        max(found["accuracy"], result["accuracy"])
+    )
+    status, found, _ = mpidl(
+        "predict", tmp_path / "run", tmp_path / "b.npz", "--out", tmp_path / "p.npz"
+    )
     labels = np.load(tmp_path / "p.npz")["label"]
     assert status == 0 and (labels == series(60, 1)["y"]).mean() > 0.9
 
 
 def test_the_layout_of_a_field_can_be_chosen(tmp_path: Path, mpidl: Run) -> None:
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "a.npz", x=rng.normal(size=(60, 12, 8)).astype(np.float32), y=np.arange(60) % 3)
+    np.savez(
+        tmp_path / "a.npz", x=rng.normal(size=(60, 12, 8)).astype(np.float32), y=np.arange(60) % 3
+    )
     mpidl("shard", tmp_path / "a.npz", "--out", tmp_path / "data")
-    assert mpidl("train", configure(tmp_path, "cnn"))[0] == 0, "for a cnn (12, 8) is a grey image, as ever"
-    assert read(tmp_path / "run" / "checkpoints" / "step-00000003.h5").meta.inputs["layout"] == "image"
-    for model, layout, words in [("cnn", "series", "'cnn' takes images"), ("lstm", "image", "'lstm' takes series")]:
-        status, _, err = mpidl("train", configure(tmp_path, model), "--set", f"data.layout={layout}", "--overwrite")
+    assert mpidl("train", configure(tmp_path, "cnn"))[0] == 0, (
+        "for a cnn (12, 8) is a gray image, as ever"
+    )
+    assert (
+        read(tmp_path / "run" / "checkpoints" / "step-00000003.h5").meta.inputs["layout"] == "image"
+    )
+    for model, layout, words in [
+        ("cnn", "series", "'cnn' takes images"),
+        ("lstm", "image", "'lstm' takes series"),
+    ]:
+        status, _, err = mpidl(
+            "train", configure(tmp_path, model), "--set", f"data.layout={layout}", "--overwrite"
+        )
         assert status == 1 and words in err and "set data.layout" in err
 
 
@@ -180,10 +209,14 @@ def test_the_layout_of_a_field_can_be_chosen(tmp_path: Path, mpidl: Run) -> None
         ("gpt", (20,), "trains classifiers"),
     ],
 )
-def test_models_that_do_not_fit_the_data(tmp_path: Path, mpidl: Run, model: str, shape: tuple[int, ...], words: str) -> None:
+def test_models_that_do_not_fit_the_data(
+    tmp_path: Path, mpidl: Run, model: str, shape: tuple[int, ...], words: str
+) -> None:
     """unet and gpt used to read labels beyond the end of their memory."""
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "a.npz", x=rng.normal(size=(60, *shape)).astype(np.float32), y=np.arange(60) % 3)
+    np.savez(
+        tmp_path / "a.npz", x=rng.normal(size=(60, *shape)).astype(np.float32), y=np.arange(60) % 3
+    )
     mpidl("shard", tmp_path / "a.npz", "--out", tmp_path / "data")
     status, _, err = mpidl("train", configure(tmp_path, model))
     assert status == 1 and words in err and "what to do:" in err
@@ -200,7 +233,9 @@ def test_an_impossible_number_of_classes_in_a_manifest(tmp_path: Path, mpidl: Ru
     np.savez(tmp_path / "a.npz", **vectors())
     mpidl("shard", tmp_path / "a.npz", "--out", tmp_path / "data")
     for classes in (-1, 0, 10**12):
-        edit_manifest(lambda tree, classes=classes: tree["fields"]["y"].update(classes=classes))(tmp_path / "data")
+        edit_manifest(lambda tree, classes=classes: tree["fields"]["y"].update(classes=classes))(
+            tmp_path / "data"
+        )
         status, _, err = mpidl("train", configure(tmp_path))
         assert status == 1 and "classes" in err and "manifest.json" in err and "what to do:" in err
 
@@ -226,11 +261,15 @@ def trained(tmp_path: Path, mpidl: Run) -> Path:
     ],
     ids=lambda command: " ".join(command[:1] + command[-1:]),
 )
-def test_a_full_disk_leaves_nothing_and_says_so(trained: Path, mpidl: Run, command: tuple[str, ...]) -> None:
+def test_a_full_disk_leaves_nothing_and_says_so(
+    trained: Path, mpidl: Run, command: tuple[str, ...]
+) -> None:
     before = sorted(trained.iterdir())
     with full_disk():
         status, _, err = mpidl(*(part.format(trained) for part in command))
-    assert status == 1 and "mpidl: error" in err and "File too large" in err and "ulimit -f" in err, err
+    assert (
+        status == 1 and "mpidl: error" in err and "File too large" in err and "ulimit -f" in err
+    ), err
     assert "train.output" not in err and sorted(trained.iterdir()) == before
 
 
@@ -244,7 +283,9 @@ def test_curves_that_cannot_be_drawn_do_not_fail_a_run(trained: Path, mpidl: Run
 @pytest.mark.parametrize("name", ["w.pt", "w", "none/w.safetensors", "run"])
 def test_export_refuses_other_kinds_of_files(trained: Path, mpidl: Run, name: str) -> None:
     status, _, err = mpidl("export", trained / "run", trained / name)
-    assert status == 1 and "what to do:" in err and (".safetensors" in err or "make the folder" in err)
+    assert (
+        status == 1 and "what to do:" in err and (".safetensors" in err or "make the folder" in err)
+    )
     assert not (trained / "w.pt").exists()
 
 
@@ -265,5 +306,7 @@ def test_words_that_would_be_numbered_otherwise(tmp_path: Path, mpidl: Run) -> N
     assert status == 1 and "class 0 of 'label' is 'dog' here, but 'cat' in the training data" in err
     assert mpidl(*run, f"data.test={tmp_path}/data")[0] == 0
     status, _, err = mpidl("evaluate", tmp_path / "run", "--data", tmp_path / "test")
-    assert status == 1 and "class 0 of 'label' is 'dog' here" in err, "the checkpoint knows the names"
+    assert status == 1 and "class 0 of 'label' is 'dog' here" in err, (
+        "the checkpoint knows the names"
+    )
     assert mpidl("evaluate", tmp_path / "run", "--data", tmp_path / "data")[0] == 0

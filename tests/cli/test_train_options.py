@@ -15,4 +15,7 @@ def test_a_subfolder_stays_within_the_output(name: str, capsys: pytest.CaptureFi
 
 
 def test_a_subfolder_of_a_job_array() -> None:
-    assert make_parser().parse_args(["train", "run.toml", "--subfolder", "task-12"]).subfolder == "task-12"
+    assert (
+        make_parser().parse_args(["train", "run.toml", "--subfolder", "task-12"]).subfolder
+        == "task-12"
+    )

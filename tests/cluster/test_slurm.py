@@ -37,17 +37,33 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         subprocess.run([str(CLUSTER), "stop", str(folder)], check=True, timeout=60)
 
 
-def submit(env: dict[str, str], folder: Path, *args: str, options: tuple[str, ...] = (), logs: str = "") -> int:
+def submit(
+    env: dict[str, str], folder: Path, *args: str, options: tuple[str, ...] = (), logs: str = ""
+) -> int:
     """options: of sbatch. logs: what makes the names of the log files of this job its own."""
     files = (f"--output={folder}/out{logs}.txt", f"--error={folder}/err{logs}.txt")
-    command = ["sbatch", "--parsable", "--time=5", *files, *options, str(SBATCH), str(folder / "run.toml"), *args]
+    command = [
+        "sbatch",
+        "--parsable",
+        "--time=5",
+        *files,
+        *options,
+        str(SBATCH),
+        str(folder / "run.toml"),
+        *args,
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=30)
     return int(done.stdout.strip())
 
 
 def state(env: dict[str, str], job: int | str) -> dict[str, str]:
     text = subprocess.run(
-        ["scontrol", "show", "job", "--oneliner", str(job)], env=env, capture_output=True, text=True, check=True, timeout=30
+        ["scontrol", "show", "job", "--oneliner", str(job)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
     ).stdout
     return dict(item.split("=", 1) for item in text.split() if "=" in item)
 
@@ -62,7 +78,11 @@ def wait(env: dict[str, str], job: int | str, folder: Path, logs: str = "") -> d
 
 
 def result(folder: Path, logs: str = "") -> dict[str, float]:
-    lines = [line for line in (folder / f"out{logs}.txt").read_text().splitlines() if line.startswith("{")]
+    lines = [
+        line
+        for line in (folder / f"out{logs}.txt").read_text().splitlines()
+        if line.startswith("{")
+    ]
     found: dict[str, float] = json.loads(lines[-1])
     return found
 
@@ -73,14 +93,23 @@ def signal_at(env: dict[str, str], job: int | str, metrics: Path, step: int) -> 
         if metrics.exists() and f'"step": {step},' in metrics.read_text():
             break
         time.sleep(0.1)
-    subprocess.run(["scancel", "--batch", "--signal=USR1", str(job)], env=env, check=True, timeout=30)
+    subprocess.run(
+        ["scancel", "--batch", "--signal=USR1", str(job)], env=env, check=True, timeout=30
+    )
 
 
 def srun(env: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["srun", "-n", "2", *command], env=env, capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run(
+        ["srun", "-n", "2", *command],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
 
 
-def test_a_submitted_job_trains(slurm: dict[str, str], run_folder: Path) -> None:  # noqa: F811
+def test_a_submitted_job_trains(slurm: dict[str, str], run_folder: Path) -> None:
     job = submit(slurm, run_folder)
     ended = wait(slurm, job, run_folder)
     assert ended["JobState"] == "COMPLETED", (run_folder / "err.txt").read_text()
@@ -88,7 +117,9 @@ def test_a_submitted_job_trains(slurm: dict[str, str], run_folder: Path) -> None
     assert found["ranks"] == 2 and found["epochs"] == 3 and found["accuracy"] > 0.9
 
 
-def test_the_signal_before_the_time_limit_saves_and_requeues(slurm: dict[str, str], run_folder: Path) -> None:  # noqa: F811
+def test_the_signal_before_the_time_limit_saves_and_requeues(
+    slurm: dict[str, str], run_folder: Path
+) -> None:
     job = submit(slurm, run_folder, "--set", "train.epochs=60")
     metrics = run_folder / "run" / "metrics.jsonl"
     signal_at(slurm, job, metrics, 50)
@@ -100,49 +131,77 @@ def test_the_signal_before_the_time_limit_saves_and_requeues(slurm: dict[str, st
     assert '"kind": "resume"' in metrics.read_text()
 
 
-def test_a_task_of_an_array_is_requeued_alone(slurm: dict[str, str], run_folder: Path) -> None:  # noqa: F811
+def test_a_task_of_an_array_is_requeued_alone(slurm: dict[str, str], run_folder: Path) -> None:
     """The task that starts last carries the number of the whole array as its SLURM_JOB_ID: that is the one to signal."""
     tasks = ("--array=0-1", "--ntasks-per-node=1")
-    job = submit(slurm, run_folder, "--set", "train.epochs=60", "--set", "train.seed=%a", options=tasks, logs="-%A_%a")
+    job = submit(
+        slurm,
+        run_folder,
+        "--set",
+        "train.epochs=60",
+        "--set",
+        "train.seed=%a",
+        options=tasks,
+        logs="-%A_%a",
+    )
     signal_at(slurm, f"{job}_1", run_folder / "run" / "task-1" / "metrics.jsonl", 50)
     seeds = []
     for task, restarts in (0, "0"), (1, "1"):
         logs = f"-{job}_{task}"
         ended = wait(slurm, f"{job}_{task}", run_folder, logs)
-        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", restarts), (run_folder / f"err{logs}.txt").read_text()
+        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", restarts), (
+            run_folder / f"err{logs}.txt"
+        ).read_text()
         assert result(run_folder, logs)["steps"] == 60 * 21
         folder = run_folder / "run" / f"task-{task}"
         assert ('"kind": "resume"' in (folder / "metrics.jsonl").read_text()) == (task == 1)
         seeds.append(json.loads((folder / "config.json").read_text())["train"]["seed"])
-    assert seeds == [0, 1] and sorted(path.name for path in (run_folder / "run").iterdir()) == ["task-0", "task-1"]
+    assert seeds == [0, 1] and sorted(path.name for path in (run_folder / "run").iterdir()) == [
+        "task-0",
+        "task-1",
+    ]
 
 
-@pytest.mark.parametrize(("option", "used"), [("--cpus-per-task=2", 2), ("--cpus-per-task=1", 1), ("--exclusive", 2)])
-def test_all_allotted_cores_are_used(slurm: dict[str, str], run_folder: Path, option: str, used: int) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    ("option", "used"), [("--cpus-per-task=2", 2), ("--cpus-per-task=1", 1), ("--exclusive", 2)]
+)
+def test_all_allotted_cores_are_used(
+    slurm: dict[str, str], run_folder: Path, option: str, used: int
+) -> None:
     # nothing that undoes mpirun's own binding
     env = {name: value for name, value in slurm.items() if "mapping_policy" not in name}
-    job = submit(env, run_folder, "--set", "train.max_steps=2", options=("--ntasks-per-node=1", option))
+    job = submit(
+        env, run_folder, "--set", "train.max_steps=2", options=("--ntasks-per-node=1", option)
+    )
     ended, log = wait(env, job, run_folder), (run_folder / "err.txt").read_text()
     assert ended["JobState"] == "COMPLETED", log
-    assert f"{used} thread(s) each, on {used} of {used} allotted core(s)" in log and "note: a rank may use" not in log, log
+    assert (
+        f"{used} thread(s) each, on {used} of {used} allotted core(s)" in log
+        and "note: a rank may use" not in log
+    ), log
 
 
-def test_srun_without_a_connection_is_refused(slurm: dict[str, str], run_folder: Path) -> None:  # noqa: F811
+def test_srun_without_a_connection_is_refused(slurm: dict[str, str], run_folder: Path) -> None:
     """Each of its processes would train alone, all into one folder."""
     doctor = srun(slurm, "mpidl", "doctor")
-    assert doctor.returncode == 1 and "srun started 2 processes, but MPI (Open MPI" in doctor.stdout, doctor.stdout
+    assert (
+        doctor.returncode == 1 and "srun started 2 processes, but MPI (Open MPI" in doctor.stdout
+    ), doctor.stdout
     assert doctor.stdout.count("mpirun -n 2 mpidl") == 1
     train = srun(slurm, "mpidl", "train", str(run_folder / "run.toml"))
     assert train.returncode == 1 and not (run_folder / "run").exists()
-    assert train.stderr.count("mpidl: error: srun started 2 processes") == 1 and "mpirun -n 2 mpidl" in train.stderr, (
-        train.stderr
-    )
+    assert (
+        train.stderr.count("mpidl: error: srun started 2 processes") == 1
+        and "mpirun -n 2 mpidl" in train.stderr
+    ), train.stderr
     assert "Traceback" not in train.stderr
 
 
-def test_what_the_refusal_offers_works(slurm: dict[str, str], run_folder: Path) -> None:  # noqa: F811
+def test_what_the_refusal_offers_works(slurm: dict[str, str], run_folder: Path) -> None:
     apart = srun(slurm, "mpirun", "-n", "1", "mpidl", "evaluate", str(run_folder / "run"))
-    assert apart.stderr.count("no checkpoint") == 2, apart.stderr  # two jobs of their own, each with its own message
+    assert apart.stderr.count("no checkpoint") == 2, (
+        apart.stderr
+    )  # two jobs of their own, each with its own message
     if "pmix" not in srun(slurm, "--mpi=list").stdout:
         pytest.skip("this SLURM has no PMIx")
     doctor = srun(slurm, "--mpi=pmix", "mpidl", "doctor")

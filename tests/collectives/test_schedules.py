@@ -12,18 +12,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpidl.collectives import pairwise, tree
+from mpidl.collectives.algorithms import pairwise, tree
+from mpidl.collectives.algorithms.hierarchical import hierarchical, in_fixed_order
+from mpidl.collectives.algorithms.rabenseifner import rabenseifner
+from mpidl.collectives.algorithms.recursive_doubling import recursive_doubling
+from mpidl.collectives.algorithms.ring import all_gather, reduce_scatter, ring
 from mpidl.collectives.api import ALL_REDUCE
-from mpidl.collectives.combine import OPERATIONS, tree_reduce
-from mpidl.collectives.doubling import recursive_doubling
-from mpidl.collectives.hierarchical import hierarchical, in_fixed_order
-from mpidl.collectives.rabenseifner import rabenseifner
-from mpidl.collectives.ring import all_gather, reduce_scatter, ring
+from mpidl.collectives.engine.reduction import OPERATIONS, tree_reduce
+from mpidl.collectives.engine.simulate import simulate
 from mpidl.collectives.schedule import Exchange, Round, part
-from mpidl.collectives.simulate import simulate
 from mpidl.errors import CollectiveError
 
-DTYPES = [np.int32, np.int64, np.uint8, np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.complex64]
+DTYPES = [
+    np.int32,
+    np.int64,
+    np.uint8,
+    np.float16,
+    ml_dtypes.bfloat16,
+    np.float32,
+    np.float64,
+    np.complex64,
+]
 sizes, lengths, seeds = st.integers(1, 17), st.integers(0, 300), st.integers(0, 99)
 
 
@@ -39,7 +48,9 @@ def total(buffers: list[np.ndarray]) -> np.ndarray:
 
 @given(st.sampled_from(sorted(ALL_REDUCE)), sizes, lengths, st.sampled_from(DTYPES), seeds)
 @settings(max_examples=400, deadline=None)
-def test_all_reduce_is_exact(algorithm: str, size: int, length: int, dtype: type, seed: int) -> None:
+def test_all_reduce_is_exact(
+    algorithm: str, size: int, length: int, dtype: type, seed: int
+) -> None:
     buffers = draw(size, length, dtype, seed)
     wanted = total(buffers)
     simulate(ALL_REDUCE[algorithm], buffers)
@@ -47,9 +58,13 @@ def test_all_reduce_is_exact(algorithm: str, size: int, length: int, dtype: type
         np.testing.assert_array_equal(buffer.astype(np.complex128), wanted)
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), lengths, st.sampled_from(DTYPES), seeds)
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=12), lengths, st.sampled_from(DTYPES), seeds
+)
 @settings(max_examples=200, deadline=None)
-def test_hierarchical_is_exact_for_every_placement(places: list[int], length: int, dtype: type, seed: int) -> None:
+def test_hierarchical_is_exact_for_every_placement(
+    places: list[int], length: int, dtype: type, seed: int
+) -> None:
     order = {place: index for index, place in enumerate(dict.fromkeys(places))}
     nodes = tuple(order[place] for place in places)
     buffers = draw(len(nodes), length, dtype, seed)
@@ -59,7 +74,9 @@ def test_hierarchical_is_exact_for_every_placement(places: list[int], length: in
         np.testing.assert_array_equal(buffer.astype(np.complex128), wanted)
 
 
-@given(st.sampled_from(sorted(ALL_REDUCE)), st.sampled_from(sorted(OPERATIONS)), sizes, lengths, seeds)
+@given(
+    st.sampled_from(sorted(ALL_REDUCE)), st.sampled_from(sorted(OPERATIONS)), sizes, lengths, seeds
+)
 @settings(max_examples=200, deadline=None)
 def test_every_operation(algorithm: str, op: str, size: int, length: int, seed: int) -> None:
     buffers = draw(size, length, np.float64, seed, peak=3)
@@ -69,7 +86,9 @@ def test_every_operation(algorithm: str, op: str, size: int, length: int, seed: 
         np.testing.assert_array_equal(buffer, wanted)
 
 
-@pytest.mark.parametrize("algorithm", [partial(ring, segment=5), partial(reduce_scatter, segment=5)])
+@pytest.mark.parametrize(
+    "algorithm", [partial(ring, segment=5), partial(reduce_scatter, segment=5)]
+)
 @pytest.mark.parametrize("size", [2, 3, 5, 8])
 def test_segments_change_nothing_but_the_number_of_rounds(algorithm: partial, size: int) -> None:
     buffers, again = draw(size, 103, np.float32, 1), draw(size, 103, np.float32, 1)
@@ -123,7 +142,10 @@ def test_partitioned_collectives(size: int, length: int, seed: int) -> None:
 
 @pytest.mark.parametrize("size", range(1, 10))
 def test_all_to_all(size: int) -> None:
-    buffers = [np.concatenate([100 * rank + np.arange(size), np.full(size, 100 * rank + rank)]) for rank in range(size)]
+    buffers = [
+        np.concatenate([100 * rank + np.arange(size), np.full(size, 100 * rank + rank)])
+        for rank in range(size)
+    ]
     simulate(pairwise.all_to_all, buffers)
     for rank, buffer in enumerate(buffers):
         np.testing.assert_array_equal(buffer[size:], 100 * np.arange(size) + rank)
@@ -132,8 +154,13 @@ def test_all_to_all(size: int) -> None:
 @pytest.mark.parametrize("size", range(1, 18))
 def test_bruck_and_the_barrier_take_the_fewest_rounds(size: int) -> None:
     wanted = math.ceil(math.log2(size))
-    assert simulate(pairwise.dissemination, [np.zeros(2, np.uint8) for _ in range(size)]).rounds == [wanted] * size
-    assert max(simulate(pairwise.bruck, [np.zeros(size) for _ in range(size)]).rounds) <= 2 * wanted  # parts may wrap around
+    assert (
+        simulate(pairwise.dissemination, [np.zeros(2, np.uint8) for _ in range(size)]).rounds
+        == [wanted] * size
+    )
+    assert (
+        max(simulate(pairwise.bruck, [np.zeros(size) for _ in range(size)]).rounds) <= 2 * wanted
+    )  # parts may wrap around
 
 
 @pytest.mark.parametrize("size", range(2, 65))
@@ -152,7 +179,9 @@ def test_all_ranks_end_with_the_same_bits(algorithm: str) -> None:
     assert all(buffer.tobytes() == buffers[0].tobytes() for buffer in buffers)
 
 
-@pytest.mark.parametrize("nodes", [(0,) * 8, (0, 0, 1, 1, 2, 2, 3, 3), (0, 0, 0, 0, 1, 1, 1, 1), tuple(range(8))])
+@pytest.mark.parametrize(
+    "nodes", [(0,) * 8, (0, 0, 1, 1, 2, 2, 3, 3), (0, 0, 0, 0, 1, 1, 1, 1), tuple(range(8))]
+)
 def test_algorithms_of_fixed_order_agree_to_the_last_bit(nodes: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     parts = [rng.standard_normal(101).astype(np.float32) for _ in range(8)]
@@ -180,7 +209,10 @@ def test_sixteen_bit_floats_are_rounded_once(dtype: type) -> None:
     simulate(ring, hops)
     half_step = np.spacing(np.abs(wanted).astype(dtype)).astype(np.float64) / 2
     assert (np.abs(once[0].astype(np.float64) - wanted) <= half_step * 1.01).all()
-    assert np.abs(hops[0].astype(np.float64) - wanted).max() > np.abs(once[0].astype(np.float64) - wanted).max()
+    assert (
+        np.abs(hops[0].astype(np.float64) - wanted).max()
+        > np.abs(once[0].astype(np.float64) - wanted).max()
+    )
 
 
 def broken(step: Exchange) -> Iterator[Round]:
@@ -189,14 +221,23 @@ def broken(step: Exchange) -> Iterator[Round]:
 
 def test_the_simulator_finds_a_deadlock() -> None:
     with pytest.raises(CollectiveError, match="deadlock"):
-        simulate(lambda rank, size, n: broken(Exchange(0, (0, 0), 1 - rank, (0, n), True)), [np.zeros(4), np.zeros(4)])
+        simulate(
+            lambda rank, size, n: broken(Exchange(0, (0, 0), 1 - rank, (0, n), True)),
+            [np.zeros(4), np.zeros(4)],
+        )
 
 
 def test_the_simulator_finds_a_message_that_nobody_receives() -> None:
     with pytest.raises(CollectiveError, match="never received"):
-        simulate(lambda rank, size, n: broken(Exchange(1 - rank, (0, n), 0, (0, 0), True)), [np.zeros(4), np.zeros(4)])
+        simulate(
+            lambda rank, size, n: broken(Exchange(1 - rank, (0, n), 0, (0, 0), True)),
+            [np.zeros(4), np.zeros(4)],
+        )
 
 
 def test_the_simulator_finds_a_wrong_length() -> None:
     with pytest.raises(CollectiveError, match="elements where"):
-        simulate(lambda rank, size, n: broken(Exchange(1 - rank, (0, 2), 1 - rank, (0, 3), True)), [np.zeros(4), np.zeros(4)])
+        simulate(
+            lambda rank, size, n: broken(Exchange(1 - rank, (0, 2), 1 - rank, (0, 3), True)),
+            [np.zeros(4), np.zeros(4)],
+        )

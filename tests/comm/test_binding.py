@@ -51,10 +51,18 @@ print(cores.used, cores.allotted, threads, len(places), sorted({len(place) for p
 
 
 def bound(rank: int, ranks: int, **variables: str) -> list[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI_COMM", "OMP_", "PMI"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM", "OMPI_COMM", "OMP_", "PMI"))
+    }
     given = {"RANK": str(rank), "RANKS": str(ranks), "OPENBLAS_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", BIND], env=clean | given | variables, capture_output=True, text=True, check=True
+        [sys.executable, "-c", BIND],
+        env=clean | given | variables,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.split(maxsplit=4)
 
@@ -64,7 +72,10 @@ two_cores = pytest.mark.skipif(len(binding.allowed_cores()) < 2, reason="needs t
 
 @two_cores
 def test_all_threads_of_a_rank_are_bound_to_its_share() -> None:
-    half, rest = len(binding.allowed_cores()) // 2, len(binding.allowed_cores()) - len(binding.allowed_cores()) // 2
+    half, rest = (
+        len(binding.allowed_cores()) // 2,
+        len(binding.allowed_cores()) - len(binding.allowed_cores()) // 2,
+    )
     for rank, share in (0, half), (1, rest):
         used, _, threads, count, places = bound(rank, 2)
         assert int(count) > 1, "the BLAS has no threads of its own here: the test shows nothing"
@@ -74,29 +85,52 @@ def test_all_threads_of_a_rank_are_bound_to_its_share() -> None:
 @two_cores
 def test_no_more_than_slurm_allots_and_not_on_cores_of_other_jobs() -> None:
     every = len(binding.allowed_cores())
-    assert bound(0, 1, SLURM_CPUS_PER_TASK="1", SLURM_CPUS_ON_NODE=str(every))[:3] == ["1", "1", "1"]
-    assert bound(0, 1, SLURM_CPUS_PER_TASK="1")[4].strip() == f"[{every}]"  # SLURM did not confine the job: nor do we
+    assert bound(0, 1, SLURM_CPUS_PER_TASK="1", SLURM_CPUS_ON_NODE=str(every))[:3] == [
+        "1",
+        "1",
+        "1",
+    ]
+    assert (
+        bound(0, 1, SLURM_CPUS_PER_TASK="1")[4].strip() == f"[{every}]"
+    )  # SLURM did not confine the job: nor do we
     assert bound(0, 1, SLURM_CPUS_ON_NODE=str(every))[:3] == [str(every)] * 3
-    assert bound(0, 1, SLURM_CPUS_ON_NODE=str(every), SLURM_CPUS_PER_TASK=str(every + 1))[:2] == [str(every), str(every + 1)]
+    assert bound(0, 1, SLURM_CPUS_ON_NODE=str(every), SLURM_CPUS_PER_TASK=str(every + 1))[:2] == [
+        str(every),
+        str(every + 1),
+    ]
 
 
 @two_cores
 def test_the_share_is_told_by_the_mask_of_the_launcher() -> None:
     """As under mpirun: this process is the parent, and its mask is all cores; the child is bound to one."""
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + BIND
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")} | {"RANK": "0", "RANKS": "1"}
-    for launched, wanted in (({"OMPI_COMM_WORLD_RANK": "0"}, len(binding.allowed_cores())), ({}, 1)):
-        done = subprocess.run([sys.executable, "-c", code], env=env | launched, capture_output=True, text=True, check=True)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")} | {
+        "RANK": "0",
+        "RANKS": "1",
+    }
+    for launched, wanted in (
+        ({"OMPI_COMM_WORLD_RANK": "0"}, len(binding.allowed_cores())),
+        ({}, 1),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=env | launched,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert done.stdout.split()[:2] == ["1", str(wanted)]
 
 
 def test_what_is_said_of_idle_cores() -> None:
     assert Cores(2, 2).problem() is None and Cores(3, 2).problem() is None
     error = Cores(1, 8).problem()
-    assert error is not None and "1 of the 8 cores" in error.what and "--bind-to none" in error.remedy
+    assert (
+        error is not None and "1 of the 8 cores" in error.what and "--bind-to none" in error.remedy
+    )
 
 
-def test_neighbours_on_a_socket_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbors_on_a_socket_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sockets of two cores of two threads, numbered as Linux does: first all first threads."""
     places = {core: (core // 2 % 2, core % 2, core) for core in range(8)}
     monkeypatch.setattr(binding, "_place", places.__getitem__)

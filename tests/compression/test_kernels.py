@@ -23,14 +23,23 @@ def twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.mark.parametrize("n", [1, 7, 8, 512, 513, 2000])
 def test_int8_is_near_and_unbiased(twin: str, n: int, rng: np.random.Generator) -> None:
     x, blocks = rng.standard_normal(n).astype(np.float32), -(-n // 512)
-    scales, q, total, y = np.empty(blocks, np.float32), np.empty(n, np.int8), np.zeros(n), np.zeros(n, np.float32)
-    step = np.repeat([np.abs(part).max() / 127 for part in np.split(x, range(512, n, 512))], 512)[:n]
+    scales, q, total, y = (
+        np.empty(blocks, np.float32),
+        np.empty(n, np.int8),
+        np.zeros(n),
+        np.zeros(n, np.float32),
+    )
+    step = np.repeat([np.abs(part).max() / 127 for part in np.split(x, range(512, n, 512))], 512)[
+        :n
+    ]
     for seed in range(400):
         kernels.int8_pack(x, 512, seed, scales, q)
         kernels.int8_unpack(scales, q, 512, y)
         assert (np.abs(y - x) <= step * 1.001).all()
         total += y
-    assert (np.abs(total / 400 - x) <= 6 * step / np.sqrt(12 * 400) * 3).all()  # the mean of many roundings is the value
+    assert (
+        np.abs(total / 400 - x) <= 6 * step / np.sqrt(12 * 400) * 3
+    ).all()  # the mean of many roundings is the value
     before = y.copy()
     kernels.int8_unpack(scales, q, 512, y, 1)
     np.testing.assert_allclose(y, 2 * before)
@@ -49,7 +58,11 @@ def test_int8_poisons_a_block_that_is_not_finite(twin: str) -> None:
 @pytest.mark.parametrize("n", [8, 512, 1000, 1536])
 def test_sign(twin: str, n: int, rng: np.random.Generator) -> None:
     x, blocks = rng.standard_normal(n).astype(np.float32), -(-n // 512)
-    scales, bits, y = np.empty(blocks, np.float32), np.empty(-(-n // 8), np.uint8), np.zeros(n, np.float32)
+    scales, bits, y = (
+        np.empty(blocks, np.float32),
+        np.empty(-(-n // 8), np.uint8),
+        np.zeros(n, np.float32),
+    )
     kernels.sign_pack(x, 512, scales, bits)
     kernels.sign_unpack(scales, bits, 512, y)
     np.testing.assert_array_equal(y >= 0, x >= 0)
@@ -99,7 +112,9 @@ def test_arrays_that_c_would_read_wrongly_are_refused(bad: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float16), kernels.BFLOAT16])
-def test_16_bit_floats_are_those_of_numpy(twin: str, dtype: np.dtype, rng: np.random.Generator) -> None:
+def test_16_bit_floats_are_those_of_numpy(
+    twin: str, dtype: np.dtype, rng: np.random.Generator
+) -> None:
     """Every float16 and bfloat16 widened; roundings of ties, subnormal numbers, overflow, infinities and NaN."""
     every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
     wide = np.empty(every.size, np.float32)
@@ -107,7 +122,10 @@ def test_16_bit_floats_are_those_of_numpy(twin: str, dtype: np.dtype, rng: np.ra
     np.testing.assert_array_equal(wide, every.astype(np.float32))
     finite = wide[np.isfinite(wide)]
     ties = ((np.sort(finite)[:-1].astype(np.float64) + np.sort(finite)[1:]) / 2).astype(np.float32)
-    special = np.array([0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519.9, 65520, 1e-8, -3e-5, 3.4e38, 1e-45], np.float32)
+    special = np.array(
+        [0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519.9, 65520, 1e-8, -3e-5, 3.4e38, 1e-45],
+        np.float32,
+    )
     drawn = (rng.standard_normal(5001) * 10.0 ** rng.integers(-9, 6, 5001)).astype(np.float32)
     for x in (ties, special, drawn, drawn[:3]):
         packed = np.empty(x.size, dtype)

@@ -16,12 +16,18 @@ from mpidl.data.writer import WriteOptions, write_dataset
 def make_dataset(tmp_path: Path, context: Any) -> Any:
     """make_dataset(samples, shards=3, ...) -> (folder, arrays); sample i has every element equal to i."""
 
-    def make(samples: int = 50, shards: int = 3, name: str = "set", **options: Any) -> tuple[Path, dict[str, np.ndarray]]:
+    def make(
+        samples: int = 50, shards: int = 3, name: str = "set", **options: Any
+    ) -> tuple[Path, dict[str, np.ndarray]]:
         arrays = {
-            "x": np.broadcast_to(np.arange(samples, dtype=np.float32)[:, None, None], (samples, 4, 3)).copy(),
+            "x": np.broadcast_to(
+                np.arange(samples, dtype=np.float32)[:, None, None], (samples, 4, 3)
+            ).copy(),
             "label": np.arange(samples) % 5,
         }
-        source = Source(samples, lambda low, high: {key: array[low:high] for key, array in arrays.items()})
+        source = Source(
+            samples, lambda low, high: {key: array[low:high] for key, array in arrays.items()}
+        )
         folder = tmp_path / name
         write_dataset(source, folder, WriteOptions(shards, **options), context, lambda count: None)
         return folder, arrays

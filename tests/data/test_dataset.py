@@ -24,7 +24,9 @@ from mpidl.files import file_sha256
 FIXTURES = [HealthCheck.function_scoped_fixture]
 
 
-@pytest.mark.parametrize("options", [{}, {"shared": True}, {"compression": "gzip"}, {"compression": "lzf"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"shared": True}, {"compression": "gzip"}, {"compression": "lzf"}]
+)
 def test_what_is_written_is_read(make_dataset: Any, options: dict[str, Any]) -> None:
     folder, arrays = make_dataset(53, 4, **options)
     with Reader(folder) as reader:
@@ -38,7 +40,9 @@ def test_what_is_written_is_read(make_dataset: Any, options: dict[str, Any]) -> 
 
 @given(st.lists(st.integers(0, 60), min_size=0, max_size=12, unique=True))
 @settings(max_examples=50, deadline=None, suppress_health_check=FIXTURES)
-def test_any_pieces_over_any_shard_borders(make_dataset: Any, tmp_path: Path, cuts: list[int]) -> None:
+def test_any_pieces_over_any_shard_borders(
+    make_dataset: Any, tmp_path: Path, cuts: list[int]
+) -> None:
     folder = tmp_path / "set"
     if not folder.exists():
         make_dataset(60, 7)
@@ -56,16 +60,25 @@ def test_the_manifest_says_what_is_there(make_dataset: Any) -> None:
     assert manifest.fields["label"].classes == 5 and manifest.fields["label"].meaning == "label"
     statistics = manifest.fields["x"].statistics
     assert statistics is not None
-    assert statistics.mean == pytest.approx(arrays["x"].mean()) and statistics.std == pytest.approx(arrays["x"].std())
+    assert statistics.mean == pytest.approx(arrays["x"].mean()) and statistics.std == pytest.approx(
+        arrays["x"].std()
+    )
     for shard in manifest.shards:
         assert shard.sha256 == file_sha256(folder / shard.file)
 
 
 def test_hdf5_tools_can_read_the_shards(make_dataset: Any) -> None:
     folder, _ = make_dataset(20, 2)
-    listing = subprocess.run(["h5ls", str(folder / "shard-00001.h5")], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(
+        ["h5ls", str(folder / "shard-00001.h5")], capture_output=True, text=True, check=True
+    ).stdout
     assert "x                        Dataset {10, 4, 3}" in listing
-    dump = subprocess.run(["h5dump", "-d", "label", str(folder / "shard-00001.h5")], capture_output=True, text=True, check=True)
+    dump = subprocess.run(
+        ["h5dump", "-d", "label", str(folder / "shard-00001.h5")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "(0): 0, 1, 2, 3, 4, 0, 1, 2, 3, 4" in dump.stdout
 
 
@@ -172,7 +185,9 @@ def forge(folder: Path, name: str, value: float) -> None:
     reseal(folder, 1)
 
 
-@pytest.mark.parametrize(("name", "value"), [("label", 5), ("label", -1), ("x", np.nan), ("x", np.inf)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("label", 5), ("label", -1), ("x", np.nan), ("x", np.inf)]
+)
 def test_bad_values_name_file_and_sample(make_dataset: Any, name: str, value: float) -> None:
     folder, _ = make_dataset(50, 3)
     forge(folder, name, value)
@@ -183,16 +198,23 @@ def test_bad_values_name_file_and_sample(make_dataset: Any, name: str, value: fl
 
 @pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize("batch", [1, 7, 16, 50])
-def test_the_loader_gives_each_sample_once(make_dataset: Any, window: int | None, batch: int) -> None:
+def test_the_loader_gives_each_sample_once(
+    make_dataset: Any, window: int | None, batch: int
+) -> None:
     folder, _ = make_dataset(50, 3)
     reader = Reader(folder)
     loader = Loader(reader, LaneSampler(50, batch, window=window))
     for epoch in range(2):
-        batches = [(b.arrays["x"][:, 0, 0].copy(), b.arrays["label"].copy(), b) for b in loader.epoch(epoch)]
+        batches = [
+            (b.arrays["x"][:, 0, 0].copy(), b.arrays["label"].copy(), b)
+            for b in loader.epoch(epoch)
+        ]
         seen = np.concatenate([x for x, _, _ in batches])
         np.testing.assert_array_equal(np.sort(seen), np.arange(50))
         np.testing.assert_array_equal(np.concatenate([y for _, y, _ in batches]), seen % 5)
-        assert [b.global_count for _, _, b in batches] == [min(batch, 50 - low) for low in range(0, 50, batch)]
+        assert [b.global_count for _, _, b in batches] == [
+            min(batch, 50 - low) for low in range(0, 50, batch)
+        ]
     loader.close()
 
 
@@ -210,7 +232,9 @@ def test_a_failed_sharding_leaves_no_data_set(tmp_path: Path, context: Any) -> N
         return {"x": np.zeros((high - low, 2), np.float32)}
 
     with pytest.raises(Exception, match="Input/output error"):
-        write_dataset(Source(9, read), tmp_path / "set", WriteOptions(2), context, lambda count: None)
+        write_dataset(
+            Source(9, read), tmp_path / "set", WriteOptions(2), context, lambda count: None
+        )
     assert not (tmp_path / "set").exists()
 
 
@@ -228,21 +252,27 @@ def shard(tmp_path: Path, context: Any, y: np.ndarray, **about: Any) -> tuple[An
     notes: list[str] = []
     source = Source(len(y), lambda low, high: {"x": x[low:high], "y": y[low:high]}, **about)
     options = WriteOptions(2, overwrite=True)
-    manifest = write_dataset(source, tmp_path / "set", options, context, lambda count: None, note=notes.append)
+    manifest = write_dataset(
+        source, tmp_path / "set", options, context, lambda count: None, note=notes.append
+    )
     return manifest.fields["y"], notes
 
 
 def test_labels_that_are_classes(tmp_path: Path, context: Any) -> None:
     assert shard(tmp_path, context, np.arange(100) % 10)[1] == []
     field, notes = shard(tmp_path, context, np.array([0, 7] * 20))
-    assert field.classes == 8 and notes == ["6 of the 8 classes in 'y' have no sample: 1, 2, 3, 4, 5, 6"]
+    assert field.classes == 8 and notes == [
+        "6 of the 8 classes in 'y' have no sample: 1, 2, 3, 4, 5, 6"
+    ]
     field, notes = shard(tmp_path, context, np.array([0, 1] * 20), class_names=("a", "b", "c"))
     assert field.classes == 3 and "1 of the 3 classes" in notes[0]
     field, notes = shard(tmp_path, context, np.arange(600))
     assert field.classes == 600 and "600 different values in 600 samples" in notes[0]
 
 
-@pytest.mark.parametrize("values", [[0, 1_000_000_000], [1990, 2024, 2001], [2**40], [10_115, 80_331], [0, 1 << 20]])
+@pytest.mark.parametrize(
+    "values", [[0, 1_000_000_000], [1990, 2024, 2001], [2**40], [10_115, 80_331], [0, 1 << 20]]
+)
 def test_numbers_that_cannot_be_classes(tmp_path: Path, context: Any, values: list[int]) -> None:
     with pytest.raises(DataError, match=f"{max(values) + 1:,}, of which .* no sample") as caught:
         shard(tmp_path, context, np.array(values * 20))
@@ -252,7 +282,11 @@ def test_numbers_that_cannot_be_classes(tmp_path: Path, context: Any, values: li
 
 def test_many_classes_are_not_counted(tmp_path: Path, context: Any) -> None:
     field, notes = shard(tmp_path, context, np.arange(30_000) * 2)
-    assert field.classes == 59_999 and len(notes) == 1 and "at least 30,000 different values in 30,000" in notes[0]
+    assert (
+        field.classes == 59_999
+        and len(notes) == 1
+        and "at least 30,000 different values in 30,000" in notes[0]
+    )
     with pytest.raises(DataError, match="as classes numbered from 0 they would be 1,200,001"):
         shard(tmp_path, context, np.arange(60_001) * 20)
 
@@ -271,7 +305,9 @@ def test_a_data_set_without_label_says_what_could_be_one(tmp_path: Path, context
     arrays = {"x": np.eye(6, 3, dtype=np.float32), "category": np.arange(6), "kind": np.arange(6)}
     notes: list[str] = []
     source = Source(6, lambda low, high: {name: array[low:high] for name, array in arrays.items()})
-    write_dataset(source, tmp_path / "set", WriteOptions(2), context, lambda count: None, note=notes.append)
+    write_dataset(
+        source, tmp_path / "set", WriteOptions(2), context, lambda count: None, note=notes.append
+    )
     assert len(notes) == 1 and "--label NAME, one of category, kind" in notes[0]
     with pytest.raises(DataError, match="--label NAME"):
         load_manifest(tmp_path / "set").only("label", None, "set")
@@ -281,8 +317,12 @@ def test_a_data_set_without_label_says_what_could_be_one(tmp_path: Path, context
 def test_a_constant_feature_is_said(tmp_path: Path, context: Any, value: float) -> None:
     """Sums of squares round: the deviation of 0.1 is not quite 0, and dividing by it would be noise."""
     notes: list[str] = []
-    source = Source(600, lambda low, high: {"x": np.full((high - low, 3), value), "y": np.arange(low, high) % 2})
-    write_dataset(source, tmp_path / "set", WriteOptions(2), context, lambda count: None, note=notes.append)
+    source = Source(
+        600, lambda low, high: {"x": np.full((high - low, 3), value), "y": np.arange(low, high) % 2}
+    )
+    write_dataset(
+        source, tmp_path / "set", WriteOptions(2), context, lambda count: None, note=notes.append
+    )
     assert notes == [f"the feature 'x' is {value:g} in all samples: nothing can be learnt from it"]
     statistics = load_manifest(tmp_path / "set").fields["x"].statistics
     assert statistics is not None and (statistics.mean, statistics.std) == (value, 0.0)
@@ -326,7 +366,9 @@ def test_a_manifest_that_is_nested_without_end(make_dataset: Any) -> None:
         load_manifest(folder)
 
 
-def test_manifests_of_earlier_versions_have_no_checksum_of_the_statistics(make_dataset: Any) -> None:
+def test_manifests_of_earlier_versions_have_no_checksum_of_the_statistics(
+    make_dataset: Any,
+) -> None:
     folder, _ = make_dataset(50, 3)
     edit_manifest(lambda tree: tree["fields"]["x"]["statistics"].pop("checksum"))(folder)
     Reader(folder).close()

@@ -34,8 +34,12 @@ def file(tmp_path: Path) -> Iterator[tuple[Any, int, Path]]:
     os.close(handle)
 
 
-@given(st.lists(st.integers(0, 53), max_size=10, unique=True), st.sampled_from(["plain", "chunked"]))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.integers(0, 53), max_size=10, unique=True), st.sampled_from(["plain", "chunked"])
+)
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_ranges(file: tuple[Any, int, Path], cuts: list[int], name: str) -> None:
     opened, handle, _ = file
     edges = sorted(cuts)[: len(cuts) // 2 * 2]

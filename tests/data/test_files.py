@@ -39,17 +39,23 @@ def test_what_the_operating_system_refuses_is_not_damaged(
     path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception]
 ) -> None:
     def refuse(*args: Any, **options: Any) -> None:
-        raise kind(f"Unable to open file (unable to lock file, errno = {code}, error message = 'no', buf = 0x7ffd1aed3b30)")
+        raise kind(
+            f"Unable to open file (unable to lock file, errno = {code}, error message = 'no', buf = 0x7ffd1aed3b30)"
+        )
 
     monkeypatch.setattr(h5py, "File", refuse)
     with pytest.raises(UnreadableError) as caught:
         open_file(path)
     assert str(path) in caught.value.where and NOW[code] in caught.value.remedy
-    assert "nothing says that the file is damaged" in caught.value.what and "0x7ff" not in str(caught.value)
+    assert "nothing says that the file is damaged" in caught.value.what and "0x7ff" not in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("code", NOW)
-def test_the_operating_system_is_asked_where_hdf5_says_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_the_operating_system_is_asked_where_hdf5_says_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     """As through mpio, whose messages hold no error number."""
 
     def refuse(*args: Any, **options: Any) -> Any:
@@ -77,7 +83,9 @@ sys.stdin.read()
 
 
 def test_readers_take_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", LOCK, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", LOCK, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
     try:
         with open_file(path) as file:
@@ -130,7 +138,9 @@ def test_damaged_files_say_what_is_wrong(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
-def test_a_shard_out_of_reach_is_not_called_damaged(make_dataset: Any, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_shard_out_of_reach_is_not_called_damaged(
+    make_dataset: Any, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     def fail(*args: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
@@ -152,9 +162,17 @@ def test_a_full_disk_in_the_words_of_hdf5_and_rust() -> None:
         "Can't decrement id ref count (file write failed: time = now\n, errno = 28, error message = 'No', buf = 0x1)"
     )
     rust = Exception("Error while serializing: I/O error: File too large (os error 27)")
-    assert (errno_of(torn), errno_of(rust), errno_of(ValueError("errno"))) == (errno.ENOSPC, errno.EFBIG, 0)
+    assert (errno_of(torn), errno_of(rust), errno_of(ValueError("errno"))) == (
+        errno.ENOSPC,
+        errno.EFBIG,
+        0,
+    )
     error = wrap(torn, "sharding")
-    assert "No space left" in error.what and "free space" in error.remedy and "train.output" not in error.remedy
+    assert (
+        "No space left" in error.what
+        and "free space" in error.remedy
+        and "train.output" not in error.remedy
+    )
     assert "\n" not in error.what and "ulimit -f" in wrap(rust, "x").remedy
     assert isinstance(read_error(OSError(errno.EINVAL, "bad offset"), "a.h5"), DataError)
 
@@ -170,7 +188,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         write_beside(tmp_path / "none" / "a.txt", b"")
 
 
-def test_hdf5_without_the_locking_property_still_opens(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hdf5_without_the_locking_property_still_opens(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hdf5, "_LOCKING", False)
     open_file(path).close()
 
@@ -204,9 +224,13 @@ for options in ({"dcpl": early_allocation()}, {}, {"compression": "gzip"}):
 
 def test_hdf5_survives_a_full_disk(tmp_path: Path) -> None:
     """HDF5 ends the process with a segmentation fault when it frees what it could not write."""
-    done = subprocess.run([sys.executable, "-c", FULL, tmp_path / "a.h5"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path / "a.h5"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert done.stdout.count("it: cannot be written: File too large\n  what to do:") == 12, done.stdout
+    assert done.stdout.count("it: cannot be written: File too large\n  what to do:") == 12, (
+        done.stdout
+    )
 
 
 def test_a_file_written_through_the_door_is_what_hdf5_writes(tmp_path: Path) -> None:

@@ -15,10 +15,17 @@ from mpidl.errors import DataError
 
 
 def idx(array: np.ndarray, code: int) -> bytes:
-    return b"\0\0" + bytes([code, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    return (
+        b"\0\0"
+        + bytes([code, array.ndim])
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
 
 
-@pytest.mark.parametrize(("code", "dtype"), [(8, ">u1"), (9, ">i1"), (11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8")])
+@pytest.mark.parametrize(
+    ("code", "dtype"), [(8, ">u1"), (9, ">i1"), (11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8")]
+)
 @pytest.mark.parametrize("packed", [True, False])
 def test_idx(tmp_path: Path, code: int, dtype: str, packed: bool) -> None:
     array = np.arange(24).reshape(4, 3, 2).astype(dtype)
@@ -34,7 +41,11 @@ def test_idx_pair(tmp_path: Path) -> None:
     (tmp_path / "y").write_bytes(idx(np.arange(4, dtype=np.uint8), 8))
     source = open_source([tmp_path / "x", tmp_path / "y"])
     arrays = source.read(1, 3)
-    assert source.samples == 4 and arrays["image"].shape == (2, 3, 2) and list(arrays["label"]) == [1, 2]
+    assert (
+        source.samples == 4
+        and arrays["image"].shape == (2, 3, 2)
+        and list(arrays["label"]) == [1, 2]
+    )
 
 
 def test_npz_npy_hdf5(tmp_path: Path) -> None:
@@ -56,7 +67,9 @@ def test_csv(tmp_path: Path) -> None:
     path.write_text("a,species,b\n1,setosa,2\n3,virginica,4.5\n5,setosa,6\n")
     source = open_source([path], label="species")
     arrays = source.read(0, 3)
-    np.testing.assert_array_equal(arrays["features"], np.array([[1, 2], [3, 4.5], [5, 6]], np.float32))
+    np.testing.assert_array_equal(
+        arrays["features"], np.array([[1, 2], [3, 4.5], [5, 6]], np.float32)
+    )
     assert list(arrays["label"]) == [0, 1, 0] and source.class_names == ("setosa", "virginica")
 
 
@@ -65,11 +78,18 @@ def test_folder_of_images(tmp_path: Path) -> None:
     for name, value in (("cat", 10), ("dog", 200)):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for number in range(2):
-            image.fromarray(np.full((4, 5, 3), value + number, np.uint8)).save(tmp_path / "pets" / name / f"{number}.png")
+            image.fromarray(np.full((4, 5, 3), value + number, np.uint8)).save(
+                tmp_path / "pets" / name / f"{number}.png"
+            )
     source = open_source([tmp_path / "pets"])
     arrays = source.read(0, 4)
     assert source.class_names == ("cat", "dog") and list(arrays["label"]) == [0, 0, 1, 1]
-    assert arrays["image"].shape == (4, 4, 5, 3) and list(arrays["image"][:, 0, 0, 0]) == [10, 11, 200, 201]
+    assert arrays["image"].shape == (4, 4, 5, 3) and list(arrays["image"][:, 0, 0, 0]) == [
+        10,
+        11,
+        200,
+        201,
+    ]
 
 
 def test_wrong_sources(tmp_path: Path) -> None:
@@ -112,7 +132,9 @@ def test_channels_first(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(open_source(paths, channels="last").read(0, 5)["x"], x)
 
 
-@pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (3, 4, 4), (3, 3, 3), (64, 64, 8), (10, 3)])
+@pytest.mark.parametrize(
+    "shape", [(32, 32, 3), (28, 28, 1), (3, 4, 4), (3, 3, 3), (64, 64, 8), (10, 3)]
+)
 def test_channels_last_are_taken_as_they_are(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((2, *shape)))
     assert open_source([tmp_path / "a.npz"]).read(0, 2)["x"].shape == (2, *shape)

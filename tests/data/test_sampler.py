@@ -16,17 +16,29 @@ def samplers(draw: st.DrawFn) -> LaneSampler:
     samples = draw(st.integers(1, 400))
     batch = draw(st.integers(1, samples))
     window = draw(st.one_of(st.none(), st.integers(1, 20)))
-    return LaneSampler(samples, batch, seed=draw(st.integers(0, 9)), shuffle=draw(st.booleans()), window=window)
+    return LaneSampler(
+        samples, batch, seed=draw(st.integers(0, 9)), shuffle=draw(st.booleans()), window=window
+    )
 
 
 def replayed(sampler: LaneSampler, size: int, epoch: int, first_step: int = 0) -> list[np.ndarray]:
     """The batches as the ranks together would read them, through windows, pieces and rows."""
     batches: dict[int, list[np.ndarray]] = {}
     for rank in range(size):
-        own = LaneSampler(sampler.samples, sampler.global_batch, rank, size, sampler.seed, sampler.shuffle, sampler.window)
+        own = LaneSampler(
+            sampler.samples,
+            sampler.global_batch,
+            rank,
+            size,
+            sampler.seed,
+            sampler.shuffle,
+            sampler.window,
+        )
         low, high = own.owned
         for window in own.windows(epoch, first_step):
-            held = np.concatenate([np.empty(0, int), *(np.arange(*piece) for piece in window.pieces)])
+            held = np.concatenate(
+                [np.empty(0, int), *(np.arange(*piece) for piece in window.pieces)]
+            )
             assert ((held >= low) & (held < high)).all(), "a rank reads only what it owns"
             for step, rows in enumerate(window.rows, window.first_step):
                 batches.setdefault(step, []).append(held[rows])
@@ -35,7 +47,9 @@ def replayed(sampler: LaneSampler, size: int, epoch: int, first_step: int = 0) -
 
 @given(samplers(), st.integers(1, 9), st.integers(0, 3))
 @settings(max_examples=200, deadline=None)
-def test_every_rank_count_sees_the_same_batches(sampler: LaneSampler, size: int, epoch: int) -> None:
+def test_every_rank_count_sees_the_same_batches(
+    sampler: LaneSampler, size: int, epoch: int
+) -> None:
     assume(size <= sampler.global_batch)
     wanted = sample_order(sampler, epoch)
     found = replayed(sampler, size, epoch)
@@ -48,10 +62,14 @@ def test_every_rank_count_sees_the_same_batches(sampler: LaneSampler, size: int,
 
 @given(samplers(), st.integers(1, 4), st.data())
 @settings(max_examples=100, deadline=None)
-def test_a_resumed_epoch_continues_where_it_was(sampler: LaneSampler, size: int, data: st.DataObject) -> None:
+def test_a_resumed_epoch_continues_where_it_was(
+    sampler: LaneSampler, size: int, data: st.DataObject
+) -> None:
     assume(size <= sampler.global_batch)
     first = data.draw(st.integers(0, sampler.steps - 1))
-    for a, b in zip(replayed(sampler, size, 1, first), sample_order(sampler, 1)[first:], strict=True):
+    for a, b in zip(
+        replayed(sampler, size, 1, first), sample_order(sampler, 1)[first:], strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -86,6 +104,8 @@ def test_too_few_samples_or_too_many_ranks() -> None:
 
 @given(st.integers(0, 100), st.integers(1, 9), st.integers(1, 20))
 def test_evaluation_sees_each_sample_once(samples: int, size: int, batch: int) -> None:
-    pieces = [piece for rank in range(size) for piece in contiguous_batches(samples, rank, size, batch)]
+    pieces = [
+        piece for rank in range(size) for piece in contiguous_batches(samples, rank, size, batch)
+    ]
     assert [i for piece in pieces for i in range(*piece)] == list(range(samples))
     assert all(0 < stop - start <= batch for start, stop in pieces)

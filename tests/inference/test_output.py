@@ -25,7 +25,9 @@ def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix == ".h5":
         with open_file(path) as file:
             return file["label"][...], file["probability"][...]
-    assert path.read_text().startswith("label,probability_0,probability_1,probability_2\n1,0.1,0.7,0.2\n")
+    assert path.read_text().startswith(
+        "label,probability_0,probability_1,probability_2\n1,0.1,0.7,0.2\n"
+    )
     rows = np.loadtxt(path, delimiter=",", skiprows=1)
     return rows[:, 0].astype(np.int64), rows[:, 1:].astype(np.float32)
 
@@ -43,7 +45,9 @@ def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_failed_write_leaves_the_older_file(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_older_file(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(handle: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

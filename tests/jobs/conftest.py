@@ -42,15 +42,23 @@ def pools() -> Iterator[None]:
 def blobs(samples: int, seed: int) -> dict[str, np.ndarray]:
     """Images of 10 x 10 bytes whose brightest quarter is the class."""
     rng = np.random.default_rng(seed)
-    image, label = rng.integers(0, 120, (samples, 10, 10), dtype=np.uint8), rng.integers(0, 4, samples)
+    image, label = (
+        rng.integers(0, 120, (samples, 10, 10), dtype=np.uint8),
+        rng.integers(0, 4, samples),
+    )
     for i, k in enumerate(label):
         image[i, k // 2 * 5 : k // 2 * 5 + 5, k % 2 * 5 : k % 2 * 5 + 5] += np.uint8(60)
     return {"image": image, "label": label}
 
 
 def write(folder: Path, arrays: dict[str, np.ndarray], shards: int = 3, **options: Any) -> None:
-    source = Source(len(arrays["label"]), lambda low, high: {name: array[low:high] for name, array in arrays.items()})
-    write_dataset(source, folder, WriteOptions(shards, overwrite=True, **options), init(), lambda count: None)
+    source = Source(
+        len(arrays["label"]),
+        lambda low, high: {name: array[low:high] for name, array in arrays.items()},
+    )
+    write_dataset(
+        source, folder, WriteOptions(shards, overwrite=True, **options), init(), lambda count: None
+    )
 
 
 @pytest.fixture

@@ -41,16 +41,28 @@ def environment(**extra: str) -> dict[str, str]:
     )
     bin_folder = str(Path(sys.executable).parent)
     clean = {
-        key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX", "MPIDL_BACKEND", "PYTEST_"))
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("OMPI_COMM", "PMIX", "MPIDL_BACKEND", "PYTEST_"))
     }
-    return clean | dict(item.split("=", 1) for item in shlex.split(given)) | {"PATH": f"{bin_folder}:{clean['PATH']}"} | extra
+    return (
+        clean
+        | dict(item.split("=", 1) for item in shlex.split(given))
+        | {"PATH": f"{bin_folder}:{clean['PATH']}"}
+        | extra
+    )
 
 
 def start(ranks: int, *args: str, **extra: str) -> subprocess.Popen[str]:
     """Start a job and return at once."""
     command = ["timeout", "--kill-after=10", str(LIMIT), "mpirun", "-n", str(ranks), *args]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**extra), start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**extra),
+        start_new_session=True,
     )
 
 
@@ -69,5 +81,9 @@ def mpidl(ranks: int, *args: str, **extra: str) -> Job:
 
     MPIDL_TEST_POOL=0 starts new ones for each command (make test-fresh).
     """
-    done = None if os.environ.get("MPIDL_TEST_POOL") == "0" else POOLS.run(ranks, args, environment(**extra))
+    done = (
+        None
+        if os.environ.get("MPIDL_TEST_POOL") == "0"
+        else POOLS.run(ranks, args, environment(**extra))
+    )
     return finish(start(ranks, "mpidl", *args, **extra)) if done is None else Job(*done)

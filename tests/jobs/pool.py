@@ -37,7 +37,10 @@ class Pool:
         for rank in range(ranks):
             os.mkfifo(self.folder / f"rank{rank}")
         with (self.folder / "out").open("w") as out, (self.folder / "err").open("w") as err:
-            limit, rank = ("timeout", "--kill-after=10", str(LIFE)), ("python", "-m", __name__, str(self.folder))
+            limit, rank = (
+                ("timeout", "--kill-after=10", str(LIFE)),
+                ("python", "-m", __name__, str(self.folder)),
+            )
             self._mpirun = subprocess.Popen(
                 [*limit, "mpirun", "-n", str(ranks), *rank],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True, cwd=ROOT,
@@ -53,7 +56,9 @@ class Pool:
                 return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
             time.sleep(0.005)
         self.kill()
-        raise AssertionError(f"{self.ranks} ranks did not start\n{(self.folder / 'err').read_text()}")
+        raise AssertionError(
+            f"{self.ranks} ranks did not start\n{(self.folder / 'err').read_text()}"
+        )
 
     def run(self, args: tuple[str, ...]) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of `mpidl ARGS` on all ranks. Raises AssertionError if it hangs."""
@@ -72,7 +77,11 @@ class Pool:
         out, err = self._text(request, "out"), self._text(request, "err")
         if all(end.exists() for end in ends):
             return 0, out, err
-        return self._mpirun.wait(), out + (self.folder / "out").read_text(), err + (self.folder / "err").read_text()
+        return (
+            self._mpirun.wait(),
+            out + (self.folder / "out").read_text(),
+            err + (self.folder / "err").read_text(),
+        )
 
     def _text(self, request: Path, kind: str) -> str:
         paths = [request.with_suffix(f".{rank}.{kind}") for rank in range(self.ranks)]
@@ -95,7 +104,9 @@ class Pool:
         except subprocess.TimeoutExpired:
             self.kill()
             status = -1
-        assert status == 0, f"{self.ranks} ranks did not end in order ({status})\n{(self.folder / 'err').read_text()}"
+        assert status == 0, (
+            f"{self.ranks} ranks did not end in order ({status})\n{(self.folder / 'err').read_text()}"
+        )
 
     def kill(self) -> None:
         """End mpirun and its ranks at once."""
@@ -112,7 +123,9 @@ class Pools:
     def __init__(self) -> None:
         self._pools: dict[int, Pool] = {}
 
-    def run(self, ranks: int, args: tuple[str, ...], environment: dict[str, str]) -> tuple[int, str, str] | None:
+    def run(
+        self, ranks: int, args: tuple[str, ...], environment: dict[str, str]
+    ) -> tuple[int, str, str] | None:
         """As Pool.run; None where this environment is not that of the pool."""
         pool = self._pools.get(ranks)
         if pool is None or not pool.alive:

@@ -42,7 +42,10 @@ def bad_label(folder: Path) -> None:
 def nan_data(folder: Path) -> None:
     arrays = blobs(500, 0)
     write(folder / "train", {"image": arrays["image"].astype(np.float32), "label": arrays["label"]})
-    write(folder / "test", {"image": blobs(101, 1)["image"].astype(np.float32), "label": blobs(101, 1)["label"]})
+    write(
+        folder / "test",
+        {"image": blobs(101, 1)["image"].astype(np.float32), "label": blobs(101, 1)["label"]},
+    )
     with h5py.File(folder / "train" / "shard-00002.h5", "r+") as file:
         file["image"][7, 3, 3] = np.nan
     reseal(folder / "train", 2)
@@ -96,7 +99,11 @@ def test_bad_settings(run_folder: Path, name: str) -> None:
     settings, words = SETTINGS[name]
     started = time.monotonic()
     options = [part for setting in settings for part in ("--set", setting)]
-    expect(mpidl(3, "train", str(run_folder / "run.toml"), *options), *words, took=time.monotonic() - started)
+    expect(
+        mpidl(3, "train", str(run_folder / "run.toml"), *options),
+        *words,
+        took=time.monotonic() - started,
+    )
 
 
 def test_absent_and_malformed_configurations(run_folder: Path) -> None:
@@ -117,7 +124,15 @@ def test_a_shard_that_breaks_while_training(run_folder: Path) -> None:
     with (run_folder / "train" / "shard-00002.h5").open("r+b") as file:
         file.seek(offset)
         file.write(b"\xff" * 64)
-    job = mpidl(3, "train", str(run_folder / "run.toml"), "--set", "data.verify=false", "--set", "data.window_bytes=5000")
+    job = mpidl(
+        3,
+        "train",
+        str(run_folder / "run.toml"),
+        "--set",
+        "data.verify=false",
+        "--set",
+        "data.window_bytes=5000",
+    )
     expect(job, "rank 2", "shard-00002.h5")
 
 
@@ -129,10 +144,17 @@ def test_disk_full_while_checkpointing(run_folder: Path, ranks: int) -> None:
     before = ckpt.read(ckpt.list_checkpoints(run_folder / "run/checkpoints")[0])
     script = run_folder / "limited.py"
     script.write_text(LIMITED)
-    expect(finish(start(ranks, "python", str(script), "train", toml, "--resume")), "checkpoint", "intact")
+    expect(
+        finish(start(ranks, "python", str(script), "train", toml, "--resume")),
+        "checkpoint",
+        "intact",
+    )
     assert not list((run_folder / "run/checkpoints").glob("*.partial"))
     after = ckpt.read(ckpt.list_checkpoints(run_folder / "run/checkpoints")[0])
-    assert after.path == before.path and after.buffers["parameters"].tobytes() == before.buffers["parameters"].tobytes()
+    assert (
+        after.path == before.path
+        and after.buffers["parameters"].tobytes() == before.buffers["parameters"].tobytes()
+    )
     assert mpidl(ranks, "train", toml, "--resume").status == 0
 
 
@@ -152,7 +174,11 @@ def test_bad_data_behind_mpio(run_folder: Path, driver: str) -> None:
     with h5py.File(run_folder / "train" / "shard-00000.h5", "r+") as file:
         file["label"][499] = 9
     reseal(run_folder / "train", 0)
-    expect(mpidl(3, "train", str(run_folder / "run.toml"), "--set", f"data.driver={driver}"), "rank 2", "sample 499")
+    expect(
+        mpidl(3, "train", str(run_folder / "run.toml"), "--set", f"data.driver={driver}"),
+        "rank 2",
+        "sample 499",
+    )
 
 
 def test_nothing_to_resume(run_folder: Path) -> None:
@@ -162,7 +188,10 @@ def test_nothing_to_resume(run_folder: Path) -> None:
 def test_resuming_with_another_model_or_order_of_data(run_folder: Path) -> None:
     toml = str(run_folder / "run.toml")
     assert mpidl(2, "train", toml, "--set", "train.max_steps=3").status == 0
-    expect(mpidl(2, "train", toml, "--resume", "--set", "model.name=mlp", "--set", "model.options={}"), "another model")
+    expect(
+        mpidl(2, "train", toml, "--resume", "--set", "model.name=mlp", "--set", "model.options={}"),
+        "another model",
+    )
     expect(mpidl(2, "train", toml, "--resume", "--set", "train.seed=1"), "train.seed")
 
 
@@ -200,7 +229,9 @@ STRATEGIES = [
         *(("StepGradients._micro_batch", "MemoryError()", strategy) for strategy in STRATEGIES),
     ],
 )
-def test_an_exception_on_one_rank_ends_the_job(run_folder: Path, method: str, error: str, strategy: str) -> None:
+def test_an_exception_on_one_rank_ends_the_job(
+    run_folder: Path, method: str, error: str, strategy: str
+) -> None:
     """Inside the guarded part of a step all ranks agree; outside it the rank that fails ends the job. Never a hang."""
     script = run_folder / "crash.py"
     script.write_text(CRASH.format(method=method, error=error))
@@ -241,14 +272,25 @@ def test_manifest_from_json_tools_still_loads(run_folder: Path) -> None:
     assert mpidl(1, "train", str(run_folder / "run.toml"), "--set", "train.max_steps=1").status == 0
 
 
-@pytest.mark.parametrize("options", [[], ["--shared"], ["--compress", "gzip"]], ids=["shards", "shared", "gzip"])
+@pytest.mark.parametrize(
+    "options", [[], ["--shared"], ["--compress", "gzip"]], ids=["shards", "shared", "gzip"]
+)
 def test_disk_full_while_sharding(run_folder: Path, options: list[str]) -> None:
     """HDF5 used to end the ranks with a segmentation fault after its message."""
     np.savez(run_folder / "a.npz", **blobs(3000, 0))  # type: ignore[arg-type]
     script = run_folder / "limited.py"
     script.write_text(LIMITED)
     job = finish(
-        start(2, "python", str(script), "shard", str(run_folder / "a.npz"), "--out", str(run_folder / "new"), *options)
+        start(
+            2,
+            "python",
+            str(script),
+            "shard",
+            str(run_folder / "a.npz"),
+            "--out",
+            str(run_folder / "new"),
+            *options,
+        )
     )
     expect(job, "File too large", "ulimit -f")
     assert job.status == 1 and "Segmentation" not in job.err and not list(run_folder.glob("new*"))
@@ -262,7 +304,10 @@ def test_full_disk_while_predicting_and_exporting(run_folder: Path) -> None:
     script.write_text(LIMITED.replace("40_000", "3_000"))
     out.mkdir()
     data, run = str(run_folder / "train"), str(run_folder / "run")
-    for command in (["predict", run, data, "--out", str(out / "p.csv")], ["export", run, str(out / "w.safetensors")]):
+    for command in (
+        ["predict", run, data, "--out", str(out / "p.csv")],
+        ["export", run, str(out / "w.safetensors")],
+    ):
         job = finish(start(2, "python", str(script), *command))
         expect(job, "File too large", "ulimit -f")
         assert not list(out.iterdir()) and "train.output" not in job.err
@@ -283,21 +328,36 @@ def test_a_file_out_of_reach_and_one_that_is_none(run_folder: Path, limit: str) 
         expect(mpidl(2, *toml), "shard-00001.h5", "not an HDF5 file")
 
 
-def test_misspelt_commands_are_recognised() -> None:
+def test_misspelt_commands_are_recognized() -> None:
     job = mpidl(2, "trian")
     assert job.status == 2 and job.err.count("did you mean 'train'?") == 1
 
 
 def test_settings_from_the_command_line_are_named(run_folder: Path) -> None:
     toml = str(run_folder / "run.toml")
-    expect(mpidl(2, "train", toml, "--set", "sync.algorithm=rnig"), "--set sync.algorithm=rnig", "did you mean 'ring'?")
+    expect(
+        mpidl(2, "train", toml, "--set", "sync.algorithm=rnig"),
+        "--set sync.algorithm=rnig",
+        "did you mean 'ring'?",
+    )
     job = mpidl(2, "train", toml, "--set", "optim.gamma=0.5", "--set", "train.max_steps=1")
     assert job.status == 0 and job.err.count("optim.gamma has no effect") == 1
 
 
 def test_a_rank_bound_to_a_part_of_its_cores_is_told_so(run_folder: Path) -> None:
     """As a plain `mpirun` binds: to one core."""
-    bound = finish(start(1, "--bind-to", "core", "mpidl", "train", str(run_folder / "run.toml"), "--set", "train.max_steps=1"))
+    bound = finish(
+        start(
+            1,
+            "--bind-to",
+            "core",
+            "mpidl",
+            "train",
+            str(run_folder / "run.toml"),
+            "--set",
+            "train.max_steps=1",
+        )
+    )
     assert bound.status == 0, bound.err
     cores = len(os.sched_getaffinity(0))
     assert f"1 thread(s) each, on 1 of {cores} allotted core(s)" in bound.err

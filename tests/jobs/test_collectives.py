@@ -24,7 +24,9 @@ def job(ranks: int, code: str, **extra: str) -> Job:
 
 
 def test_the_watchdog_names_a_rank_that_has_not_arrived() -> None:
-    ended = job(3, "def elsewhere():\n    time.sleep(60)\nif rank == 1: elsewhere()\ndist.all_reduce(x)")
+    ended = job(
+        3, "def elsewhere():\n    time.sleep(60)\nif rank == 1: elsewhere()\ndist.all_reduce(x)"
+    )
     assert ended.status != 0
     assert "rank 1 has not arrived" in ended.err and "elsewhere" in ended.err, ended.err
     assert ended.err.count("mpidl: error") == 1 and "100000 x float32" in ended.err
@@ -32,7 +34,10 @@ def test_the_watchdog_names_a_rank_that_has_not_arrived() -> None:
 
 @pytest.mark.parametrize("length", [10, 3_000_000])
 def test_the_watchdog_names_a_stopped_rank(length: int) -> None:
-    ended = job(2, f"y = np.ones({length})\nif rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\ndist.all_reduce(y)")
+    ended = job(
+        2,
+        f"y = np.ones({length})\nif rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\ndist.all_reduce(y)",
+    )
     assert ended.status != 0 and "rank 1 does not answer" in ended.err, ended.err
 
 
@@ -60,18 +65,33 @@ print("came back")
 """
     ended = job(2, code)
     assert ended.status != 0 and "came back" not in ended.out
-    assert "is in another collective" in ended.err and "bucket 0" in ended.err and "bucket 1" in ended.err, ended.err
+    assert (
+        "is in another collective" in ended.err
+        and "bucket 0" in ended.err
+        and "bucket 1" in ended.err
+    ), ended.err
     guarded = job(2, code, MPIDL_GUARD="on")
-    assert guarded.status != 0 and "the ranks disagree on the collective: rank 0: all_reduce (sum) of 40000" in guarded.err
+    assert (
+        guarded.status != 0
+        and "the ranks disagree on the collective: rank 0: all_reduce (sum) of 40000" in guarded.err
+    )
 
 
 def test_an_exception_on_one_rank_ends_the_job() -> None:
-    ended = job(3, "if rank == 2: raise ValueError('no data on this rank')\ndist.all_reduce(x)", MPIDL_WATCHDOG="60")
+    ended = job(
+        3,
+        "if rank == 2: raise ValueError('no data on this rank')\ndist.all_reduce(x)",
+        MPIDL_WATCHDOG="60",
+    )
     assert ended.status != 0 and "no data on this rank" in ended.err
 
 
 def test_a_dead_peer_ends_the_job() -> None:
-    ended = job(3, "if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ndist.all_reduce(x)", MPIDL_WATCHDOG="60")
+    ended = job(
+        3,
+        "if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ndist.all_reduce(x)",
+        MPIDL_WATCHDOG="60",
+    )
     assert ended.status != 0
 
 
@@ -79,7 +99,7 @@ def test_training_with_a_stopped_rank_ends(run_folder: Path) -> None:
     code = f"""
 import os, signal, sys
 from mpidl.cli.main import main
-from mpidl.sync.allreduce import AllReduce
+from mpidl.sync.synchronous.allreduce import AllReduce
 steps, finish = [], AllReduce.finish
 def stop(self):
     steps.append(1)
@@ -89,7 +109,9 @@ AllReduce.finish = stop
 sys.exit(main(["train", "{run_folder}/run.toml", "--set", "sync.watchdog=2"]))
 """
     ended = finish(start(2, "python", "-c", code))
-    assert ended.status != 0 and "rank 1 does not answer" in ended.err and "all gradients" in ended.err, ended.err
+    assert (
+        ended.status != 0 and "rank 1 does not answer" in ended.err and "all gradients" in ended.err
+    ), ended.err
 
 
 def test_buckets_and_threads_change_no_bit(run_folder: Path) -> None:
@@ -112,13 +134,13 @@ def test_an_error_on_one_rank_between_buckets(run_folder: Path) -> None:
     code = f"""
 import sys
 from mpidl.cli.main import main
-from mpidl.sync.allreduce import AllReduce
-ready, calls = AllReduce.ready, []
+from mpidl.sync.synchronous.allreduce import AllReduce
+ready, calls = AllReduce.on_gradients_ready, []
 def fail(self, start, stop):
     calls.append(1)
     if len(calls) == 8 and self.context.rank == 1: raise RuntimeError("broken layer")
     ready(self, start, stop)
-AllReduce.ready = fail
+AllReduce.on_gradients_ready = fail
 sys.exit(main(["train", "{run_folder}/run.toml", "--set", "sync.overlap=thread", "--set", "sync.bucket_mib=0.001"]))
 """
     ended = finish(start(2, "python", "-c", code))
@@ -135,7 +157,15 @@ def test_compressed_training_learns(run_folder: Path, name: str) -> None:
         "--set",
         "sync.topk_ratio=0.05",
     ]
-    ended = mpidl(2, "train", f"{run_folder}/run.toml", "--json", "--set", f"sync.compression={name}", *options)
+    ended = mpidl(
+        2,
+        "train",
+        f"{run_folder}/run.toml",
+        "--json",
+        "--set",
+        f"sync.compression={name}",
+        *options,
+    )
     assert ended.status == 0, ended.err
     assert ended.result["accuracy"] > 0.9, ended.result
 
@@ -149,7 +179,7 @@ def test_tune_writes_the_table_that_auto_reads(tmp_path: Path) -> None:
     code = """
 from mpidl.collectives import group_of
 from mpidl.collectives.api import algorithm_for
-from mpidl.collectives.tree import tree
+from mpidl.collectives.algorithms.tree import tree
 assert algorithm_for("auto", x, group_of(dist.groups.world().group().comm)) is tree
 """
     held["all_reduce"]["2x1"] = [[0, "tree"]]
@@ -162,7 +192,9 @@ def test_bench_prints_the_documented_json(tmp_path: Path) -> None:
     ended = mpidl(2, "bench", "collectives", "--json", "--algorithms", "auto,ring,native", *options)
     assert ended.status == 0, ended.err
     rows = ended.result["results"]
-    assert {row["algorithm"] for row in rows} == {"auto", "ring", "native"} and {row["bytes"] for row in rows} >= {4, 4096}
+    assert {row["algorithm"] for row in rows} == {"auto", "ring", "native"} and {
+        row["bytes"] for row in rows
+    } >= {4, 4096}
     assert all(row["median_us"] > 0 and row["bus_gb_s"] > 0 for row in rows)
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     machine = tmp_path / "machine.json"

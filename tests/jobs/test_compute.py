@@ -10,8 +10,22 @@ import pytest
 from mpidl.train import checkpoint as ckpt
 from tests.jobs.helpers import mpidl
 
-RESNET = ("--set", "model.name=resnet", "--set", "model.options={size='tiny'}", "--set", "optim.lr=0.01")
-EXTRAS = ("--set", "optim.clip_norm=1.0", "--set", "train.label_smoothing=0.1", "--set", "optim.weight_decay=0.01")
+RESNET = (
+    "--set",
+    "model.name=resnet",
+    "--set",
+    "model.options={size='tiny'}",
+    "--set",
+    "optim.lr=0.01",
+)
+EXTRAS = (
+    "--set",
+    "optim.clip_norm=1.0",
+    "--set",
+    "train.label_smoothing=0.1",
+    "--set",
+    "optim.weight_decay=0.01",
+)
 
 
 def newest(folder: Path) -> ckpt.Checkpoint:
@@ -47,7 +61,9 @@ def test_another_optimizer_cannot_resume(run_folder: Path) -> None:
     toml = str(run_folder / "run.toml")
     assert mpidl(2, "train", toml, "--set", "train.max_steps=3").status == 0
     job = mpidl(2, "train", toml, "--resume", "--set", "optim.name=adam")
-    assert job.status == 1 and "optim.name is 'adam'" in job.err and job.err.count("mpidl: error") == 1
+    assert (
+        job.status == 1 and "optim.name is 'adam'" in job.err and job.err.count("mpidl: error") == 1
+    )
 
 
 def test_weights_go_out_and_in(run_folder: Path) -> None:
@@ -81,7 +97,9 @@ def test_weights_go_out_and_in(run_folder: Path) -> None:
         "--set",
         "model.options={}",
     )
-    assert wrong.status == 1 and "w.safetensors" in wrong.err and wrong.err.count("mpidl: error") == 1, wrong.err
+    assert (
+        wrong.status == 1 and "w.safetensors" in wrong.err and wrong.err.count("mpidl: error") == 1
+    ), wrong.err
 
 
 def test_summary_needs_no_launcher() -> None:

@@ -26,15 +26,15 @@ model = Model([*(Dense(1024, relu=True) for _ in range(24)), Dense(4)], (1024,),
 whole = model.parameters.length * 4 * 4 / 2**20  # parameters, gradients, two moments
 before = peak()
 strategy = Zero(model.parameters, context, stage=3) if kind == "zero" else AllReduce(model.parameters, context)
-optimizer = Adam(strategy.part, model.ops)
-strategy.initialise(0)
-strategy.begin()
+optimizer = Adam(strategy.shard, model.ops)
+strategy.initialize(0)
+strategy.start()
 loss, rng, losses = SoftmaxCrossEntropy(model.ops), np.random.default_rng(context.rank), []
 for step in range(4):
     x, y = rng.standard_normal((8, 1024)).astype(np.float32), np.arange(8) % 4
     logits, backward = model.forward(x, train=True)
     result = loss(logits, y, 8 * context.size)
-    backward(result.gradient, strategy.ready)
+    backward(result.gradient, strategy.on_gradients_ready)
     own = StepScalars(result.total, count=8)
     strategy.note(own)
     losses.append(strategy.step(own, lambda: optimizer.step(1e-4)).loss / 16)

@@ -18,7 +18,10 @@ BENCH = str(Path(__file__).parents[2] / "scripts/bench/network_bound.py")
 
 def cluster(*args: str, **extra: str) -> Job:
     done = subprocess.run(
-        ["timeout", "--kill-after=10", str(LIMIT), CLUSTER, *args], env=environment(**extra), capture_output=True, text=True
+        ["timeout", "--kill-after=10", str(LIMIT), CLUSTER, *args],
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode != 124, f"hung\n{done.stdout}\n{done.stderr}"
     return Job(done.returncode, done.stdout, done.stderr)
@@ -27,7 +30,9 @@ def cluster(*args: str, **extra: str) -> Job:
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[None]:
     if cluster("possible").status:
-        pytest.skip("this machine does not allow network namespaces with rate limits (needs root, iproute2)")
+        pytest.skip(
+            "this machine does not allow network namespaces with rate limits (needs root, iproute2)"
+        )
     made = cluster("up", "4", "200")
     assert made.status == 0, made.err
     yield
@@ -96,7 +101,9 @@ dist.all_reduce(np.ones(1_000_000))
     ],
     ids=["hogwild", "async gossip", "one-sided servers"],
 )
-def test_strategies_at_their_own_pace_between_hosts(hosts: None, run_folder: Path, options: list[str]) -> None:
+def test_strategies_at_their_own_pace_between_hosts(
+    hosts: None, run_folder: Path, options: list[str]
+) -> None:
     """Two ranks on each of four hosts: shared memory within, messages between."""
     sets = [word for text in options for word in ("--set", text)]
     job = cluster("run", "8", "mpidl", "train", str(run_folder / "run.toml"), "--json", *sets)

@@ -19,13 +19,41 @@ def test_an_lstm_learns_series_on_one_and_two_ranks(tmp_path: Path) -> None:
     losses = []
     for ranks in (1, 2):
         folder = f"{tmp_path}/run{ranks}"
-        job = mpidl(ranks, "train", run, "--json", "--set", f"train.output={folder}", "--set", f"data.test={tmp_path}/test")
-        assert job.status == 0 and job.result["accuracy"] > 0.9 and job.result["evaluated_on"] == "test", job.err
+        job = mpidl(
+            ranks,
+            "train",
+            run,
+            "--json",
+            "--set",
+            f"train.output={folder}",
+            "--set",
+            f"data.test={tmp_path}/test",
+        )
+        assert (
+            job.status == 0
+            and job.result["accuracy"] > 0.9
+            and job.result["evaluated_on"] == "test"
+        ), job.err
         losses.append(job.result["loss"])
     assert losses[0] == losses[1]
     found = mpidl(2, "evaluate", folder, "--json", "--data", str(tmp_path / "test")).result
     assert found["samples"] == 61 and found["accuracy"] > 0.9
-    assert mpidl(2, "predict", folder, str(tmp_path / "b.npz"), "--out", str(tmp_path / "p.npz")).status == 0
+    assert (
+        mpidl(
+            2, "predict", folder, str(tmp_path / "b.npz"), "--out", str(tmp_path / "p.npz")
+        ).status
+        == 0
+    )
     assert (np.load(tmp_path / "p.npz")["label"] == series(61, 1)["y"]).mean() > 0.9
-    more = mpidl(2, "train", run, "--json", "--resume", "--set", f"train.output={folder}", "--set", "train.epochs=7")
+    more = mpidl(
+        2,
+        "train",
+        run,
+        "--json",
+        "--resume",
+        "--set",
+        f"train.output={folder}",
+        "--set",
+        "train.epochs=7",
+    )
     assert more.status == 0 and more.result["epochs"] == 7, more.err

@@ -20,20 +20,36 @@ STRATEGIES = {
     "zero2": ["strategy=zero", "zero.stage=2"],
     "zero3": ["strategy=zero", "zero.stage=3", "bucket_mib=0.001"],
     "local": ["strategy=local_sgd", "local_sgd.steps=4"],
-    "slow momentum": ["strategy=local_sgd", "local_sgd.start_epoch=0.5", "local_sgd.slow_momentum=0.2"],
+    "slow momentum": [
+        "strategy=local_sgd",
+        "local_sgd.start_epoch=0.5",
+        "local_sgd.slow_momentum=0.2",
+    ],
     "gossip": ["strategy=gossip"],
     "push sum": ["strategy=gossip", "gossip.graph=random", "gossip.mode=push_sum"],
     "async gossip": ["strategy=gossip", "gossip.graph=random", "gossip.mode=async"],
     "hogwild": ["strategy=hogwild"],
     "bulk-synchronous": ["strategy=parameter_server", "parameter_server.staleness=0"],
-    "stale-synchronous": ["strategy=parameter_server", "parameter_server.staleness=2", "parameter_server.servers=2"],
+    "stale-synchronous": [
+        "strategy=parameter_server",
+        "parameter_server.staleness=2",
+        "parameter_server.servers=2",
+    ],
     "asynchronous": ["strategy=parameter_server", "parameter_server.delay_compensation=0.1"],
-    "one-sided": ["strategy=parameter_server", "parameter_server.transport=rma", "parameter_server.staleness=3"],
+    "one-sided": [
+        "strategy=parameter_server",
+        "parameter_server.transport=rma",
+        "parameter_server.staleness=3",
+    ],
 }
 
 
 def options(name: str, *more: str) -> list[str]:
-    return [word for text in (*(f"sync.{text}" for text in STRATEGIES[name]), *more) for word in ("--set", text)]
+    return [
+        word
+        for text in (*(f"sync.{text}" for text in STRATEGIES[name]), *more)
+        for word in ("--set", text)
+    ]
 
 
 def train(folder: Path, ranks: int, name: str, *more: str, flags: tuple[str, ...] = ()) -> Job:
@@ -67,14 +83,29 @@ def test_zero_is_resumed_where_it_was(run_folder: Path) -> None:
         assert train(run_folder, 2, stage, output, "train.max_steps=30").status == 0
         assert train(run_folder, 2, stage, output, flags=("--resume",)).status == 0
         assert train(run_folder, 2, stage, output + "straight").status == 0
-        ends = [ckpt.read(ckpt.list_checkpoints(run_folder / f"{stage}{end}" / "checkpoints")[0]) for end in ("", "straight")]
+        ends = [
+            ckpt.read(ckpt.list_checkpoints(run_folder / f"{stage}{end}" / "checkpoints")[0])
+            for end in ("", "straight")
+        ]
         for key in ends[0].buffers:
-            np.testing.assert_array_equal(ends[0].buffers[key], ends[1].buffers[key], err_msg=f"{stage} {key}")
+            np.testing.assert_array_equal(
+                ends[0].buffers[key], ends[1].buffers[key], err_msg=f"{stage} {key}"
+            )
 
 
-@pytest.mark.parametrize("name", ["zero3", "local", "gossip", "async gossip", "hogwild", "stale-synchronous", "one-sided"])
+@pytest.mark.parametrize(
+    "name",
+    ["zero3", "local", "gossip", "async gossip", "hogwild", "stale-synchronous", "one-sided"],
+)
 def test_a_signal_stops_all_ranks_together(run_folder: Path, name: str) -> None:
-    process = start(4, "mpidl", "train", str(run_folder / "run.toml"), "--json", *options(name, "train.epochs=4000"))
+    process = start(
+        4,
+        "mpidl",
+        "train",
+        str(run_folder / "run.toml"),
+        "--json",
+        *options(name, "train.epochs=4000"),
+    )
     folder = run_folder / "run" / "checkpoints"
     deadline = time.monotonic() + 60
     while not ckpt.list_checkpoints(folder) and time.monotonic() < deadline:
@@ -100,13 +131,22 @@ def test_compare(run_folder: Path) -> None:
     )  # fmt: skip
     assert job.status == 0, job.err
     outcomes = job.result["outcomes"]
-    assert [one["name"] for one in outcomes] == ["allreduce", "local_sgd:steps=4", "hogwild", "parameter_server"]
+    assert [one["name"] for one in outcomes] == [
+        "allreduce",
+        "local_sgd:steps=4",
+        "hogwild",
+        "parameter_server",
+    ]
     assert all(one["kept"] > 0 and len(one["speeds"]) == 3 for one in outcomes)
     assert outcomes[2]["report"]["staleness"] and outcomes[0]["report"]["sent_bytes"] > 0
     for name in ("comparison.md", "comparison.json", "comparison.png"):
         assert (run_folder / "compared" / name).stat().st_size > 0
     records = json.loads((run_folder / "compared" / "comparison.json").read_text())[0]["records"]
-    assert all("seconds" in record and "sent_bytes" in record for record in records if record["kind"] == "step")
+    assert all(
+        "seconds" in record and "sent_bytes" in record
+        for record in records
+        if record["kind"] == "step"
+    )
 
 
 def test_what_cannot_work_is_refused(run_folder: Path) -> None:
@@ -117,12 +157,29 @@ def test_what_cannot_work_is_refused(run_folder: Path) -> None:
 
     expect(refuse(2, "sync.strategy=zero+hogwild"), "a run has one strategy", "choose one of")
     expect(refuse(2, "sync.strategy=zero", "sync.hogwild.sparse=true"), "one run has one strategy")
-    expect(refuse(2, "sync.strategy=parameter_server", "sync.parameter_server.servers=2"), "leave no worker", "at most 1")
-    expect(refuse(2, "sync.strategy=parameter_server", "sync.parameter_server.staleness=-1"), "staleness")
+    expect(
+        refuse(2, "sync.strategy=parameter_server", "sync.parameter_server.servers=2"),
+        "leave no worker",
+        "at most 1",
+    )
+    expect(
+        refuse(2, "sync.strategy=parameter_server", "sync.parameter_server.staleness=-1"),
+        "staleness",
+    )
     edges = "sync.gossip.edges=[[0, 1], [2, 3]]"
-    expect(refuse(4, "sync.strategy=gossip", "sync.gossip.graph=custom", edges), "not connected", "add an edge")
-    expect(refuse(2, "sync.strategy=gossip", "sync.compression=int8"), "all-reduce of gradients only")
+    expect(
+        refuse(4, "sync.strategy=gossip", "sync.gossip.graph=custom", edges),
+        "not connected",
+        "add an edge",
+    )
+    expect(
+        refuse(2, "sync.strategy=gossip", "sync.compression=int8"), "all-reduce of gradients only"
+    )
     expect(refuse(2, "sync.strategy=hogwild", "sync.hogwild.sparse=true"), "momentum")
-    expect(refuse(2, "sync.strategy=hogwild", "checkpoint.every_steps=5"), "checkpoint.every_steps", "end of each epoch")
+    expect(
+        refuse(2, "sync.strategy=hogwild", "checkpoint.every_steps=5"),
+        "checkpoint.every_steps",
+        "end of each epoch",
+    )
     norm = ["model.name=resnet", 'model.options={size="tiny"}']
     expect(refuse(2, "sync.strategy=hogwild", *norm), "batch norm over all ranks")

@@ -28,7 +28,11 @@ def final(folder: Path, run: str = "run") -> ckpt.Checkpoint:
 
 
 def losses(folder: Path, run: str = "run") -> np.ndarray:
-    records = [record for record in read_metrics(folder / run / "metrics.jsonl") if record["kind"] == "step"]
+    records = [
+        record
+        for record in read_metrics(folder / run / "metrics.jsonl")
+        if record["kind"] == "step"
+    ]
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     return np.array([record["loss"] for record in records])
 
@@ -37,18 +41,33 @@ def test_train_evaluate_predict(run_folder: Path) -> None:
     job = train(run_folder, 2)
     assert job.status == 0, job.err
     result = job.result
-    assert result["ranks"] == 2 and result["epochs"] == 3 and result["steps"] == 63 and result["samples"] == 101
+    assert (
+        result["ranks"] == 2
+        and result["epochs"] == 3
+        and result["steps"] == 63
+        and result["samples"] == 101
+    )
     assert result["accuracy"] > 0.9 and result["seconds"] > 0 and result["samples_per_second"] > 0
     for name in ("training.png", "metrics.jsonl", "config.json", "checkpoints/best.h5"):
         assert (run_folder / "run" / name).stat().st_size > 0
     assert list((run_folder / "run" / "tensorboard").iterdir())
     assert len(ckpt.list_checkpoints(run_folder / "run" / "checkpoints")) == 2
-    best = max(r["accuracy"] for r in read_metrics(run_folder / "run" / "metrics.jsonl") if r["kind"] == "evaluation")
+    best = max(
+        r["accuracy"]
+        for r in read_metrics(run_folder / "run" / "metrics.jsonl")
+        if r["kind"] == "evaluation"
+    )
     for ranks in (1, 3):
         evaluation = mpidl(ranks, "evaluate", str(run_folder / "run"), "--json").result
         assert evaluation["accuracy"] == pytest.approx(best) and evaluation["samples"] == 101
     prediction = mpidl(
-        3, "predict", str(run_folder / "run"), str(run_folder / "test"), "--out", str(run_folder / "p.npz"), "--json"
+        3,
+        "predict",
+        str(run_folder / "run"),
+        str(run_folder / "test"),
+        "--out",
+        str(run_folder / "p.npz"),
+        "--json",
     )
     assert prediction.result["samples"] == 101
     with np.load(run_folder / "p.npz") as archive:
@@ -78,7 +97,9 @@ def test_rank_counts_agree_and_resume_works_on_others(run_folder: Path) -> None:
         assert train(run_folder, first, "--set", output, "--set", "train.max_steps=30").status == 0
         resumed = train(run_folder, second, "--set", output, "--resume")
         assert resumed.status == 0 and "resuming at step 30" in resumed.err
-        np.testing.assert_allclose(losses(run_folder, f"mixed{first}"), curves[1], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(
+            losses(run_folder, f"mixed{first}"), curves[1], rtol=1e-3, atol=1e-6
+        )
     np.testing.assert_array_equal(losses(run_folder, "mixed4"), curves[1])
 
 
@@ -92,7 +113,11 @@ def children_of(parent: int) -> list[int]:
                 status = (entry / "status").read_text()
             except OSError:
                 continue
-            if b"bin/mpidl" in command and b"mpirun" not in command and os.getsid(int(entry.name)) is not None:
+            if (
+                b"bin/mpidl" in command
+                and b"mpirun" not in command
+                and os.getsid(int(entry.name)) is not None
+            ):
                 match = re.search(r"PPid:\s+(\d+)", status)
                 if match and _descends(int(match.group(1)), parent):
                     found.append(int(entry.name))
@@ -128,7 +153,9 @@ def test_killed_and_resumed_equals_uninterrupted(run_folder: Path, how: str) -> 
     straight = train(run_folder, 2, *common[:-1], f"{common[-1]}{run_folder}/straight")
     assert straight.status == 0, straight.err
     output = f"{common[-1]}{run_folder}/hit"
-    process = start(2, "mpidl", "train", str(run_folder / "run.toml"), "--json", *common[:-1], output)
+    process = start(
+        2, "mpidl", "train", str(run_folder / "run.toml"), "--json", *common[:-1], output
+    )
     wait_for_step(run_folder, 75, "hit")
     if how == "kill -9 of one rank":
         os.kill(children_of(process.pid)[-1], signal.SIGKILL)
@@ -159,7 +186,9 @@ def _is_mpirun(pid: int, ancestor: int) -> bool:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return any(part.endswith((b"mpirun", b"prterun")) for part in command[:2]) and _descends(pid, ancestor)
+    return any(part.endswith((b"mpirun", b"prterun")) for part in command[:2]) and _descends(
+        pid, ancestor
+    )
 
 
 def test_a_run_is_not_overwritten_by_accident(run_folder: Path) -> None:
@@ -185,7 +214,10 @@ def test_a_damaged_checkpoint_is_passed_over(run_folder: Path) -> None:
     older = ckpt.list_checkpoints(older.parent)[1]
     named = train(run_folder, 2, "--resume-from", str(older))
     assert named.status == 0 and "resuming at step 42" in named.err and "superseded" in named.err
-    assert [path.name for path in ckpt.list_checkpoints(older.parent)] == ["step-00000063.h5", "step-00000042.h5"]
+    assert [path.name for path in ckpt.list_checkpoints(older.parent)] == [
+        "step-00000063.h5",
+        "step-00000042.h5",
+    ]
     losses(run_folder)
     assert train(run_folder, 2, "--overwrite", "--set", "train.max_steps=2").status == 0
     assert not list(older.parent.glob("*.superseded*"))
@@ -200,7 +232,16 @@ def test_a_shared_file_through_mpio(run_folder: Path) -> None:
     drivers = ["auto", "mpio", "mpio-collective", "posix"] if is_parallel() else ["auto", "posix"]
     for driver in drivers:
         output = f"train.output={run_folder}/{driver}"
-        job = train(run_folder, 3, "--set", output, "--set", f"data.driver={driver}", "--set", "data.window_bytes=20000")
+        job = train(
+            run_folder,
+            3,
+            "--set",
+            output,
+            "--set",
+            f"data.driver={driver}",
+            "--set",
+            "data.window_bytes=20000",
+        )
         assert job.status == 0, job.err
         assert len(losses(run_folder, driver)) == 63
 
@@ -213,7 +254,9 @@ def test_shard_in_parallel_equals_shard_alone(run_folder: Path) -> None:
     np.savez(run_folder / "raw.npz", **arrays)
     for ranks, options in ((1, ["--shards", "5"]), (3, ["--shards", "5"]), (3, ["--shared"])):
         out = run_folder / f"out{ranks}{len(options)}"
-        job = mpidl(ranks, "shard", str(run_folder / "raw.npz"), "--out", str(out), *options, "--json")
+        job = mpidl(
+            ranks, "shard", str(run_folder / "raw.npz"), "--out", str(out), *options, "--json"
+        )
         assert job.status == 0 and job.result["samples"] == 57, job.err
         with Reader(out) as reader:
             for name, array in reader.read([(0, 57)]).items():

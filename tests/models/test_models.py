@@ -1,4 +1,4 @@
-"""Every model, in its tiny size: gradients, memorising 32 samples, and the same training on all backends."""
+"""Every model, in its tiny size: gradients, memorizing 32 samples, and the same training on all backends."""
 
 from __future__ import annotations
 
@@ -50,11 +50,13 @@ def samples(name: str, count: int, rng: np.random.Generator) -> tuple[np.ndarray
 def make(name: str, ops: Ops, dtype: Any = np.float32) -> tuple[Model, Any]:
     shape, classes, _ = TASKS[name]
     model = Model(layers_of(name, shape, classes, {"size": "tiny"}), shape, ops, dtype=dtype)
-    model.parameters.initialise(3)
+    model.parameters.initialize(3)
     return model, PairLoss(ops) if name in FIELDS else SoftmaxCrossEntropy(ops)
 
 
-def train(model: Model, loss: Any, optimizer: Any, x: np.ndarray, y: np.ndarray, steps: int, lr: float) -> list[float]:
+def train(
+    model: Model, loss: Any, optimizer: Any, x: np.ndarray, y: np.ndarray, steps: int, lr: float
+) -> list[float]:
     ops, losses = model.ops, []
     for step in range(steps):
         model.runtime.step = step
@@ -70,10 +72,19 @@ def train(model: Model, loss: Any, optimizer: Any, x: np.ndarray, y: np.ndarray,
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_gradients(name: str, rng: np.random.Generator) -> None:
     shape, classes, _ = TASKS[name]
-    inputs = rng.integers(0, classes, (4, *shape)) if len(shape) == 1 else rng.standard_normal((4, *shape))
+    inputs = (
+        rng.integers(0, classes, (4, *shape))
+        if len(shape) == 1
+        else rng.standard_normal((4, *shape))
+    )
     step = 1e-8 if "resnet" in name else 1e-6
     check_gradients(
-        list(layers_of(name, shape, classes, {"size": "tiny"})), shape, inputs=inputs, step=step, rtol=1e-3, atol=1e-6
+        list(layers_of(name, shape, classes, {"size": "tiny"})),
+        shape,
+        inputs=inputs,
+        step=step,
+        rtol=1e-3,
+        atol=1e-6,
     )
 
 
@@ -81,9 +92,20 @@ def test_gradients(name: str, rng: np.random.Generator) -> None:
 def test_memorises_32_samples(name: str, rng: np.random.Generator) -> None:
     model, loss = make(name, NumpyOps())
     x, y = samples(name, 32, rng)
-    losses = train(model, loss, Adam(model.parameters, model.ops), x, y, 80 if name == "resnet50" else 150, TASKS[name][2])
+    losses = train(
+        model,
+        loss,
+        Adam(model.parameters, model.ops),
+        x,
+        y,
+        80 if name == "resnet50" else 150,
+        TASKS[name][2],
+    )
     # of random text a rest is left: three lines share their first token
-    assert losses[-1] < (0.3 if len(TASKS[name][0]) == 1 else 0.05) * losses[0], (losses[0], losses[-1])
+    assert losses[-1] < (0.3 if len(TASKS[name][0]) == 1 else 0.05) * losses[0], (
+        losses[0],
+        losses[-1],
+    )
 
 
 @pytest.mark.parametrize("name", ["cnn", "gpt", "resnet", "lstm", "fno"])

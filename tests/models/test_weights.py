@@ -18,7 +18,7 @@ from mpidl.nn import Model
 
 def make(name: str, shape: tuple[int, ...], classes: int, **options: Any) -> Model:
     model = Model(layers_of(name, shape, classes, options), shape, NumpyOps())
-    model.parameters.initialise(1)
+    model.parameters.initialize(1)
     return model
 
 
@@ -38,10 +38,15 @@ def test_there_and_back(tmp_path: Path, rng: np.random.Generator) -> None:
     [
         (lambda t: t.pop("dense1.bias"), "dense1.bias is missing"),
         (lambda t: t.update(extra=np.zeros(3, np.float32)), "extra has no place"),
-        (lambda t: t.update({"dense1.weight": np.zeros((3, 5), np.float32)}), r"dense1.weight has shape \(3, 5\)"),
+        (
+            lambda t: t.update({"dense1.weight": np.zeros((3, 5), np.float32)}),
+            r"dense1.weight has shape \(3, 5\)",
+        ),
     ],
 )
-def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path: Path, change: Any, words: str) -> None:
+def test_what_does_not_fit_is_named_and_changes_nothing(
+    tmp_path: Path, change: Any, words: str
+) -> None:
     model, path = make("mlp", (4,), 3, hidden=[5]), tmp_path / "w.safetensors"
     save_weights(model, path)
     tensors = {name: tensor + 1 for name, tensor in load_file(path).items()}
@@ -71,12 +76,20 @@ def torchvision_resnet(torch: Any, blocks: tuple[int, ...], *, bottleneck: bool)
             self.count, width = len(kernels), before
             for number, (kernel, step) in enumerate(kernels, 1):
                 out = outer if number == len(kernels) else inner
-                setattr(self, f"conv{number}", nn.Conv2d(width, out, kernel, step, kernel // 2, bias=False))
+                setattr(
+                    self,
+                    f"conv{number}",
+                    nn.Conv2d(width, out, kernel, step, kernel // 2, bias=False),
+                )
                 setattr(self, f"bn{number}", nn.BatchNorm2d(out))
                 width = out
             changed = stride > 1 or before != outer
             self.downsample = (
-                nn.Sequential(nn.Conv2d(before, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)) if changed else None
+                nn.Sequential(
+                    nn.Conv2d(before, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)
+                )
+                if changed
+                else None
             )
 
         def forward(self, x: Any) -> Any:
@@ -110,7 +123,9 @@ def torchvision_resnet(torch: Any, blocks: tuple[int, ...], *, bottleneck: bool)
 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_state_dicts_of_torchvision_resnets(tmp_path: Path, name: str, rng: np.random.Generator) -> None:
+def test_state_dicts_of_torchvision_resnets(
+    tmp_path: Path, name: str, rng: np.random.Generator
+) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file as save_torch
 
@@ -135,7 +150,9 @@ def test_state_dicts_of_torchvision_resnets(tmp_path: Path, name: str, rng: np.r
 def test_state_dicts_of_gpt2(tmp_path: Path, recompute: bool, rng: np.random.Generator) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     sizes = {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 32, "vocab_size": 50}
-    module = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    module = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    )
     module.save_pretrained(tmp_path)
     model = make("gpt", (20,), 50, width=48, depth=3, heads=4, recompute=recompute)
     load_weights(model, tmp_path / "model.safetensors")

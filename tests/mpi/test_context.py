@@ -12,14 +12,14 @@ pytestmark = pytest.mark.mpi
 
 
 def test_ranks_and_nodes(context: Any) -> None:
-    assert context.gather(context.rank) == list(range(context.size))
+    assert context.allgather_object(context.rank) == list(range(context.size))
     assert context.nodes == 1 and context.node == 0
-    assert context.gather(context.local_rank) == list(range(context.size))
+    assert context.allgather_object(context.local_rank) == list(range(context.size))
     assert context.local_size == context.size and context.threads >= 1
 
 
 def test_an_error_on_the_last_rank_is_raised_on_all(context: Any) -> None:
-    with pytest.raises(DataError, match="broken") as caught, context.together("testing"):
+    with pytest.raises(DataError, match="broken") as caught, context.fail_together("testing"):
         if context.rank == context.size - 1:
             raise DataError("broken", where="file.h5", remedy="mend it")
     assert caught.value.agreed
@@ -28,13 +28,16 @@ def test_an_error_on_the_last_rank_is_raised_on_all(context: Any) -> None:
 
 
 def test_foreign_exceptions_are_wrapped(context: Any) -> None:
-    with pytest.raises(MpidlError, match=r"ValueError: odd \(while testing\)"), context.together("testing"):
+    with (
+        pytest.raises(MpidlError, match=r"ValueError: odd \(while testing\)"),
+        context.fail_together("testing"),
+    ):
         if context.rank == 0:
             raise ValueError("odd")
 
 
 def test_no_error_means_no_error(context: Any) -> None:
-    with context.together("testing"):
+    with context.fail_together("testing"):
         pass
     assert context.on_root(lambda: 42, "testing") == 42
 

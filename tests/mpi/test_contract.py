@@ -41,15 +41,21 @@ def on_arrays(comm: Any) -> dict[str, Call]:
     other = (dist.rank() + 1) % dist.size()
     return {
         "collectives.all_reduce": lambda x: collectives.all_reduce(x, comm=comm),
-        "collectives.all_reduce, ring": lambda x: collectives.all_reduce(x, comm=comm, algorithm="ring"),
+        "collectives.all_reduce, ring": lambda x: collectives.all_reduce(
+            x, comm=comm, algorithm="ring"
+        ),
         "collectives.reduce": lambda x: collectives.reduce(x, comm=comm),
         "collectives.broadcast": lambda x: collectives.broadcast(x, comm=comm),
         "collectives.gather": lambda x: collectives.gather(x, comm=comm),
         "collectives.scatter": lambda x: collectives.scatter(x, comm=comm),
         "collectives.reduce_scatter": lambda x: collectives.reduce_scatter(x, comm=comm),
         "collectives.all_gather": lambda x: collectives.all_gather(x, comm=comm),
-        "collectives.all_to_all": lambda x: collectives.all_to_all(x, np.zeros(dist.size()), comm=comm),
-        "collectives.all_to_all, into": lambda x: collectives.all_to_all(np.zeros(dist.size()), x, comm=comm),
+        "collectives.all_to_all": lambda x: collectives.all_to_all(
+            x, np.zeros(dist.size()), comm=comm
+        ),
+        "collectives.all_to_all, into": lambda x: collectives.all_to_all(
+            np.zeros(dist.size()), x, comm=comm
+        ),
         "collectives.send": lambda x: collectives.send(x, other, comm=comm),
         "collectives.recv": lambda x: collectives.recv(x, other, comm=comm),
         "collectives.run_rounds": lambda x: collectives.run_rounds([], x, comm=comm, what="test"),
@@ -105,7 +111,12 @@ def test_another_byte_order_is_never_summed(context: Any, group: Group) -> None:
 def test_wrong_ranks_tags_and_names_are_refused(context: Any) -> None:
     x, size, comm = np.zeros(2 * dist.size()), dist.size(), context.comm
     for root in (-1, size, None, "0", 0.5):
-        for function in (collectives.reduce, collectives.broadcast, collectives.gather, collectives.scatter):
+        for function in (
+            collectives.reduce,
+            collectives.broadcast,
+            collectives.gather,
+            collectives.scatter,
+        ):
             with pytest.raises(CollectiveError, match="choose 0 to"):
                 function(x, comm=comm, root=root)
         others = (dist.reduce, dist.broadcast, dist.scatter, dist.gather, dist.broadcast_object)
@@ -155,7 +166,12 @@ def test_an_array_without_axes_is_an_array(context: Any) -> None:
 
 
 def test_what_only_the_root_brings_is_refused_on_all_ranks(context: Any) -> None:
-    for value in (None, [1], np.zeros((dist.size() + 1, 2)) if dist.size() > 1 else np.array(1.0), np.zeros(3, ">i4")):
+    for value in (
+        None,
+        [1],
+        np.zeros((dist.size() + 1, 2)) if dist.size() > 1 else np.array(1.0),
+        np.zeros(3, ">i4"),
+    ):
         with pytest.raises(CollectiveError) as caught:
             dist.scatter(value if dist.rank() == 0 else None)
         assert caught.value.agreed
@@ -176,7 +192,10 @@ def test_ranks_that_want_another_operation_are_told(context: Any, group: Group) 
     for one, other in (("sum", "mean"), ("max", "min"), ("mean", "sum")):
         for length in (3, 100_000, 3_000_000):
             x = np.ones(length, np.float32)
-            with pytest.raises(CollectiveError, match=rf"rank 0: all_reduce \({one}\).*rank 1: all_reduce \({other}\)"):
+            with pytest.raises(
+                CollectiveError,
+                match=rf"rank 0: all_reduce \({one}\).*rank 1: all_reduce \({other}\)",
+            ):
                 collectives.all_reduce(x, comm=group, op=one if context.rank == 0 else other)
             assert (x == 1).all()
     x = np.ones(5, np.int32)
@@ -193,7 +212,10 @@ def test_ranks_with_another_root_are_told(context: Any, group: Group, what: str)
         return
     mine = int(context.rank == context.size - 1)
     for length in (context.size, 100_000):
-        with pytest.raises(CollectiveError, match=rf"rank 0: {what} \(sum, root 0\).*rank {context.size - 1}: .*root 1"):
+        with pytest.raises(
+            CollectiveError,
+            match=rf"rank 0: {what} \(sum, root 0\).*rank {context.size - 1}: .*root 1",
+        ):
             getattr(collectives, what)(np.ones(length), comm=group, root=mine)
         with pytest.raises(CollectiveError, match="root 1"):
             getattr(dist, what)(np.ones(context.size * 3), mine)
@@ -214,8 +236,8 @@ def test_ranks_with_another_root_are_told(context: Any, group: Group, what: str)
 
 def test_a_tag_of_the_user_meets_no_collective(context: Any) -> None:
     """A message with the tag that an all-reduce uses waits while one goes on."""
-    from mpidl.collectives.combine import NUMBERS, mark_of
-    from mpidl.collectives.execute import tag_of
+    from mpidl.collectives.engine.execute import tag_of
+    from mpidl.collectives.engine.reduction import NUMBERS, mark_of
 
     if context.size < 2:
         return
@@ -235,7 +257,10 @@ def test_a_tag_of_the_user_meets_no_collective(context: Any) -> None:
 def test_a_mean_of_16_bit_floats_is_divided_before_its_one_rounding(
     context: Any, group: Group, dtype: Any, algorithm: str
 ) -> None:
-    parts = [np.random.default_rng([3, rank]).standard_normal(1001).astype(dtype) for rank in range(context.size)]
+    parts = [
+        np.random.default_rng([3, rank]).standard_normal(1001).astype(dtype)
+        for rank in range(context.size)
+    ]
     for part in parts:
         part[:3] = [2.0**-24, 6e4, -6e4]
     exact = np.mean([part.astype(np.float64) for part in parts], axis=0)
@@ -257,7 +282,10 @@ def test_a_mean_of_16_bit_floats_is_divided_before_its_one_rounding(
     if context.rank == 0:
         check(x, exact)
     low, high = context.rank * 1001 // context.size, (context.rank + 1) * 1001 // context.size
-    check(collectives.reduce_scatter(parts[context.rank].copy(), comm=group, op="mean"), exact[low:high])
+    check(
+        collectives.reduce_scatter(parts[context.rank].copy(), comm=group, op="mean"),
+        exact[low:high],
+    )
 
 
 def test_a_mean_has_the_bits_of_sum_and_division(context: Any, group: Group) -> None:

@@ -19,7 +19,18 @@ from mpidl.compression import create
 
 pytestmark = pytest.mark.mpi
 MOST, LENGTH = 70_000, 300_007
-METHODS = ("Send", "Recv", "Isend", "Irecv", "Sendrecv", "Bcast", "Allreduce", "Allgather", "Gatherv", "Reduce")
+METHODS = (
+    "Send",
+    "Recv",
+    "Isend",
+    "Irecv",
+    "Sendrecv",
+    "Bcast",
+    "Allreduce",
+    "Allgather",
+    "Gatherv",
+    "Reduce",
+)
 
 
 def refusing(comm: Any) -> Any:
@@ -28,7 +39,9 @@ def refusing(comm: Any) -> Any:
     def limited(method: Any) -> Any:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             for buffer in args:
-                assert not isinstance(buffer, np.ndarray) or buffer.size <= MOST, f"{buffer.size} elements in a message"
+                assert not isinstance(buffer, np.ndarray) or buffer.size <= MOST, (
+                    f"{buffer.size} elements in a message"
+                )
             return method(self, *args, **kwargs)
 
         return call
@@ -63,7 +76,10 @@ def test_all_reduce(context: Any, group: Group, algorithm: str, dtype: Any) -> N
 
 def test_the_others(context: Any, group: Group) -> None:
     size, rank = context.size, context.rank
-    parts = [np.random.default_rng(other).integers(0, 9, LENGTH).astype(np.int16) for other in range(size)]
+    parts = [
+        np.random.default_rng(other).integers(0, 9, LENGTH).astype(np.int16)
+        for other in range(size)
+    ]
     low, high = part(rank, size, LENGTH)
     buffer = parts[rank].copy()
     collectives.broadcast(buffer, comm=group, root=size - 1)
@@ -72,20 +88,30 @@ def test_the_others(context: Any, group: Group) -> None:
     collectives.reduce(buffer, comm=group)
     if rank == 0:
         np.testing.assert_array_equal(buffer, np.sum(parts, axis=0))
-    np.testing.assert_array_equal(collectives.scatter(parts[rank].copy(), comm=group), parts[0][low:high])
-    np.testing.assert_array_equal(collectives.reduce_scatter(parts[rank].copy(), comm=group), np.sum(parts, axis=0)[low:high])
+    np.testing.assert_array_equal(
+        collectives.scatter(parts[rank].copy(), comm=group), parts[0][low:high]
+    )
+    np.testing.assert_array_equal(
+        collectives.reduce_scatter(parts[rank].copy(), comm=group), np.sum(parts, axis=0)[low:high]
+    )
     for algorithm in ("ring", "bruck"):
         buffer = np.zeros(LENGTH)
         buffer[low:high] = rank
         collectives.all_gather(buffer, comm=group, algorithm=algorithm)
-        assert all((buffer[slice(*part(other, size, LENGTH))] == other).all() for other in range(size))
+        assert all(
+            (buffer[slice(*part(other, size, LENGTH))] == other).all() for other in range(size)
+        )
     buffer = np.zeros(LENGTH)
     buffer[low:high] = rank
     collectives.gather(buffer, comm=group)
     if rank == 0:
-        assert all((buffer[slice(*part(other, size, LENGTH))] == other).all() for other in range(size))
+        assert all(
+            (buffer[slice(*part(other, size, LENGTH))] == other).all() for other in range(size)
+        )
     received = np.zeros(size * 100_000, np.int32)
-    collectives.all_to_all(np.repeat(np.arange(size), 100_000).astype(np.int32) + 10 * rank, received, comm=group)
+    collectives.all_to_all(
+        np.repeat(np.arange(size), 100_000).astype(np.int32) + 10 * rank, received, comm=group
+    )
     np.testing.assert_array_equal(received, np.repeat(10 * np.arange(size) + rank, 100_000))
     if size > 1:
         if rank == 0:
@@ -105,7 +131,9 @@ def test_compressed(context: Any, group: Group, name: str) -> None:
         compressor.reduce(values, group, "bucket")
         total += values
     if name in ("fp16", "int8", "topk"):
-        wanted = sum(np.random.default_rng(rank).standard_normal(LENGTH) for rank in range(context.size))
+        wanted = sum(
+            np.random.default_rng(rank).standard_normal(LENGTH) for rank in range(context.size)
+        )
         assert np.linalg.norm(total / 8 - wanted) < 0.2 * np.linalg.norm(wanted)
 
 
@@ -115,7 +143,9 @@ def test_objects(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     members = dist.groups.world().group()
     whole, members.comm = members.comm, refusing(members.comm)
     value = np.arange(LENGTH) + context.rank
-    np.testing.assert_array_equal(dist.broadcast_object(value, context.size - 1), np.arange(LENGTH) + context.size - 1)
+    np.testing.assert_array_equal(
+        dist.broadcast_object(value, context.size - 1), np.arange(LENGTH) + context.size - 1
+    )
     for rank, got in enumerate(dist.all_gather_object(value)):
         np.testing.assert_array_equal(got, np.arange(LENGTH) + rank)
     members.comm = whole

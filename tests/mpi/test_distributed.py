@@ -36,15 +36,21 @@ def test_arrays_of_any_shape(context: Any) -> None:
     stacked = dist.all_gather(np.full((2, 2), rank))
     assert stacked.shape == (size, 2, 2) and (stacked == np.arange(size)[:, None, None]).all()
     own = dist.reduce_scatter(np.arange(2 * size * 3, dtype=float).reshape(2 * size, 3))
-    np.testing.assert_array_equal(own, size * np.arange(2 * size * 3).reshape(2 * size, 3)[2 * rank : 2 * rank + 2])
-    np.testing.assert_array_equal(dist.alltoall(np.arange(size) + 10 * rank), 10 * np.arange(size) + rank)
+    np.testing.assert_array_equal(
+        own, size * np.arange(2 * size * 3).reshape(2 * size, 3)[2 * rank : 2 * rank + 2]
+    )
+    np.testing.assert_array_equal(
+        dist.alltoall(np.arange(size) + 10 * rank), 10 * np.arange(size) + rank
+    )
     for root in range(size):
         y = np.full(4, rank)
         dist.reduce(y, root)
         assert (y == (sum(range(size)) if rank == root else rank)).all()
         assert (dist.broadcast(np.full(3, rank), root) == root).all()
         given = np.arange(size * 2).reshape(size, 2) + root if rank == root else None
-        np.testing.assert_array_equal(dist.scatter(given, root), [[2 * rank + root, 2 * rank + 1 + root]])
+        np.testing.assert_array_equal(
+            dist.scatter(given, root), [[2 * rank + root, 2 * rank + 1 + root]]
+        )
         gathered = dist.gather(np.array([rank, -rank]), root)
         assert (gathered is None) == (rank != root)
         if gathered is not None:
@@ -55,7 +61,10 @@ def test_arrays_of_any_shape(context: Any) -> None:
 def test_handles_complete_in_order(context: Any) -> None:
     group = dist.new_group(range(dist.size()))
     arrays = [np.full(1000 * (index + 1), dist.rank() + index, np.float32) for index in range(5)]
-    handles = [dist.all_reduce(array, group=group, async_op=True, name=f"bucket {index}") for index, array in enumerate(arrays)]
+    handles = [
+        dist.all_reduce(array, group=group, async_op=True, name=f"bucket {index}")
+        for index, array in enumerate(arrays)
+    ]
     here = np.ones(7)
     dist.all_reduce(here)  # synchronous ones go on meanwhile
     for index, handle in enumerate(handles):
@@ -65,9 +74,13 @@ def test_handles_complete_in_order(context: Any) -> None:
     failing = dist.all_reduce(np.ones(3), op="nonsense", group=group, async_op=True)
     with pytest.raises(CollectiveError, match="unknown operation"):
         failing.wait()
-    handle = dist.grouped_all_reduce([np.ones(3), np.ones((2, 2), np.float32), np.ones(1)], group=group, async_op=True)
+    handle = dist.grouped_all_reduce(
+        [np.ones(3), np.ones((2, 2), np.float32), np.ones(1)], group=group, async_op=True
+    )
     assert all((array == dist.size()).all() for array in handle.wait())
-    both = dist.grouped_all_gather([np.full(2, dist.rank()), np.full((1, 2), -dist.rank())], group=group)
+    both = dist.grouped_all_gather(
+        [np.full(2, dist.rank()), np.full((1, 2), -dist.rank())], group=group
+    )
     assert both[1].shape == (dist.size(), 1, 2)
     group.free()
 
@@ -115,7 +128,9 @@ def test_send_and_receive(context: Any) -> None:
     if dist.size() > 1 and dist.rank() == 0:
         dist.send(np.arange(6).reshape(2, 3), 1, tag=4)
     if dist.rank() == 1:
-        np.testing.assert_array_equal(dist.recv(np.zeros((2, 3), np.int64), 0, tag=4), np.arange(6).reshape(2, 3))
+        np.testing.assert_array_equal(
+            dist.recv(np.zeros((2, 3), np.int64), 0, tag=4), np.arange(6).reshape(2, 3)
+        )
 
 
 def test_wrong_shapes_are_refused(context: Any) -> None:

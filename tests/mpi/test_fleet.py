@@ -30,10 +30,12 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("optimizer_of", [Adam, LAMB])
 @pytest.mark.parametrize(("name", "options"), CHOICES)
-def test_a_loop_of_ones_own(context: Any, name: str, options: dict[str, Any], optimizer_of: Any) -> None:
+def test_a_loop_of_ones_own(
+    context: Any, name: str, options: dict[str, Any], optimizer_of: Any
+) -> None:
     fleet.init(name, **options)
     model = Model(layers_of("mlp", (6,), 3, {"hidden": (16,)}), (6,), NumpyOps())
-    model.parameters.initialise(context.rank)  # rank 0's count
+    model.parameters.initialize(context.rank)  # rank 0's count
     if name == "parameter_server" and context.size == 1:
         with pytest.raises(ConfigError, match="leave no worker"):
             fleet.DistributedOptimizer(Adam(model.parameters, model.ops), model)
@@ -41,16 +43,19 @@ def test_a_loop_of_ones_own(context: Any, name: str, options: dict[str, Any], op
     model = fleet.distributed_model(model)
     optimizer = fleet.distributed_optimizer(optimizer_of(model.parameters, model.ops))
     loss, rng = SoftmaxCrossEntropy(model.ops), np.random.default_rng(context.rank)
-    assert fleet.is_worker() != fleet.is_server() and fleet.worker_num() in (context.size, context.size - 1)
-    for _ in optimizer.claims(60):
+    assert fleet.is_worker() != fleet.is_server() and fleet.worker_num() in (
+        context.size,
+        context.size - 1,
+    )
+    for _ in optimizer.iterate_steps(60):
         x = rng.standard_normal((16, 6)).astype(np.float32)
         logits, backward = model.forward(x, train=True)
-        result = loss(logits, x[:, :3].argmax(axis=1), optimizer.count_of(len(x)))
-        backward(result.gradient, optimizer.ready)
+        result = loss(logits, x[:, :3].argmax(axis=1), optimizer.loss_divisor(len(x)))
+        backward(result.gradient, optimizer.on_gradients_ready)
         optimizer.step(0.05, loss=result.total, count=len(x))
-    optimizer.settle()
+    optimizer.synchronize()
     whole = np.array(optimizer.values())
-    for other in context.gather(whole):
+    for other in context.allgather_object(whole):
         np.testing.assert_allclose(other, whole, rtol=1e-5, atol=1e-6)
     x = np.random.default_rng(99).standard_normal((200, 6)).astype(np.float32)
     hits = float((model.forward(x)[0].argmax(axis=1) == x[:, :3].argmax(axis=1)).mean())

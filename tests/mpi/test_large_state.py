@@ -13,7 +13,7 @@ import pytest
 
 from mpidl.comm import transport
 from mpidl.optim import RunState
-from mpidl.sync.independent import Window
+from mpidl.sync.asynchronous.strategy import Window
 from mpidl.train import checkpoint as ckpt
 from tests.mpi.test_counts import refusing
 from tests.train.test_checkpoint import meta
@@ -25,8 +25,14 @@ LENGTH = 250_001
 def test_checkpoints_are_loaded_in_pieces(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "MOST", 70_000)
     folder = Path(context.on_root(tempfile.mkdtemp, "making a folder"))
-    buffers = {"parameters": np.arange(LENGTH, dtype=np.float32), "optimizer.momentum": np.arange(LENGTH) / 7}
-    state = RunState({"slow": np.arange(2.0 * LENGTH).reshape(2, LENGTH)}, {"own": np.full(context.rank + 3, context.rank)})
+    buffers = {
+        "parameters": np.arange(LENGTH, dtype=np.float32),
+        "optimizer.momentum": np.arange(LENGTH) / 7,
+    }
+    state = RunState(
+        {"slow": np.arange(2.0 * LENGTH).reshape(2, LENGTH)},
+        {"own": np.full(context.rank + 3, context.rank)},
+    )
     path = ckpt.save(folder, meta(1), buffers, context, keep=2, best=False, state=state)
     small = replace(context, comm=refusing(context.comm))
     found = ckpt.load_for(small, lambda: ckpt.read(path), "test", own=True)
@@ -39,7 +45,9 @@ def test_checkpoints_are_loaded_in_pieces(context: Any, monkeypatch: pytest.Monk
         shutil.rmtree(folder)
 
 
-def test_windows_are_read_and_changed_in_pieces(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_are_read_and_changed_in_pieces(
+    context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transport, "MOST", 70_000)
     window = Window(context.comm, LENGTH, np.float64)
     context.barrier()

@@ -32,7 +32,7 @@ def test_synchronised_batch_norm_equals_one_rank(context: Any, uneven: bool) -> 
     results = []
     for rows, alone in ((slice(None), True), (own, False)):
         model = Model([Dense(6), BatchNorm(relu=True)], (4, 3), NumpyOps(), dtype=np.float64)
-        model.parameters.initialise(2)
+        model.parameters.initialize(2)
         shared = SharedState(model, context, 0)
         if alone:
             model.runtime.reduce = None
@@ -49,13 +49,15 @@ def test_synchronised_batch_norm_equals_one_rank(context: Any, uneven: bool) -> 
 
 
 def test_running_statistics_of_ranks_that_differ_are_averaged(context: Any) -> None:
-    model = Model([BatchNorm(synchronised=False, momentum=1.0)], (3,), NumpyOps(), dtype=np.float64)
-    model.parameters.initialise(0)
+    model = Model([BatchNorm(synchronized=False, momentum=1.0)], (3,), NumpyOps(), dtype=np.float64)
+    model.parameters.initialize(0)
     shared = SharedState(model, context, 0)
     model.forward(np.full((4, 3), float(context.rank)), train=True)
     np.testing.assert_allclose(model.parameters.value("batchnorm1.running_mean"), context.rank)
-    shared.settle()
-    np.testing.assert_allclose(model.parameters.value("batchnorm1.running_mean"), (context.size - 1) / 2)
+    shared.synchronize()
+    np.testing.assert_allclose(
+        model.parameters.value("batchnorm1.running_mean"), (context.size - 1) / 2
+    )
 
 
 def test_masks_belong_to_micro_batches_not_to_ranks(context: Any) -> None:

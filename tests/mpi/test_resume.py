@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpidl.config.schema import build_config
 from mpidl.data.importers import Source
 from mpidl.data.writer import WriteOptions, write_dataset
 from mpidl.errors import CheckpointError
 from mpidl.observe.metrics import read_metrics
 from mpidl.train import checkpoint as ckpt
-from mpidl.train.config import build_config
 from mpidl.train.trainer import Trainer
 
 pytestmark = pytest.mark.mpi
@@ -32,18 +32,24 @@ TREES: dict[str, dict[str, Any]] = {
     "zero 2": {"sync": {"strategy": "zero", "zero": {"stage": 2}}},
     "zero 3": {"sync": {"strategy": "zero", "zero": {"stage": 3}, "bucket_mib": 0.001}},
     "local": {"sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4}}},
-    "post-local": {"sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4, "start_epoch": 0.5}}},
-    "slow momentum": {"sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4, "slow_momentum": 0.5}}},
+    "post-local": {
+        "sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4, "start_epoch": 0.5}}
+    },
+    "slow momentum": {
+        "sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4, "slow_momentum": 0.5}}
+    },
     "gossip": {"sync": {"strategy": "gossip", "gossip": {"period": 2}}},
     "random gossip": {"sync": {"strategy": "gossip", "gossip": {"graph": "random"}}},
     "push-sum": {"sync": {"strategy": "gossip", "gossip": {"graph": "random", "mode": "push_sum"}}},
     "batch norm of each rank": {
         "sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4}},
-        "model": {"name": "resnet", "options": {"size": "tiny", "synchronised": False}},
+        "model": {"name": "resnet", "options": {"size": "tiny", "synchronized": False}},
     },
     "dropout": {"model": {"name": "vit", "options": {"size": "tiny", "dropout": 0.2}}},
 } | {
-    name: {"sync": {"compression": name, "topk_ratio": 0.05, "bucket_mib": 0.002, "overlap": "layers"}}
+    name: {
+        "sync": {"compression": name, "topk_ratio": 0.05, "bucket_mib": 0.002, "overlap": "layers"}
+    }
     for name in ("fp16", "bf16", "int8", "sign", "topk", "powersgd")
 }
 REPLICAS = ["local", "post-local", "slow momentum", "gossip", "push-sum", "batch norm of each rank"]
@@ -57,9 +63,14 @@ def folder() -> Iterator[Path]:
     context = init()
     made = Path(context.on_root(tempfile.mkdtemp, "making a folder"))
     rng = np.random.default_rng(0)
-    arrays = {"image": rng.integers(0, 120, (SAMPLES, 8, 8), np.uint8), "label": rng.integers(0, 4, SAMPLES)}
+    arrays = {
+        "image": rng.integers(0, 120, (SAMPLES, 8, 8), np.uint8),
+        "label": rng.integers(0, 4, SAMPLES),
+    }
     arrays["image"][:, :4, :4] += (arrays["label"] * 20).astype(np.uint8)[:, None, None]
-    source = Source(SAMPLES, lambda low, high: {name: array[low:high] for name, array in arrays.items()})
+    source = Source(
+        SAMPLES, lambda low, high: {name: array[low:high] for name, array in arrays.items()}
+    )
     write_dataset(source, made / "data", WriteOptions(3), context, lambda count: None)
     yield made
     context.barrier()
@@ -67,14 +78,21 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(made)
 
 
-def train(context: Any, folder: Path, name: str, output: str, *, resume: bool = False, **settings: Any) -> list[str]:
+def train(
+    context: Any, folder: Path, name: str, output: str, *, resume: bool = False, **settings: Any
+) -> list[str]:
     """Train, and return what rank 0 was told."""
     tree: dict[str, Any] = {
         "data": {"train": f"{folder}/data", "test": f"{folder}/data"},
         "model": {"name": "mlp", "options": {"hidden": [24]}},
         "optim": {"lr": 0.02},
     } | TREES[name]
-    tree["train"] = {"epochs": 2, "global_batch": BATCH, "output": f"{folder}/{output}", "log_every": 1}
+    tree["train"] = {
+        "epochs": 2,
+        "global_batch": BATCH,
+        "output": f"{folder}/{output}",
+        "log_every": 1,
+    }
     for key, value in settings.items():
         section, _, option = key.partition("_")
         tree[section] = tree.get(section, {}) | {option: value}
@@ -103,8 +121,11 @@ class Signal:
 
 def assert_equal(context: Any, folder: Path, first: str, second: str) -> None:
     """Same parameters, optimizer, run state of all ranks, and losses of all steps."""
-    with context.together("comparing"):
-        ends = [ckpt.read(ckpt.list_checkpoints(folder / name / "checkpoints")[0]) for name in (first, second)]
+    with context.fail_together("comparing"):
+        ends = [
+            ckpt.read(ckpt.list_checkpoints(folder / name / "checkpoints")[0])
+            for name in (first, second)
+        ]
         assert ends[0].meta.step == ends[1].meta.step == 2 * EPOCH
         pairs = [(ends[0].buffers, ends[1].buffers), (ends[0].state.shared, ends[1].state.shared)]
         own = [ckpt.read_own(end.path, end.meta, context.rank) for end in ends]
@@ -113,7 +134,11 @@ def assert_equal(context: Any, folder: Path, first: str, second: str) -> None:
             for key in a:
                 np.testing.assert_array_equal(a[key], b[key], err_msg=key)
         steps = [
-            [(r["step"], r["loss"]) for r in read_metrics(folder / name / "metrics.jsonl") if r["kind"] == "step"]
+            [
+                (r["step"], r["loss"])
+                for r in read_metrics(folder / name / "metrics.jsonl")
+                if r["kind"] == "step"
+            ]
             for name in (first, second)
         ]
         assert steps[0] == steps[1] and len(steps[0]) == 2 * EPOCH
@@ -138,19 +163,26 @@ def test_resumed_equals_straight(context: Any, folder: Path, name: str) -> None:
 def test_a_synchronous_server_is_resumed_at_the_end_of_an_epoch(context: Any, folder: Path) -> None:
     """Two workers: sums of two do not depend on who comes first."""
     skip_unless(context, 3)
-    TREES["server"] = {"sync": {"strategy": "parameter_server", "parameter_server": {"staleness": 0}}}
+    TREES["server"] = {
+        "sync": {"strategy": "parameter_server", "parameter_server": {"staleness": 0}}
+    }
     train(context, folder, "server", "straight")
     train(context, folder, "server", "halves", train_max_steps=EPOCH)
     train(context, folder, "server", "halves", resume=True)
-    with context.together("comparing"):
-        ends = [ckpt.read(ckpt.list_checkpoints(folder / one / "checkpoints")[0]) for one in ("straight", "halves")]
+    with context.fail_together("comparing"):
+        ends = [
+            ckpt.read(ckpt.list_checkpoints(folder / one / "checkpoints")[0])
+            for one in ("straight", "halves")
+        ]
         for key in ends[0].buffers:
             np.testing.assert_array_equal(ends[0].buffers[key], ends[1].buffers[key], err_msg=key)
 
 
 @pytest.mark.parametrize("name", REPLICAS)
-def test_when_checkpoints_are_written_changes_no_result(context: Any, folder: Path, name: str) -> None:
-    """Replicas are averaged for the file, and go on as they were."""
+def test_when_checkpoints_are_written_changes_no_result(
+    context: Any, folder: Path, name: str
+) -> None:
+    """ParameterAveraging are averaged for the file, and go on as they were."""
     skip_unless(context, 3)
     train(context, folder, name, "rare")
     train(context, folder, name, "frequent", checkpoint_every_steps=7)
@@ -158,22 +190,34 @@ def test_when_checkpoints_are_written_changes_no_result(context: Any, folder: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("topk", "strategy.compression.residual"), ("push-sum", "strategy.weight"), ("slow momentum", "ranks")]
+    ("name", "words"),
+    [
+        ("topk", "strategy.compression.residual"),
+        ("push-sum", "strategy.weight"),
+        ("slow momentum", "ranks"),
+    ],
 )
-def test_other_ranks_keep_what_has_meaning(context: Any, folder: Path, name: str, words: str) -> None:
+def test_other_ranks_keep_what_has_meaning(
+    context: Any, folder: Path, name: str, words: str
+) -> None:
     """Stopped on one rank less than it is resumed on."""
     from mpidl.comm.context import init
     from mpidl.comm.mpi import load
 
     skip_unless(context, 3, 4)
-    small = context.comm.Split(0 if context.rank < context.size - 1 else load().UNDEFINED, context.rank)
+    small = context.comm.Split(
+        0 if context.rank < context.size - 1 else load().UNDEFINED, context.rank
+    )
     if small != load().COMM_NULL:
         train(init(small), folder, name, "other", train_max_steps=STOP)
     context.barrier()
     said = train(context, folder, name, "other", resume=True)
     if context.is_root:
         assert any("not used" in text and words in text for text in said), said
-        assert ckpt.list_checkpoints(folder / "other" / "checkpoints")[0].name == f"step-{2 * EPOCH:08d}.h5"
+        assert (
+            ckpt.list_checkpoints(folder / "other" / "checkpoints")[0].name
+            == f"step-{2 * EPOCH:08d}.h5"
+        )
 
 
 @pytest.mark.parametrize("name", ["allreduce", "local"])
@@ -188,8 +232,11 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up(
         train(context, folder, name, "signalled")
     train(context, folder, name, "signalled", resume=True)
     assert_equal(context, folder, "straight", "signalled")
-    with context.together("comparing"):
-        straight, signalled = (ckpt.list_checkpoints(folder / one / "checkpoints")[0] for one in ("straight", "signalled"))
+    with context.fail_together("comparing"):
+        straight, signalled = (
+            ckpt.list_checkpoints(folder / one / "checkpoints")[0]
+            for one in ("straight", "signalled")
+        )
         assert ckpt.read(straight).meta.metrics == ckpt.read(signalled).meta.metrics
         assert ckpt.read(straight).meta.best_accuracy == ckpt.read(signalled).meta.best_accuracy
 
@@ -199,8 +246,11 @@ def test_a_checkpoint_just_before_the_last_evaluation_gets_it(context: Any, fold
     skip_unless(context, 1, 2)
     for output, settings in (("once", {}), ("twice", {"checkpoint_every_steps": STOP})):
         train(context, folder, "local", output, train_max_steps=STOP, **settings)
-    with context.together("comparing"):
-        once, twice = (ckpt.read(ckpt.list_checkpoints(folder / one / "checkpoints")[0]) for one in ("once", "twice"))
+    with context.fail_together("comparing"):
+        once, twice = (
+            ckpt.read(ckpt.list_checkpoints(folder / one / "checkpoints")[0])
+            for one in ("once", "twice")
+        )
         assert once.meta.metrics == twice.meta.metrics and once.meta.metrics["step"] == STOP
 
 
@@ -209,21 +259,31 @@ def test_local_steps_of_a_run_that_averaged_gradients_so_far(context: Any, folde
     skip_unless(context, 1, 2)
     train(context, folder, "allreduce", "other", train_max_steps=STOP)
     train(context, folder, "post-local", "other", resume=True)
-    with context.together("looking"):
+    with context.fail_together("looking"):
         end = ckpt.read(ckpt.list_checkpoints(folder / "other" / "checkpoints")[0])
         assert end.state.shared["strategy.count"] == 2 * EPOCH
 
 
 OTHER = {
-    "rank": ({"compression": "powersgd", "powersgd_rank": 2}, {"powersgd_rank": 4}, "compression.inner.factor"),
+    "rank": (
+        {"compression": "powersgd", "powersgd_rank": 2},
+        {"powersgd_rank": 4},
+        "compression.inner.factor",
+    ),
     "feedback": ({"compression": "topk"}, {"error_feedback": False}, "compression.residual"),
-    "buckets": ({"compression": "int8", "overlap": "layers", "bucket_mib": 0.002}, {"overlap": "off"}, "compression.owner"),
+    "buckets": (
+        {"compression": "int8", "overlap": "layers", "bucket_mib": 0.002},
+        {"overlap": "off"},
+        "compression.owner",
+    ),
     "noise": ({"noise_scale": True}, {"noise_scale": False}, "noise.signal"),
 }
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_what_other_settings_cannot_use_is_said(context: Any, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_other_settings_cannot_use_is_said(
+    context: Any, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     skip_unless(context, 2)
     before, after, words = OTHER[name]
     monkeypatch.setitem(TREES, "before", {"sync": before})
@@ -238,12 +298,18 @@ def test_what_is_the_same_on_all_ranks_is_written_once(context: Any, folder: Pat
     skip_unless(context, 2, 3)
     for name, own in (("allreduce", False), ("local", True)):
         train(context, folder, name, "once", train_max_steps=STOP)
-        with context.together("looking"):
+        with context.fail_together("looking"):
             held = ckpt.read(ckpt.list_checkpoints(folder / "once" / "checkpoints")[0]).meta.own
-            assert bool(held) == own and ("average.loss" in held) == own and "strategy.updates" not in held
+            assert (
+                bool(held) == own
+                and ("average.loss" in held) == own
+                and "strategy.updates" not in held
+            )
 
 
-def test_residuals_of_bucket_sizes_that_were_tried_are_forgotten(context: Any, folder: Path) -> None:
+def test_residuals_of_bucket_sizes_that_were_tried_are_forgotten(
+    context: Any, folder: Path
+) -> None:
     """Else each rank would hold, and each checkpoint too, a residual of the whole model for each size."""
     from mpidl.backend.numpy_ops import NumpyOps
     from mpidl.compression import create
@@ -253,7 +319,9 @@ def test_residuals_of_bucket_sizes_that_were_tried_are_forgotten(context: Any, f
     skip_unless(context, 2)
     model = Model([Dense(512), Dense(512), Dense(8)], (256,), NumpyOps())
     compressor = create("topk")
-    strategy = AllReduce(model.parameters, context, overlap="layers", tune_buckets=True, compression=compressor)
+    strategy = AllReduce(
+        model.parameters, context, overlap="layers", tune_buckets=True, compression=compressor
+    )
     assert strategy.tuner is not None
     while strategy.tuner.best is None:
         model.parameters.gradients[...] = 1.0
@@ -288,9 +356,11 @@ def test_a_write_that_fails_on_one_rank_fails_on_all_and_leaves_nothing_open(
     with pytest.raises(CheckpointError, match="No space left"):
         train(context, folder, "allreduce", "full", resume=True)
     assert open_files() <= before
-    with context.together("looking"):
+    with context.fail_together("looking"):
         left = folder / "full" / "checkpoints"
-        assert ckpt.list_checkpoints(left)[0].name == f"step-{STOP:08d}.h5" and not list(left.glob("*.partial"))
+        assert ckpt.list_checkpoints(left)[0].name == f"step-{STOP:08d}.h5" and not list(
+            left.glob("*.partial")
+        )
 
 
 def open_files() -> int:

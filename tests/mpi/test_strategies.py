@@ -17,13 +17,13 @@ from mpidl.optim import SGD, Adam, Optimizer, clip_by_global_norm
 from mpidl.sync import (
     AllReduce,
     AsyncGossip,
+    AsynchronousStrategy,
     Gossip,
     Graph,
     Hogwild,
-    Independent,
     LocalSGD,
+    OneSidedParameterServer,
     ParameterServer,
-    RemoteServer,
     StepScalars,
     Strategy,
     Zero,
@@ -35,29 +35,31 @@ BATCH = 8
 
 def build(seed: int = 0) -> Model:
     model = Model(layers_of("mlp", (12,), 5, {"hidden": (40, 30, 20)}), (12,), NumpyOps())
-    model.parameters.initialise(seed)
+    model.parameters.initialize(seed)
     return model
 
 
-def train(context: Any, make: Any, optimizer_of: Any, steps: int, clip: float = 0.0) -> tuple[Any, Strategy, Optimizer]:
+def train(
+    context: Any, make: Any, optimizer_of: Any, steps: int, clip: float = 0.0
+) -> tuple[Any, Strategy, Optimizer]:
     """The parameters of the whole model after some synchronous steps, each rank with its part of a fixed batch."""
     model = build()
     strategy = make(model.parameters)
-    optimizer = optimizer_of(strategy.part, model.ops)
-    strategy.initialise(0)
-    strategy.begin()
+    optimizer = optimizer_of(strategy.shard, model.ops)
+    strategy.initialize(0)
+    strategy.start()
     loss = SoftmaxCrossEntropy(model.ops)
     for step in range(steps):
         rng = np.random.default_rng([step, context.rank])
         x, y = rng.standard_normal((BATCH, 12)).astype(np.float32), rng.integers(0, 5, BATCH)
         logits, backward = model.forward(x, train=True)
         result = loss(logits, y, BATCH * context.size)
-        backward(result.gradient, strategy.ready)
+        backward(result.gradient, strategy.on_gradients_ready)
         strategy.note(StepScalars(result.total, count=BATCH))
 
         def apply() -> None:
             if clip:
-                clip_by_global_norm(strategy.part, model.ops, clip)
+                clip_by_global_norm(strategy.shard, model.ops, clip)
             optimizer.step(0.05)
 
         sums = strategy.step(StepScalars(result.total, count=BATCH), apply)
@@ -71,7 +73,9 @@ def test_zero_computes_what_all_reduce_does(context: Any, stage: int, optimizer:
     def zero(parameters: FlatParameters) -> Zero:
         return Zero(parameters, context, stage=stage, bucket_bytes=2000)
 
-    wanted, _, _ = train(context, lambda parameters: AllReduce(parameters, context), optimizer, 12, clip=0.5)
+    wanted, _, _ = train(
+        context, lambda parameters: AllReduce(parameters, context), optimizer, 12, clip=0.5
+    )
     got, strategy, made = train(context, zero, optimizer, 12, clip=0.5)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
     assert isinstance(strategy, Zero)
@@ -85,10 +89,12 @@ def test_zero_computes_what_all_reduce_does(context: Any, stage: int, optimizer:
         assert report["parameter_bytes"] == share and strategy.parameters.values.size == 0
         largest = max(bucket.stop - bucket.start for bucket in strategy.pieces.buckets) * 4
         assert report["window_bytes"] <= 4 * largest  # two in use, two kept for the next layers
-    for array in made.state.values():  # checkpoints hold it whole, and any number of ranks can take it back
-        whole = np.array(strategy.whole(array))
+    for (
+        array
+    ) in made.state.values():  # checkpoints hold it whole, and any number of ranks can take it back
+        whole = np.array(strategy.gather_full(array))
         again = np.empty_like(array)
-        strategy.take(whole, again)
+        strategy.load_shard(whole, again)
         np.testing.assert_array_equal(again, array)
 
 
@@ -99,7 +105,7 @@ def flat_of(length: int) -> FlatParameters:
 def test_local_sgd_averages_by_samples(context: Any) -> None:
     parameters = flat_of(30)
     strategy = LocalSGD(parameters, context, steps=3)
-    strategy.begin()
+    strategy.start()
     samples = [rank + 1 for rank in range(context.size)]
     for step in range(1, 7):
 
@@ -118,9 +124,12 @@ def test_slow_momentum_of_zero_is_plain_averaging(context: Any) -> None:
     for options in ({}, {"slow_momentum": 0.0, "slow_rate": 1.0}, {"slow_momentum": 0.5}):
         parameters = flat_of(16)
         strategy = LocalSGD(parameters, context, steps=2, **options)  # type: ignore[arg-type]
-        strategy.begin()
+        strategy.start()
         for _ in range(4):
-            strategy.step(StepScalars(count=1), lambda parameters=parameters: parameters.values.__iadd__(context.rank))  # type: ignore[misc]
+            strategy.step(
+                StepScalars(count=1),
+                lambda parameters=parameters: parameters.values.__iadd__(context.rank),
+            )  # type: ignore[misc]
         results.append(parameters.values.copy())
     np.testing.assert_allclose(results[0], results[1])
     mean = (context.size - 1) / 2
@@ -135,47 +144,51 @@ def test_gossip_keeps_the_mean_and_agrees(context: Any, kind: str, push_sum: boo
     parameters = flat_of(33)
     graph = Graph(kind, context.size, 5, directed=push_sum and kind == "random")
     strategy = Gossip(parameters, context, graph, push_sum=push_sum)
-    strategy.begin()
+    strategy.start()
     parameters.values[:33] = context.rank
     for _ in range(48):
         strategy.step(StepScalars(count=1), lambda: None)
     np.testing.assert_allclose(parameters.values[:33], (context.size - 1) / 2, atol=1e-3)
-    strategy.settle()
+    strategy.synchronize()
     np.testing.assert_allclose(parameters.values[:33], (context.size - 1) / 2, atol=1e-5)
 
 
 def test_failures_are_remembered_until_the_ranks_meet(context: Any) -> None:
     parameters = flat_of(4)
     strategy = LocalSGD(parameters, context, steps=4)
-    strategy.begin()
+    strategy.start()
     for step in range(1, 5):
         failed = float(context.rank == context.size - 1 and step == 2)
         sums = strategy.step(StepScalars(failed=failed, count=1), lambda: None)
         assert sums.failed == (1 if step == 4 else 0)
 
 
-def work(strategy: Independent, gradient: Any, budget: int, pause: Any = None) -> int:
+def work(strategy: AsynchronousStrategy, gradient: Any, budget: int, pause: Any = None) -> int:
     """One epoch; returns how many steps this rank has done."""
-    strategy.open_epoch(budget)
+    strategy.begin_epoch(budget)
     done = 0
     if strategy.serves:
         strategy.serve()
     while not strategy.serves:
-        ticket = strategy.claim()
+        ticket = strategy.next_step()
         if ticket is None:
             break
         strategy.parameters.gradients[...] = gradient
-        strategy.push(0.1, lambda lr: strategy.optimizer.step(lr) if strategy.optimizer else None)
+        strategy.apply_gradients(
+            0.1, lambda lr: strategy.optimizer.step(lr) if strategy.optimizer else None
+        )
         done += 1
         if pause is not None:
             pause(done)
-    strategy.close_epoch()
+    strategy.end_epoch()
     return done
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 3, None])
 @pytest.mark.parametrize("servers", [1, 2])
-def test_a_server_uses_every_gradient_once(context: Any, staleness: int | None, servers: int) -> None:
+def test_a_server_uses_every_gradient_once(
+    context: Any, staleness: int | None, servers: int
+) -> None:
     """Under random delays, and workers that leave and come back: the sum of all gradients is in the parameters, once."""
     if servers >= context.size:
         with pytest.raises(ConfigError, match="leave no worker"):
@@ -183,8 +196,8 @@ def test_a_server_uses_every_gradient_once(context: Any, staleness: int | None, 
         return
     parameters = flat_of(100)
     strategy = ParameterServer(parameters, context, servers=servers, staleness=staleness)
-    strategy.optimizer = SGD(strategy.part, parameters.ops, momentum=0.0)
-    strategy.begin()
+    strategy.optimizer = SGD(strategy.shard, parameters.ops, momentum=0.0)
+    strategy.start()
     luck = random.Random(context.rank)
 
     def pause(done: int) -> None:
@@ -195,8 +208,8 @@ def test_a_server_uses_every_gradient_once(context: Any, staleness: int | None, 
 
     budget = 30 * strategy.workers
     done = work(strategy, np.ones(parameters.length, np.float32), budget, pause)
-    strategy.settle()
-    counted = context.gather(done)
+    strategy.synchronize()
+    counted = context.allgather_object(done)
     report = strategy.report()
     assert report["applied"] == sum(counted)
     rounds = sum(counted) / strategy.workers
@@ -214,10 +227,10 @@ def test_staleness_zero_is_synchronous(context: Any) -> None:
         return
     parameters = flat_of(50)
     strategy = ParameterServer(parameters, context, staleness=0)
-    strategy.optimizer = SGD(strategy.part, parameters.ops, momentum=0.9)
-    strategy.begin()
+    strategy.optimizer = SGD(strategy.shard, parameters.ops, momentum=0.9)
+    strategy.start()
     work(strategy, np.full(parameters.length, context.rank, np.float32), 5 * strategy.workers)
-    strategy.settle()
+    strategy.synchronize()
     reference = flat_of(50)
     optimizer = SGD(reference, reference.ops, momentum=0.9)
     for _ in range(5):
@@ -228,13 +241,15 @@ def test_staleness_zero_is_synchronous(context: Any) -> None:
 
 @pytest.mark.parametrize("staleness", [1, 3, None])
 @pytest.mark.parametrize("servers", [1, 2])
-def test_one_sided_servers_use_every_step_once(context: Any, staleness: int | None, servers: int) -> None:
+def test_one_sided_servers_use_every_step_once(
+    context: Any, staleness: int | None, servers: int
+) -> None:
     if servers >= context.size:
         return
     parameters = flat_of(100)
-    strategy = RemoteServer(parameters, context, servers=servers, staleness=staleness)
+    strategy = OneSidedParameterServer(parameters, context, servers=servers, staleness=staleness)
     strategy.optimizer = SGD(parameters, parameters.ops, momentum=0.0)
-    strategy.begin()
+    strategy.start()
     luck, ahead = random.Random(context.rank), []
 
     def pause(done: int) -> None:
@@ -244,9 +259,12 @@ def test_one_sided_servers_use_every_step_once(context: Any, staleness: int | No
 
     for _ in range(2):  # epochs
         done = work(strategy, np.ones(parameters.length, np.float32), 30 * strategy.workers, pause)
-    strategy.settle()
+    strategy.synchronize()
     report = strategy.report()
-    assert report["applied"] == 60 * strategy.workers and sum(context.gather(done)) == 30 * strategy.workers
+    assert (
+        report["applied"] == 60 * strategy.workers
+        and sum(context.allgather_object(done)) == 30 * strategy.workers
+    )
     np.testing.assert_allclose(parameters.values[:100], -0.1 * 60, rtol=1e-4)
     if staleness is not None and ahead:
         assert max(ahead) <= staleness + 1  # its own step among them
@@ -255,24 +273,26 @@ def test_one_sided_servers_use_every_step_once(context: Any, staleness: int | No
 def test_hogwild_loses_nothing_where_ranks_touch_different_elements(context: Any) -> None:
     parameters = flat_of(64 * context.size)
     strategy = Hogwild(parameters, context, sparse=True)
-    strategy.begin()
+    strategy.start()
     own = slice(64 * context.rank, 64 * (context.rank + 1))
     gradient = np.zeros(parameters.length, np.float32)
     gradient[own] = 1
     done = work(strategy, gradient, 200 * context.size)
-    strategy.settle()
-    wanted = np.repeat(context.gather(done), 64) * -0.1 / context.size
+    strategy.synchronize()
+    wanted = np.repeat(context.allgather_object(done), 64) * -0.1 / context.size
     np.testing.assert_allclose(parameters.values, wanted, rtol=1e-3)
-    assert sum(context.gather(done)) == 200 * context.size
-    assert sum(context.gather(sum(strategy.staleness.values()))) == 200 * context.size
+    assert sum(context.allgather_object(done)) == 200 * context.size
+    assert sum(context.allgather_object(sum(strategy.staleness.values()))) == 200 * context.size
 
 
 def test_asynchronous_gossip_changes_the_mean_by_gradients_only(context: Any) -> None:
     parameters = flat_of(40)
     strategy = AsyncGossip(parameters, context, Graph("random", context.size, 1))
     strategy.optimizer = SGD(parameters, parameters.ops, momentum=0.0)
-    strategy.begin()
+    strategy.start()
     done = work(strategy, np.ones(parameters.length, np.float32), 60 * context.size)
-    strategy.settle()
-    assert sum(context.gather(done)) == 60 * context.size
-    np.testing.assert_allclose(parameters.values[:40], -0.1 * 60, rtol=1e-4)  # the mean of all ranks' steps
+    strategy.synchronize()
+    assert sum(context.allgather_object(done)) == 60 * context.size
+    np.testing.assert_allclose(
+        parameters.values[:40], -0.1 * 60, rtol=1e-4
+    )  # the mean of all ranks' steps

@@ -19,7 +19,10 @@ LAYERS: dict[str, tuple[list[Layer], tuple[int, ...]]] = {
     "conv": ([Conv2D(3), Flatten()], (5, 4, 2)),
     "conv stride 2 pad 0": ([Conv2D(3, 3, stride=2, pad=0), Flatten()], (7, 6, 2)),
     "conv 5x5 relu": ([Conv2D(4, 5, relu=True), Conv2D(2, 1), Flatten()], (6, 6, 3)),
-    "conv relu pool": ([Conv2D(4, relu=True), MaxPool2D(2), Conv2D(3, relu=True), MaxPool2D(2), Flatten()], (9, 8, 2)),
+    "conv relu pool": (
+        [Conv2D(4, relu=True), MaxPool2D(2), Conv2D(3, relu=True), MaxPool2D(2), Flatten()],
+        (9, 8, 2),
+    ),
     "relu": ([Dense(6), ReLU(), Dense(4)], (5,)),
     "pool": ([Conv2D(3, 1), MaxPool2D(3), Flatten()], (7, 8, 2)),
 }
@@ -30,7 +33,9 @@ def loss_of(model: Model, x: Any, labels: Any) -> float:
     return SoftmaxCrossEntropy(model.ops)(logits, labels, len(x)).total / len(x)
 
 
-def check_gradients(model: Model, x: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> None:
+def check_gradients(
+    model: Model, x: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> None:
     """Every parameter tensor along random directions, and single elements of each."""
     ops, flat = model.ops, model.parameters
     device_x, device_y = ops.to_device(x), ops.to_device(labels)
@@ -60,7 +65,7 @@ def check_gradients(model: Model, x: np.ndarray, labels: np.ndarray, rng: np.ran
 def test_layer_gradients(ops: Ops, name: str, rng: np.random.Generator) -> None:
     layers, shape = LAYERS[name]
     model = Model(layers, shape, ops, dtype=np.float64)
-    model.parameters.initialise(3)
+    model.parameters.initialize(3)
     x = rng.standard_normal((4, *shape))
     check_gradients(model, x, rng.integers(0, model.output_shape[0], 4), rng)
 
@@ -69,7 +74,7 @@ def test_layer_gradients(ops: Ops, name: str, rng: np.random.Generator) -> None:
 def test_model_gradients(ops: Ops, name: str, rng: np.random.Generator) -> None:
     options = {"cnn": {"channels": [3, 4], "hidden": [6]}, "mlp": {"hidden": [7, 5]}}[name]
     model = Model(layers_of(name, (8, 8, 1), 4, options), (8, 8, 1), ops, dtype=np.float64)
-    model.parameters.initialise(5)
+    model.parameters.initialize(5)
     check_gradients(model, rng.standard_normal((3, 8, 8, 1)), rng.integers(0, 4, 3), rng)
 
 
@@ -84,8 +89,11 @@ def test_the_backends_train_alike(ops: Ops, name: str, rng: np.random.Generator)
     losses = []
     for backend, dtype in ((ops, np.float32), (NumpyOps(use_c=False), np.float64)):
         model = Model(layers_of(name, (8, 8, 1), 4, options), (8, 8, 1), backend, dtype=dtype)
-        model.parameters.initialise(1)
-        optimizer, loss = SGD(model.parameters, backend, weight_decay=1e-3), SoftmaxCrossEntropy(backend)
+        model.parameters.initialize(1)
+        optimizer, loss = (
+            SGD(model.parameters, backend, weight_decay=1e-3),
+            SoftmaxCrossEntropy(backend),
+        )
         for _ in range(10):
             logits, backward = model.forward(backend.to_device(x.astype(dtype)), train=True)
             result = loss(logits, backend.to_device(y), 16)
@@ -98,7 +106,7 @@ def test_the_backends_train_alike(ops: Ops, name: str, rng: np.random.Generator)
 
 def test_empty_batch_gives_zero_gradients(ops: Ops) -> None:
     model = Model(layers_of("cnn", (8, 8, 1), 4, {"channels": [3], "hidden": [5]}), (8, 8, 1), ops)
-    model.parameters.initialise(0)
+    model.parameters.initialize(0)
     model.parameters.gradients[...] = 7
     logits, backward = model.forward(ops.to_device(np.zeros((0, 8, 8, 1), np.float32)), train=True)
     result = SoftmaxCrossEntropy(ops)(logits, ops.to_device(np.zeros(0, np.int64)), 16)
@@ -133,7 +141,9 @@ def test_gradients_become_ready_last_layer_first_and_cover_all() -> None:
         ([Conv2D(3), Dense(3)], (4, 4, 1), "dense1"),
     ],
 )
-def test_shapes_that_do_not_fit_name_the_layer(layers: list[Layer], shape: tuple[int, ...], words: str) -> None:
+def test_shapes_that_do_not_fit_name_the_layer(
+    layers: list[Layer], shape: tuple[int, ...], words: str
+) -> None:
     from mpidl.backend.numpy_ops import NumpyOps
 
     with pytest.raises(ShapeError, match=words):
@@ -154,7 +164,7 @@ def test_initial_parameters_depend_on_the_seed_only(ops: Ops) -> None:
     flats = []
     for backend, seed in ((ops, 1), (NumpyOps(), 1), (NumpyOps(), 2)):
         model = Model([Flatten(), Dense(3, relu=True), Dense(2)], (4, 4), backend)
-        model.parameters.initialise(seed)
+        model.parameters.initialize(seed)
         flats.append(backend.to_host(model.parameters.values))
     np.testing.assert_array_equal(flats[0], flats[1])
     assert not np.array_equal(flats[0], flats[2])

@@ -114,7 +114,7 @@ def test_a_wrong_gradient_is_found() -> None:
 
 def model_of(layers: list[Layer], shape: tuple[int, ...], ops: Any, **kwargs: Any) -> Model:
     model = Model(layers, shape, ops, **kwargs)
-    model.parameters.initialise(0)
+    model.parameters.initialize(0)
     return model
 
 
@@ -135,7 +135,10 @@ def test_batch_norm_follows_the_statistics(ops: Any, rng: np.random.Generator) -
 
 def test_recomputing_keeps_less_and_changes_nothing(ops: Any, rng: np.random.Generator) -> None:
     def blocks(wrap: Any) -> list[Layer]:
-        return [wrap(Residual([LayerNorm(), Dense(64, activation="gelu"), Dropout(0.1), Dense(16)])) for _ in range(6)]
+        return [
+            wrap(Residual([LayerNorm(), Dense(64, activation="gelu"), Dropout(0.1), Dense(16)]))
+            for _ in range(6)
+        ]
 
     results, held = [], []
     x = rng.standard_normal((32, 16))
@@ -148,7 +151,9 @@ def test_recomputing_keeps_less_and_changes_nothing(ops: Any, rng: np.random.Gen
         back(ops.to_device(np.ones((32, 16))), None)
         results.append((ops.to_host(y).copy(), ops.to_host(model.parameters.gradients).copy()))
         spaces = {id(layer.space): layer.space for layer in model.walk()}
-        held.append(sum(array.nbytes for space in spaces.values() for array in space._held.values()))
+        held.append(
+            sum(array.nbytes for space in spaces.values() for array in space._held.values())
+        )
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
     assert held[1] < 0.5 * held[0]
@@ -173,9 +178,20 @@ def test_a_steady_step_allocates_next_to_nothing(rng: np.random.Generator) -> No
 
     ops = NumpyOps()
     model = model_of(
-        [Conv2D(16, relu=True), MaxPool2D(2), Reshape(64, 16), Dense(32, activation="gelu"), LayerNorm()], (16, 16, 3), ops
+        [
+            Conv2D(16, relu=True),
+            MaxPool2D(2),
+            Reshape(64, 16),
+            Dense(32, activation="gelu"),
+            LayerNorm(),
+        ],
+        (16, 16, 3),
+        ops,
     )
-    x, dy = rng.standard_normal((64, 16, 16, 3)).astype(np.float32), np.ones((64, 64, 32), np.float32)
+    x, dy = (
+        rng.standard_normal((64, 16, 16, 3)).astype(np.float32),
+        np.ones((64, 64, 32), np.float32),
+    )
 
     def step() -> None:
         _, back = model.forward(x, train=True)

@@ -28,8 +28,10 @@ from tests.models.test_models import make, samples
 
 def small(ops: Any) -> Model:
     body = [LayerNorm(), Dense(8), Dropout(0.5), ReLU()]
-    model = Model([Dense(8), Residual(body), Recompute([Dense(8), ReLU(), Dropout(0.3)]), Dense(3)], (5,), ops)
-    model.parameters.initialise(1)
+    model = Model(
+        [Dense(8), Residual(body), Recompute([Dense(8), ReLU(), Dropout(0.3)]), Dense(3)], (5,), ops
+    )
+    model.parameters.initialize(1)
     return model
 
 
@@ -134,10 +136,17 @@ def test_a_layer_of_a_living_model_is_refused_in_another(ops: Any) -> None:
 def test_inputs_are_taken_as_they_come(ops: Any, rng: np.random.Generator) -> None:
     """Views, other dtypes and host arrays are copied into what the layers take."""
     model = Model([LayerNorm(), Dense(3)], (6,), ops)
-    model.parameters.initialise(0)
+    model.parameters.initialize(0)
     wide = rng.standard_normal((4, 12))
-    exact = ops.to_host(model.forward(ops.to_device(np.ascontiguousarray(wide[:, ::2], np.float32)))[0]).copy()
-    for given in (wide[:, ::2], wide.astype(np.float32)[:, ::2], wide[:, ::2].astype(">f8"), np.asfortranarray(wide[:, ::2])):
+    exact = ops.to_host(
+        model.forward(ops.to_device(np.ascontiguousarray(wide[:, ::2], np.float32)))[0]
+    ).copy()
+    for given in (
+        wide[:, ::2],
+        wide.astype(np.float32)[:, ::2],
+        wide[:, ::2].astype(">f8"),
+        np.asfortranarray(wide[:, ::2]),
+    ):
         y, _ = model.forward(given)
         assert y.dtype == np.float32
         np.testing.assert_allclose(ops.to_host(y), exact, rtol=1e-6, atol=1e-6)
@@ -153,7 +162,7 @@ def test_a_gradient_that_may_not_be_written_is_copied(rng: np.random.Generator) 
     from mpidl.backend.numpy_ops import NumpyOps
 
     model = Model([Dense(4, relu=True), ReLU()], (3,), NumpyOps())
-    model.parameters.initialise(0)
+    model.parameters.initialize(0)
     x = rng.standard_normal((5, 3)).astype(np.float32)
     given = np.frombuffer(np.ones((5, 4), np.float32).tobytes(), np.float32).reshape(5, 4)
     _, backward = model.forward(x, train=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpidl.observe import doctor
+from mpidl.doctor import checks as doctor
 
 
 def run(**environment: str) -> tuple[int, dict[str, dict[str, str]]]:
@@ -71,10 +71,16 @@ def test_an_mpi_that_does_not_start_is_a_problem() -> None:
 
 def test_a_serial_h5py_says_what_is_lost() -> None:
     finding = doctor._hdf5({"h5py": ["3.16", "1.14", False]})[0]
-    assert finding.state == "note" and "HDF5_MPI=ON" in finding.advice and "one shard per rank" in finding.advice
+    assert (
+        finding.state == "note"
+        and "HDF5_MPI=ON" in finding.advice
+        and "one shard per rank" in finding.advice
+    )
 
 
-def test_a_launcher_of_another_mpi_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_of_another_mpi_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake = tmp_path / "mpirun"
     fake.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 4.1.4'\n")
     fake.chmod(0o755)
@@ -92,10 +98,18 @@ def test_help_does_not_start_mpi() -> None:
 
 
 def test_srun_without_a_connection_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMI_RANK", "PMIX_RANK"):
+    for name in (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "PMI_SIZE",
+        "PMI_RANK",
+        "PMIX_RANK",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert [finding.state for finding in doctor._launcher("Open MPI v5.0.11")] == ["ok", "problem"]
-    assert [finding.state for finding in doctor._launcher("")] == ["ok"]  # MPI itself is the problem then
+    assert [finding.state for finding in doctor._launcher("")] == [
+        "ok"
+    ]  # MPI itself is the problem then
     monkeypatch.setenv("PMIX_RANK", "0")
     assert [finding.state for finding in doctor._launcher("Open MPI v5.0.11")] == ["ok"]

@@ -28,9 +28,13 @@ def losses(ops: Any, which: int, compute: Any, steps: int = 6) -> list[float]:
     name, shape, options = MODELS[which]
     rng = np.random.default_rng(5)
     model = Model(layers_of(name, shape, 10, options), shape, ops, compute_dtype=compute)
-    model.parameters.initialise(1)
+    model.parameters.initialize(1)
     tokens = name in ("gpt", "lstm")
-    x = ops.to_device(rng.integers(0, 10, (8, *shape)) if tokens else rng.standard_normal((8, *shape)).astype(compute))
+    x = ops.to_device(
+        rng.integers(0, 10, (8, *shape))
+        if tokens
+        else rng.standard_normal((8, *shape)).astype(compute)
+    )
     y = ops.to_device(rng.integers(0, 10, (8, *model.output_shape[:-1])))
     loss, optimizer = SoftmaxCrossEntropy(ops), Adam(model.parameters, ops)
     scaler = LossScaler(model.parameters, dynamic=compute == np.float16)
@@ -54,7 +58,9 @@ def losses(ops: Any, which: int, compute: Any, steps: int = 6) -> list[float]:
 def test_16_bits_learn_as_32_do(gpu_ops: Any, which: int, compute: Any) -> None:
     exact, rounded = losses(gpu_ops, which, np.float32), losses(gpu_ops, which, compute)
     assert exact[-1] < exact[0]
-    np.testing.assert_allclose(rounded, exact, rtol=0.01 if compute == np.float16 else 0.05, atol=0.02)
+    np.testing.assert_allclose(
+        rounded, exact, rtol=0.01 if compute == np.float16 else 0.05, atol=0.02
+    )
 
 
 def test_an_overflow_leaves_the_step_out_and_halves_the_scale(gpu_ops: Any) -> None:
@@ -73,7 +79,9 @@ def test_an_overflow_leaves_the_step_out_and_halves_the_scale(gpu_ops: Any) -> N
 def test_a_scale_is_resumed_where_it_was(gpu_ops: Any) -> None:
     """Also how many good steps there were since it last changed."""
     model = Model([Dense(4)], (3,), gpu_ops, compute_dtype=np.float16)
-    scalers = [LossScaler(model.parameters, dynamic=True, scale=1024.0, interval=3) for _ in range(2)]
+    scalers = [
+        LossScaler(model.parameters, dynamic=True, scale=1024.0, interval=3) for _ in range(2)
+    ]
     model.parameters.gradients[...] = 1
     for _ in range(2):
         assert scalers[0].accept()
@@ -87,18 +95,22 @@ def test_a_scale_is_resumed_where_it_was(gpu_ops: Any) -> None:
 def test_small_gradients_survive_only_with_a_scale(gpu_ops: Any) -> None:
     """A gradient of 1e-8 is below the smallest float16; with a scale of 2^16 it is not."""
     model = Model([Dense(3), Dense(2)], (4,), gpu_ops, compute_dtype=np.float16)
-    model.parameters.initialise(0)
+    model.parameters.initialize(0)
     x = gpu_ops.to_device(np.ones((1, 4), np.float16))
     found = []
     for scale in (1.0, 65536.0):
         _, backward = model.forward(x, train=True)
         backward(gpu_ops.to_device(np.full((1, 2), 1e-8 * scale).astype(np.float16)), None)
-        found.append(np.abs(gpu_ops.to_host(model.parameters.gradient("dense2.bias")) / scale).max())
+        found.append(
+            np.abs(gpu_ops.to_host(model.parameters.gradient("dense2.bias")) / scale).max()
+        )
     assert found[0] == 0 and found[1] == pytest.approx(1e-8, rel=1e-3)
 
 
 def test_16_bits_on_a_cpu_are_refused() -> None:
-    with pytest.raises(BackendError, match=r"cannot compute a float32 model in float16(?s:.)*needs a GPU"):
+    with pytest.raises(
+        BackendError, match=r"cannot compute a float32 model in float16(?s:.)*needs a GPU"
+    ):
         Model([Dense(3)], (4,), NumpyOps(), compute_dtype=np.float16)
 
 

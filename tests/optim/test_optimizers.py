@@ -13,7 +13,7 @@ from mpidl.optim import LAMB, LARS, SGD, Adam, clip_by_global_norm
 
 def model_of(ops: Any) -> Model:
     model = Model([Dense(5, relu=True), Dense(3)], (4,), ops, dtype=np.float64)
-    model.parameters.initialise(1)
+    model.parameters.initialize(1)
     return model
 
 
@@ -27,9 +27,21 @@ def adam(p: Any, g: Any, m: Any, v: Any, t: int, decay: float) -> Any:
     return m, v, m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-3) + decay * p
 
 
-def reference(name: str, p: np.ndarray, g: np.ndarray, state: list[np.ndarray], t: int, lr: float, weight: bool) -> np.ndarray:
+def reference(
+    name: str,
+    p: np.ndarray,
+    g: np.ndarray,
+    state: list[np.ndarray],
+    t: int,
+    lr: float,
+    weight: bool,
+) -> np.ndarray:
     if name == "lars":
-        ratio = 0.02 * np.linalg.norm(p) / (np.linalg.norm(g) + 0.1 * np.linalg.norm(p)) if weight else 1.0
+        ratio = (
+            0.02 * np.linalg.norm(p) / (np.linalg.norm(g) + 0.1 * np.linalg.norm(p))
+            if weight
+            else 1.0
+        )
         state[0] = 0.9 * state[0] + ratio * (g + (0.1 * p if weight else 0))
         return p - lr * state[0]
     decay = 0.1 if name == "adamw" or (name == "lamb" and weight) else 0.0
@@ -56,7 +68,9 @@ def test_optimizers_do_what_their_papers_say(ops: Any, name: str, rng: np.random
         flat = np.zeros(model.parameters.length)
         for key, slot in model.parameters.slots.items():
             gradient = flat[slot.start : slot.stop] = rng.standard_normal(slot.stop - slot.start)
-            wanted[key] = reference(name, wanted[key], gradient, states[key], step, 0.05, key.endswith("weight"))
+            wanted[key] = reference(
+                name, wanted[key], gradient, states[key], step, 0.05, key.endswith("weight")
+            )
         model.parameters.gradients[...] = ops.to_device(flat)
         made.step(0.05)
     for key, value in tensors(model, model.parameters.values).items():
@@ -70,7 +84,9 @@ def test_padding_stays_zero(ops: Any, rng: np.random.Generator) -> None:
         inside[slot.start : slot.stop] = True
     for make in (SGD, Adam, LARS, LAMB):
         optimizer = make(model.parameters, ops)
-        model.parameters.gradients[...] = ops.to_device(np.where(inside, rng.standard_normal(len(inside)), 0))
+        model.parameters.gradients[...] = ops.to_device(
+            np.where(inside, rng.standard_normal(len(inside)), 0)
+        )
         optimizer.step(0.1)
         assert not ops.to_host(model.parameters.values)[~inside].any()
 
@@ -82,4 +98,6 @@ def test_clipping_scales_to_the_limit_and_not_below(ops: Any, rng: np.random.Gen
     assert clip_by_global_norm(model.parameters, ops, 1e6) == pytest.approx(np.linalg.norm(flat))
     np.testing.assert_array_equal(ops.to_host(model.parameters.gradients), flat)
     clip_by_global_norm(model.parameters, ops, 0.5)
-    np.testing.assert_allclose(ops.to_host(model.parameters.gradients), flat * 0.5 / np.linalg.norm(flat))
+    np.testing.assert_allclose(
+        ops.to_host(model.parameters.gradients), flat * 0.5 / np.linalg.norm(flat)
+    )

@@ -14,7 +14,11 @@ def test_warm_up_is_linear_and_reaches_the_peak() -> None:
 
 def test_cosine_falls_from_peak_to_floor() -> None:
     rate = LearningRate(0.4, 110, "cosine", warmup_steps=10, floor=0.1)
-    assert rate.at(10) == pytest.approx(0.4) and rate.at(60) == pytest.approx(0.22) and rate.at(110) == pytest.approx(0.04)
+    assert (
+        rate.at(10) == pytest.approx(0.4)
+        and rate.at(60) == pytest.approx(0.22)
+        and rate.at(110) == pytest.approx(0.04)
+    )
     rates = [rate.at(step) for step in range(10, 120)]
     assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(0.04)
 

@@ -22,7 +22,12 @@ class DeviceArray(np.ndarray):
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.ctypes.data, False), "version": 3}
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.ctypes.data, False),
+            "version": 3,
+        }
 
     @property
     def device(self) -> Any:
@@ -50,7 +55,9 @@ class DeviceArray(np.ndarray):
             return
         self.view(np.ndarray)[...] = host
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+    def __array_ufunc__(
+        self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any
+    ) -> Any:
         for value in (*inputs, *(out or ())):
             if type(value) is np.ndarray and value.ndim:
                 raise TypeError("Unsupported type <class 'numpy.ndarray'>")
@@ -94,7 +101,7 @@ class _Device:
 
 
 class _Stream:
-    """Copies happen as late as the program allows: at a synchronisation. So a missing one shows."""
+    """Copies happen as late as the program allows: at a synchronization. So a missing one shows."""
 
     def __init__(self, non_blocking: bool = False) -> None:
         self._copies: list[Any] = []
@@ -131,7 +138,12 @@ class _Stream:
             copy()
 
 
-_TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float64), 2: np.dtype(np.float16), 14: np.dtype(ml_dtypes.bfloat16)}
+_TYPES = {
+    0: np.dtype(np.float32),
+    1: np.dtype(np.float64),
+    2: np.dtype(np.float16),
+    14: np.dtype(ml_dtypes.bfloat16),
+}
 
 
 def _column_major(pointer: int, kind: int, rows: int, cols: int, distance: int) -> Any:
@@ -164,7 +176,12 @@ def _gemm_ex(
 
 
 _CUBLAS = types.SimpleNamespace(
-    gemmEx=_gemm_ex, CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_64F=70, CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_GEMM_DEFAULT=-1
+    gemmEx=_gemm_ex,
+    CUBLAS_COMPUTE_32F=68,
+    CUBLAS_COMPUTE_64F=70,
+    CUBLAS_OP_N=0,
+    CUBLAS_OP_T=1,
+    CUBLAS_GEMM_DEFAULT=-1,
 )
 
 
@@ -174,7 +191,9 @@ def _count_nonzero(array: Any) -> Any:
 
 def _wrapped(function: Any) -> Any:
     def call(first: Any, *args: Any, **kwargs: Any) -> Any:
-        whole = tuple(_plain(value) for value in first) if isinstance(first, tuple) else _plain(first)
+        whole = (
+            tuple(_plain(value) for value in first) if isinstance(first, tuple) else _plain(first)
+        )
         return _device(function(whole, *(_plain(value) for value in args), **kwargs))
 
     return call
@@ -201,11 +220,21 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
         setattr(cupy, name, getattr(np, name))
     fft = {name: _wrapped(getattr(np.fft, name)) for name in ("rfftn", "irfftn")}
     cupy.fft = types.SimpleNamespace(**fft)  # type: ignore[attr-defined]
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"})
+    runtime = types.SimpleNamespace(
+        getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"}
+    )
     cuda = types.ModuleType("cupy.cuda")
     device = types.SimpleNamespace(get_cublas_handle=lambda: 0)
-    pool = {"MemoryPool": lambda: types.SimpleNamespace(malloc=None), "using_allocator": lambda malloc: nullcontext()}
-    parts = {"Device": _Device, "runtime": runtime, "Stream": _Stream, "get_current_stream": _Stream} | pool
+    pool = {
+        "MemoryPool": lambda: types.SimpleNamespace(malloc=None),
+        "using_allocator": lambda malloc: nullcontext(),
+    }
+    parts = {
+        "Device": _Device,
+        "runtime": runtime,
+        "Stream": _Stream,
+        "get_current_stream": _Stream,
+    } | pool
     for name, part in (parts | {"device": device, "cublas": _CUBLAS}).items():
         setattr(cuda, name, part)
     values = {

@@ -21,7 +21,14 @@ HEADER = Path(__file__).with_name("host_cuda.h")
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)\s*\{', re.S)
 COOPERATIVE = ("__sync", "__shfl", "warp_sum", "__shared__", "all_lanes", "column_pair")
 REALS = {"float": np.float32, "double": np.float64, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
-SCALARS = {"i64": np.int64, "int": np.int32, "u8": np.uint8, "unsigned": np.uint32, "float": np.float32, "double": np.float64}
+SCALARS = {
+    "i64": np.int64,
+    "int": np.int32,
+    "u8": np.uint8,
+    "unsigned": np.uint32,
+    "float": np.float32,
+    "double": np.float64,
+}
 CACHE = Path(tempfile.gettempdir()) / "mpidl-host-kernels"
 
 
@@ -45,10 +52,15 @@ class HostModule:
 
     def __init__(self, code: str, options: Sequence[str] = ()) -> None:
         real = next((option[7:] for option in options if option.startswith("-DREAL=")), "float")
-        self.types: dict[str, Any] = SCALARS | {"REAL": REALS[real], "ACC": np.float64 if real == "double" else np.float32}
+        self.types: dict[str, Any] = SCALARS | {
+            "REAL": REALS[real],
+            "ACC": np.float64 if real == "double" else np.float32,
+        }
         self.signatures = {name: _parameters(text) for name, text in KERNEL.findall(code)}
         bodies = {m.group(1): _body(code, m.end()) for m in KERNEL.finditer(code)}
-        self.cooperative = {name: any(word in body for word in COOPERATIVE) for name, body in bodies.items()}
+        self.cooperative = {
+            name: any(word in body for word in COOPERATIVE) for name, body in bodies.items()
+        }
         self.library = ctypes.CDLL(str(_compile(code, options, self.signatures)))
 
     def get_function(self, name: str) -> Any:
@@ -60,7 +72,10 @@ class HostModule:
         def launch(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
             assert 0 < int(np.prod(block)) <= 1024, f"{name}: block {block}"
             assert grid[0] < 2**31 and all(extent >= 1 for extent in grid), f"{name}: grid {grid}"
-            kept = [self._argument(name, kind, arg) for kind, arg in zip(self.signatures[name], args, strict=True)]
+            kept = [
+                self._argument(name, kind, arg)
+                for kind, arg in zip(self.signatures[name], args, strict=True)
+            ]
             pointers = (ctypes.c_void_p * len(kept))(*[value.ctypes.data for value in kept])
             extents = [(ctypes.c_uint * 3)(*(*e, 1, 1)[:3]) for e in (grid, block)]
 
@@ -79,11 +94,19 @@ class HostModule:
         if pointer and isinstance(arg, np.uint64) and arg == 0:
             return np.array([arg])  # a null pointer
         if pointer:
-            assert isinstance(arg, np.ndarray) and arg.dtype == wanted, f"{kernel}: {base}* got {type(arg)} {arg.dtype}"
-            strided = kernel.startswith("attention") and arg.strides[-1] == arg.itemsize  # these are told the strides
-            assert arg.flags.c_contiguous or strided, f"{kernel}: {base}* got an array that is not contiguous"
+            assert isinstance(arg, np.ndarray) and arg.dtype == wanted, (
+                f"{kernel}: {base}* got {type(arg)} {arg.dtype}"
+            )
+            strided = (
+                kernel.startswith("attention") and arg.strides[-1] == arg.itemsize
+            )  # these are told the strides
+            assert arg.flags.c_contiguous or strided, (
+                f"{kernel}: {base}* got an array that is not contiguous"
+            )
             return np.array([arg.ctypes.data], np.uint64)
-        assert isinstance(arg, np.generic) and arg.dtype == wanted, f"{kernel}: {base} got {type(arg)} {arg!r}"
+        assert isinstance(arg, np.generic) and arg.dtype == wanted, (
+            f"{kernel}: {base} got {type(arg)} {arg!r}"
+        )
         return np.array([arg])
 
 
@@ -91,7 +114,9 @@ def _parameters(text: str) -> list[tuple[str, bool]]:
     """(base type, is a pointer) for each parameter."""
     result = []
     for parameter in text.split(","):
-        words = parameter.replace("const", "").replace("__restrict__", "").replace("*", " * ").split()
+        words = (
+            parameter.replace("const", "").replace("__restrict__", "").replace("*", " * ").split()
+        )
         result.append((words[0], "*" in words))
     return result
 
@@ -104,10 +129,15 @@ def _body(code: str, start: int) -> str:
     return code[start:end]
 
 
-def _compile(code: str, options: Sequence[str], signatures: dict[str, list[tuple[str, bool]]]) -> Path:
+def _compile(
+    code: str, options: Sequence[str], signatures: dict[str, list[tuple[str, bool]]]
+) -> Path:
     launchers = []
     for name, parameters in signatures.items():
-        args = ", ".join(f"*({base}{'*' if pointer else ''}*)a[{i}]" for i, (base, pointer) in enumerate(parameters))
+        args = ", ".join(
+            f"*({base}{'*' if pointer else ''}*)a[{i}]"
+            for i, (base, pointer) in enumerate(parameters)
+        )
         launchers.append(f"static void call_{name}(void **a) {{ {name}({args}); }}")
         launchers.append(
             f'extern "C" const char *launch_{name}(const unsigned *g, const unsigned *b, void **a, int c, int s) '
@@ -122,7 +152,17 @@ def _compile(code: str, options: Sequence[str], signatures: dict[str, list[tuple
         source.write_text(text)
         partial = library.with_suffix(f".{id(text)}.partial")
         flags = [option for option in options if option.startswith(("-D", "-I"))]
-        command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", *flags, str(source), "-o", str(partial)]
+        command = [
+            "g++",
+            "-std=c++17",
+            "-O2",
+            "-shared",
+            "-fPIC",
+            *flags,
+            str(source),
+            "-o",
+            str(partial),
+        ]
         subprocess.run(command, check=True, capture_output=True, text=True)
         partial.replace(library)
     return library

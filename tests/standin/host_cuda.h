@@ -144,7 +144,7 @@ template <class T> T __shfl_sync(unsigned, T v, int from) { return host::exchang
 template <class T> T atomicAdd(T *p, T v) { T old = *p; *p += v; return old; }
 template <class T> T atomicMax(T *p, T v) { T old = *p; if (v > old) *p = v; return old; }
 
-// Runs a whole grid. cooperative: threads synchronise, so they must be fibers; otherwise they simply run one after another.
+// Runs a whole grid. cooperative: threads synchronize, so they must be fibers; otherwise they simply run one after another.
 static const char *launch(void (*kernel)(void **), const unsigned *grid, const unsigned *block, void **args, int cooperative, int seed) {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};

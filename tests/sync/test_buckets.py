@@ -10,22 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpidl.backend.numpy_ops import NumpyOps
+from mpidl.comm.thread import CommunicationThread
 from mpidl.nn import FlatParameters, ParameterSpec
-from mpidl.sync.buckets import Bucket, BucketTuner, Departures, cut
-from mpidl.sync.worker import Worker
+from mpidl.sync.synchronous.buckets import Bucket, BucketDispatcher, BucketTuner, cut
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=12), st.integers(4, 4000))
 @settings(max_examples=100, deadline=None)
-def test_buckets_cover_everything_once_and_leave_when_complete(sizes: list[int], nbytes: int) -> None:
-    flat = FlatParameters([ParameterSpec(f"p{index}", (size,)) for index, size in enumerate(sizes)], NumpyOps())
+def test_buckets_cover_everything_once_and_leave_when_complete(
+    sizes: list[int], nbytes: int
+) -> None:
+    flat = FlatParameters(
+        [ParameterSpec(f"p{index}", (size,)) for index, size in enumerate(sizes)], NumpyOps()
+    )
     buckets = cut(flat, nbytes)
     assert buckets[0].stop == flat.length and buckets[-1].start == 0
     assert all(later.stop == earlier.start for earlier, later in pairwise(buckets))
     assert all(bucket.stop - bucket.start >= nbytes // 4 for bucket in buckets[:-1])
     assert sum(len(bucket.layout(flat)) for bucket in buckets) == len(sizes)
     gone: list[Bucket] = []
-    departures = Departures(buckets, gone.append)
+    departures = BucketDispatcher(buckets, gone.append)
     for _ in range(2):
         gone.clear()
         for slot in reversed(flat.slots.values()):
@@ -45,7 +49,7 @@ def test_the_tuner_stays_with_the_fastest() -> None:
 
 
 def test_the_thread_keeps_order_and_raises_the_first_error() -> None:
-    worker, seen = Worker(), []
+    worker, seen = CommunicationThread(), []
     for index in range(20):
         worker.submit(lambda index=index: (time.sleep(0.001), seen.append(index)))
     worker.drain()

@@ -7,12 +7,15 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpidl.sync.clocks import Clocks
+from mpidl.sync.asynchronous.clocks import Clocks
 
-EVENTS = st.lists(st.tuples(st.sampled_from(["go", "go", "go", "lose", "back", "again"]), st.integers(0, 4)), max_size=120)
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["go", "go", "go", "lose", "back", "again"]), st.integers(0, 4)),
+    max_size=120,
+)
 
 
-class Worker:
+class CommunicationThread:
     """One worker as the network sees it: it computes, its gradient arrives some time, an answer comes or gets lost."""
 
     def __init__(self) -> None:
@@ -24,7 +27,11 @@ class Worker:
 def test_the_bound_holds_and_every_gradient_counts_once(
     count: int, staleness: int | None, events: list[tuple[str, int]]
 ) -> None:
-    clocks, workers, arrived = Clocks(staleness), [Worker() for _ in range(count)], Counter[tuple[int, int]]()
+    clocks, workers, arrived = (
+        Clocks(staleness),
+        [CommunicationThread() for _ in range(count)],
+        Counter[tuple[int, int]](),
+    )
     used: list[tuple[int, int]] = []
     for index in range(count):
         clocks.join(index)
@@ -41,13 +48,17 @@ def test_the_bound_holds_and_every_gradient_counts_once(
     for what, index in events:
         index %= count
         worker = workers[index]
-        if what == "go" and worker.computing and not worker.gone:  # its gradient arrives, whenever that is
+        if (
+            what == "go" and worker.computing and not worker.gone
+        ):  # its gradient arrives, whenever that is
             worker.number += 1
             worker.computing = False
             arrived[index, worker.number] += 1
             if clocks.take(index, worker.number):
                 used.append((index, worker.number))
-        elif what == "again" and not worker.gone and worker.number:  # the same gradient, sent a second time
+        elif (
+            what == "again" and not worker.gone and worker.number
+        ):  # the same gradient, sent a second time
             arrived[index, worker.number] += 1
             if clocks.take(index, worker.number):
                 used.append((index, worker.number))

@@ -19,7 +19,9 @@ def test_nothing_is_made_or_lost(kind: str, size: int, step: int, seed: int) -> 
     graph = Graph(kind, size, seed)
     matrix = graph.matrix(step)
     np.testing.assert_allclose(matrix.sum(axis=0), 1)  # what a rank gives away and keeps
-    np.testing.assert_allclose(matrix.sum(axis=1), 1)  # what it has afterwards: the mean over ranks stays
+    np.testing.assert_allclose(
+        matrix.sum(axis=1), 1
+    )  # what it has afterwards: the mean over ranks stays
     assert (matrix >= 0).all() and (np.diag(matrix) > 0).all()
 
 
@@ -95,7 +97,9 @@ def test_push_sum_finds_the_mean_on_directed_graphs(size: int) -> None:
 
 
 def test_graphs_that_fall_apart_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no path from rank 0 to rank 2(?s:.)*add an edge to rank 2"):
+    with pytest.raises(
+        ConfigError, match=r"no path from rank 0 to rank 2(?s:.)*add an edge to rank 2"
+    ):
         check_graph("custom", [[0, 1], [2, 3]])
     with pytest.raises(ConfigError, match="no path from rank 0 to rank 3"):
         check_graph("custom", [[0, 1], [1, 2]], size=4)

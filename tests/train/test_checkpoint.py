@@ -18,14 +18,20 @@ def meta(step: int) -> ckpt.Meta:
 
 
 def save(folder: Path, step: int, context: Any, *, keep: int = 2, best: bool = False) -> Path:
-    buffers = {"parameters": np.full(1001, step, np.float32), "optimizer.momentum": np.arange(1001.0)}
+    buffers = {
+        "parameters": np.full(1001, step, np.float32),
+        "optimizer.momentum": np.arange(1001.0),
+    }
     return ckpt.save(folder, meta(step), buffers, context, keep=keep, best=best)
 
 
 def test_round_trip_and_retention(tmp_path: Path, context: Any) -> None:
     for step in range(1, 6):
         save(tmp_path, step, context, best=step == 2)
-    assert [path.name for path in ckpt.list_checkpoints(tmp_path)] == ["step-00000005.h5", "step-00000004.h5"]
+    assert [path.name for path in ckpt.list_checkpoints(tmp_path)] == [
+        "step-00000005.h5",
+        "step-00000004.h5",
+    ]
     assert ckpt.read(tmp_path / ckpt.BEST).meta.step == 2
     newest = ckpt.load_latest(tmp_path, print)
     assert newest.meta.step == 5 and (newest.buffers["parameters"] == 5).all()
@@ -67,8 +73,14 @@ def test_an_unfinished_file_is_not_a_checkpoint(tmp_path: Path, context: Any) ->
 
 def test_metadata_grows_beyond_what_an_attribute_can_hold(tmp_path: Path, context: Any) -> None:
     """As many parts as 64 ranks with a few buckets of a compressor have: attributes of HDF5 end at 64 KiB."""
-    state = RunState(own={f"strategy.compression.residual:bucket {i} (dense.w)": np.full(3, i) for i in range(600)})
-    path = ckpt.save(tmp_path, meta(1), {"parameters": np.ones(5)}, context, keep=2, best=False, state=state)
+    state = RunState(
+        own={
+            f"strategy.compression.residual:bucket {i} (dense.w)": np.full(3, i) for i in range(600)
+        }
+    )
+    path = ckpt.save(
+        tmp_path, meta(1), {"parameters": np.ones(5)}, context, keep=2, best=False, state=state
+    )
     found = ckpt.read(path)
     assert len(found.meta.parts) == 601 and len(ckpt.msgspec.json.encode(found.meta)) > 1 << 16
     own = ckpt.read_own(path, found.meta, 0)
@@ -78,7 +90,9 @@ def test_metadata_grows_beyond_what_an_attribute_can_hold(tmp_path: Path, contex
 def test_a_checkpoint_of_version_1_is_read(tmp_path: Path, context: Any) -> None:
     """Its metadata is an attribute, and says nothing of a run state."""
     path, values = tmp_path / "step-00000007.h5", np.arange(5.0)
-    old = ckpt.msgspec.structs.replace(meta(7), version=1, parts=(ckpt.Part("parameters", 0, 5, ckpt._digest(values)),))
+    old = ckpt.msgspec.structs.replace(
+        meta(7), version=1, parts=(ckpt.Part("parameters", 0, 5, ckpt._digest(values)),)
+    )
     tree = ckpt.msgspec.to_builtins(old)
     for name in ("ranks", "shared", "own"):
         del tree[name]
@@ -88,4 +102,8 @@ def test_a_checkpoint_of_version_1_is_read(tmp_path: Path, context: Any) -> None
         file.attrs["meta"] = np.frombuffer(encoded, np.uint8)
         file.attrs["meta_sha256"] = ckpt.hashlib.sha256(encoded).hexdigest()
     found = ckpt.load_latest(tmp_path, print)
-    assert found.meta.step == 7 and list(found.buffers) == ["parameters"] and not list(found.state.names())
+    assert (
+        found.meta.step == 7
+        and list(found.buffers) == ["parameters"]
+        and not list(found.state.names())
+    )

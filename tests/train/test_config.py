@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mpidl.config.schema import NEEDS, Config, load_config, look_up
 from mpidl.errors import ConfigError
-from mpidl.train.config import NEEDS, Config, load_config, look_up
 
 MINIMAL = '[data]\ntrain = "x"\n'
 ROOT = Path(__file__).parent.parent.parent
@@ -30,8 +30,14 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
     found = load_config(tmp_path / "run.toml", []) if config(tmp_path, MINIMAL) else None
     assert found is not None and found.train.global_batch == 128 and found.sync.algorithm == "auto"
     path = tmp_path / "run.toml"
-    changed = load_config(path, ["optim.lr=0.5", "model.name=mlp", "model.options={hidden=[3]}", "data.shuffle=false"])
-    assert changed.optim.lr == 0.5 and changed.model.name == "mlp" and changed.model.options == {"hidden": [3]}
+    changed = load_config(
+        path, ["optim.lr=0.5", "model.name=mlp", "model.options={hidden=[3]}", "data.shuffle=false"]
+    )
+    assert (
+        changed.optim.lr == 0.5
+        and changed.model.name == "mlp"
+        and changed.model.options == {"hidden": [3]}
+    )
     assert changed.data.shuffle is False
 
 
@@ -46,7 +52,11 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
         (MINIMAL, ["optim.lr.x=1"], "optim.lr"),
         (MINIMAL, ["optim=3"], "must be a section"),
         (MINIMAL, ["train.micro_batches=3"], "power of two"),
-        (MINIMAL, ["train.micro_batches=1048576", "train.global_batch=6"], "a global batch has 6 samples"),
+        (
+            MINIMAL,
+            ["train.micro_batches=1048576", "train.global_batch=6"],
+            "a global batch has 6 samples",
+        ),
         (MINIMAL, ["optim.schedule=step"], "milestones"),
         (MINIMAL, ["sync.algorithm=rnig"], "sync.algorithm"),
         ("[data]\n", [], "train"),
@@ -65,7 +75,9 @@ def test_refused(tmp_path: Path, text: str, overrides: list[str], words: str) ->
     assert words in str(caught.value) and caught.value.remedy
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "configs").glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "scripts" / "configs").glob("*.toml")), ids=lambda path: path.name
+)
 def test_the_configurations_that_are_shipped_are_valid(path: Path) -> None:
     load_config(path)
 
@@ -121,7 +133,9 @@ def test_the_place_of_an_error_is_where_it_was_written(tmp_path: Path) -> None:
     assert caught.value.where == "--set optim={lr=0}"
     with pytest.raises(ConfigError) as caught:
         config(tmp_path, MINIMAL, "optim.schedule=step")
-    assert caught.value.where.endswith("run.toml with --set optim.schedule=step"), "settings that do not go together"
+    assert caught.value.where.endswith("run.toml with --set optim.schedule=step"), (
+        "settings that do not go together"
+    )
 
 
 def notes(tmp_path: Path, text: str, *overrides: str) -> list[str]:
@@ -133,16 +147,33 @@ def notes(tmp_path: Path, text: str, *overrides: str) -> list[str]:
 
 
 def test_settings_without_effect_are_said(tmp_path: Path) -> None:
-    assert notes(tmp_path, MINIMAL, "optim.name=adam") == [], "only what was written counts, not the defaults"
+    assert notes(tmp_path, MINIMAL, "optim.name=adam") == [], (
+        "only what was written counts, not the defaults"
+    )
     assert notes(tmp_path, MINIMAL, "optim.name=adam", "optim.momentum=0.8") == [
         "optim.momentum has no effect: optim.name is 'adam', and it works with optim.name = 'sgd' or 'lars' only"
     ]
     found = notes(tmp_path, MINIMAL + "[optim]\nmilestones = [1]\ngamma = 0.5\nscaling = 'sqrt'\n")
-    assert [text.split()[0] for text in found] == ["optim.scaling", "optim.milestones", "optim.gamma"]
+    assert [text.split()[0] for text in found] == [
+        "optim.scaling",
+        "optim.milestones",
+        "optim.gamma",
+    ]
     assert "where optim.base_batch is set" in found[0]
     step = ("optim.schedule=step", "optim.milestones=[1]", "optim.gamma=0.5")
     assert notes(tmp_path, MINIMAL, *step) == []
-    assert len(notes(tmp_path, MINIMAL, "sync.strategy=gossip", "sync.algorithm=ring", "sync.topk_ratio=0.1")) == 2
+    assert (
+        len(
+            notes(
+                tmp_path,
+                MINIMAL,
+                "sync.strategy=gossip",
+                "sync.algorithm=ring",
+                "sync.topk_ratio=0.1",
+            )
+        )
+        == 2
+    )
 
 
 def test_every_setting_in_the_table_exists_and_its_partners_values_do(tmp_path: Path) -> None:
@@ -150,7 +181,10 @@ def test_every_setting_in_the_table_exists_and_its_partners_values_do(tmp_path: 
         base = load_config(config_file(tmp_path))
         assert look_up(base, name) is not None, name
         for value in values:
-            load_config(config_file(tmp_path), [f"{other}={value}", *(["optim.milestones=[1]"] if value == "step" else [])])
+            load_config(
+                config_file(tmp_path),
+                [f"{other}={value}", *(["optim.milestones=[1]"] if value == "step" else [])],
+            )
         assert values or not look_up(base, other)
 
 
@@ -160,7 +194,9 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "configs").glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "scripts" / "configs").glob("*.toml")), ids=lambda path: path.name
+)
 def test_the_configurations_that_are_shipped_have_no_idle_settings(path: Path) -> None:
     found: list[str] = []
     load_config(path, note=found.append)
@@ -171,4 +207,6 @@ def test_every_setting_is_documented() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     for section in msgspec.structs.fields(Config):
         for field in msgspec.structs.fields(section.type):
-            assert f"`{field.name}`" in text or f".{field.name}]" in text, f"{section.name}.{field.name}"
+            assert f"`{field.name}`" in text or f".{field.name}]" in text, (
+                f"{section.name}.{field.name}"
+            )

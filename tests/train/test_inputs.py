@@ -7,16 +7,19 @@ from typing import Any
 import pytest
 
 from mpidl.backend.numpy_ops import NumpyOps
+from mpidl.config.schema import DataConfig, ModelConfig
 from mpidl.data.manifest import Field, Manifest, Shard, Statistics, new_manifest
 from mpidl.errors import ConfigError, DataError, MpidlError
 from mpidl.models import INPUTS, MODELS
 from mpidl.train.build import build_model, make_model
-from mpidl.train.config import DataConfig, ModelConfig
 from mpidl.train.inputs import EXTENTS, input_spec
 
 
 def manifest(shape: tuple[int, ...], **feature: Any) -> Manifest:
-    fields = {"x": Field("float32", shape, "feature", **feature), "y": Field("int64", (), "label", 3)}
+    fields = {
+        "x": Field("float32", shape, "feature", **feature),
+        "y": Field("int64", (), "label", 3),
+    }
     return new_manifest("shards", fields, (Shard("a.h5", 10, 1, "0" * 64),))
 
 
@@ -47,9 +50,13 @@ def test_other_extents_are_what_they_are(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("shape", [(16,), (16, 16), (16, 16, 3), (3, 4, 5, 6)])
-def test_a_model_is_a_classifier_of_the_samples_or_refused(model: str, shape: tuple[int, ...]) -> None:
+def test_a_model_is_a_classifier_of_the_samples_or_refused(
+    model: str, shape: tuple[int, ...]
+) -> None:
     try:
-        built = build_model(ModelConfig(name=model, options={"size": "tiny"}), spec(shape, model), NumpyOps())
+        built = build_model(
+            ModelConfig(name=model, options={"size": "tiny"}), spec(shape, model), NumpyOps()
+        )
     except MpidlError as error:
         assert error.remedy
     else:
@@ -58,7 +65,9 @@ def test_a_model_is_a_classifier_of_the_samples_or_refused(model: str, shape: tu
 
 def test_a_layout_for_other_extents_is_said_to_do_nothing() -> None:
     notes: list[str] = []
-    input_spec(manifest((20,)), DataConfig(train="data", layout="series"), "data", "mlp", notes.append)
+    input_spec(
+        manifest((20,)), DataConfig(train="data", layout="series"), "data", "mlp", notes.append
+    )
     assert len(notes) == 1 and "data.layout" in notes[0]
 
 
@@ -69,7 +78,7 @@ def test_outputs_for_every_step_are_refused() -> None:
 
 
 @pytest.mark.parametrize("config", [{}, {"mean": 2.0}, {"std": 4.0}])
-def test_normalisation(config: dict[str, float]) -> None:
+def test_normalization(config: dict[str, float]) -> None:
     notes: list[str] = []
     for std in (0.0, 3.0):
         held = manifest((4,), statistics=Statistics.sealed(7.0, std))
@@ -81,7 +90,11 @@ def test_normalisation(config: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
-        ("mlp", {"hidden": "abc"}, "hidden is 'abc', but must be a list, in it a whole number of at least 1"),
+        (
+            "mlp",
+            {"hidden": "abc"},
+            "hidden is 'abc', but must be a list, in it a whole number of at least 1",
+        ),
         ("mlp", {"hidden": [-3]}, "at least 1"),
         ("mlp", {"hidden": [0]}, "at least 1"),
         ("mlp", {"hidden": [10**12, 10**12]}, "cannot build 'mlp'"),
@@ -90,7 +103,7 @@ def test_normalisation(config: dict[str, float]) -> None:
         ("mpl", {}, "did you mean 'mlp'?"),
         ("lstm", {"dropout": 1.0}, "dropout is 1.0"),
         ("lstm", {"units": 2.5}, "units is 2.5"),
-        ("resnet", {"synchronised": "no"}, "true or false"),
+        ("resnet", {"synchronized": "no"}, "true or false"),
         ("resnet18", {"width": "8"}, "width is '8'"),
         ("resnet", {"depth": 7}, "known are depths"),
     ],
@@ -98,12 +111,20 @@ def test_normalisation(config: dict[str, float]) -> None:
 def test_options_that_cannot_be(model: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make_model(ModelConfig(name=model, options=options), (8, 8, 3), 3, NumpyOps())
-    assert words in str(caught.value) and caught.value.where.startswith("model.") and caught.value.remedy
+    assert (
+        words in str(caught.value)
+        and caught.value.where.startswith("model.")
+        and caught.value.remedy
+    )
 
 
-@pytest.mark.parametrize("options", [{"hidden": []}, {"hidden": (3, 4)}, {"size": ""}, {"hidden": [3], "size": "real"}])
+@pytest.mark.parametrize(
+    "options", [{"hidden": []}, {"hidden": (3, 4)}, {"size": ""}, {"hidden": [3], "size": "real"}]
+)
 def test_options_that_can(options: dict[str, Any]) -> None:
-    assert make_model(ModelConfig(name="mlp", options=options), (8,), 3, NumpyOps()).output_shape == (3,)
+    assert make_model(
+        ModelConfig(name="mlp", options=options), (8,), 3, NumpyOps()
+    ).output_shape == (3,)
 
 
 def test_the_label_is_no_feature() -> None:

@@ -21,22 +21,37 @@ MODELS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
 ]
 
 
-def train(ops: Any, which: int, *, graphs: bool, dtype: Any = np.float32) -> tuple[list[float], np.ndarray, Passes]:
+def train(
+    ops: Any, which: int, *, graphs: bool, dtype: Any = np.float32
+) -> tuple[list[float], np.ndarray, Passes]:
     name, shape, options = MODELS[which]
     model = Model(layers_of(name, shape, 10, options), shape, ops, compute_dtype=dtype)
-    model.parameters.initialise(1)
+    model.parameters.initialize(1)
     model.runtime.seed = 3
     passes = Passes(model, SoftmaxCrossEntropy(ops), graphs=graphs)
-    optimizer, rng, space, losses = Adam(model.parameters, ops), np.random.default_rng(0), ops.workspace(), []
-    for step, count in enumerate([8, 8, 5, 8, 30, 8]):  # a last, smaller batch; a larger one moves the layers' memory
+    optimizer, rng, space, losses = (
+        Adam(model.parameters, ops),
+        np.random.default_rng(0),
+        ops.workspace(),
+        [],
+    )
+    for step, count in enumerate(
+        [8, 8, 5, 8, 30, 8]
+    ):  # a last, smaller batch; a larger one moves the layers' memory
         model.runtime.step = step
-        drawn = rng.integers(0, 10, (count, *shape)) if name == "gpt" else rng.standard_normal((count, *shape)).astype(dtype)
+        drawn = (
+            rng.integers(0, 10, (count, *shape))
+            if name == "gpt"
+            else rng.standard_normal((count, *shape)).astype(dtype)
+        )
         x = space.get("x", drawn.shape, drawn.dtype)
         x[...] = ops.stage(drawn, "x")
         y = space.get("y", (count, *model.output_shape[:-1]), np.int64)
         y[...] = ops.stage(rng.integers(0, 10, y.shape), "y")
         ready: list[tuple[int, int]] = []
-        result = passes.run(x, y, y.size, lambda start, stop, ready=ready: ready.append((start, stop)))
+        result = passes.run(
+            x, y, y.size, lambda start, stop, ready=ready: ready.append((start, stop))
+        )
         assert min(start for start, _ in ready) == 0
         losses.append(result.total)
         optimizer.step(0.01)
@@ -58,9 +73,13 @@ def test_graphs_are_for_devices_and_layers_that_can() -> None:
         captures = True
 
     plain, fake = NumpyOps(), Fake()
-    assert not Passes(Model([Dense(3)], (4,), plain), SoftmaxCrossEntropy(plain), graphs=True).graphs
+    assert not Passes(
+        Model([Dense(3)], (4,), plain), SoftmaxCrossEntropy(plain), graphs=True
+    ).graphs
     assert Passes(Model([Dense(3)], (4,), fake), SoftmaxCrossEntropy(fake), graphs=True).graphs
-    assert not Passes(Model([Dense(8), GroupNorm(2)], (4,), fake), SoftmaxCrossEntropy(fake), graphs=True).graphs
+    assert not Passes(
+        Model([Dense(8), GroupNorm(2)], (4,), fake), SoftmaxCrossEntropy(fake), graphs=True
+    ).graphs
 
 
 def test_staged_inputs_stay_for_two_calls(gpu_ops: Any) -> None:
@@ -71,13 +90,15 @@ def test_staged_inputs_stay_for_two_calls(gpu_ops: Any) -> None:
         held.append(gpu_ops.stage(host, "slot"))
         host[...] = -1
         for back in range(min(2, turn + 1)):
-            np.testing.assert_array_equal(gpu_ops.to_host(held[turn - back]), np.full((3, 4), turn - back))
+            np.testing.assert_array_equal(
+                gpu_ops.to_host(held[turn - back]), np.full((3, 4), turn - back)
+            )
 
 
 def test_a_pass_in_flight_is_not_overwritten_unnoticed_by_a_graph(gpu_ops: Any) -> None:
     """A graph writes to the memory that it was captured with, whoever has that now."""
     model = Model([Dense(8, relu=True), Dense(3)], (5,), gpu_ops)
-    model.parameters.initialise(1)
+    model.parameters.initialize(1)
     passes, rng = Passes(model, SoftmaxCrossEntropy(gpu_ops), graphs=True), np.random.default_rng(0)
     x, other = (gpu_ops.to_device(rng.standard_normal((4, 5)).astype(np.float32)) for _ in range(2))
     labels = gpu_ops.to_device(rng.integers(0, 3, 4))

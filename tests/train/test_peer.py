@@ -25,7 +25,7 @@ def test_a_whole_step_equals_pytorch(name: str, nesterov: bool, rng: np.random.G
 
     ops, shape = NumpyOps(), (28, 28, 1)
     model = Model(layers_of(name, shape, 10, {}), shape, ops)
-    model.parameters.initialise(3)
+    model.parameters.initialize(3)
     module = twin(model)
     ours = SGD(model.parameters, ops, momentum=0.9, weight_decay=1e-3, nesterov=nesterov)
     theirs = torch.optim.SGD(module.parameters(), 0.05, 0.9, weight_decay=1e-3, nesterov=nesterov)
@@ -42,7 +42,9 @@ def test_a_whole_step_equals_pytorch(name: str, nesterov: bool, rng: np.random.G
         reference.backward()
         assert result.total / 32 == pytest.approx(float(reference.detach()), rel=1e-4)
         gradients = parameters_like_ours(module, model, gradients=True)
-        assert np.abs(model.parameters.gradients - gradients).max() <= 1e-4 * np.abs(gradients).max()
+        assert (
+            np.abs(model.parameters.gradients - gradients).max() <= 1e-4 * np.abs(gradients).max()
+        )
         ours.step(0.05)
         theirs.step()
         wanted = parameters_like_ours(module, model)

@@ -65,7 +65,9 @@ def test_damage_is_passed_over_and_the_loss_is_said(two: Path, how: str) -> None
 
 def test_a_lock_of_another_process_does_not_matter(two: Path) -> None:
     """Checkpoints are renamed into place when they are complete: reading takes no lock."""
-    locker = subprocess.Popen([sys.executable, "-c", LOCKER, two / "step-00000940.h5"], stdout=subprocess.PIPE)
+    locker = subprocess.Popen(
+        [sys.executable, "-c", LOCKER, two / "step-00000940.h5"], stdout=subprocess.PIPE
+    )
     assert locker.stdout is not None
     try:
         locker.stdout.readline()
@@ -75,14 +77,20 @@ def test_a_lock_of_another_process_does_not_matter(two: Path) -> None:
         locker.wait()
 
 
-@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EIO, errno.EACCES, errno.ESTALE, errno.EMFILE, errno.ENOLCK, 524])
-def test_what_cannot_be_read_now_is_never_passed_over(two: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "code", [errno.EAGAIN, errno.EIO, errno.EACCES, errno.ESTALE, errno.EMFILE, errno.ENOLCK, 524]
+)
+def test_what_cannot_be_read_now_is_never_passed_over(
+    two: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An earlier checkpoint would silently throw work away."""
     real = hdf5.h5py.File
 
     def failing(path: Any, *args: Any, **options: Any) -> Any:
         if str(path).endswith("940.h5"):
-            raise OSError(f"Unable to synchronously open file (errno = {code}, error message = 'x')")
+            raise OSError(
+                f"Unable to synchronously open file (errno = {code}, error message = 'x')"
+            )
         return real(path, *args, **options)
 
     monkeypatch.setattr(hdf5.h5py, "File", failing)
@@ -92,7 +100,9 @@ def test_what_cannot_be_read_now_is_never_passed_over(two: Path, code: int, monk
     assert "step-00000940.h5" in str(caught.value) and "--resume-from" in caught.value.remedy
 
 
-def test_errors_in_the_middle_of_reading_are_told_apart_too(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_in_the_middle_of_reading_are_told_apart_too(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(*args: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -101,7 +111,9 @@ def test_errors_in_the_middle_of_reading_are_told_apart_too(two: Path, monkeypat
         ckpt.load_latest(two, print)
 
 
-def test_a_folder_that_cannot_be_read_is_not_empty(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_is_not_empty(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(folder: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(folder))
 
@@ -123,7 +135,10 @@ def test_later_checkpoints_are_set_aside_not_dropped(two: Path, context: Any) ->
     said: list[str] = []
     ckpt.set_aside_later(two, two / "step-00000846.h5", 846, said.append)
     save(two, 850, context)
-    assert [path.name for path in ckpt.list_checkpoints(two)] == ["step-00000850.h5", "step-00000846.h5"]
+    assert [path.name for path in ckpt.list_checkpoints(two)] == [
+        "step-00000850.h5",
+        "step-00000846.h5",
+    ]
     assert (two / "step-00000940.h5.superseded").is_file() and "940" in said[0]
 
 
@@ -135,14 +150,21 @@ def test_nothing_that_was_set_aside_is_written_over(two: Path, context: Any) -> 
         said: list[str] = []
         ckpt.set_aside_later(two, two / "step-00000846.h5", 846, said.append)
         assert len(said) == 2
-    kept = ["best.h5.superseded", "best.h5.superseded-2", "step-00000940.h5.superseded", "step-00000940.h5.superseded-2"]
+    kept = [
+        "best.h5.superseded",
+        "best.h5.superseded-2",
+        "step-00000940.h5.superseded",
+        "step-00000940.h5.superseded-2",
+    ]
     assert sorted(path.name for path in two.glob("*superseded*")) == kept
     assert [ckpt.read(two / name).meta.best_accuracy for name in kept] == [0.5, 0.7, 0.5, 0.7]
     assert not (two / ckpt.BEST).exists()
 
 
 def test_run_state_comes_back(tmp_path: Path, context: Any) -> None:
-    state = RunState({"a:b (c to d)": np.arange(6.0).reshape(2, 3)}, {"mine": np.arange(4, dtype=np.uint32)})
+    state = RunState(
+        {"a:b (c to d)": np.arange(6.0).reshape(2, 3)}, {"mine": np.arange(4, dtype=np.uint32)}
+    )
     state.set_numbers(own=True, count=7)
     buffers = {"parameters": np.ones(5, np.float32)}
     path = ckpt.save(tmp_path, meta(1), buffers, context, keep=2, best=False, state=state)
@@ -167,7 +189,9 @@ def test_bad_own_state_is_damage(tmp_path: Path, context: Any) -> None:
     """What is only verified, not loaded, counts too."""
     state = RunState(own={"residual": np.full(4096, 3.25)})
     save(tmp_path, 1, context)
-    path = ckpt.save(tmp_path, meta(2), {"parameters": np.ones(5)}, context, keep=2, best=False, state=state)
+    path = ckpt.save(
+        tmp_path, meta(2), {"parameters": np.ones(5)}, context, keep=2, best=False, state=state
+    )
     shutil.copy(path, tmp_path / "copy.h5")
     raw = path.read_bytes()
     at = raw.index(np.full(16, 3.25).tobytes())

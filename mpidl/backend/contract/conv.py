@@ -64,7 +64,17 @@ class PoolGeometry:
 
     def numbers(self, n: int) -> tuple[int, ...]:
         """As the kernels take them, for n images."""
-        return (n, self.height, self.width, self.channels, self.k, self.stride, self.pad, self.out_height, self.out_width)
+        return (
+            n,
+            self.height,
+            self.width,
+            self.channels,
+            self.k,
+            self.stride,
+            self.pad,
+            self.out_height,
+            self.out_width,
+        )
 
 
 class ConvOps(Launcher):
@@ -76,7 +86,9 @@ class ConvOps(Launcher):
         """Reused memory for `count` elements of columns."""
         raise NotImplementedError
 
-    def conv_forward(self, x: Array, w: Array, b: Array | None, out: Array, g: ConvGeometry) -> None:
+    def conv_forward(
+        self, x: Array, w: Array, b: Array | None, out: Array, g: ConvGeometry
+    ) -> None:
         """Out (n, *out size, co) = b (co) + x (n, *size, ci) convolved with w (*kernel, ci / groups, co)."""
         flat_w, rows = w.reshape(-1, g.out_channels), out.reshape(-1, g.out_channels)
         for low, high, group, outputs in self._parts(len(x), g, x.dtype):
@@ -95,13 +107,20 @@ class ConvOps(Launcher):
             self.matmul(self._rows(rows, low, high, g)[:, outputs], flat_w[:, outputs].T, columns)
             self.launch("col2im", columns, out[low:high], *_numbers(high - low, g, group))
 
-    def conv_backward_weights(self, x: Array, dy: Array, dw: Array, db: Array | None, g: ConvGeometry) -> None:
+    def conv_backward_weights(
+        self, x: Array, dy: Array, dw: Array, db: Array | None, g: ConvGeometry
+    ) -> None:
         """Gradients of the weights and of the bias (co), overwritten."""
         flat_dw, rows = dw.reshape(-1, g.out_channels), dy.reshape(-1, g.out_channels)
         flat_dw[...] = 0
         for low, high, group, outputs in self._parts(len(x), g, x.dtype):
             columns = self._columns(x[low:high], g, group)
-            self.matmul(columns.T, self._rows(rows, low, high, g)[:, outputs], flat_dw[:, outputs], accumulate=True)
+            self.matmul(
+                columns.T,
+                self._rows(rows, low, high, g)[:, outputs],
+                flat_dw[:, outputs],
+                accumulate=True,
+            )
         if db is not None:
             self.column_sums(rows, db)
 
@@ -134,7 +153,10 @@ class ConvOps(Launcher):
         plain = g.taps == 1 and g.stride == (1, 1, 1) and g.pad == (0, 0, 0) and g.groups == 1
         if plain:
             return x.reshape(-1, g.in_channels)
-        pixels, cg = len(x) * g.out_size[0] * g.out_size[1] * g.out_size[2], g.in_channels // g.groups
+        pixels, cg = (
+            len(x) * g.out_size[0] * g.out_size[1] * g.out_size[2],
+            g.in_channels // g.groups,
+        )
         columns = self.column_space(pixels * g.taps * cg, x.dtype).reshape(pixels, -1)
         self.launch("im2col", x, columns, *_numbers(len(x), g, group))
         return columns
@@ -155,5 +177,7 @@ def check_tiles(x: Array, tiled: Array, k: int) -> None:
     n, height, width, channels = x.shape
     if tiled.shape != (n, height // k, width // k, channels):
         raise BackendError(
-            f"windows of {k} x {k} over {x.shape} do not give {tiled.shape}", where="maxpool2d", remedy="check the shapes"
+            f"windows of {k} x {k} over {x.shape} do not give {tiled.shape}",
+            where="maxpool2d",
+            remedy="check the shapes",
         )

@@ -14,7 +14,21 @@ class OptimOps(Launcher):
     ) -> None:  # fmt: skip
         """Adam (Kingma and Ba, 2015) in place; step counts from 1; decoupled: AdamW (Loshchilov and Hutter, 2019)."""
         fixes = (1 - beta1**step, 1 - beta2**step)
-        self.launch("adam_step", p, g, m, v, p.size, lr, beta1, beta2, eps, weight_decay, *fixes, int(decoupled))
+        self.launch(
+            "adam_step",
+            p,
+            g,
+            m,
+            v,
+            p.size,
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            *fixes,
+            int(decoupled),
+        )
 
     def adam_direction(
         self, p: Array, g: Array, m: Array, v: Array, out: Array, *, beta1: float, beta2: float, eps: float, weight_decay:
@@ -23,7 +37,9 @@ class OptimOps(Launcher):
     ) -> None:  # fmt: skip
         """Out = the step of Adam with decoupled decay before the learning rate; m and v go on."""
         fixes = (1 - beta1**step, 1 - beta2**step)
-        self.launch("adam_direction", p, g, m, v, out, p.size, beta1, beta2, eps, weight_decay, *fixes)
+        self.launch(
+            "adam_direction", p, g, m, v, out, p.size, beta1, beta2, eps, weight_decay, *fixes
+        )
 
     def sparse_sgd(self, p: Array, g: Array, lr: float) -> None:
         """P -= lr * g where g is not 0; elements (on a CPU: lines of 16) without a gradient are not written."""

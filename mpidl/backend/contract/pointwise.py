@@ -42,7 +42,15 @@ class PointwiseOps(Launcher):
         self.launch("softmax_backward", dy, y, out, *y.shape, int(log))
 
     def pair_loss(
-        self, x: Array, target: Array, loss: Array, dx: Array, *, kind: str, scale: float, delta: float = 1.0
+        self,
+        x: Array,
+        target: Array,
+        loss: Array,
+        dx: Array,
+        *,
+        kind: str,
+        scale: float,
+        delta: float = 1.0,
     ) -> None:
         """Loss (rows) = sum over the columns of a loss of x (rows, cols) against target; dx = its gradient * scale.
 

@@ -17,7 +17,9 @@ class SequenceOps(Launcher):
         """dtable[ids] += dy; on a GPU in any order."""
         self.launch("embedding_backward", dy, ids, dtable, ids.size, dtable.shape[1])
 
-    def attention_forward(self, q: Array, k: Array, v: Array, out: Array, lse: Array, *, scale: float, causal: bool) -> None:
+    def attention_forward(
+        self, q: Array, k: Array, v: Array, out: Array, lse: Array, *, scale: float, causal: bool
+    ) -> None:
         """Out = softmax(scale q k^T) v for each sample and head (Vaswani et al., 2017).
 
         q, out: (n, tq, heads, dim); k, v: (n, tk, heads, dim). q, k, v may be views whose last two axes are contiguous and
@@ -34,7 +36,9 @@ class SequenceOps(Launcher):
     ) -> None:  # fmt: skip
         """Gradients of q, k and v, in the same layouts, overwritten."""
         extents = _extents(self, {"q": q, "dq": dq}, {"k": k, "v": v, "dk": dk, "dv": dv})
-        self.launch("attention_backward", dout, q, k, v, out, lse, dq, dk, dv, *extents, scale, int(causal))
+        self.launch(
+            "attention_backward", dout, q, k, v, out, lse, dq, dk, dv, *extents, scale, int(causal)
+        )
 
     def lstm_forward(self, gates: Array, c_before: Array, c: Array, h: Array) -> None:
         """Gates (n, 4 hidden): i, f, g, o from pre-activations to activations; c, h (n, hidden) (Hochreiter and
@@ -65,7 +69,15 @@ def _extents(ops: Launcher, queries: dict[str, Array], keys: dict[str, Array]) -
             where="attention",
             remedy="use more heads",
         )
-    return n, heads, tq, k.shape[1], dim, _row_stride(queries, q.shape), _row_stride(keys, (n, k.shape[1], heads, dim))
+    return (
+        n,
+        heads,
+        tq,
+        k.shape[1],
+        dim,
+        _row_stride(queries, q.shape),
+        _row_stride(keys, (n, k.shape[1], heads, dim)),
+    )
 
 
 def _row_stride(arrays: dict[str, Array], shape: tuple[int, ...]) -> int:
@@ -74,7 +86,13 @@ def _row_stride(arrays: dict[str, Array], shape: tuple[int, ...]) -> int:
     found: set[int] = set()
     for name, array in arrays.items():
         item, strides = array.itemsize, array.strides
-        row = strides[1] if array.ndim == 4 and tokens > 1 else heads * dim * item if n < 2 else strides[0]
+        row = (
+            strides[1]
+            if array.ndim == 4 and tokens > 1
+            else heads * dim * item
+            if n < 2
+            else strides[0]
+        )
         even = (
             array.shape == shape
             and (dim < 2 or strides[3] == item)

@@ -7,5 +7,7 @@ PLAIN: Kernels = {
     name: function
     for module in (conv, norm, optim, pointwise, sequence)
     for name, function in vars(module).items()
-    if callable(function) and getattr(function, "__module__", "") == module.__name__ and not name.startswith("_")
+    if callable(function)
+    and getattr(function, "__module__", "") == module.__name__
+    and not name.startswith("_")
 }

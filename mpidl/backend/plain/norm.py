@@ -1,4 +1,4 @@
-"""Normalisation."""
+"""Normalization."""
 
 from __future__ import annotations
 
@@ -29,7 +29,15 @@ def row_norm_forward(
 
 
 def row_norm_backward(
-    dy: NDArr, x: NDArr, gamma: NDArr, mean: NDArr, rstd: NDArr, dx: NDArr, rows: int, cols: int, center: int
+    dy: NDArr,
+    x: NDArr,
+    gamma: NDArr,
+    mean: NDArr,
+    rstd: NDArr,
+    dx: NDArr,
+    rows: int,
+    cols: int,
+    center: int,
 ) -> None:
     """Ops.row_norm_backward."""
     w, unit = dy * gamma, (x - mean[:, None]) * rstd[:, None]
@@ -38,7 +46,14 @@ def row_norm_backward(
 
 
 def row_norm_parameters(
-    dy: NDArr, x: NDArr, mean: NDArr, rstd: NDArr, dgamma: NDArr, dbeta: NDArr | None, rows: int, cols: int
+    dy: NDArr,
+    x: NDArr,
+    mean: NDArr,
+    rstd: NDArr,
+    dgamma: NDArr,
+    dbeta: NDArr | None,
+    rows: int,
+    cols: int,
 ) -> None:
     """Ops.row_norm_parameters."""
     dgamma[...] = (dy * (x - mean[:, None]) * rstd[:, None]).sum(axis=0)
@@ -53,7 +68,15 @@ def segment_moments(x: NDArr, mean: NDArr, m2: NDArr, segments: int, rows: int, 
 
 
 def segment_affine(
-    x: NDArr, scale: NDArr, shift: NDArr, residual: NDArr | None, y: NDArr, segments: int, rows: int, cols: int, relu: int
+    x: NDArr,
+    scale: NDArr,
+    shift: NDArr,
+    residual: NDArr | None,
+    y: NDArr,
+    segments: int,
+    rows: int,
+    cols: int,
+    relu: int,
 ) -> None:
     """Ops.segment_affine."""
     result = x * scale[:, None] + shift[:, None]
@@ -63,7 +86,15 @@ def segment_affine(
 
 
 def segment_dots(
-    dy: NDArr, x: NDArr, y: NDArr | None, mean: NDArr, sum_dy: NDArr, sum_dyx: NDArr, segments: int, rows: int, cols: int
+    dy: NDArr,
+    x: NDArr,
+    y: NDArr | None,
+    mean: NDArr,
+    sum_dy: NDArr,
+    sum_dyx: NDArr,
+    segments: int,
+    rows: int,
+    cols: int,
 ) -> None:
     """Ops.segment_dots."""
     if y is not None:
@@ -72,6 +103,16 @@ def segment_dots(
     sum_dyx[...] = (dy * (x - mean[:, None])).sum(axis=1)
 
 
-def segment_dx(dy: NDArr, x: NDArr, a: NDArr, b: NDArr, c: NDArr, dx: NDArr, segments: int, rows: int, cols: int) -> None:
+def segment_dx(
+    dy: NDArr,
+    x: NDArr,
+    a: NDArr,
+    b: NDArr,
+    c: NDArr,
+    dx: NDArr,
+    segments: int,
+    rows: int,
+    cols: int,
+) -> None:
     """Ops.segment_dx."""
     dx[...] = a[:, None] * dy + b[:, None] * x + c[:, None]

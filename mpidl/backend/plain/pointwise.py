@@ -42,7 +42,11 @@ def act_backward(dy: NDArr, x: NDArr, y: NDArr, dx: NDArr, n: int, kind: int) ->
     if kind == 0:
         slope = y > 0
     elif kind == 1:
-        slope = 0.5 * (1 + _erf(x / math.sqrt(2))) + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi) if x.size else x
+        slope = (
+            0.5 * (1 + _erf(x / math.sqrt(2))) + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+            if x.size
+            else x
+        )
     elif kind == 2:
         t = _inner(x)
         slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * _ROOT * (1 + 3 * 0.044715 * x * x)
@@ -67,7 +71,12 @@ def philox(n: int, seed: int, step: int, stream: int) -> NDArray[np.uint32]:
     k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
     for _ in range(10):
         a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
-        c = [(b >> np.uint64(32)) ^ c[1] ^ np.uint64(k0), b & low, (a >> np.uint64(32)) ^ c[3] ^ np.uint64(k1), a & low]
+        c = [
+            (b >> np.uint64(32)) ^ c[1] ^ np.uint64(k0),
+            b & low,
+            (a >> np.uint64(32)) ^ c[3] ^ np.uint64(k1),
+            a & low,
+        ]
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return np.stack(c, axis=1).reshape(-1)[:n].astype(np.uint32)
 
@@ -97,7 +106,15 @@ def softmax_backward(dy: NDArr, y: NDArr, dx: NDArr, rows: int, cols: int, logar
 
 
 def pair_loss(
-    x: NDArr, target: NDArr, loss: NDArr, dx: NDArr, rows: int, cols: int, scale: float, kind: int, delta: float
+    x: NDArr,
+    target: NDArr,
+    loss: NDArr,
+    dx: NDArr,
+    rows: int,
+    cols: int,
+    scale: float,
+    kind: int,
+    delta: float,
 ) -> None:
     """Ops.pair_loss."""
     error = x - target
@@ -108,6 +125,9 @@ def pair_loss(
         each = np.where(size <= delta, 0.5 * error**2, delta * (size - 0.5 * delta))
         slope = np.clip(error, -delta, delta)
     else:
-        each, slope = np.maximum(x, 0) - x * target + np.log1p(np.exp(-np.abs(x))), _sigmoid(x) - target
+        each, slope = (
+            np.maximum(x, 0) - x * target + np.log1p(np.exp(-np.abs(x))),
+            _sigmoid(x) - target,
+        )
     loss[...] = each.sum(axis=1)
     dx[...] = slope * scale

@@ -40,7 +40,16 @@ def attention_forward(q: NDArr, k: NDArr, v: NDArr, out: NDArr, lse: NDArr, *res
 
 
 def attention_backward(
-    dout: NDArr, q: NDArr, k: NDArr, v: NDArr, out: NDArr, lse: NDArr, dq: NDArr, dk: NDArr, dv: NDArr, *rest: Any
+    dout: NDArr,
+    q: NDArr,
+    k: NDArr,
+    v: NDArr,
+    out: NDArr,
+    lse: NDArr,
+    dq: NDArr,
+    dk: NDArr,
+    dv: NDArr,
+    *rest: Any,
 ) -> None:
     """Ops.attention_backward."""
     scale = rest[-2]
@@ -60,25 +69,38 @@ def lstm_forward(gates: NDArr, c_before: NDArr, c: NDArr, h: NDArr, rows: int, h
     h[...] = o * np.tanh(c)
 
 
-def lstm_backward(gates: NDArr, c_before: NDArr, c: NDArr, dh: NDArr, dc: NDArr, rows: int, hidden: int) -> None:
+def lstm_backward(
+    gates: NDArr, c_before: NDArr, c: NDArr, dh: NDArr, dc: NDArr, rows: int, hidden: int
+) -> None:
     """Ops.lstm_backward."""
     i, f, g, o = (gates[:, k * hidden : (k + 1) * hidden].copy() for k in range(4))
     t = np.tanh(c)
     d = dc + dh * o * (1 - t * t)
-    parts = (d * g * i * (1 - i), d * c_before * f * (1 - f), d * i * (1 - g * g), dh * t * o * (1 - o))
+    parts = (
+        d * g * i * (1 - i),
+        d * c_before * f * (1 - f),
+        d * i * (1 - g * g),
+        dh * t * o * (1 - o),
+    )
     gates[...] = np.concatenate(parts, axis=1)
     dc[...] = d * f
 
 
-def gru_forward(x_gates: NDArr, h_gates: NDArr, h_before: NDArr, h: NDArr, rows: int, hidden: int) -> None:
+def gru_forward(
+    x_gates: NDArr, h_gates: NDArr, h_before: NDArr, h: NDArr, rows: int, hidden: int
+) -> None:
     """Ops.gru_forward."""
-    (ar, az, an), (br, bz, bn) = ([g[:, k * hidden : (k + 1) * hidden] for k in range(3)] for g in (x_gates, h_gates))
+    (ar, az, an), (br, bz, bn) = (
+        [g[:, k * hidden : (k + 1) * hidden] for k in range(3)] for g in (x_gates, h_gates)
+    )
     ar[...], az[...] = _sigmoid(ar + br), _sigmoid(az + bz)
     an[...] = np.tanh(an + ar * bn)
     h[...] = (1 - az) * an + az * h_before
 
 
-def gru_backward(x_gates: NDArr, h_gates: NDArr, h_before: NDArr, dh: NDArr, rows: int, hidden: int) -> None:
+def gru_backward(
+    x_gates: NDArr, h_gates: NDArr, h_before: NDArr, dh: NDArr, rows: int, hidden: int
+) -> None:
     """Ops.gru_backward."""
     r, z, new = (x_gates[:, k * hidden : (k + 1) * hidden].copy() for k in range(3))
     dn = dh * (1 - z) * (1 - new * new)

@@ -1,0 +1,1 @@
+"""Algorithms: one generator of rounds a file."""

@@ -1,0 +1,1 @@
+"""What gives schedules a meaning: execution, simulation, selection."""

@@ -1,0 +1,190 @@
+"""Runs a schedule on real memory over MPI: explicit `Sendrecv` for each exchange, or two in flight where they are large."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mpidl.collectives.engine.reduction import MEAN, OPERATIONS, Reducer, is_half
+from mpidl.collectives.group import Group, Plan
+from mpidl.collectives.safety.checks import FIRST_TAG, TAGS
+from mpidl.collectives.schedule import Exchange, Native, Range, Round, Shared, aligned, segments
+from mpidl.comm import mpi, transport
+
+EAGER, NAP = (
+    20,
+    5e-5,
+)  # tries before sleeping, and seconds of a sleep, while a large message travels
+LARGE = 1 << 16  # bytes; from here on exchanges are started and completed separately
+_NATIVE = {"sum": "SUM", "product": "PROD", "min": "MIN", "max": "MAX"}
+
+
+def tag_of(length: int, code: int, mark: int) -> int:
+    """A message tag that differs, nearly always, between calls that differ: their messages can then never be mixed up.
+
+    code: of the dtype; mark: of collective, operation, root and name (see `mark_of`).
+    """
+    return FIRST_TAG + (length * 131 + code * 7 + mark) % TAGS
+
+
+def execute(
+    schedule: Iterable[Round], buffer: Any, group: Group, *, op: str = "sum", tag: int = FIRST_TAG
+) -> None:
+    """Run this rank's `schedule` in place.
+
+    buffer: (n,) array, C-contiguous, in host memory, or in device memory if MPI can read that. op: see `OPERATIONS`;
+    "mean" of 16-bit floats in schedules that complete a sum before they send it, and of floats in shared memory.
+    """
+    small = buffer.nbytes < LARGE and not is_half(buffer.dtype)
+    if small and isinstance(schedule, Plan) and schedule.plain:
+        _small(schedule, buffer, group, OPERATIONS[op], tag)
+    else:
+        _Execution(buffer, group, op, tag).run(schedule)
+
+
+def _small(rounds: list[Any], buffer: Any, group: Group, function: Any, tag: int) -> None:
+    """A few small exchanges, where the time goes into Python: the same as below, without its steps."""
+    sendrecv, nobody, scratch = (
+        group.comm.Sendrecv,
+        group.nobody,
+        group.scratch(buffer, buffer.size, 0),
+    )
+    for to, (low, high), source, (start, stop), combine in rounds:
+        if high == low:
+            to = nobody
+        if stop == start:
+            source = nobody
+        target = buffer[start:stop]
+        if combine:
+            incoming = scratch[: stop - start]
+            sendrecv(buffer[low:high], to, tag, incoming, source, tag)
+            function(target, incoming, out=target)
+        else:
+            sendrecv(buffer[low:high], to, tag, target, source, tag)
+
+
+class _Execution:
+    """One schedule on one buffer; at most one exchange is in flight while the next one is being prepared."""
+
+    def __init__(self, buffer: Any, group: Group, op: str, tag: int) -> None:
+        self.buffer, self.group, self.op, self.tag = buffer, group, op, tag
+        self.reducer = Reducer(buffer, "sum", group.size) if op == MEAN else Reducer(buffer, op)
+        self.wire = (
+            buffer.view(np.uint16) if self.reducer.half else buffer
+        )  # MPI has no 16-bit floats
+        self.comm, self.MPI = group.comm, mpi.load()
+        self.pending: tuple[Exchange, list[Any], Any] | None = None
+        self.turn = 0
+
+    def run(self, schedule: Iterable[Round]) -> None:
+        itemsize = self.buffer.dtype.itemsize
+        for step in schedule:
+            if not isinstance(step, Exchange):
+                self._whole(step)
+                continue
+            for piece in _pieces(step):
+                if (piece.receive[1] - piece.receive[0]) * itemsize >= LARGE:
+                    self._start(piece)
+                else:
+                    self._exchange(piece)
+        self._complete()
+        if self.reducer.half:
+            self.reducer.settle()
+
+    def _incoming(self, step: Exchange) -> tuple[Any, Any]:
+        """Where the message is received: (as MPI sees it, as the reducer sees it)."""
+        start, stop = step.receive
+        if not step.combine:
+            return self.wire[start:stop], None
+        self.turn ^= 1
+        scratch = self.group.scratch(self.buffer, stop - start, self.turn)
+        return (scratch.view(np.uint16) if self.reducer.half else scratch), scratch
+
+    def _exchange(self, step: Exchange) -> None:
+        if self.pending is not None:
+            self._complete()
+        to, send, source, receive, combine = step
+        if self.reducer.half:
+            self.reducer.settle(send)
+        outgoing, nobody = self.wire[send[0] : send[1]], self.MPI.PROC_NULL
+        target, values = self._incoming(step)
+        self.comm.Sendrecv(
+            outgoing,
+            to if send[1] > send[0] else nobody,
+            self.tag,
+            target,
+            source if receive[1] > receive[0] else nobody,
+            self.tag,
+        )
+        if combine and receive[1] > receive[0]:
+            self.reducer.combine(receive, values)
+
+    def _start(self, step: Exchange) -> None:
+        """Post this exchange, then finish the one before it, unless it has to be finished first."""
+        if self.pending is not None and _depends(step, self.pending[0]):
+            self._complete()
+        if self.reducer.half:
+            self.reducer.settle(step.send)
+        target, values = self._incoming(step)
+        requests = [self.comm.Irecv(target, step.source, self.tag)]
+        if step.send[1] > step.send[0]:
+            requests.append(
+                self.comm.Isend(self.wire[step.send[0] : step.send[1]], step.to, self.tag)
+            )
+        self._complete()
+        self.pending = (step, requests, values)
+
+    def _complete(self) -> None:
+        if self.pending is None:
+            return
+        step, requests, values = self.pending
+        self.pending = None
+        if self.group.node_count > 1:
+            _wait_patiently(self.MPI.Request, requests)
+        else:
+            self.MPI.Request.Waitall(requests)
+        if step.combine:
+            self.reducer.combine(step.receive, values)
+
+    def _whole(self, step: Native | Shared) -> None:
+        self._complete()
+        if isinstance(step, Shared):
+            self.group.shared.run(self.buffer[step.start : step.stop], self.op, step.what)
+            return
+        for start, stop in segments((step.start, step.stop), transport.MOST):
+            self.comm.Allreduce(
+                self.MPI.IN_PLACE, self.buffer[start:stop], op=getattr(self.MPI, _NATIVE[self.op])
+            )
+
+
+def _pieces(step: Exchange) -> Sequence[Exchange]:
+    """The exchange as messages that MPI can count."""
+    most = transport.MOST
+    if step.send[1] - step.send[0] <= most and step.receive[1] - step.receive[0] <= most:
+        return (step,)
+    both = aligned(segments(step.send, most), segments(step.receive, most))
+    return [step._replace(send=give, receive=take) for give, take in both]
+
+
+def _wait_patiently(kind: Any, requests: list[Any]) -> None:
+    """For long transfers over a network: MPI waits by polling, and would take the core from whoever computes meanwhile."""
+    for _ in range(EAGER):
+        if kind.Testall(requests):
+            return
+    while not kind.Testall(requests):
+        time.sleep(NAP)
+
+
+def _overlap(a: Range, b: Range) -> bool:
+    return a[0] < b[1] and b[0] < a[1]
+
+
+def _depends(step: Exchange, before: Exchange) -> bool:
+    return (
+        _overlap(step.send, before.receive)
+        or _overlap(step.receive, before.receive)
+        or _overlap(step.receive, before.send)
+    )

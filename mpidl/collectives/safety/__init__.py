@@ -1,0 +1,1 @@
+"""Refuses what cannot work, and names ranks that never arrive."""

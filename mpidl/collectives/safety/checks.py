@@ -1,0 +1,205 @@
+"""Refuses what cannot work, before a byte is sent; and checks that ranks agree and that numbers did not overflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpidl.collectives.engine.reduction import FLOAT16, MEAN, NUMBERS, OP_CODES, is_half, mark_of
+from mpidl.collectives.engine.shared import disagreement
+from mpidl.collectives.safety.watchdog import describe
+from mpidl.comm import mpi
+from mpidl.comm.transport import array_module
+from mpidl.errors import CollectiveError
+
+if TYPE_CHECKING:
+    from mpidl.collectives.group import Group
+
+FIRST_TAG, TAGS = 128, 30_011  # message tags of collectives
+LEAST_TAG_UB = 32_767  # what every MPI library allows
+
+
+def array(value: Any, what: str, name: str, *, writable: bool = True) -> None:
+    """Raise CollectiveError unless `value` is an array of any shape that can be sent as it lies in memory and, if `writable`,
+    received into.
+    """
+    if (
+        type(value) is np.ndarray
+        and value.flags.carray
+        and value.dtype.num in NUMBERS
+        and value.dtype.isnative
+    ):
+        return  # nearly always: the rest says what is wrong
+    if not hasattr(value, "dtype") or not hasattr(value, "flags") or isinstance(value, np.generic):
+        raise CollectiveError(
+            f"{what} needs an array, got {type(value).__name__}",
+            where=name,
+            remedy="make one: numpy.asarray(...)",
+        )
+    if value.dtype.num not in NUMBERS and value.dtype.char not in "FD":
+        raise CollectiveError(
+            f"{what} cannot send dtype {value.dtype}",
+            where=name,
+            remedy="convert to a float or integer of 8 to 64 bits",
+        )
+    if not value.dtype.isnative:
+        raise CollectiveError(
+            f"{what} cannot send dtype {value.dtype.str}: its byte order is not this machine's",
+            where=name,
+            remedy="convert first: array.astype(array.dtype.newbyteorder('='))",
+        )
+    if not value.flags.c_contiguous:
+        raise CollectiveError(
+            f"{what} needs a contiguous array, got shape {value.shape}, not contiguous",
+            where=name,
+            remedy="numpy.ascontiguousarray makes a copy that is",
+        )
+    if writable and not getattr(value.flags, "writeable", True):
+        raise CollectiveError(
+            f"{what} works in place, and this array is read-only", where=name, remedy="pass a copy"
+        )
+
+
+def buffer(value: Any, what: str, name: str, *, writable: bool = True) -> None:
+    """As `array`, of a single axis."""
+    array(value, what, name, writable=writable)
+    if value.ndim != 1:
+        raise CollectiveError(
+            f"{what} needs a 1-D array, got shape {value.shape}",
+            where=name,
+            remedy="pass array.reshape(-1)",
+        )
+
+
+def operation(op: str, dtype: Any, name: str) -> None:
+    """Raise CollectiveError for an operation that is unknown, or that `dtype` does not have."""
+    if not isinstance(op, str) or op not in OP_CODES:
+        raise CollectiveError(
+            f"unknown operation {op!r}", where=name, remedy=f"choose one of {[*OP_CODES]}"
+        )
+    if dtype.kind == "c" and op not in ("sum", MEAN):
+        raise CollectiveError(
+            f"complex numbers have no {op!r} here", where=name, remedy="use sum or mean"
+        )
+
+
+def peer(rank: int, group: Group, what: str) -> None:
+    """Raise CollectiveError unless `rank` is a rank of the group."""
+    if not isinstance(rank, int | np.integer) or not 0 <= rank < group.size:
+        raise CollectiveError(
+            f"{what} with rank {rank!r} in a group of {group.size}",
+            remedy=f"choose 0 to {group.size - 1}",
+        )
+
+
+def wire_tag(tag: int, what: str) -> int:
+    """The MPI tag for a tag of the user's, beside those of collectives. Raises CollectiveError for one that is out of range."""
+    MPI = mpi.load()
+    most = (MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or LEAST_TAG_UB) - TAGS
+    if not isinstance(tag, int | np.integer) or not 0 <= tag <= most:
+        raise CollectiveError(
+            f"{what} with tag {tag!r}", remedy=f"choose a whole number from 0 to {most}"
+        )
+    return int(tag) if tag < FIRST_TAG else int(tag) + TAGS
+
+
+def agreement(group: Group, value: Any = None) -> None:
+    """The desync guard: raise on every rank, saying who does what, unless all do the same with arrays alike.
+
+    What is under way, its operation, root and name are compared, and of `value` length and dtype. Costs a microsecond in the
+    shared memory of one node, else a small native all-reduce.
+    """
+    what, _, op, name = group.doing or ("", None, "", "")
+    number = 0 if value is None else value.size * 16 + NUMBERS.get(value.dtype.num, 15)
+    if group.fast is not None:
+        group.fast.compare(number)
+        return
+    mark, both = mark_of(what, op, name), group.guard_buffer
+    both[:] = number, -number, mark, -mark
+    group.comm.Allreduce(mpi.load().IN_PLACE, both, op=mpi.load().MAX)
+    if both[0] != -both[1] or both[2] != -both[3]:
+        raise disagreement(range(group.size), group.comm.allgather(describe(group.doing)))
+
+
+def mean(value: Any, group: Group, name: str, add: Callable[[Any], None], count: int) -> None:
+    """`value` (n,) becomes the mean of `count` ranks' values; add: sums an array over the ranks, in place.
+
+    Of 16-bit floats the sum is one in float32, which is divided and then rounded once. Integers are rounded down, and refused
+    on every rank if their sum does not fit their dtype.
+    """
+    if is_half(value.dtype):
+        wide = value.astype(np.float32)
+        add(wide)
+        wide /= count
+        with np.errstate(over="ignore"):
+            value[...] = wide.astype(value.dtype)
+        return
+    if value.dtype.kind in "iu":
+        _refuse_overflow(value, group, name)
+    add(value)
+    xp = array_module(value)
+    if value.dtype.kind in "iu":
+        xp.floor_divide(value, count, out=value, casting="unsafe")
+    else:
+        real = value.view(value.real.dtype)  # of complex numbers both parts, as in shared memory
+        xp.divide(real, count, out=real)
+
+
+def _refuse_overflow(value: Any, group: Group, name: str) -> None:
+    if group.guard != "off":
+        agreement(
+            group, value
+        )  # before an exchange that ranks with another operation do not take part in
+    peak = max(abs(int(value.max())), abs(int(value.min())))
+    peaks = group.comm.allgather(peak)
+    if sum(peaks) > np.iinfo(value.dtype).max:
+        rank = int(np.argmax(np.array(peaks, object)))
+        error = CollectiveError(
+            f"the mean of {value.dtype} values over {group.size} ranks could overflow: rank {rank} holds {peaks[rank]}",
+            where=name,
+            remedy="convert to int64 or float64 first",
+        )
+        error.agreed = True
+        raise error
+
+
+@contextmanager
+def overflow(
+    value: Any, op: str, group: Group, name: str, *, everywhere: bool = True
+) -> Iterator[None]:
+    """Around an all-reduce: a float16 result that is not finite although every input was is an error on every rank.
+
+    everywhere: whether all ranks hold the same result; where they do not, each looks at its own.
+    """
+    if value.dtype != FLOAT16 or op in ("min", "max"):
+        yield
+        return
+    peak = float(np.abs(value).max()) if value.size else 0.0
+    yield
+    refuse_overflowed(value, peak, op, group, name, everywhere=everywhere)
+
+
+def refuse_overflowed(
+    value: Any, peak: float, op: str, group: Group, name: str, *, everywhere: bool = True
+) -> None:
+    """Raise CollectiveError on every rank for a float16 result that is not finite, unless one of the inputs was not.
+
+    peak: the largest magnitude of this rank's input.
+    """
+    broken = ~np.isfinite(value)
+    if not (broken.any() if everywhere else any(group.comm.allgather(bool(broken.any())))):
+        return
+    peaks = group.comm.allgather(peak)
+    if np.isfinite(peaks).all():
+        at = f" at element {int(broken.argmax())}" if broken.any() else ""
+        error = CollectiveError(
+            f"float16 overflow: the {op} over {group.size} ranks exceeds 65504{at}; "
+            f"rank {int(np.argmax(peaks))} brought the largest value, {max(peaks):g}",
+            where=name,
+            remedy="use op='mean', bfloat16 or float32, or scale the values down first",
+        )
+        error.agreed = True
+        raise error

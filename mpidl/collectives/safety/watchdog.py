@@ -1,0 +1,172 @@
+"""Ends a job whose ranks wait for each other for too long, and says which ranks have not arrived and where they are instead.
+
+One thread per process looks at the collectives under way. When one lasts longer than the limit, it asks the watchdogs of all
+other ranks what they are doing. A rank that computes answers with its stack; a stopped or dead one does not answer.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NamedTuple
+
+from mpidl.comm import mpi
+from mpidl.comm.activity import Activity, activities
+from mpidl.errors import ConfigError
+
+LIMIT_VARIABLE = "MPIDL_WATCHDOG"
+DEFAULT_LIMIT = 300.0  # seconds
+ASK, ANSWER = 11, 12
+_watchdog: Watchdog | None = None
+
+
+class State(NamedTuple):
+    """What a rank does in a group: the collectives it has begun, the one under way, and the top of its stack."""
+
+    begun: int
+    doing: str
+    stack: str
+
+
+def describe(doing: tuple[Any, ...] | None) -> str:
+    """A line for what `Activity.doing` holds."""
+    if doing is None:
+        return ""
+    what, buffer, op, name = doing
+    lengths = f" of {buffer.size} x {buffer.dtype}" if buffer is not None else ""
+    return f"{what}" + (f" ({op})" if op else "") + lengths + (f", {name}" if name else "")
+
+
+def start(comm: Any, limit: float | None = None) -> None:
+    """Start watching, once per process; collective. limit: seconds, by default MPIDL_WATCHDOG or 300; 0 turns it off."""
+    global _watchdog
+    if limit is None:
+        limit = _limit(os.environ.get(LIMIT_VARIABLE) or DEFAULT_LIMIT, LIMIT_VARIABLE)
+    limit = _limit(limit, "watchdog_seconds")
+    if _watchdog is None and limit > 0 and comm.Get_size() > 1:
+        _watchdog = Watchdog(comm.Clone(), limit)
+        mpi.before_finalize(_watchdog.stop)
+        _watchdog.start()
+
+
+def _limit(given: Any, where: str) -> float:
+    try:
+        limit = float(given)
+    except (TypeError, ValueError):
+        limit = math.nan
+    if not 0 <= limit <= threading.TIMEOUT_MAX:
+        raise ConfigError(
+            f"{given!r} is no time limit",
+            where=where,
+            remedy="give seconds, or 0 to turn the watchdog off",
+        )
+    return limit
+
+
+class Watchdog(threading.Thread):
+    """Looks every tenth of the limit, and at least every second."""
+
+    def __init__(self, comm: Any, limit: float) -> None:
+        super().__init__(name="mpidl-watchdog", daemon=True)
+        self.comm, self.limit, self.tick = comm, limit, min(1.0, limit / 10)
+        self.rank, self.main = comm.Get_rank(), threading.main_thread().ident
+        self._over = threading.Event()
+        self._since: dict[Any, tuple[int, float]] = {}
+        self._sends: list[Any] = []
+        MPI = mpi.load()
+        self.may_talk = MPI.Query_thread() >= MPI.THREAD_MULTIPLE
+
+    def run(self) -> None:
+        """Look, answer and report until `stop`."""
+        while not self._over.wait(self.tick):
+            if self.may_talk:
+                self._answer()
+            for group in activities():
+                if self._stalled(group):
+                    self._report(group)
+
+    def stop(self) -> None:
+        """End the thread; nothing is watched any more."""
+        self._over.set()
+        self.join()
+
+    def _stalled(self, group: Activity) -> bool:
+        count, doing, now = group.count, group.doing, time.monotonic()
+        before = self._since.get(group.key)
+        if doing is None or before is None or before[0] != count:
+            self._since[group.key] = (count, now)
+            return False
+        return now - before[1] > self.limit
+
+    def _state(self, key: Any) -> State:
+        frame = sys._current_frames().get(self.main or 0)
+        stack = " < ".join(
+            f"{entry.name} ({entry.filename}:{entry.lineno})"
+            for entry in traceback.extract_stack(frame)[:-4:-1]
+        )
+        group = next((group for group in activities() if group.key == key), None)
+        return State(group.count, describe(group.doing), stack) if group else State(-1, "", stack)
+
+    def _answer(self) -> None:
+        MPI = mpi.load()
+        while self.comm.Iprobe(MPI.ANY_SOURCE, ASK):
+            status = MPI.Status()
+            key = self.comm.recv(source=MPI.ANY_SOURCE, tag=ASK, status=status)
+            self._sends.append(
+                self.comm.isend(tuple(self._state(key)), status.Get_source(), ANSWER)
+            )
+
+    def _ask(self, group: Activity) -> dict[int, State]:
+        """The states of the ranks that answer in time, by their number in the group."""
+        MPI = mpi.load()
+        answers: dict[int, State] = {}
+        others = {world: rank for rank, world in enumerate(group.world) if world != self.rank}
+        self._sends += [self.comm.isend(group.key, world, ASK) for world in others]
+        deadline = time.monotonic() + max(2.0, 3 * self.tick)
+        while time.monotonic() < deadline and len(answers) < len(others):
+            self._answer()
+            status = MPI.Status()
+            if self.comm.Iprobe(MPI.ANY_SOURCE, ANSWER, status):
+                state = State(*self.comm.recv(source=status.Get_source(), tag=ANSWER))
+                answers[others[status.Get_source()]] = state
+            else:
+                time.sleep(0.01)
+        return answers
+
+    def _report(self, group: Activity) -> None:
+        count, doing = group.count, describe(group.doing)
+        answers = self._ask(group) if self.may_talk else {}
+        if group.doing is None or group.count != count:
+            return  # it went on after all
+        answers[group.rank] = State(count, doing, "")
+        lines = []
+        for rank in range(group.size):
+            state = answers.get(rank)
+            if state is None:
+                lines.append(
+                    f"rank {rank} does not answer: it is stopped, dead, or computes without letting Python run"
+                )
+            elif state.begun < count or not state.doing:
+                lines.append(f"rank {rank} has not arrived; it is in {state.stack}")
+            elif state.doing != doing:
+                lines.append(f"rank {rank} is in another collective: {state.doing}")
+        waiting = min(
+            rank for rank, state in answers.items() if state.doing and state.begun >= count
+        )
+        if waiting == group.rank:
+            print(
+                f"mpidl: error on rank {self.rank}: {doing} has waited for over {self.limit:g} s in group {group.name!r}\n  "
+                + "\n  ".join(
+                    lines or ["all ranks are in this collective: messages are lost or very slow"]
+                )
+                + "\n  what to do: look at those ranks; for slow work set a longer limit (MPIDL_WATCHDOG, in seconds)",
+                file=sys.stderr,
+                flush=True,
+            )
+        else:
+            time.sleep(1.0)  # the rank that reports speaks first
+        self.comm.Abort(1)

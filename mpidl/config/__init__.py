@@ -1,0 +1,1 @@
+"""The run configuration: a TOML file, checked before anything starts."""

@@ -1,0 +1,1 @@
+"""Measures and predicts: machines, collectives, whole steps."""

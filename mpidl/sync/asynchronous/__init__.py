@@ -1,0 +1,1 @@
+"""Strategies in which ranks take steps without waiting for each other."""

@@ -1,0 +1,180 @@
+"""Strategies in which every rank goes its own pace: what the trainer asks of them, and how they share out the steps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mpidl.backend import Ops
+from mpidl.collectives import Group, broadcast
+from mpidl.collectives.schedule import segments
+from mpidl.comm import mpi, transport
+from mpidl.comm.context import Context
+from mpidl.errors import ConfigError
+from mpidl.nn import FlatParameters
+from mpidl.sync.strategy import Apply, StepScalars, Strategy
+
+
+class AsynchronousStrategy(Strategy):
+    """An epoch is a budget of steps of single workers; whoever is free claims the next. So a slow rank does fewer of them.
+
+    workers: ranks that train; name: of the group of all ranks. host_only: works on parameters in host memory only. staleness:
+    how many updates of others came between a step's reading the parameters and its update, counted.
+    """
+
+    averages_locally = True
+    independent = True
+    serves = False
+    host_only = True
+
+    def __init__(
+        self, parameters: FlatParameters, context: Context, workers: int, name: str
+    ) -> None:
+        super().__init__(parameters)
+        if self.host_only:
+            check_host_memory(parameters.ops, name)
+        self.context, self.workers = context, workers
+        self.group = Group(context.comm, name=name)
+        self.staleness: Counter[int] = Counter()
+
+    def start(self) -> None:
+        broadcast(self.parameters.values, comm=self.group, name="parameters")
+        self.load_values(self.parameters.values)
+
+    @abstractmethod
+    def begin_epoch(self, budget: int) -> None:
+        """Begin an epoch of `budget` steps of single workers. Collective."""
+
+    @abstractmethod
+    def next_step(self) -> int | None:
+        """The number of the next step in the epoch, for this rank; None if the budget is used up. Fetches parameters."""
+
+    def serve(self) -> None:
+        """On ranks that do not train: work for the others until the epoch is over."""
+
+    def end_epoch(self) -> None:
+        """This rank claims no more."""
+
+    @abstractmethod
+    def apply_gradients(self, lr: float, apply: Callable[[float], None]) -> None:
+        """After backward: use this rank's gradients. apply: the step of this rank's optimizer at a rate, if it has one."""
+
+    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
+        raise NotImplementedError("independent ranks claim, and push")
+
+    def meet(self, scalars: StepScalars) -> StepScalars:
+        """Sums over all ranks. Collective."""
+        total = StepScalars()
+        for other in self.context.allgather_object(scalars):
+            total.add(other)
+        return total
+
+    def report(self) -> dict[str, Any]:
+        everyone = self.context.allgather_object((dict(self.staleness), self.sent))
+        total: Counter[int] = Counter()
+        for counted, _ in everyone:
+            total.update(counted)
+        return {
+            "sent_bytes": max(sent for _, sent in everyone),
+            "staleness": dict(sorted(total.items())),
+            "applied": total.total(),
+        }
+
+
+def check_host_memory(ops: Ops, name: str) -> None:
+    """ConfigError for a strategy that reads the memory of other ranks where that is a GPU's."""
+    if ops.name != "numpy":
+        raise ConfigError(
+            f"{name} shares host memory among ranks, but the backend computes on GPUs",
+            where="sync.strategy",
+            remedy='set backend.name = "numpy", or a strategy that sends messages: parameter_server, gossip in mode sync',
+        )
+
+
+def mean_and_largest(report: dict[str, Any]) -> tuple[float, int] | None:
+    """Of the staleness in a strategy's report; None where there is none."""
+    counted = {int(late): times for late, times in report.get("staleness", {}).items()}
+    total = sum(counted.values())
+    return (
+        (sum(late * times for late, times in counted.items()) / total, max(counted))
+        if total
+        else None
+    )
+
+
+class Window:
+    """One-sided access to memory of other ranks of a communicator: reads, sums, and atomic counters (MPI passive target).
+
+    count: elements of this rank's memory; rows of ranks without any stay empty. shared: the window can be mapped by all ranks
+    of `comm`, which are on one node; `of` gives the memory itself.
+    """
+
+    def __init__(self, comm: Any, count: int, dtype: Any, *, shared: bool = False) -> None:
+        self.comm, self.dtype, MPI = comm, np.dtype(dtype), mpi.load()
+        allocate = MPI.Win.Allocate_shared if shared else MPI.Win.Allocate
+        self.win = allocate(count * self.dtype.itemsize, self.dtype.itemsize, MPI.INFO_NULL, comm)
+        if count:
+            np.frombuffer(self.win.tomemory(), self.dtype)[...] = 0
+        comm.Barrier()
+        self.win.Lock_all()
+        self._open = True
+        mpi.before_finalize(self.free)
+
+    def of(self, rank: int) -> Any:
+        """The memory of a rank of the node itself."""
+        memory, _ = self.win.Shared_query(rank)
+        return np.frombuffer(memory, self.dtype)
+
+    def get(self, rank: int, out: Any, at: int = 0) -> None:
+        """Read elements from `at` on of a rank's memory. Each is read whole; together they may be older and newer."""
+        MPI = mpi.load()
+        for start, stop in segments((0, out.size), transport.MOST):
+            self.win.Get_accumulate(
+                np.empty(0, self.dtype),
+                out[start:stop],
+                rank,
+                (at + start, stop - start),
+                MPI.NO_OP,
+            )
+        self.win.Flush(rank)
+
+    def add(self, rank: int, values: Any, at: int = 0) -> None:
+        """Add to a rank's memory; every element is added whole."""
+        values = np.ascontiguousarray(values, self.dtype)
+        for start, stop in segments((0, values.size), transport.MOST):
+            self.win.Accumulate(
+                values[start:stop], rank, (at + start, stop - start), mpi.load().SUM
+            )
+        self.win.Flush(rank)
+
+    def count_up(self, rank: int, at: int = 0, by: int = 1) -> int:
+        """Add to one integer, and return what it was before."""
+        before, MPI = np.zeros(1, self.dtype), mpi.load()
+        self.win.Fetch_and_op(np.array([by], self.dtype), before, rank, at, MPI.SUM)
+        self.win.Flush(rank)
+        return int(before[0])
+
+    def read(self, rank: int, at: int = 0) -> int:
+        """One integer."""
+        return self.count_up(rank, at, 0)
+
+    def reset(self, rank: int, at: int = 0) -> None:
+        """Set one integer to 0, while nobody else works on it."""
+        self.count_up(rank, at, -self.read(rank, at))
+
+    def replace(self, rank: int, values: Any) -> None:
+        """Set a rank's memory, while nobody else works on it."""
+        now = np.empty_like(values)
+        self.get(rank, now)
+        self.add(rank, values - now)
+
+    def free(self) -> None:
+        """Give the memory back. Collective."""
+        if self._open:
+            self._open = False
+            self.win.Unlock_all()
+            self.win.Free()

@@ -1,0 +1,1 @@
+"""Strategies in which all ranks take each step together."""

@@ -1,0 +1,112 @@
+"""Gossip: after each step a rank averages its parameters with a few others, never with all (D-PSGD: Lian et al., 2017).
+
+Push-sum sends along directed edges and corrects for ranks that got more than they gave (SGP: Assran et al., 2019).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpidl.comm.context import Context
+from mpidl.comm.transport import host_view
+from mpidl.nn import FlatParameters
+from mpidl.optim import RunState
+from mpidl.sync.strategy import Apply, StepScalars
+from mpidl.sync.synchronous.averaging import ParameterAveraging
+from mpidl.sync.topology import Graph
+
+MEET = 16  # steps between looks at whether a rank has failed
+
+
+class Gossip(ParameterAveraging):
+    """graph: who with whom. period: steps between exchanges. push_sum: for graphs whose rows do not add up to 1."""
+
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        context: Context,
+        graph: Graph,
+        *,
+        period: int = 1,
+        push_sum: bool = False,
+    ) -> None:
+        super().__init__(parameters, context, "gossip")
+        self.graph, self.period, self.push_sum = graph, period, push_sum
+        self.count, self.exchanges, self.weight = 0, 0, 1.0
+        self._inbox = np.empty((0, 0), parameters.dtype)
+
+    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
+        self.count += 1
+        if not own.failed:
+            apply()
+        self.diverge()
+        if self.count % self.period == 0:
+            self._mix()
+        return self.meet(own) if self.count % MEET == 0 else self.remember(own)
+
+    def _mix(self) -> None:
+        """Send the weighted parameters to this step's receivers, and add what comes in."""
+        mixing, values = self.graph.mixing(self.group.rank, self.exchanges), self.parameters.values
+        self.exchanges += 1
+        if not mixing.sends and not mixing.receives:
+            return
+        if len(self._inbox) < len(mixing.receives):
+            self._inbox = np.empty((len(mixing.receives), values.size + 1), values.dtype)
+        self.group.doing = ("gossip", values, "mean", "parameters")
+        try:
+            with host_view(values) as host:
+                self._exchange(host, mixing.sends, mixing.receives, mixing.own)
+        finally:
+            self.group.doing = None
+        self.group.count += 1
+        self.sent += len(mixing.sends) * (values.nbytes + values.itemsize)
+
+    def _exchange(self, host: Any, sends: Any, receives: Any, own: float) -> None:
+        """Messages are (x * weight / sum of weights, weight), x the parameters times this rank's push-sum weight."""
+        comm, boxes = self.group.comm, self._inbox
+        requests = [
+            comm.Irecv(boxes[index], source=source) for index, source in enumerate(receives)
+        ]
+        outgoing = []
+        for to, weight in sends:
+            message = np.empty(host.size + 1, host.dtype)
+            np.multiply(host, host.dtype.type(weight * self.weight), out=message[:-1])
+            message[-1] = weight * self.weight
+            outgoing.append(message)
+            requests.append(comm.Isend(message, dest=to))
+        for request in requests:
+            request.Wait()
+        host *= host.dtype.type(own * self.weight)
+        total = own * self.weight
+        for box in boxes[: len(receives)]:
+            host += box[:-1]
+            total += float(box[-1])
+        host *= host.dtype.type(1 / total)
+        self.weight = total if self.push_sum else 1.0
+
+    def combine(self) -> None:
+        """The mean, weighted where push-sum has made ranks unequal."""
+        self.average(self.weight if self.push_sum else None)
+        self.weight = 1.0
+
+    def state(self) -> RunState:
+        """Also steps, exchanges (which choose the edges of the graph), and this rank's push-sum weight."""
+        state = super().state()
+        state.set_numbers(count=self.count, exchanges=self.exchanges)
+        if self.replicas_differ:
+            state.own["weight"] = np.array([self.weight])
+        return state
+
+    def load_state(self, state: RunState) -> None:
+        super().load_state(state)
+        self.count = int(state.take_number("count", self.count))
+        self.exchanges = int(state.take_number("exchanges", self.exchanges))
+        self.weight = state.take_number("weight", 1.0)
+
+    def report(self) -> dict[str, Any]:
+        return super().report() | {
+            "exchanges": self.exchanges,
+            "spectral_gap": self.graph.spectral_gap(),
+        }
