@@ -1,0 +1,169 @@
+"""Registries: what can be chosen by name, one line each, imported when it is first used.
+
+A registered class declares what it can be told in a nested `Options` section (see
+`mpidl.options`). The configuration, the choices of the command line, error messages and the tables
+of docs/configuration.md are all made from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import msgspec
+
+from mpidl.errors import ConfigError, nearest
+from mpidl.options import Place, Section, check_value, say_ineffective, unknown_key
+
+T = TypeVar("T")
+
+
+class NoOptions(Section, frozen=True):
+    """The options of what has none."""
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Implementations of one kind by name.
+
+    Args:
+        kind: What they are, for messages: "strategy", "optimizer".
+        setting: The setting that chooses one, for messages: "sync.strategy".
+        entries: Where each is: name -> "package.module:attribute".
+    """
+
+    def __init__(self, kind: str, setting: str, entries: Mapping[str, str]) -> None:
+        self.kind = kind
+        self.setting = setting
+        self.entries = dict(entries)
+        self._loaded: dict[str, T] = {}
+
+    def __getitem__(self, name: str) -> T:
+        """The implementation `name`.
+
+        Raises:
+            ConfigError: There is none of that name.
+        """
+        if name not in self._loaded:
+            self.check(name)
+            module, _, attribute = self.entries[name].partition(":")
+            self._loaded[name] = getattr(importlib.import_module(module), attribute)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def check(self, name: Any, where: str = "") -> None:
+        """Refuse a name that is not registered.
+
+        Raises:
+            ConfigError: There is no such name; the remedy has the nearest one.
+        """
+        if not isinstance(name, str) or name not in self.entries:
+            raise ConfigError(
+                f"{self.setting} is {name!r}: there is no such {self.kind}",
+                where=where,
+                remedy=nearest(str(name), self.entries),
+            )
+
+    def options(self, name: str) -> type[Section]:
+        """What the implementation `name` can be told: its `Options`, or its keyword arguments."""
+        return options_of(self[name])
+
+
+@cache
+def options_of(implementation: Any) -> type[Section]:
+    """The options of a registered class (`Options`) or function (its keyword-only arguments)."""
+    declared = getattr(implementation, "Options", None)
+    if declared is not None:
+        return typing.cast("type[Section]", declared)
+    if inspect.isclass(implementation):
+        return NoOptions
+    function = getattr(implementation, "func", implementation)  # of a functools.partial
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(implementation).parameters.values()
+    fields = [(p.name, hints[p.name], p.default) for p in parameters if p.kind is p.KEYWORD_ONLY]
+    made = msgspec.defstruct(
+        f"{function.__name__}_options", fields, bases=(Section,), frozen=True, kw_only=True
+    )
+    made.__doc__ = function.__doc__
+    return typing.cast("type[Section]", made)
+
+
+class Choice(Section, frozen=True):
+    """A section that chooses an implementation, and takes its options beside its own keys.
+
+    An option of another implementation has no effect, which is noted; or it is refused (`STRICT`).
+    """
+
+    KEY: ClassVar[str] = "name"
+    REGISTRY: ClassVar[Registry[Any]]
+    STRICT: ClassVar[bool] = False
+
+    options: Section = NoOptions()
+
+    @property
+    def chosen(self) -> Any:
+        """The implementation."""
+        return self.REGISTRY[getattr(self, self.KEY)]
+
+    @classmethod
+    def keys(cls) -> dict[str, Any]:
+        """The section's own settings."""
+        return {key: kind for key, kind in super().keys().items() if key != "options"}
+
+    @classmethod
+    def read(cls, tree: Mapping[str, Any], place: Place) -> Self:
+        """As `Section.read`, with the options of what is chosen."""
+        known = cls.keys()
+        default = next(f.default for f in msgspec.structs.fields(cls) if f.name == cls.KEY)
+        name = tree.get(cls.KEY, default)
+        cls.REGISTRY.check(name, place.origin(place.name(cls.KEY)))
+        kind = cls.REGISTRY.options(name)
+        taken = kind.keys()
+        own, options = {}, {}
+        for key, value in tree.items():
+            if key in known:
+                own[key] = value
+            elif key in taken:
+                options[key] = value
+            else:
+                cls._unused(key, value, name, place, {*known, *taken})
+        values = cls.read_values(own, place)
+        made = cls(**values, options=kind.read(options, place))
+        made.check(place)
+        made.say_ineffective(tree, place)
+        return made
+
+    @classmethod
+    def _unused(cls, key: str, value: Any, name: str, place: Place, known: set[str]) -> None:
+        """Note or refuse an option of other implementations; refuse one that nobody has."""
+        setting = place.name(cls.KEY)
+        found = {other: cls.REGISTRY.options(other).keys() for other in cls.REGISTRY}
+        holders = {other: keys[key] for other, keys in found.items() if key in keys}
+        if not holders:
+            raise unknown_key(place, key, known)
+        if cls.STRICT:
+            listed = " or ".join(f'"{other}"' for other in holders)
+            raise place.error(
+                f"{place.name(key)} is set, but {setting} is {name!r}, which has no such option",
+                key,
+                remedy=f"set {setting} = {listed}, or remove {place.name(key)}",
+            )
+        kind = next(iter(holders.values()))
+        check_value(place.name(key), value, kind, place.origin(place.name(key)), place.remedy)
+        say_ineffective(place, key, setting, name, tuple(holders))
+
+    def to_tree(self) -> dict[str, Any]:
+        """As `Section.to_tree`, the options beside the section's own keys."""
+        found = super().to_tree()
+        return found | found.pop("options")
