@@ -166,4 +166,5 @@ class Choice(Section, frozen=True):
     def to_tree(self) -> dict[str, Any]:
         """As `Section.to_tree`, the options beside the section's own keys."""
         found = super().to_tree()
-        return found | found.pop("options")
+        options: dict[str, Any] = found.pop("options")
+        return found | options
