@@ -1,4 +1,4 @@
-"""The environment variables that mpidl reads: one table; docs/configuration.md lists it."""
+"""The environment variables that mpidl reads: one table; docs/configuration.md lists it.
 
 Variables of other programs (OMP_NUM_THREADS, SLURM_*, HDF5_USE_FILE_LOCKING) are read where they
 are obeyed.
