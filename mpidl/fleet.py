@@ -30,7 +30,7 @@ from mpidl.config.sync import STRATEGIES, SyncConfig, check_sync, name_check
 from mpidl.errors import ConfigError
 from mpidl.nn import Model
 from mpidl.optim import Optimizer
-from mpidl.options import check_tree
+from mpidl.config.tree import check_tree
 from mpidl.sync import AsynchronousStrategy, StepScalars, Strategy
 from mpidl.train.build import RunInfo, check_strategy, make_strategy, workers
 

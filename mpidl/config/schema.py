@@ -21,7 +21,7 @@ from mpidl.config.sync import (
     name_check,
 )
 from mpidl.errors import ConfigError, at_place, os_remedy
-from mpidl.options import check_tree
+from mpidl.config.tree import check_tree
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
