@@ -27,10 +27,10 @@ from mpidl.backend import Array
 from mpidl.comm import context as ranks
 from mpidl.comm.context import Context
 from mpidl.config.sync import STRATEGIES, SyncConfig, check_sync, name_check
+from mpidl.config.tree import check_tree
 from mpidl.errors import ConfigError
 from mpidl.nn import Model
 from mpidl.optim import Optimizer
-from mpidl.config.tree import check_tree
 from mpidl.sync import AsynchronousStrategy, StepScalars, Strategy
 from mpidl.train.build import RunInfo, check_strategy, make_strategy, workers
 

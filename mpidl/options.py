@@ -7,6 +7,7 @@ by its `check`. `mpidl.registry.Choice` is a section that chooses an implementat
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import types
@@ -185,14 +186,15 @@ def _missing(place: Place, key: str, kind: Any) -> ConfigError:
     return place.error(f"{name!r} is missing", key, remedy=example)
 
 
-_ENTRY = re.compile(r"^        (\w+): (.*(?:\n {9,}\S.*)*)", re.MULTILINE)
+_ENTRY = re.compile(r"^    (\w+): (.*(?:\n {5,}\S.*)*)", re.MULTILINE)
 
 
 def documented(kind: Any) -> dict[str, str]:
     """What a docstring says of each setting (`Attributes:` of a section, `Args:`)."""
-    _, _, listed = (kind.__doc__ or "").partition("    Attributes:\n")
+    text = inspect.cleandoc(kind.__doc__ or "")  # classes in classes are indented deeper
+    _, _, listed = text.partition("\nAttributes:\n")
     if not listed:
-        _, _, listed = (kind.__doc__ or "").partition("    Args:\n")
+        _, _, listed = text.partition("\nArgs:\n")
     listed = listed.partition("\n\n")[0]
     return {name: " ".join(text.split()) for name, text in _ENTRY.findall(listed)}
 

@@ -20,8 +20,8 @@ from mpidl.config.sync import (
     check_sync,
     name_check,
 )
-from mpidl.errors import ConfigError, at_place, os_remedy
 from mpidl.config.tree import check_tree
+from mpidl.errors import ConfigError, at_place, os_remedy
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
