@@ -15,7 +15,7 @@ from mpidl.comm.context import Context
 from mpidl.config.schema import ModelConfig, OptimConfig
 from mpidl.config.sync import Positive, Share, SyncConfig
 from mpidl.errors import ConfigError, nearest
-from mpidl.models import MODELS, layers_of
+from mpidl.models import MODELS, build_layers
 from mpidl.nn import FlatParameters, Model
 from mpidl.optim import LAMB, LARS, SGD, Adam, Optimizer, Parameters
 from mpidl.options import check_value
@@ -59,7 +59,7 @@ def make_model(
     """The model with zero parameters that computes in `precision`. Raises ConfigError for an unknown model or option."""
     _check_options(config)
     try:
-        layers = layers_of(config.name, shape, classes, config.options)
+        layers = build_layers(config.name, shape, classes, config.options)
         return Model(layers, shape, ops, compute_dtype=getattr(ml_dtypes, precision, precision))
     except (TypeError, ValueError, OverflowError, MemoryError) as error:
         raise ConfigError(
@@ -76,7 +76,7 @@ _OPTIONS: dict[Any, Any] = {int: Positive, float: Share, Sequence[int]: tuple[Po
 def _check_options(config: ModelConfig) -> None:
     """ConfigError for an option that the model does not have, or cannot have."""
     if config.name not in MODELS:
-        return  # as layers_of says
+        return  # as build_layers says
     function = MODELS[config.name]
     known = [
         name

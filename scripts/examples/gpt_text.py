@@ -16,7 +16,7 @@ import numpy as np
 import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.backend import create_ops
 from mpidl.comm.context import init
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import Adam, LearningRate, clip_by_global_norm
 from mpidl.sync import AllReduce, StepScalars
@@ -62,7 +62,7 @@ def main() -> None:
     trained, held_out = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
     ops = create_ops("auto", context.local_rank, context.threads)
     model = Model(
-        layers_of("gpt", (args.context,), len(letters), {"size": "tiny"}), (args.context,), ops
+        build_layers("gpt", (args.context,), len(letters), {"size": "tiny"}), (args.context,), ops
     )
     model.parameters.initialize(0)
     loss, optimizer, strategy = (

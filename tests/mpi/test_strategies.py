@@ -11,7 +11,7 @@ import pytest
 
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import ConfigError
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.nn import CrossEntropy, FlatParameters, Model, ParameterSpec
 from mpidl.optim import SGD, Adam, Optimizer, clip_by_global_norm
 from mpidl.sync import (
@@ -34,7 +34,7 @@ BATCH = 8
 
 
 def build(seed: int = 0) -> Model:
-    model = Model(layers_of("mlp", (12,), 5, {"hidden": (40, 30, 20)}), (12,), NumpyOps())
+    model = Model(build_layers("mlp", (12,), 5, {"hidden": (40, 30, 20)}), (12,), NumpyOps())
     model.parameters.initialize(seed)
     return model
 
