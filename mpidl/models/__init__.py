@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
-from mpidl.errors import ConfigError, nearest
-from mpidl.models.cnn import cnn
-from mpidl.models.fno import fno
-from mpidl.models.mlp import mlp
-from mpidl.models.recurrent import lstm
-from mpidl.models.resnet import resnet
-from mpidl.models.transformer import gpt, vit
-from mpidl.models.unet import unet
 from mpidl.nn import Layer
+from mpidl.registry import Registry
 
-MODELS: dict[str, Callable[..., Sequence[Layer]]] = {
-    "cnn": cnn,
-    "fno": fno,
-    "gpt": gpt,
-    "lstm": lstm,
-    "mlp": mlp,
-    "resnet": resnet,
-    "resnet18": partial(resnet, depth=18),
-    "resnet50": partial(resnet, depth=50),
-    "unet": unet,
-    "vit": vit,
-}
+MODELS: Registry[Callable[..., Sequence[Layer]]] = Registry(
+    "model",
+    "model.name",
+    {
+        "cnn": "mpidl.models.cnn:cnn",
+        "fno": "mpidl.models.fno:fno",
+        "gpt": "mpidl.models.transformer:gpt",
+        "lstm": "mpidl.models.recurrent:lstm",
+        "mlp": "mpidl.models.mlp:mlp",
+        "resnet": "mpidl.models.resnet:resnet",
+        "resnet18": "mpidl.models.resnet:resnet18",
+        "resnet50": "mpidl.models.resnet:resnet50",
+        "unet": "mpidl.models.unet:unet",
+        "vit": "mpidl.models.transformer:vit",
+    },
+)
 # what 'mpidl train' makes of the samples for a model: a field (a, b) is a gray image (h, w), or a series (t, c)
 INPUTS: dict[str, Literal["image", "series", "any"]] = {
     "cnn": "image",
@@ -75,16 +71,6 @@ def layers_of(
     name: str, input_shape: tuple[int, ...], classes: int, options: dict[str, Any]
 ) -> Sequence[Layer]:
     """The layers of model `name` for samples of `input_shape`; options are the model's own keyword arguments, and "size"."""
-    if name not in MODELS:
-        raise ConfigError(
-            f"unknown model {name!r}", where="model.name", remedy=nearest(name, sorted(MODELS))
-        )
     size = options.get("size", "")
-    if size and size not in SIZES[name]:
-        raise ConfigError(
-            f"unknown size {size!r}",
-            where="model.options.size",
-            remedy=nearest(str(size), SIZES[name]),
-        )
     own = {key: value for key, value in options.items() if key != "size"}
-    return MODELS[name](input_shape, classes, **({**SIZES[name][size], **own} if size else own))
+    return MODELS[name](input_shape, classes, **((SIZES[name][size] | own) if size else own))

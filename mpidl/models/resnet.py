@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from mpidl.nn import BatchNorm, Conv2D, Dense, GlobalAveragePool, Layer, MaxPool2D, Residual
 
 BLOCKS = {
@@ -73,3 +75,7 @@ def resnet(
             )
             channels = outer
     return [*layers, GlobalAveragePool(), Dense(classes)]
+
+
+resnet18 = partial(resnet, depth=18)
+resnet50 = partial(resnet, depth=50)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend import Array, Ops, Workspace
-from mpidl.config.schema import DataConfig
+from mpidl.config import DataConfig
 from mpidl.data.manifest import Field, Manifest, Statistics
 from mpidl.errors import ConfigError, DataError
 from mpidl.models import INPUTS

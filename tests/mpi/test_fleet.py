@@ -21,10 +21,10 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("zero", {"stage": 3}),
     ("local_sgd", {"steps": 4}),
     ("gossip", {"graph": "ring"}),
-    ("gossip", {"graph": "random", "mode": "async"}),
+    ("async_gossip", {"graph": "random"}),
     ("hogwild", {}),
     ("parameter_server", {"staleness": 2}),
-    ("parameter_server", {"transport": "rma"}),
+    ("one_sided_server", {}),
 ]
 
 
