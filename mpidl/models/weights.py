@@ -117,7 +117,7 @@ def read_tensors(path: Path | str) -> Tensors:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot be read as safetensors: {error}", where=str(path), remedy="check the file"

@@ -30,7 +30,7 @@ TREES: dict[str, dict[str, Any]] = {
     "no error feedback": {"sync": {"compression": {"name": "int8", "error_feedback": False}}},
     "zero 1": {"sync": {"strategy": "zero", "stage": 1}},
     "zero 2": {"sync": {"strategy": "zero", "stage": 2}},
-    "zero 3": {"sync": {"strategy": "zero", "zero": {"stage": 3}, "bucket_mib": 0.001}},
+    "zero 3": {"sync": {"strategy": "zero", "stage": 3, "bucket_mib": 0.001}},
     "local": {"sync": {"strategy": "local_sgd", "steps": 4}},
     "post-local": {"sync": {"strategy": "local_sgd", "steps": 4, "start_epoch": 0.5}},
     "slow momentum": {"sync": {"strategy": "local_sgd", "steps": 4, "slow_momentum": 0.5}},
@@ -164,7 +164,7 @@ def test_a_synchronous_server_is_resumed_at_the_end_of_an_epoch(context: Any, fo
     """Two workers: sums of two do not depend on who comes first."""
     skip_unless(context, 3)
     TREES["server"] = {
-        "sync": {"strategy": "parameter_server", "parameter_server": {"staleness": 0}}
+        "sync": {"strategy": "parameter_server", "staleness": 0}
     }
     train(context, folder, "server", "straight")
     train(context, folder, "server", "halves", train_max_steps=EPOCH)
