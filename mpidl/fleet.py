@@ -21,18 +21,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from mpidl.backend import Array
 from mpidl.comm import context as ranks
 from mpidl.comm.context import Context
-from mpidl.config.sync import STRATEGIES, SyncConfig, check_sync, name_check
-from mpidl.config.tree import check_tree
+from mpidl.config import SyncConfig
 from mpidl.errors import ConfigError
 from mpidl.nn import Model
 from mpidl.optim import Optimizer
-from mpidl.sync import AsynchronousStrategy, StepScalars, Strategy
-from mpidl.train.build import RunInfo, check_strategy, make_strategy, workers
+from mpidl.options import Place
+from mpidl.sync import STRATEGIES, AsynchronousStrategy, RunInfo, StepScalars, Strategy
+from mpidl.train.build import build_strategy
 
 _settings: SyncConfig | None = None
 _model: Model | None = None
@@ -40,30 +38,21 @@ _model: Model | None = None
 
 @dataclass
 class DistributedStrategy:
-    """What Fleet calls its strategy object. name: of a strategy; options: its own, as in the section [sync.<name>]; others: the
-    keys of [sync] itself, such as compression.
+    """What Fleet calls its strategy object.
+
+    Attributes:
+        name: Of a strategy.
+        options: Its options, as in the section [sync] of a configuration.
     """
 
     name: str = "allreduce"
     options: dict[str, Any] | None = None
-    others: dict[str, Any] | None = None
 
     def settings(self) -> SyncConfig:
         """Checked. Raises ConfigError."""
-        tree: dict[str, Any] = {"strategy": self.name, **(self.others or {})}
-        name_check(tree, "fleet.init")
-        if self.options:
-            tree[self.name] = dict(self.options)
-        check_tree(
-            tree,
-            SyncConfig,
-            lambda name: "fleet.init",
-            ("sync",),
-            "check the options (docs/strategies.md)",
-        )
-        found = msgspec.convert(tree, SyncConfig)
-        check_sync(tree, found, "fleet.init")
-        return found
+        tree = {"strategy": self.name, **(self.options or {})}
+        remedy = "check the options (docs/strategies.md)"
+        return SyncConfig.read(tree, Place(("sync",), lambda name: "fleet.init", remedy=remedy))
 
 
 def init(strategy: str | DistributedStrategy = "allreduce", /, **options: Any) -> None:
@@ -85,7 +74,7 @@ def _known() -> tuple[SyncConfig, Context]:
         raise ConfigError(
             "no strategy has been chosen",
             where="mpidl.fleet",
-            remedy=f"call fleet.init with one of {STRATEGIES}",
+            remedy="call fleet.init with one of " + ", ".join(STRATEGIES),
         )
     return _settings, ranks.init()
 
@@ -97,7 +86,9 @@ def worker_index() -> int:
 
 def worker_num() -> int:
     """How many ranks train."""
-    return workers(*_known())
+    sync, context = _known()
+    ranks_: int = sync.chosen.training_ranks(sync.options, context.size)
+    return ranks_
 
 
 def is_worker() -> bool:
@@ -148,14 +139,24 @@ class DistributedOptimizer:
         seed: int = 0,
     ) -> None:
         settings, self.context = _known()
+        run = RunInfo(
+            ranks=self.context.size,
+            epoch_steps=epoch_steps,
+            micro_batches=micro_batches,
+            seed=seed,
+            optimizer=type(optimizer).__name__,
+            per_tensor=optimizer.per_tensor,
+            sparse_updates=optimizer.is_sparse(optimizer.options),
+            needs_collective=model.needs_collective,
+            host_memory=model.ops.name == "numpy",
+        )
         with self.context.fail_together("setting up the strategy"):
-            check_strategy(settings, self.context, model, type(optimizer).__name__.lower())
+            settings.chosen.check(settings.options, run)
         self.model, self.optimizer = model, optimizer
-        run = RunInfo(epoch_steps, micro_batches, seed)
         values = model.parameters.values.copy()
-        self.strategy: Strategy = make_strategy(settings, model.parameters, self.context, run)
+        self.strategy: Strategy = build_strategy(settings, model.parameters, self.context, run)
         if self.strategy.shard is not model.parameters:
-            optimizer.rebind(self.strategy.shard)
+            optimizer.bind(self.strategy.shard)
         self.strategy.optimizer = optimizer
         self.strategy.load_values(values)
         self.strategy.start()

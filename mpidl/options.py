@@ -28,6 +28,7 @@ NotNegative = Annotated[int, Meta(ge=0, le=LARGEST)]
 Rate = Annotated[float, Meta(gt=0)]
 NotNegativeNumber = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+MebiBytes = Annotated[float, Meta(ge=0, le=LARGEST)]
 Share = Annotated[float, Meta(ge=0, lt=1)]  # below one: momenta, probabilities of dropping
 SET: tuple[Any, ...] = ()  # in NEEDS: any value that is not 0
 
@@ -79,6 +80,8 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     # Settings that work only beside another one: key -> (other key, its values, or SET)
     NEEDS: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {}
+    # Options that are refused, not only noted, where another implementation is chosen
+    EXCLUSIVE: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def read(cls, tree: Mapping[str, Any], place: Place) -> Self:
@@ -101,6 +104,11 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return made
 
     @classmethod
+    def unfold(cls, value: Any) -> Any:
+        """The tree for which `value` is a short form, if it is one."""
+        return value
+
+    @classmethod
     def keys(cls) -> dict[str, Any]:
         """The settings of this section: name -> type."""
         hints = typing.get_type_hints(cls, include_extras=True)
@@ -111,21 +119,20 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         """The settings of this section that `tree` has, in their types."""
         known = cls.keys()
         values: dict[str, Any] = {}
-        for field in msgspec.structs.fields(cls):
-            kind, key = known.get(field.name), field.name
-            if kind is None:
+        for key, value in tree.items():
+            kind, name = known[key], place.name(key)
+            if not is_section(kind):
+                where = place.origin(name)
+                values[key] = check_value(name, value, kind, where, place.remedy)
                 continue
-            if key in tree and is_section(kind):
-                if not isinstance(tree[key], Mapping):
-                    name = place.name(key)
-                    remedy = f"write [{name}] and keys below it"
-                    raise place.error(f"{name!r} must be a section", key, remedy=remedy)
-                values[key] = kind.read(tree[key], place.inside(key))
-            elif key in tree:
-                where, name = place.origin(place.name(key)), place.name(key)
-                values[key] = check_value(name, tree[key], kind, where, place.remedy)
-            elif field.required:
-                raise _missing(place, key, kind)
+            given = kind.unfold(value)
+            if not isinstance(given, Mapping):
+                remedy = f"write [{name}] and keys below it"
+                raise place.error(f"{name!r} must be a section", key, remedy=remedy)
+            values[key] = kind.read(given, place.inside(key))
+        for field in msgspec.structs.fields(cls):
+            if field.required and field.name not in tree:
+                raise _missing(place, field.name, known[field.name])
         return values
 
     def check(self, place: Place) -> None:
@@ -191,12 +198,13 @@ _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {5,}\S.*)*)", re.MULTILINE)
 
 def documented(kind: Any) -> dict[str, str]:
     """What a docstring says of each setting (`Attributes:` of a section, `Args:`)."""
-    text = inspect.cleandoc(kind.__doc__ or "")  # classes in classes are indented deeper
-    _, _, listed = text.partition("\nAttributes:\n")
-    if not listed:
-        _, _, listed = text.partition("\nArgs:\n")
-    listed = listed.partition("\n\n")[0]
-    return {name: " ".join(text.split()) for name, text in _ENTRY.findall(listed)}
+    text = inspect.cleandoc(kind.__doc__ or "")
+    listed = re.search(r"^(?:Attributes|Args):\n(.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    return (
+        {name: " ".join(words.split()) for name, words in _ENTRY.findall(listed[1])}
+        if listed
+        else {}
+    )
 
 
 def check_value(name: str, value: Any, kind: Any, where: str, remedy: str = CORRECT) -> Any:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import msgspec
 
 from mpidl.errors import ConfigError, nearest
-from mpidl.options import Place, Section, check_value, say_ineffective, unknown_key
+from mpidl.options import Place, Positive, Section, Share, say_ineffective, unknown_key
 
 T = TypeVar("T")
 
@@ -69,8 +69,11 @@ class Registry(Mapping[str, T], Generic[T]):
             ConfigError: There is no such name; the remedy has the nearest one.
         """
         if not isinstance(name, str) or name not in self.entries:
+            words = str(name).replace("+", ",").split(",")
+            several = any(word.strip() in self.entries for word in words)
+            what = f"choose one {self.kind}" if several else f"there is no such {self.kind}"
             raise ConfigError(
-                f"{self.setting} is {name!r}: there is no such {self.kind}",
+                f"{self.setting} is {name!r}: {what}",
                 where=where,
                 remedy=nearest(str(name), self.entries),
             )
@@ -78,6 +81,9 @@ class Registry(Mapping[str, T], Generic[T]):
     def options(self, name: str) -> type[Section]:
         """What the implementation `name` can be told: its `Options`, or its keyword arguments."""
         return options_of(self[name])
+
+
+_LIMITED: dict[Any, Any] = {int: Positive, float: Share, Sequence[int]: tuple[Positive, ...]}
 
 
 @cache
@@ -91,7 +97,11 @@ def options_of(implementation: Any) -> type[Section]:
     function = getattr(implementation, "func", implementation)  # of a functools.partial
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(implementation).parameters.values()
-    fields = [(p.name, hints[p.name], p.default) for p in parameters if p.kind is p.KEYWORD_ONLY]
+    fields = [
+        (p.name, _LIMITED.get(hints[p.name], hints[p.name]), p.default)
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY
+    ]
     made = msgspec.defstruct(
         f"{function.__name__}_options", fields, bases=(Section,), frozen=True, kw_only=True
     )
@@ -102,12 +112,13 @@ def options_of(implementation: Any) -> type[Section]:
 class Choice(Section, frozen=True):
     """A section that chooses an implementation, and takes its options beside its own keys.
 
-    An option of another implementation has no effect, which is noted; or it is refused (`STRICT`).
+    An option of another implementation has no effect, which is noted; or it is refused, if that
+    implementation says so (`EXCLUSIVE`).
     """
 
     KEY: ClassVar[str] = "name"
     REGISTRY: ClassVar[Registry[Any]]
-    STRICT: ClassVar[bool] = False
+    NONE: ClassVar[str] = ""  # the name that chooses nothing, where there is one
 
     options: Section = NoOptions()
 
@@ -115,6 +126,11 @@ class Choice(Section, frozen=True):
     def chosen(self) -> Any:
         """The implementation."""
         return self.REGISTRY[getattr(self, self.KEY)]
+
+    @classmethod
+    def unfold(cls, value: Any) -> Any:
+        """A name alone chooses what it names: `compression = "topk"`."""
+        return {cls.KEY: value} if isinstance(value, str) else value
 
     @classmethod
     def keys(cls) -> dict[str, Any]:
@@ -127,8 +143,11 @@ class Choice(Section, frozen=True):
         known = cls.keys()
         default = next(f.default for f in msgspec.structs.fields(cls) if f.name == cls.KEY)
         name = tree.get(cls.KEY, default)
-        cls.REGISTRY.check(name, place.origin(place.name(cls.KEY)))
-        kind = cls.REGISTRY.options(name)
+        if name == cls.NONE:
+            kind: type[Section] = NoOptions
+        else:
+            cls.REGISTRY.check(name, place.origin(place.name(cls.KEY)))
+            kind = cls.REGISTRY.options(name)
         taken = kind.keys()
         own, options = {}, {}
         for key, value in tree.items():
@@ -148,19 +167,18 @@ class Choice(Section, frozen=True):
     def _unused(cls, key: str, value: Any, name: str, place: Place, known: set[str]) -> None:
         """Note or refuse an option of other implementations; refuse one that nobody has."""
         setting = place.name(cls.KEY)
-        found = {other: cls.REGISTRY.options(other).keys() for other in cls.REGISTRY}
-        holders = {other: keys[key] for other, keys in found.items() if key in keys}
+        kinds = {other: cls.REGISTRY.options(other) for other in cls.REGISTRY}
+        holders = {other: kind for other, kind in kinds.items() if key in kind.keys()}
         if not holders:
             raise unknown_key(place, key, known)
-        if cls.STRICT:
+        if any(key in kind.EXCLUSIVE for kind in holders.values()):
             listed = " or ".join(f'"{other}"' for other in holders)
             raise place.error(
-                f"{place.name(key)} is set, but {setting} is {name!r}, which has no such option",
+                f"{place.name(key)} works with {setting} = {listed} only, not with {name!r}",
                 key,
                 remedy=f"set {setting} = {listed}, or remove {place.name(key)}",
             )
-        kind = next(iter(holders.values()))
-        check_value(place.name(key), value, kind, place.origin(place.name(key)), place.remedy)
+        next(iter(holders.values())).read_values({key: value}, place)
         say_ineffective(place, key, setting, name, tuple(holders))
 
     def to_tree(self) -> dict[str, Any]:

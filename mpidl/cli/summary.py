@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Needs no MPI launcher."""
     from mpidl.backend.numpy_ops import NumpyOps
-    from mpidl.config.schema import read_model
+    from mpidl.config import read_model
     from mpidl.errors import ConfigError
-    from mpidl.models.summary import summarize, sum_rows
-    from mpidl.train.build import make_model
+    from mpidl.models.summary import sum_rows, summarize
+    from mpidl.train.build import build_model
 
     try:
         shape = tuple(int(extent) for extent in args.input.strip("()").split(",") if extent.strip())
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 remedy="give a positive number",
             )
     config = read_model(args.model, args.set)
-    rows = list(summarize(make_model(config, shape, args.classes, NumpyOps())))
+    rows = list(summarize(build_model(config, shape, args.classes, NumpyOps())))
     totals = sum_rows(rows)
     training = {
         "flops": totals.training_flops(args.batch),

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from msgspec.structs import replace
 
     from mpidl.comm.context import init
-    from mpidl.config.schema import load_config
+    from mpidl.config import load_on_root
 
     context = init()
 
@@ -75,9 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     def note(text: str) -> None:
         say(f"note: {text}")
 
-    config = context.on_root(
-        lambda: load_config(args.config, args.overrides, note=note), "reading the configuration"
-    )
+    config = load_on_root(context, args.config, args.overrides, note=note)
     if args.subfolder:
         config = replace(
             config,

@@ -1,8 +1,7 @@
-"""What a compressor is, and the table of them by name."""
+"""What a compressor is."""
 
 from __future__ import annotations
 
-import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,18 +12,8 @@ from numpy.typing import NDArray
 
 from mpidl.collectives import Group
 from mpidl.comm.transport import array_module, is_device
-from mpidl.errors import ConfigError
 from mpidl.optim import RunState
-
-# name -> (module, class)
-COMPRESSORS: dict[str, tuple[str, str]] = {
-    "fp16": ("half", "Float16"),
-    "bf16": ("half", "BFloat16"),
-    "int8": ("quantized", "Int8"),
-    "sign": ("quantized", "Sign"),
-    "topk": ("topk", "TopK"),
-    "powersgd": ("powersgd", "PowerSGD"),
-}
+from mpidl.options import Section
 
 # the tensors in a bucket: (start, stop, shape), elements counted from the beginning of the bucket
 Layout = Sequence[tuple[int, int, tuple[int, ...]]]
@@ -36,9 +25,20 @@ class Compressor(ABC):
     sent: bytes that this rank has put on the wire so far. on_device: takes a bucket on a GPU as it is.
     """
 
+    class Options(Section, frozen=True):
+        """Options of every compressor.
+
+        Attributes:
+            error_feedback: Add what compression leaves out of a step to the next one.
+        """
+
+        error_feedback: bool = True
+
     on_device = True
 
-    def __init__(self) -> None:
+    def __init__(self, options: Any = None, *, seed: int = 0) -> None:
+        self.options = options or self.Options()
+        self.seed = seed
         self.sent = 0
 
     @abstractmethod
@@ -93,31 +93,3 @@ class StatelessCompressor(Compressor):
     @abstractmethod
     def take_own(self, values: NDArray[Any]) -> None:
         """Subtract from `values` (n,) what the others got of them in the latest `reduce`."""
-
-
-def create(name: str, *, seed: int = 0, error_feedback: bool = True, **options: Any) -> Compressor:
-    """The compressor `name`, with error feedback if wanted. Raises ConfigError for an unknown name or option."""
-    from mpidl.compression.error_feedback import ErrorFeedback
-
-    if name not in COMPRESSORS:
-        raise ConfigError(
-            f"unknown compression {name!r}",
-            where="sync.compression",
-            remedy=f"choose one of {sorted(COMPRESSORS)}",
-        )
-    module, kind = COMPRESSORS[name]
-    made = getattr(importlib.import_module(f"mpidl.compression.{module}"), kind)
-    wrapped = issubclass(made, StatelessCompressor)
-    if not wrapped:  # these keep their own residual, which saves passes over memory
-        options["feedback"] = error_feedback
-    try:
-        compressor: Compressor = made(seed=seed, **options)
-    except TypeError as error:
-        raise ConfigError(
-            str(error), where=f"compression {name}", remedy="check the options"
-        ) from error
-    return (
-        ErrorFeedback(compressor)
-        if error_feedback and isinstance(compressor, StatelessCompressor)
-        else compressor
-    )

@@ -27,8 +27,9 @@ class ErrorFeedback(Compressor):
     """Wraps a compressor; keeps one residual (n,) float32 per bucket and rank."""
 
     def __init__(self, inner: StatelessCompressor) -> None:
-        super().__init__()
-        self.inner, self.on_device = inner, inner.on_device
+        super().__init__(inner.options)
+        self.inner = inner
+        self.on_device = inner.on_device
         self.residuals: dict[str, NDArray[Any]] = {}
 
     @property

@@ -23,8 +23,7 @@ class Float16(Quantized):
     bits = 16
     dtype: np.dtype[Any] = FLOAT16
 
-    def __init__(self, seed: int = 0, feedback: bool = True) -> None:
-        super().__init__(seed, 32, feedback)
+    block = 32
 
     def reduce(self, values: NDArray[Any], group: Group, key: str, layout: Layout = ()) -> None:
         """Two exchanges of rounded values: 2 (P - 1) / P of half the size sent per rank."""

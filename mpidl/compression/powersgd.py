@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mpidl.collectives import Group, all_reduce
 from mpidl.compression.compressor import Layout, StatelessCompressor, take_all, to_host
 from mpidl.optim import RunState
+from mpidl.options import Positive
 
 
 class PowerSGD(StatelessCompressor):
@@ -22,11 +23,21 @@ class PowerSGD(StatelessCompressor):
 
     on_device = False
 
-    def __init__(self, rank: int = 4, seed: int = 0) -> None:
-        super().__init__()
-        if rank < 1:
-            raise TypeError(f"rank is {rank}, but must be at least 1")
-        self.rank, self.seed = rank, seed
+    class Options(StatelessCompressor.Options, frozen=True):
+        """Options of powersgd.
+
+        Attributes:
+            rank: Columns of the two factors.
+            error_feedback: Add what compression leaves out of a step to the next one.
+        """
+
+        rank: Positive = 4
+
+    options: Options
+
+    def __init__(self, options: Options | None = None, *, seed: int = 0) -> None:
+        super().__init__(options, seed=seed)
+        self.rank = self.options.rank
         self._right: dict[str, list[NDArray[Any]]] = {}
 
     def reduce(self, values: NDArray[Any], group: Group, key: str, layout: Layout = ()) -> None:

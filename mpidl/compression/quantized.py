@@ -33,9 +33,12 @@ class Quantized(Compressor):
 
     bits: int
 
-    def __init__(self, seed: int = 0, block: int = BLOCK, feedback: bool = True) -> None:
-        super().__init__()
-        self.seed, self.block, self.feedback, self._calls = seed, block, feedback, 0
+    block = BLOCK
+
+    def __init__(self, options: Compressor.Options | None = None, *, seed: int = 0) -> None:
+        super().__init__(options, seed=seed)
+        self.feedback = self.options.error_feedback
+        self._calls = 0
         self._residuals: dict[str, NDArray[Any]] = {}  # left out by the first packing, (P, part)
         self._late: dict[
             str, NDArray[Any]
@@ -205,8 +208,7 @@ class Sign(Quantized):
 
     bits = 1
 
-    def __init__(self, seed: int = 0, block: int = 128, feedback: bool = True) -> None:
-        super().__init__(seed, block, feedback)
+    block = 128
 
     def pack(self, x: NDArray[Any], packet: NDArray[Any], seed: int) -> None:
         """Scales, then bits."""

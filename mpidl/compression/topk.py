@@ -5,9 +5,10 @@ Indices as steps from one to the next in 16 bits, values as bfloat16: 4 bytes fo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from mpidl.collectives import Group, all_gather
@@ -21,11 +22,22 @@ from mpidl.optim import RunState
 class TopK(Compressor):
     """ratio: the share of elements that travels, at least one of a bucket; feedback: keep the rest for the next time."""
 
-    def __init__(self, ratio: float = 0.01, seed: int = 0, feedback: bool = True) -> None:
-        super().__init__()
-        if not 0 < ratio <= 1:
-            raise TypeError(f"ratio is {ratio}, but must be above 0 and at most 1")
-        self.ratio, self.feedback = ratio, feedback
+    class Options(Compressor.Options, frozen=True):
+        """Options of topk.
+
+        Attributes:
+            ratio: Share of the elements that travels, at least one of a bucket.
+            error_feedback: Add what compression leaves out of a step to the next one.
+        """
+
+        ratio: Annotated[float, Meta(gt=0, le=1)] = 0.01
+
+    options: Options
+
+    def __init__(self, options: Options | None = None, *, seed: int = 0) -> None:
+        super().__init__(options, seed=seed)
+        self.ratio = self.options.ratio
+        self.feedback = self.options.error_feedback
         self._residuals: dict[str, NDArray[Any]] = {}
         self._hints: dict[str, NDArray[Any]] = {}  # of the threshold
 

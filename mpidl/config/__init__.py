@@ -1,1 +1,27 @@
 """The run configuration: a TOML file, checked before anything starts."""
+
+from mpidl.config.load import Config, build_config, load_config, load_on_root, read_model
+from mpidl.config.sections import (
+    BackendConfig,
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SyncConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "BackendConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "SyncConfig",
+    "TrainConfig",
+    "build_config",
+    "load_config",
+    "load_on_root",
+    "read_model",
+]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mpidl.backend import Ops, create_ops
 from mpidl.collectives import recv, send
 from mpidl.comm.context import Context
-from mpidl.config.schema import Config
+from mpidl.config import build_config
 from mpidl.data.importers import Source, meaning_of, open_source
 from mpidl.data.manifest import NAME as MANIFEST
 from mpidl.data.reader import Arrays, Reader
@@ -21,7 +21,7 @@ from mpidl.data.sampler import contiguous_batches
 from mpidl.errors import CheckpointError, DataError
 from mpidl.nn import Model
 from mpidl.train import checkpoint as ckpt
-from mpidl.train.build import build_model
+from mpidl.train.build import build_classifier
 from mpidl.train.inputs import Inputs, InputSpec
 
 BATCH = 256
@@ -36,10 +36,10 @@ class Predictor:
     def __init__(self, path: Path, context: Context, *, backend: str = "auto") -> None:
         saved = ckpt.load_for(context, lambda: ckpt.read(find_checkpoint(path)), f"loading {path}")
         with context.fail_together(f"building the model of {saved.path}"):
-            self.config = msgspec.convert(saved.meta.config, Config)
+            self.config = build_config(saved.meta.config, str(saved.path))
             self.spec = msgspec.convert(saved.meta.inputs, InputSpec)
             self.ops: Ops = create_ops(backend, context.local_rank, context.threads)
-            self.model: Model = build_model(self.config.model, self.spec, self.ops)
+            self.model: Model = build_classifier(self.config.model, self.spec, self.ops)
             self.inputs = Inputs(self.spec, self.ops)
             values = self.model.parameters.values
             if values.shape != saved.buffers["parameters"].shape:

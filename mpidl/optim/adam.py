@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from mpidl.backend import Ops
-from mpidl.optim.optimizer import Optimizer, Parameters
+from typing import ClassVar
+
+from mpidl.optim.optimizer import Optimizer
+from mpidl.options import Fraction, Rate
+
+
+class Moments(Optimizer.Options, frozen=True):
+    """Options of rules with running moments of the gradient.
+
+    Attributes:
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: L2 penalty, added to the gradients.
+    """
+
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    eps: Rate = 1e-8
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba, 2015); decoupled: AdamW (Loshchilov and Hutter, 2019). State: "first", "second" moments, (n,)."""
+    """Adam (Kingma and Ba, 2015)."""
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        ops: Ops,
-        *,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
-    ) -> None:
-        super().__init__(parameters, ops, "first", "second")
-        self.beta1, self.beta2, self.eps, self.weight_decay, self.decoupled = (
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            decoupled,
-        )
+    Options = Moments
+    options: Moments
+    buffers = ("first", "second")
+    decoupled: ClassVar[bool] = False  # whether weight decay acts on the values directly
 
     def _update(self, lr: float) -> None:
         self.ops.adam_step(
@@ -36,10 +38,27 @@ class Adam(Optimizer):
             self.state["first"],
             self.state["second"],
             lr=lr,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
+            beta1=self.options.beta1,
+            beta2=self.options.beta2,
+            eps=self.options.eps,
+            weight_decay=self.options.weight_decay,
             step=self.count,
             decoupled=self.decoupled,
         )
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    class Options(Moments, frozen=True):
+        """Options of adamw.
+
+        Attributes:
+            beta1: Decay of the first moment.
+            beta2: Decay of the second moment.
+            eps: Added to the root of the second moment.
+            weight_decay: Share of the values that a step at rate 1 takes away.
+        """
+
+    options: Options
+    decoupled = True

@@ -11,10 +11,16 @@ from mpidl.optim.state import RunState
 
 
 class LossScaler:
-    """Dynamic loss scaling (Micikevicius et al., 2018): a power of two by which the gradient of the loss is multiplied.
+    """Dynamic loss scaling (Micikevicius et al., 2018).
 
-    scale: halved after a step whose gradients overflowed, which is then left out, and doubled after `interval` steps without
-    one. dynamic: False keeps the scale, 1 where nothing needs scaling.
+    The gradient of the loss is multiplied by a power of two. A step whose gradients overflow is
+    left out, and the scale halved.
+
+    Args:
+        parameters: The flat buffer of the model.
+        dynamic: False: the scale is 1 and stays so.
+        scale: The first scale.
+        interval: Steps without an overflow after which the scale is doubled.
     """
 
     def __init__(
@@ -25,8 +31,11 @@ class LossScaler:
         scale: float = 65536.0,
         interval: int = 2000,
     ) -> None:
-        self.parameters, self.dynamic, self.interval = parameters, dynamic, interval
-        self.scale, self._good = scale if dynamic else 1.0, 0
+        self.parameters = parameters
+        self.dynamic = dynamic
+        self.interval = interval
+        self.scale = scale if dynamic else 1.0
+        self._good = 0  # steps without an overflow since the scale changed
 
     def unscale(self, *gradients: Array) -> None:
         """Divide gradients by the scale, in place."""
@@ -34,17 +43,18 @@ class LossScaler:
             for array in gradients:
                 array *= 1 / self.scale
 
-    def accept(self, part: Parameters | None = None) -> bool:
-        """Whether the step's gradients, those of all ranks together, are finite and may be used; sets the next scale.
+    def accept(self, shard: Parameters | None = None) -> bool:
+        """Whether the step's gradients are finite on all ranks; sets the next scale.
 
-        part: what this rank's optimizer works on, where that is not the whole model.
+        Args:
+            shard: What this rank's optimizer works on, where that is not the whole model.
         """
         if not self.dynamic:
             return True
-        part = part or self.parameters
-        broken = np.array([float(not bool(part.ops.xp.isfinite(part.gradients).all()))])
-        if part.reduce is not None:
-            part.reduce(broken)
+        shard = shard or self.parameters
+        broken = np.array([float(not bool(shard.ops.xp.isfinite(shard.gradients).all()))])
+        if shard.reduce is not None:
+            shard.reduce(broken)
         if broken[0]:
             self.scale, self._good = max(self.scale / 2, 1.0), 0
             return False
@@ -54,7 +64,7 @@ class LossScaler:
         return True
 
     def state(self) -> RunState:
-        """The scale, and the steps since it last changed; ranks whose replicas differ have scales of their own."""
+        """The scale, and the steps since it changed; replicas that differ have their own."""
         state = RunState()
         if self.dynamic:
             state.set_numbers(own=True, scale=self.scale, good=self._good)

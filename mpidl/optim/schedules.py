@@ -9,10 +9,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LearningRate:
-    """peak: the rate after warm-up; kind: "constant", "cosine" (to `floor` * peak; Loshchilov and Hutter, 2017) or "step".
+    """A learning-rate schedule.
 
-    steps: steps in the whole run; warmup_steps: linear rise from 0 to peak (Goyal et al., 2017); milestones: steps at which
-    the "step" schedule multiplies the rate by gamma.
+    Attributes:
+        peak: The rate after warm-up.
+        steps: Steps of the whole run.
+        kind: "constant", "cosine" (Loshchilov and Hutter, 2017) or "step".
+        warmup_steps: Linear rise from 0 to the peak (Goyal et al., 2017).
+        floor: The cosine ends at `floor` x peak.
+        milestones: Steps at which "step" multiplies the rate by `gamma`.
+        gamma: See milestones.
     """
 
     peak: float

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from mpidl.backend import Ops
-from mpidl.optim.optimizer import Optimizer, Parameters
+from mpidl.optim.optimizer import Optimizer
+from mpidl.options import Fraction, Section
 
 
 class SGD(Optimizer):
-    """One fused pass over the flat buffer a step (Sutskever et al., 2013). State: "momentum", (n,)."""
+    """One fused pass over the flat buffer a step (Sutskever et al., 2013)."""
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        ops: Ops,
-        *,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-    ) -> None:
-        super().__init__(parameters, ops, "momentum")
-        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
+    class Options(Optimizer.Options, frozen=True):
+        """Options of sgd.
+
+        Attributes:
+            momentum: Share of the last step that the next one keeps.
+            nesterov: Look ahead along the momentum (Nesterov's variant).
+            weight_decay: L2 penalty, added to the gradients.
+        """
+
+        momentum: Fraction = 0.9
+        nesterov: bool = False
+
+    options: Options
+    buffers = ("momentum",)
+
+    @classmethod
+    def is_sparse(cls, options: Section) -> bool:
+        """Whether elements without a gradient keep their values: without momentum and decay."""
+        assert isinstance(options, cls.Options)
+        return not options.momentum and not options.weight_decay
 
     def _update(self, lr: float) -> None:
         self.ops.sgd_step(
@@ -27,7 +36,7 @@ class SGD(Optimizer):
             self.parameters.gradients,
             self.state["momentum"],
             lr=lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
+            momentum=self.options.momentum,
+            weight_decay=self.options.weight_decay,
+            nesterov=self.options.nesterov,
         )

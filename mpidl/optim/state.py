@@ -1,4 +1,4 @@
-"""What has to be saved besides parameters and optimizer buffers, so that a resumed run goes on exactly where it was."""
+"""What a checkpoint holds besides parameters and optimizer buffers, to resume bit for bit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass
 class RunState:
-    """Host arrays by name. shared: equal on all ranks, or of which any rank's will do; own: of this rank alone.
+    """Host arrays by name.
 
-    A name in both: a rank uses its own where the number of ranks is the same as when it was saved, else the shared one.
+    A name may be in both: a rank uses its own array where the number of ranks is the same as when
+    it was saved, else the shared one.
+
+    Attributes:
+        shared: Equal on all ranks, or such that any rank's will do.
+        own: Of this rank alone.
     """
 
     shared: Arrays = field(default_factory=dict)
@@ -66,4 +71,4 @@ class Stateful(Protocol):
         """Copies, or arrays that nobody changes before they are saved."""
 
     def load_state(self, state: RunState) -> None:
-        """Go on from what `state` returned; takes out of `state` what it uses. What is missing starts anew."""
+        """Resume from what `state` returned, taking out what it uses; what is missing starts anew."""

@@ -1,5 +1,6 @@
-"""How the ranks combine their work."""
+"""How the ranks combine their work: strategies, by name."""
 
+from mpidl.registry import Registry
 from mpidl.sync.asynchronous.gossip import AsyncGossip
 from mpidl.sync.asynchronous.hogwild import Hogwild
 from mpidl.sync.asynchronous.one_sided_server import OneSidedParameterServer
@@ -9,7 +10,7 @@ from mpidl.sync.asynchronous.strategy import (
     check_host_memory,
     mean_and_largest,
 )
-from mpidl.sync.strategy import StepScalars, Strategy
+from mpidl.sync.strategy import RunInfo, StepScalars, Strategy
 from mpidl.sync.synchronous.allreduce import AllReduce
 from mpidl.sync.synchronous.averaging import ParameterAveraging
 from mpidl.sync.synchronous.gossip import Gossip
@@ -17,7 +18,23 @@ from mpidl.sync.synchronous.local_sgd import LocalSGD
 from mpidl.sync.synchronous.zero import Zero
 from mpidl.sync.topology import Graph, check_graph
 
+STRATEGIES: Registry[type[Strategy]] = Registry(
+    "strategy",
+    "sync.strategy",
+    {
+        "allreduce": "mpidl.sync.synchronous.allreduce:AllReduce",
+        "zero": "mpidl.sync.synchronous.zero:Zero",
+        "local_sgd": "mpidl.sync.synchronous.local_sgd:LocalSGD",
+        "gossip": "mpidl.sync.synchronous.gossip:Gossip",
+        "async_gossip": "mpidl.sync.asynchronous.gossip:AsyncGossip",
+        "hogwild": "mpidl.sync.asynchronous.hogwild:Hogwild",
+        "parameter_server": "mpidl.sync.asynchronous.parameter_server:ParameterServer",
+        "one_sided_server": "mpidl.sync.asynchronous.one_sided_server:OneSidedParameterServer",
+    },
+)
+
 __all__ = [
+    "STRATEGIES",
     "AllReduce",
     "AsyncGossip",
     "AsynchronousStrategy",
@@ -28,6 +45,7 @@ __all__ = [
     "OneSidedParameterServer",
     "ParameterAveraging",
     "ParameterServer",
+    "RunInfo",
     "StepScalars",
     "Strategy",
     "Zero",

@@ -11,11 +11,55 @@ import numpy as np
 
 from mpidl.backend import Array
 from mpidl.collectives import Group, all_reduce
+from mpidl.comm.context import Context
+from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.nn.parameters import FlatPart
 from mpidl.optim import Optimizer, RunState
+from mpidl.options import Section
 
 Apply = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a strategy may know of a run besides the parameters.
+
+    Attributes:
+        ranks: Of the job; 0: not known yet.
+        epoch_steps: Steps of an epoch.
+        micro_batches: Of a step, over all ranks.
+        seed: Of the run.
+        precision: Of activations and matrix products.
+        optimizer: Its name, for messages.
+        per_tensor: Whether the optimizer looks at whole tensors.
+        sparse_updates: Whether the optimizer leaves elements without a gradient alone.
+        checkpoint_steps: Steps between checkpoints within epochs; 0: there are none.
+        collective_reads: Whether all ranks read their data together.
+        needs_collective: Whether a pass of the model waits for the other ranks (batch norm).
+        host_memory: Whether the parameters lie in host memory.
+    """
+
+    ranks: int = 0
+    epoch_steps: int = 1
+    micro_batches: int = 1
+    seed: int = 0
+    precision: str = "float32"
+    optimizer: str = "sgd"
+    per_tensor: bool = False
+    sparse_updates: bool = True
+    checkpoint_steps: int = 0
+    collective_reads: bool = False
+    needs_collective: bool = False
+    host_memory: bool = True
+
+    @property
+    def exact(self) -> bool:
+        """Whether these ranks can compute the same bits as one (see mpidl.train.accumulation).
+
+        They are a power of two, and each has whole micro-batches.
+        """
+        return self.ranks & (self.ranks - 1) == 0 and self.micro_batches % max(self.ranks, 1) == 0
 
 
 @dataclass
@@ -58,6 +102,9 @@ class Strategy(ABC):
     put on the wire. replicas_differ: whether the replicas of the ranks may differ now.
     """
 
+    class Options(Section, frozen=True):
+        """A strategy without options."""
+
     overlaps = False
     averages_locally = False
     independent = False
@@ -70,6 +117,41 @@ class Strategy(ABC):
         self.shard: FlatParameters | FlatPart = parameters
         self.optimizer: Optimizer | None = None  # set by whoever makes both
         self.sent = 0
+
+    @classmethod
+    def create(
+        cls, options: Any, parameters: FlatParameters, context: Context, run: RunInfo
+    ) -> Strategy:
+        """The strategy with `options`. Collective."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, options: Any, run: RunInfo) -> None:
+        """Refuse what cannot work together.
+
+        Called when the configuration is read, and again when ranks and model are known.
+
+        Raises:
+            ConfigError: This strategy cannot work in such a run.
+        """
+        if run.needs_collective and run.ranks > 1 and not cls.runs_in_lockstep(options):
+            raise ConfigError(
+                "the model has batch norm over all ranks, which must then take each pass together; "
+                "with this strategy they do not",
+                where="sync.strategy",
+                remedy="set synchronized = false in the model, or use allreduce, zero (stage 1 or "
+                "2), local_sgd or gossip",
+            )
+
+    @classmethod
+    def runs_in_lockstep(cls, options: Any) -> bool:
+        """Whether all ranks do equally many passes, one by one."""
+        return True
+
+    @classmethod
+    def training_ranks(cls, options: Any, ranks: int) -> int:
+        """How many of `ranks` train: the first ones."""
+        return ranks
 
     @abstractmethod
     def start(self) -> None:

@@ -10,11 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.errors import ConfigError
+from mpidl.options import Place, Positive, Section
 
 GRAPHS = ("ring", "torus", "exponential", "random", "complete", "custom")
 Edges = Sequence[Sequence[int]]
@@ -164,27 +166,53 @@ def _neighbors(graph: Graph) -> tuple[frozenset[int], ...]:
     return tuple(frozenset(others) for others in found)
 
 
+class GraphOptions(Section, frozen=True):
+    """Options of strategies that exchange along a graph.
+
+    Attributes:
+        graph: Its kind.
+        edges: Pairs of ranks, of a "custom" graph.
+        period: Steps between exchanges.
+    """
+
+    graph: Literal["ring", "torus", "exponential", "random", "complete", "custom"] = "exponential"
+    edges: tuple[tuple[int, int], ...] = ()
+    period: Positive = 1
+
+    def build(self, ranks: int, seed: int, *, directed: bool = False) -> Graph:
+        """The graph among `ranks` ranks."""
+        return Graph(self.graph, ranks, seed, self.edges, directed=directed)
+
+    def check(self, place: Place) -> None:
+        """Refuse edges that are none."""
+        self.check_ranks(0)
+
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse edges that are none among `ranks` ranks, or do not connect them; 0: any number."""
+        check_graph(self.graph, self.edges, ranks or None)
+
+
 def check_graph(kind: str, edges: Edges, size: int | None = None) -> None:
     """ConfigError for a custom graph that is not one, or falls apart. size: number of ranks, if it is known."""
     if kind != "custom":
         if edges:
             raise ConfigError(
                 "edges are given for a graph that has its own",
-                where="sync.gossip",
+                where="sync.edges",
                 remedy='set graph = "custom"',
             )
         return
     if not edges or any(len(edge) != 2 or min(edge) < 0 or edge[0] == edge[1] for edge in edges):
         raise ConfigError(
             "a custom graph needs edges between two different ranks",
-            where="sync.gossip.edges",
+            where="sync.edges",
             remedy="write [[0, 1], [1, 2]]",
         )
     ranks = max(map(max, edges)) + 1
     if size is not None and ranks > size:
         raise ConfigError(
             f"edges name rank {ranks - 1}, but there are {size} ranks",
-            where="sync.gossip.edges",
+            where="sync.edges",
             remedy=f"use ranks below {size}",
         )
     reached, border, count = {0}, [0], size or ranks
@@ -197,6 +225,6 @@ def check_graph(kind: str, edges: Edges, size: int | None = None) -> None:
         alone = min(set(range(count)) - reached)
         raise ConfigError(
             f"the graph is not connected: no path from rank 0 to rank {alone}, so their models would never agree",
-            where="sync.gossip.edges",
+            where="sync.edges",
             remedy=f"add an edge to rank {alone}",
         )

@@ -12,11 +12,6 @@ from mpidl.backend import Array
 from mpidl.nn import FlatParameters
 
 
-def tree_fits(micro_batches: int, size: int) -> bool:
-    """Whether `size` ranks compute the same bits as one: a power of two of ranks, each with whole micro-batches."""
-    return size & (size - 1) == 0 and micro_batches % size == 0
-
-
 class TreeSum:
     """Adds up what is left in `parameters.message` after each of `count` micro-batches; count is a power of two or 1."""
 

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mpidl.comm.context import Context
-from mpidl.config.schema import Config, load_config
-from mpidl.config.sync import STRATEGIES
-from mpidl.errors import ConfigError
+from mpidl.config import Config, load_on_root
 from mpidl.observe.metrics import read_metrics
-from mpidl.sync import mean_and_largest
+from mpidl.sync import STRATEGIES, mean_and_largest
 from mpidl.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A strategy with options, as written on the command line: "gossip" or "gossip:graph=ring,mode=async"."""
+    """A strategy with options, as written on the command line: "gossip" or "gossip:graph=ring"."""
 
     text: str
     strategy: str
@@ -47,14 +45,9 @@ class Outcome:
 def read_spec(text: str) -> Spec:
     """Raises ConfigError for an unknown strategy."""
     name, _, options = text.partition(":")
-    if name not in STRATEGIES:
-        raise ConfigError(
-            f"unknown strategy {name!r}",
-            where="--strategies",
-            remedy=f"choose among {', '.join(STRATEGIES)}",
-        )
+    STRATEGIES.check(name, "--strategies")
     pairs = [pair for pair in options.split(",") if pair]
-    own = [pair if "." in pair.partition("=")[0] else f"sync.{name}.{pair}" for pair in pairs]
+    own = [pair if "." in pair.partition("=")[0] else f"sync.{pair}" for pair in pairs]
     return Spec(text, name, (f"sync.strategy={name}", *own))
 
 
@@ -79,10 +72,14 @@ def compare(
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Outcome]:
     """One outcome for each strategy. slow: (rank, factor): repeat each run with that rank so many times slower. Collective."""
-    configs = context.on_root(
-        lambda: [_config(path, overrides, spec, out, index) for index, spec in enumerate(specs)],
-        "reading",
-    )
+    configs = [
+        load_on_root(
+            context,
+            path,
+            [*overrides, *spec.overrides, f"train.output={out}/{index}-{spec.strategy}"],
+        )
+        for index, spec in enumerate(specs)
+    ]
     outcomes = []
     for spec, config in zip(specs, configs, strict=True):
         outcome = _run(spec, config, context, None)
@@ -92,12 +89,6 @@ def compare(
         outcomes.append(outcome)
         say(describe(outcome))
     return outcomes
-
-
-def _config(path: str, overrides: Sequence[str], spec: Spec, out: Path, index: int) -> Config:
-    return load_config(
-        path, [*overrides, *spec.overrides, f"train.output={out}/{index}-{spec.strategy}"]
-    )
 
 
 def _run(spec: Spec, config: Config, context: Context, slow: tuple[int, float] | None) -> Outcome:

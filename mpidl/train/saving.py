@@ -11,10 +11,11 @@ import msgspec
 
 from mpidl.backend import Array
 from mpidl.comm.context import Context
-from mpidl.config.schema import Config
+from mpidl.config import Config, SyncConfig
 from mpidl.errors import CheckpointError, ConfigError, NumericsError
 from mpidl.nn import Model
 from mpidl.optim import Optimizer, RunState, Stateful
+from mpidl.options import Place
 from mpidl.sync import Strategy
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.evaluate import Evaluation
@@ -95,7 +96,7 @@ class Saver:
         for path in (self.output / "tensorboard").glob("events.*"):
             path.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = msgspec.json.format(msgspec.json.encode(self.config), indent=2)
+        text = msgspec.json.format(msgspec.json.encode(self.config.to_tree()), indent=2)
         (self.output / "config.json").write_bytes(text + b"\n")
 
     def restore(self, file: Path | None = None) -> tuple[Position, RunState]:
@@ -130,15 +131,15 @@ class Saver:
     def _usable(self, saved: ckpt.Checkpoint) -> RunState:
         """The state without what belongs to another strategy, compressor or number of ranks; says what that is."""
         meta, state, sync = saved.meta, saved.state, self.config.sync
-        before = {"strategy": "allreduce", "compression": "none"} | meta.config.get("sync", {})
-        if before["strategy"] != sync.strategy:
+        before = SyncConfig.read(meta.config["sync"], Place(("sync",)))
+        if before.strategy != sync.strategy:
             self._say_dropped(
                 state.take_section("strategy").names(),
-                f"the run had the strategy {before['strategy']!r}",
+                f"the run had the strategy {before.strategy!r}",
             )
-        elif before["compression"] != sync.compression:
+        elif _compressor(before) != _compressor(sync):
             dropped = state.take_section("strategy.compression")
-            self._say_dropped(dropped.names(), f"compression was {before['compression']!r}")
+            self._say_dropped(dropped.names(), f"compression was {_compressor(before)!r}")
         if meta.ranks != self.context.size:
             lost = [name for name in meta.own if name not in state.shared]
             self._say_dropped(
@@ -252,7 +253,7 @@ class Saver:
             step=step,
             epoch=step // steps,
             epoch_step=step % steps,
-            config=msgspec.to_builtins(self.config),
+            config=self.config.to_tree(),
             inputs=msgspec.to_builtins(self.spec),
             parameters=self._layout(),
             metrics=asdict(last) | {"step": position.evaluated} if last else {},
@@ -270,6 +271,11 @@ class Saver:
             state=state,
         )
         self._current = (step, position.evaluated)
+
+
+def _compressor(sync: SyncConfig) -> str:
+    """The name of the compressor; "none" also for strategies without."""
+    return getattr(getattr(sync.options, "compression", None), "name", "none")
 
 
 def agreed(error: Any) -> Any:

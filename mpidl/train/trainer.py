@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mpidl.backend import create_ops
 from mpidl.collectives.safety import watchdog
 from mpidl.comm.context import Context
-from mpidl.config.schema import Config, scaled_rate
+from mpidl.config import Config
 from mpidl.data import Batch, LaneSampler, Loader, Reader
 from mpidl.data.sampler import window_steps
 from mpidl.errors import NumericsError, wrap
@@ -29,14 +29,7 @@ from mpidl.optim import (
     clip_by_global_norm,
 )
 from mpidl.sync import StepScalars
-from mpidl.train.build import (
-    RunInfo,
-    build_model,
-    check_strategy,
-    make_optimizer,
-    make_strategy,
-    workers,
-)
+from mpidl.train.build import build_classifier, build_optimizer, build_strategy
 from mpidl.train.evaluate import EpochAverage, evaluate
 from mpidl.train.independent import run_epoch
 from mpidl.train.inputs import Inputs, input_spec
@@ -94,10 +87,17 @@ class Trainer:
                 lambda text: say(f"note: {text}"),
             )
             self.ops = create_ops(config.backend.name, context.local_rank, context.threads)
-            self.model = build_model(config.model, self.spec, self.ops, config.train.precision)
-            check_strategy(config.sync, context, self.model, config.optim.name)
+            precision = config.train.precision
+            self.model = build_classifier(config.model, self.spec, self.ops, precision)
+            sync = config.sync
+            train_ranks = sync.chosen.training_ranks(sync.options, context.size)
+            run = config.run_info(
+                ranks=context.size,
+                needs_collective=self.model.needs_collective,
+                host_memory=self.ops.name == "numpy",
+            )
+            sync.chosen.check(sync.options, run)
             self.inputs = Inputs(self.spec, self.ops, self.model.parameters.compute_dtype)
-            train_ranks = workers(config.sync, context)
             manifest, batch = self.reader.manifest, config.train.global_batch
             self.sampler = LaneSampler(
                 manifest.samples,
@@ -116,15 +116,13 @@ class Trainer:
             with context.fail_together("checking the test data"):
                 self.spec.check(self.test.manifest, data.test)
         self.loader = Loader(self.reader, self.sampler, context=context)
-        self.loss = CrossEntropy(
-            self.ops, CrossEntropy.Options(label_smoothing=config.train.label_smoothing)
-        )
+        self.loss = CrossEntropy(self.ops, label_smoothing=config.train.label_smoothing)
         parameters, optim, train = self.model.parameters, config.optim, config.train
         self.scaler = LossScaler(parameters, dynamic=train.precision == "float16")
         watchdog.start(context.comm, config.sync.watchdog)
-        run = RunInfo(self.loader.steps, train.micro_batches, train.seed)
-        self.strategy = make_strategy(config.sync, parameters, context, run)
-        self.optimizer = make_optimizer(optim, self.strategy.shard, self.ops)
+        run = replace(run, epoch_steps=self.loader.steps)
+        self.strategy = build_strategy(sync, parameters, context, run)
+        self.optimizer = build_optimizer(optim, self.strategy.shard, self.ops)
         self.strategy.optimizer = self.optimizer
         parts = (
             self.model,
@@ -140,7 +138,7 @@ class Trainer:
         )
         steps = self.loader.steps
         self.rate = LearningRate(
-            scaled_rate(optim, train.global_batch),
+            optim.peak_rate(train.global_batch),
             steps * config.train.epochs,
             optim.schedule,
             int(optim.warmup_epochs * steps),

@@ -11,7 +11,7 @@ import json
 
 import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.comm.context import Context, init
-from mpidl.config.schema import load_config
+from mpidl.config import load_config
 from mpidl.train.trainer import Trainer
 
 NAMES = ("none", "fp16", "bf16", "int8", "sign", "topk", "powersgd")
@@ -19,7 +19,7 @@ NAMES = ("none", "fp16", "bf16", "int8", "sign", "topk", "powersgd")
 
 def train(name: str, epochs: int, context: Context) -> dict[str, object]:
     settings = [
-        f"sync.compression={name}",
+        f"sync.compression.name={name}",
         f"train.epochs={epochs}",
         f"train.output=runs/compression-{name}",
     ]

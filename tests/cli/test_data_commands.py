@@ -22,7 +22,7 @@ CONFIG = """
 train = "{folder}/data"
 [model]
 name = "{model}"
-options = {options}
+{options}
 [optim]
 name = "adam"
 lr = 0.01
@@ -56,7 +56,7 @@ def series(samples: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def configure(
-    folder: Path, model: str = "mlp", options: str = '{size = "tiny"}', epochs: int = 1
+    folder: Path, model: str = "mlp", options: str = 'size = "tiny"', epochs: int = 1
 ) -> Path:
     path = folder / "run.toml"
     path.write_text(CONFIG.format(folder=folder, model=model, options=options, epochs=epochs))
@@ -161,7 +161,7 @@ def test_series_are_trained_evaluated_and_predicted(tmp_path: Path, mpidl: Run) 
     np.savez(tmp_path / "b.npz", **series(60, 1))
     mpidl("shard", tmp_path / "a.npz", "--out", tmp_path / "data")
     mpidl("shard", tmp_path / "b.npz", "--out", tmp_path / "test")
-    run = configure(tmp_path, "lstm", "{units = 16, depth = 1}", epochs=6)
+    run = configure(tmp_path, "lstm", "units = 16\ndepth = 1", epochs=6)
     status, result, err = mpidl("train", run, "--set", f"data.test={tmp_path}/test")
     assert status == 0 and result["accuracy"] > 0.9 and result["evaluated_on"] == "test", err
     assert "test accuracy" in err.splitlines()[-2]
@@ -245,7 +245,7 @@ def trained(tmp_path: Path, mpidl: Run) -> Path:
     """A folder with a.npz, data/ and a finished run/."""
     np.savez(tmp_path / "a.npz", **vectors(3000))
     mpidl("shard", tmp_path / "a.npz", "--out", tmp_path / "data")
-    assert mpidl("train", configure(tmp_path, options="{hidden = [64, 64]}"))[0] == 0
+    assert mpidl("train", configure(tmp_path, options="hidden = [64, 64]"))[0] == 0
     return tmp_path
 
 

@@ -144,7 +144,7 @@ def test_factors_of_another_rank_are_left_out() -> None:
 
     factor = np.ones((5, 2), np.float32)
     for rank, kept in ((2, 1), (4, 0)):
-        before, after = PowerSGD(2), PowerSGD(rank)
+        before, after = (PowerSGD(PowerSGD.Options(rank=count)) for count in (2, rank))
         before._right = {"bucket": [factor]}
         state = before.state()
         after.load_state(state)

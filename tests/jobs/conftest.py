@@ -20,7 +20,8 @@ train = "{folder}/train"
 test = "{folder}/test"
 [model]
 name = "cnn"
-options = {{ channels = [4, 8], hidden = [16] }}
+channels = [4, 8]
+hidden = [16]
 [optim]
 lr = 0.05
 warmup_epochs = 0.5

@@ -78,8 +78,8 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "a value out of range": (["optim.lr=-1"], ["optim.lr"]),
     "a value of the wrong type": (["train.epochs=many"], ["train.epochs"]),
     "an unknown model": (["model.name=cmm"], ["cmm", "cnn"]),
-    "an unknown model option": (["model.options={chanels=[3]}"], ["chanels", "channels"]),
-    "a model that does not fit": (["model.options={channels=[4,4,4,4,4]}"], ["pool4"]),
+    "an unknown model option": (["model.chanels=[3]"], ["chanels", "channels"]),
+    "a model that does not fit": (["model.channels=[4,4,4,4,4]"], ["pool4"]),
     "a GPU that is not there": (["backend.name=cupy"], ["cupy"]),
     "a loss that is not finite": (["optim.lr=1e30"], ["not finite", "optim.lr"]),
     "an output that cannot be written": (["train.output=/dev/null/run"], ["/dev/null/run"]),
@@ -189,7 +189,7 @@ def test_resuming_with_another_model_or_order_of_data(run_folder: Path) -> None:
     toml = str(run_folder / "run.toml")
     assert mpidl(2, "train", toml, "--set", "train.max_steps=3").status == 0
     expect(
-        mpidl(2, "train", toml, "--resume", "--set", "model.name=mlp", "--set", "model.options={}"),
+        mpidl(2, "train", toml, "--resume", "--set", "model.name=mlp"),
         "another model",
     )
     expect(mpidl(2, "train", toml, "--resume", "--set", "train.seed=1"), "train.seed")
@@ -214,7 +214,7 @@ sys.exit(mpidl.cli.main.main(sys.argv[1:]))
 STRATEGIES = [
     "allreduce",
     "zero",
-    "zero --set sync.zero.stage=3",
+    "zero --set sync.stage=3",
     "local_sgd",
     "gossip",
 ]
@@ -298,7 +298,7 @@ def test_disk_full_while_sharding(run_folder: Path, options: list[str]) -> None:
 
 def test_full_disk_while_predicting_and_exporting(run_folder: Path) -> None:
     toml, out = str(run_folder / "run.toml"), run_folder / "out"
-    wide = ("--set", "model.name=mlp", "--set", "model.options={hidden=[200]}")
+    wide = ("--set", "model.name=mlp", "--set", "model.hidden=[200]")
     assert mpidl(2, "train", toml, "--set", "train.max_steps=3", *wide).status == 0
     script = run_folder / "limited.py"
     script.write_text(LIMITED.replace("40_000", "3_000"))

@@ -155,7 +155,7 @@ def test_compressed_training_learns(run_folder: Path, name: str) -> None:
         "--set",
         "train.epochs=8",
         "--set",
-        "sync.topk_ratio=0.05",
+        "sync.compression.ratio=0.05",
     ]
     ended = mpidl(
         2,
@@ -163,7 +163,7 @@ def test_compressed_training_learns(run_folder: Path, name: str) -> None:
         f"{run_folder}/run.toml",
         "--json",
         "--set",
-        f"sync.compression={name}",
+        f"sync.compression.name={name}",
         *options,
     )
     assert ended.status == 0, ended.err

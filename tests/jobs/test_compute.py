@@ -14,7 +14,7 @@ RESNET = (
     "--set",
     "model.name=resnet",
     "--set",
-    "model.options={size='tiny'}",
+    "model.size=tiny",
     "--set",
     "optim.lr=0.01",
 )
@@ -94,8 +94,6 @@ def test_weights_go_out_and_in(run_folder: Path) -> None:
         f"model.weights={path}",
         "--set",
         "model.name=mlp",
-        "--set",
-        "model.options={}",
     )
     assert (
         wrong.status == 1 and "w.safetensors" in wrong.err and wrong.err.count("mpidl: error") == 1

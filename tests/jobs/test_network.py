@@ -95,9 +95,9 @@ dist.all_reduce(np.ones(1_000_000))
 @pytest.mark.parametrize(
     "options",
     [
-        ["sync.strategy=hogwild", "sync.hogwild.average_every=4"],
-        ["sync.strategy=gossip", "sync.gossip.graph=random", "sync.gossip.mode=async"],
-        ["sync.strategy=parameter_server", "sync.parameter_server.transport=rma"],
+        ["sync.strategy=hogwild", "sync.average_every=4"],
+        ["sync.strategy=async_gossip", "sync.graph=random"],
+        ["sync.strategy=one_sided_server"],
     ],
     ids=["hogwild", "async gossip", "one-sided servers"],
 )

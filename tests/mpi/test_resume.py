@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpidl.config.schema import build_config
+from mpidl.config import build_config
 from mpidl.data.importers import Source
 from mpidl.data.writer import WriteOptions, write_dataset
 from mpidl.errors import CheckpointError
@@ -27,28 +27,28 @@ TREES: dict[str, dict[str, Any]] = {
     "allreduce": {},
     "adam": {"optim": {"name": "adam", "lr": 0.003}},
     "buckets": {"sync": {"overlap": "layers", "bucket_mib": 0.001, "noise_scale": True}},
-    "no error feedback": {"sync": {"compression": "int8", "error_feedback": False}},
-    "zero 1": {"sync": {"strategy": "zero", "zero": {"stage": 1}}},
-    "zero 2": {"sync": {"strategy": "zero", "zero": {"stage": 2}}},
-    "zero 3": {"sync": {"strategy": "zero", "zero": {"stage": 3}, "bucket_mib": 0.001}},
-    "local": {"sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4}}},
-    "post-local": {
-        "sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4, "start_epoch": 0.5}}
-    },
-    "slow momentum": {
-        "sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4, "slow_momentum": 0.5}}
-    },
-    "gossip": {"sync": {"strategy": "gossip", "gossip": {"period": 2}}},
-    "random gossip": {"sync": {"strategy": "gossip", "gossip": {"graph": "random"}}},
-    "push-sum": {"sync": {"strategy": "gossip", "gossip": {"graph": "random", "mode": "push_sum"}}},
+    "no error feedback": {"sync": {"compression": {"name": "int8", "error_feedback": False}}},
+    "zero 1": {"sync": {"strategy": "zero", "stage": 1}},
+    "zero 2": {"sync": {"strategy": "zero", "stage": 2}},
+    "zero 3": {"sync": {"strategy": "zero", "stage": 3, "bucket_mib": 0.001}},
+    "local": {"sync": {"strategy": "local_sgd", "steps": 4}},
+    "post-local": {"sync": {"strategy": "local_sgd", "steps": 4, "start_epoch": 0.5}},
+    "slow momentum": {"sync": {"strategy": "local_sgd", "steps": 4, "slow_momentum": 0.5}},
+    "gossip": {"sync": {"strategy": "gossip", "period": 2}},
+    "random gossip": {"sync": {"strategy": "gossip", "graph": "random"}},
+    "push-sum": {"sync": {"strategy": "gossip", "graph": "random", "push_sum": True}},
     "batch norm of each rank": {
-        "sync": {"strategy": "local_sgd", "local_sgd": {"steps": 4}},
-        "model": {"name": "resnet", "options": {"size": "tiny", "synchronized": False}},
+        "sync": {"strategy": "local_sgd", "steps": 4},
+        "model": {"name": "resnet", "size": "tiny", "synchronized": False},
     },
-    "dropout": {"model": {"name": "vit", "options": {"size": "tiny", "dropout": 0.2}}},
+    "dropout": {"model": {"name": "vit", "size": "tiny", "dropout": 0.2}},
 } | {
     name: {
-        "sync": {"compression": name, "topk_ratio": 0.05, "bucket_mib": 0.002, "overlap": "layers"}
+        "sync": {
+            "compression": {"name": name, "ratio": 0.05},
+            "bucket_mib": 0.002,
+            "overlap": "layers",
+        }
     }
     for name in ("fp16", "bf16", "int8", "sign", "topk", "powersgd")
 }
@@ -84,7 +84,7 @@ def train(
     """Train, and return what rank 0 was told."""
     tree: dict[str, Any] = {
         "data": {"train": f"{folder}/data", "test": f"{folder}/data"},
-        "model": {"name": "mlp", "options": {"hidden": [24]}},
+        "model": {"name": "mlp", "hidden": [24]},
         "optim": {"lr": 0.02},
     } | TREES[name]
     tree["train"] = {
@@ -163,9 +163,7 @@ def test_resumed_equals_straight(context: Any, folder: Path, name: str) -> None:
 def test_a_synchronous_server_is_resumed_at_the_end_of_an_epoch(context: Any, folder: Path) -> None:
     """Two workers: sums of two do not depend on who comes first."""
     skip_unless(context, 3)
-    TREES["server"] = {
-        "sync": {"strategy": "parameter_server", "parameter_server": {"staleness": 0}}
-    }
+    TREES["server"] = {"sync": {"strategy": "parameter_server", "staleness": 0}}
     train(context, folder, "server", "straight")
     train(context, folder, "server", "halves", train_max_steps=EPOCH)
     train(context, folder, "server", "halves", resume=True)
@@ -266,11 +264,15 @@ def test_local_steps_of_a_run_that_averaged_gradients_so_far(context: Any, folde
 
 OTHER = {
     "rank": (
-        {"compression": "powersgd", "powersgd_rank": 2},
-        {"powersgd_rank": 4},
+        {"compression": {"name": "powersgd", "rank": 2}},
+        {"compression": {"name": "powersgd", "rank": 4}},
         "compression.inner.factor",
     ),
-    "feedback": ({"compression": "topk"}, {"error_feedback": False}, "compression.residual"),
+    "feedback": (
+        {"compression": "topk"},
+        {"compression": {"name": "topk", "error_feedback": False}},
+        "compression.residual",
+    ),
     "buckets": (
         {"compression": "int8", "overlap": "layers", "bucket_mib": 0.002},
         {"overlap": "off"},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpidl.nn import Dense, Model
-from mpidl.optim import LAMB, LARS, SGD, Adam, clip_by_global_norm
+from mpidl.optim import LAMB, LARS, SGD, Adam, AdamW, clip_by_global_norm
 
 
 def model_of(ops: Any) -> Model:
@@ -58,7 +58,7 @@ def test_optimizers_do_what_their_papers_say(ops: Any, name: str, rng: np.random
     moments: Any = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-3, "weight_decay": 0.1}
     made: Any = {
         "adam": lambda: Adam(model.parameters, ops, **moments),
-        "adamw": lambda: Adam(model.parameters, ops, decoupled=True, **moments),
+        "adamw": lambda: AdamW(model.parameters, ops, **moments),
         "lars": lambda: LARS(model.parameters, ops, weight_decay=0.1, trust=0.02),
         "lamb": lambda: LAMB(model.parameters, ops, **moments),
     }[name]()

@@ -12,7 +12,12 @@ from mpidl.collectives.algorithms.rabenseifner import rabenseifner
 from mpidl.collectives.engine.simulate import simulate
 from mpidl.data.sampler import LaneSampler
 from mpidl.nn import FlatParameters, ParameterSpec
-from mpidl.train.accumulation import TreeSum, tree_fits
+from mpidl.sync import RunInfo
+from mpidl.train.accumulation import TreeSum
+
+
+def exact(micro_batches: int, ranks: int) -> bool:
+    return RunInfo(ranks=ranks, micro_batches=micro_batches).exact
 
 
 def tree_total(leaves: np.ndarray, size: int) -> np.ndarray:
@@ -36,7 +41,7 @@ def test_the_sum_does_not_depend_on_the_ranks(count: int, rng: np.random.Generat
         -3, 3, (count, 1)
     )
     leaves = leaves.astype(np.float32)
-    results = [tree_total(leaves, size) for size in (1, 2, 4, 8, 16) if tree_fits(count, size)]
+    results = [tree_total(leaves, size) for size in (1, 2, 4, 8, 16) if exact(count, size)]
     assert all(result.tobytes() == results[0].tobytes() for result in results)
     np.testing.assert_allclose(
         results[0], leaves.astype(np.float64).sum(axis=0), rtol=1e-4, atol=1e-3
@@ -87,7 +92,7 @@ def test_ranks_that_do_not_divide_take_their_part_whole() -> None:
         [0, 11],
         [0, 11],
     ]
-    assert not tree_fits(4, 3) and not tree_fits(4, 8) and tree_fits(8, 4)
+    assert not exact(4, 3) and not exact(4, 8) and exact(8, 4)
 
 
 def test_a_dense_layer_computed_in_parts_gives_the_same_bits(rng: np.random.Generator) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from mpidl.backend.numpy_ops import NumpyOps
-from mpidl.config.schema import DataConfig, ModelConfig
+from mpidl.config import DataConfig, ModelConfig
 from mpidl.data.manifest import Field, Manifest, Shard, Statistics, new_manifest
 from mpidl.errors import ConfigError, DataError, MpidlError
-from mpidl.models import INPUTS, MODELS
-from mpidl.train.build import build_model, make_model
+from mpidl.models import MODELS
+from mpidl.options import Place
+from mpidl.train.build import build_classifier, build_model
 from mpidl.train.inputs import EXTENTS, input_spec
 
 
@@ -23,12 +24,16 @@ def manifest(shape: tuple[int, ...], **feature: Any) -> Manifest:
     return new_manifest("shards", fields, (Shard("a.h5", 10, 1, "0" * 64),))
 
 
+def choose(name: str, **options: Any) -> ModelConfig:
+    return ModelConfig.read({"name": name} | options, Place(("model",), lambda key: key))
+
+
 def spec(shape: tuple[int, ...], model: str, **data: Any) -> Any:
     return input_spec(manifest(shape), DataConfig(train="data", **data), "data", model)
 
 
 def test_every_model_says_what_it_takes() -> None:
-    assert set(INPUTS) == set(MODELS) and set(INPUTS.values()) <= {*EXTENTS, "any"}
+    assert {MODELS[name].samples for name in MODELS} <= {*EXTENTS, "any"}
 
 
 @pytest.mark.parametrize(
@@ -54,9 +59,7 @@ def test_a_model_is_a_classifier_of_the_samples_or_refused(
     model: str, shape: tuple[int, ...]
 ) -> None:
     try:
-        built = build_model(
-            ModelConfig(name=model, options={"size": "tiny"}), spec(shape, model), NumpyOps()
-        )
+        built = build_classifier(choose(model, size="tiny"), spec(shape, model), NumpyOps())
     except MpidlError as error:
         assert error.remedy
     else:
@@ -74,7 +77,7 @@ def test_a_layout_for_other_extents_is_said_to_do_nothing() -> None:
 def test_outputs_for_every_step_are_refused() -> None:
     options = {"units": 4, "depth": 1, "sequences": True}
     with pytest.raises(ConfigError, match="trains classifiers"):
-        build_model(ModelConfig(name="lstm", options=options), spec((8, 2), "lstm"), NumpyOps())
+        build_classifier(choose("lstm", **options), spec((8, 2), "lstm"), NumpyOps())
 
 
 @pytest.mark.parametrize("config", [{}, {"mean": 2.0}, {"std": 4.0}])
@@ -98,19 +101,19 @@ def test_normalization(config: dict[str, float]) -> None:
         ("mlp", {"hidden": [-3]}, "at least 1"),
         ("mlp", {"hidden": [0]}, "at least 1"),
         ("mlp", {"hidden": [10**12, 10**12]}, "cannot build 'mlp'"),
-        ("mlp", {"hiden": [3]}, "did you mean 'hidden'?"),
+        ("mlp", {"hiden": [3]}, "did you mean 'model.hidden'?"),
         ("mlp", {"size": "tinny"}, "did you mean 'tiny'?"),
         ("mpl", {}, "did you mean 'mlp'?"),
         ("lstm", {"dropout": 1.0}, "dropout is 1.0"),
         ("lstm", {"units": 2.5}, "units is 2.5"),
         ("resnet", {"synchronized": "no"}, "true or false"),
         ("resnet18", {"width": "8"}, "width is '8'"),
-        ("resnet", {"depth": 7}, "known are depths"),
+        ("resnet", {"depth": 7}, "one of 10, 18"),
     ],
 )
 def test_options_that_cannot_be(model: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_model(ModelConfig(name=model, options=options), (8, 8, 3), 3, NumpyOps())
+        build_model(choose(model, **options), (8, 8, 3), 3, NumpyOps())
     assert (
         words in str(caught.value)
         and caught.value.where.startswith("model.")
@@ -122,9 +125,7 @@ def test_options_that_cannot_be(model: str, options: dict[str, Any], words: str)
     "options", [{"hidden": []}, {"hidden": (3, 4)}, {"size": ""}, {"hidden": [3], "size": "real"}]
 )
 def test_options_that_can(options: dict[str, Any]) -> None:
-    assert make_model(
-        ModelConfig(name="mlp", options=options), (8,), 3, NumpyOps()
-    ).output_shape == (3,)
+    assert build_model(choose("mlp", **options), (8,), 3, NumpyOps()).output_shape == (3,)
 
 
 def test_the_label_is_no_feature() -> None:

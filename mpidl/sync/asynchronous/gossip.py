@@ -8,15 +8,16 @@ sums of whole elements, so the mean over all ranks never changes but by gradient
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mpidl.collectives import all_reduce
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
+from mpidl.options import Positive, Section
 from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Window
-from mpidl.sync.strategy import StepScalars
+from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.topology import Graph
 
 TICKETS, UPDATES = 0, 1
@@ -24,6 +25,25 @@ TICKETS, UPDATES = 0, 1
 
 class AsyncGossip(AsynchronousStrategy):
     """graph: where partners come from; period: steps between exchanges."""
+
+    class Options(Section, frozen=True):
+        """Options of async_gossip.
+
+        Attributes:
+            graph: Where partners come from: "random", "exponential" or "complete".
+            period: Steps between exchanges.
+        """
+
+        graph: Literal["random", "exponential", "complete"] = "exponential"
+        period: Positive = 1
+
+    @classmethod
+    def create(
+        cls, options: Options, parameters: FlatParameters, context: Context, run: RunInfo
+    ) -> AsyncGossip:
+        """The strategy with `options`. Collective."""
+        graph = Graph(options.graph, context.size, run.seed)
+        return cls(parameters, context, graph, period=options.period)
 
     def __init__(
         self, parameters: FlatParameters, context: Context, graph: Graph, *, period: int = 1

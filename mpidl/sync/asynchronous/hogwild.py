@@ -14,9 +14,11 @@ import numpy as np
 from mpidl.collectives import Group, all_reduce, broadcast
 from mpidl.comm import mpi
 from mpidl.comm.context import Context
+from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
+from mpidl.options import Positive, Section
 from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Window
-from mpidl.sync.strategy import StepScalars
+from mpidl.sync.strategy import RunInfo, StepScalars
 
 TICKETS, UPDATES = 0, 1  # counters in shared memory
 
@@ -27,6 +29,38 @@ class Hogwild(AsynchronousStrategy):
     Each rank has an optimizer state of its own; its rate is divided by the number of ranks, since each makes a step where a
     synchronous run makes one for all.
     """
+
+    class Options(Section, frozen=True):
+        """Options of hogwild.
+
+        Attributes:
+            sparse: Change only elements that have a gradient (plain SGD only).
+            average_every: Steps between averages of the nodes.
+        """
+
+        sparse: bool = False
+        average_every: Positive = 16
+
+    @classmethod
+    def create(
+        cls, options: Options, parameters: FlatParameters, context: Context, run: RunInfo
+    ) -> Hogwild:
+        """The strategy with `options`. Collective."""
+        every = options.average_every
+        return cls(parameters, context, sparse=options.sparse, average_every=every)
+
+    @classmethod
+    def check(cls, options: Options, run: RunInfo) -> None:
+        """Also refuse sparse updates with an optimizer that changes every element."""
+        super().check(options, run)
+        if options.sparse and not run.sparse_updates:
+            raise ConfigError(
+                "sparse updates leave alone what has no gradient; momentum, weight decay and other "
+                "optimizers change it too",
+                where="sync.sparse",
+                remedy='set optim.name = "sgd" with momentum = 0 and weight_decay = 0, or '
+                "sync.sparse = false",
+            )
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from mpidl.collectives import all_reduce
 from mpidl.collectives.schedule import part
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
-from mpidl.sync.asynchronous.parameter_server import check_servers, share_of
+from mpidl.options import Positive
+from mpidl.sync.asynchronous.parameter_server import ServerOptions, check_servers, share_of
 from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Window
-from mpidl.sync.strategy import StepScalars
+from mpidl.sync.strategy import RunInfo, StepScalars
 
 TICKETS, UPDATES, CLOCKS = 0, 1, 2
 GONE = 1 << 40  # on the clock of a worker that has finished the epoch
@@ -28,6 +29,41 @@ PAUSE = 0.0002  # seconds between looks
 
 class OneSidedParameterServer(AsynchronousStrategy):
     """servers: the last ranks; staleness: steps that a worker may be ahead of the slowest, 1 or more; None: any number."""
+
+    class Options(ServerOptions, frozen=True):
+        """Options of one_sided_server.
+
+        Attributes:
+            servers: How many ranks only hold parameters: the last ones.
+            staleness: Steps that a worker may be ahead of the slowest: 1 or more, or
+                "unbounded" asynchronous.
+        """
+
+        staleness: Positive | Literal["unbounded"] = "unbounded"  # type: ignore[assignment]
+
+    @classmethod
+    def create(
+        cls, options: Options, parameters: FlatParameters, context: Context, run: RunInfo
+    ) -> OneSidedParameterServer:
+        """The strategy with `options`. Collective."""
+        return cls(
+            parameters,
+            context,
+            servers=options.servers,
+            staleness=options.bound,
+        )
+
+    @classmethod
+    def training_ranks(cls, options: Options, ranks: int) -> int:
+        """All but the servers."""
+        return ranks - options.servers
+
+    @classmethod
+    def check(cls, options: Options, run: RunInfo) -> None:
+        """Also refuse servers that leave no worker."""
+        super().check(options, run)
+        if run.ranks:
+            check_servers(options.servers, run.ranks)
 
     def __init__(
         self,

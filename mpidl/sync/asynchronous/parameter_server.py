@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,9 +21,10 @@ from mpidl.comm.context import Context
 from mpidl.comm.transport import host_view
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters, FlatPart
+from mpidl.options import NotNegative, NotNegativeNumber, Positive, Section
 from mpidl.sync.asynchronous.clocks import Clocks
 from mpidl.sync.asynchronous.strategy import AsynchronousStrategy
-from mpidl.sync.strategy import StepScalars
+from mpidl.sync.strategy import RunInfo, StepScalars
 
 PUSH, ASK, DONE, LEAVE = range(4)  # what a worker says
 KIND, NUMBER, RATE = range(3)  # fields of the head of its message
@@ -36,9 +37,26 @@ def check_servers(servers: int, size: int) -> None:
     if servers >= size:
         raise ConfigError(
             f"{servers} parameter server(s) among {size} rank(s) leave no worker",
-            where="sync.parameter_server.servers",
+            where="sync.servers",
             remedy=f"set servers to at most {size - 1}" if size > 1 else "start 2 ranks or more",
         )
+
+
+class ServerOptions(Section, frozen=True):
+    """Options of parameter servers.
+
+    Attributes:
+        servers: How many ranks only hold parameters: the last ones.
+        staleness: Steps that a worker may be ahead of the slowest.
+    """
+
+    servers: Positive = 1
+    staleness: NotNegative | Literal["unbounded"] = "unbounded"
+
+    @property
+    def bound(self) -> int | None:
+        """The staleness; None: any number of steps."""
+        return None if isinstance(self.staleness, str) else self.staleness
 
 
 class ParameterServer(AsynchronousStrategy):
@@ -46,6 +64,49 @@ class ParameterServer(AsynchronousStrategy):
 
     On a server `part` is its share of the parameters, with the optimizer's state; on a worker it is empty.
     """
+
+    class Options(ServerOptions, frozen=True):
+        """Options of parameter_server.
+
+        Attributes:
+            servers: How many ranks only hold parameters: the last ones.
+            staleness: Steps that a worker may be ahead of the slowest: 0 synchronous,
+                "unbounded" asynchronous.
+            delay_compensation: Of gradients that come late (DC-ASGD).
+        """
+
+        delay_compensation: NotNegativeNumber = 0.0
+
+    @classmethod
+    def create(
+        cls, options: Options, parameters: FlatParameters, context: Context, run: RunInfo
+    ) -> ParameterServer:
+        """The strategy with `options`. Collective."""
+        return cls(
+            parameters,
+            context,
+            servers=options.servers,
+            staleness=options.bound,
+            delay_compensation=options.delay_compensation,
+        )
+
+    @classmethod
+    def training_ranks(cls, options: Options, ranks: int) -> int:
+        """All but the servers."""
+        return ranks - options.servers
+
+    @classmethod
+    def check(cls, options: Options, run: RunInfo) -> None:
+        """Also refuse servers that leave no worker."""
+        super().check(options, run)
+        if run.ranks:
+            check_servers(options.servers, run.ranks)
+        if options.servers > 1 and run.per_tensor:
+            raise ConfigError(
+                f"{run.optimizer} looks at whole tensors, but several servers hold parts of them",
+                where="sync.servers",
+                remedy='set servers = 1, strategy = "one_sided_server", or another optimizer',
+            )
 
     host_only = False
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.backend import Ops
 from mpidl.collectives import Group, broadcast
 from mpidl.collectives.schedule import segments
 from mpidl.comm import mpi, transport
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
-from mpidl.sync.strategy import Apply, StepScalars, Strategy
+from mpidl.sync.strategy import Apply, RunInfo, StepScalars, Strategy
 
 
 class AsynchronousStrategy(Strategy):
@@ -36,10 +35,43 @@ class AsynchronousStrategy(Strategy):
     ) -> None:
         super().__init__(parameters)
         if self.host_only:
-            check_host_memory(parameters.ops, name)
+            check_host_memory(parameters.ops.name == "numpy", name)
         self.context, self.workers = context, workers
         self.group = Group(context.comm, name=name)
         self.staleness: Counter[int] = Counter()
+
+    @classmethod
+    def check(cls, options: Any, run: RunInfo) -> None:
+        """Also refuse what needs ranks that meet in each step."""
+        super().check(options, run)
+        if run.precision == "float16":
+            raise ConfigError(
+                "float16 needs ranks that agree on a loss scale; with an asynchronous strategy "
+                "they do not meet in a step",
+                where="train.precision",
+                remedy='set train.precision = "bfloat16"',
+            )
+        if run.checkpoint_steps:
+            raise ConfigError(
+                "checkpoint.every_steps needs ranks in step; with an asynchronous strategy they "
+                "meet at the end of each epoch only",
+                where="checkpoint.every_steps",
+                remedy="set checkpoint.every_steps = 0",
+            )
+        if run.collective_reads:
+            raise ConfigError(
+                "asynchronous strategies let ranks read when they need data, but the driver "
+                "mpio-collective reads together",
+                where="data.driver",
+                remedy='set data.driver = "auto"',
+            )
+        if cls.host_only and not run.host_memory:
+            check_host_memory(False, cls.__name__)
+
+    @classmethod
+    def runs_in_lockstep(cls, options: Any) -> bool:
+        """Never."""
+        return False
 
     def start(self) -> None:
         broadcast(self.parameters.values, comm=self.group, name="parameters")
@@ -85,9 +117,9 @@ class AsynchronousStrategy(Strategy):
         }
 
 
-def check_host_memory(ops: Ops, name: str) -> None:
+def check_host_memory(host: bool, name: str) -> None:
     """ConfigError for a strategy that reads the memory of other ranks where that is a GPU's."""
-    if ops.name != "numpy":
+    if not host:
         raise ConfigError(
             f"{name} shares host memory among ranks, but the backend computes on GPUs",
             where="sync.strategy",

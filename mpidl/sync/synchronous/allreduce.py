@@ -9,19 +9,22 @@ from __future__ import annotations
 import math
 import time
 from functools import partial
-from typing import Any, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.collectives.api import NAMES
 from mpidl.comm import mpi
 from mpidl.comm.context import Context
 from mpidl.comm.thread import CommunicationThread
 from mpidl.comm.transport import host_view
+from mpidl.compression.choice import CompressionChoice
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState, squared_norm
-from mpidl.sync.strategy import Apply, StepScalars, Strategy
+from mpidl.options import MebiBytes, OneOf, Section
+from mpidl.sync.strategy import Apply, RunInfo, StepScalars, Strategy
 from mpidl.sync.synchronous.buckets import Bucket, BucketDispatcher, BucketTuner, cut
 from mpidl.sync.synchronous.noise import NoiseScale
 
@@ -55,6 +58,51 @@ class AllReduce(Strategy):
     "auto": a thread where it can win, that is between nodes or with a GPU. bucket_bytes: 0 means 4 MiB; tune_buckets: try
     several sizes during the first steps. noise_scale: measure the gradient noise (mpidl.sync.synchronous.noise).
     """
+
+    class Options(Section, frozen=True):
+        """Options of allreduce.
+
+        Attributes:
+            algorithm: All-reduce algorithm; "auto": one that makes results independent of the
+                number of ranks where there is one (see train.micro_batches), else by size and
+                placement.
+            overlap: Gradients leave during backward: handed to a thread, exchanged between
+                layers, or "off"; "auto": a thread between nodes and with GPUs.
+            bucket_mib: Size of a bucket in MiB; 0: 4 MiB.
+            tune_buckets: Try several sizes during the first steps.
+            compression: How buckets are compressed.
+            guard: "on": compare what the ranks do before each exchange; "auto": where it is free,
+                and before native rounds.
+            noise_scale: Measure the gradient noise, to suggest a batch size.
+        """
+
+        EXCLUSIVE: ClassVar[tuple[str, ...]] = ("compression", "tune_buckets", "noise_scale")
+
+        algorithm: Annotated[str, OneOf(NAMES, "auto")] = "auto"
+        overlap: Literal["auto", "thread", "layers", "off"] = "auto"
+        bucket_mib: MebiBytes = 0.0
+        tune_buckets: bool = False
+        compression: CompressionChoice = CompressionChoice()
+        guard: Literal["auto", "on", "off"] = "auto"
+        noise_scale: bool = False
+
+    @classmethod
+    def create(
+        cls, options: Options, parameters: FlatParameters, context: Context, run: RunInfo
+    ) -> AllReduce:
+        """The strategy with `options`. Collective."""
+        return cls(
+            parameters,
+            context,
+            algorithm=options.algorithm,
+            exact=run.exact,
+            overlap=options.overlap,
+            bucket_bytes=int(options.bucket_mib * (1 << 20)),
+            tune_buckets=options.tune_buckets,
+            compression=options.compression.create(run.seed),
+            guard=options.guard,
+            noise_scale=options.noise_scale,
+        )
 
     def __init__(
         self,

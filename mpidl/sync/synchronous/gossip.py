@@ -13,15 +13,41 @@ from mpidl.comm.context import Context
 from mpidl.comm.transport import host_view
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState
-from mpidl.sync.strategy import Apply, StepScalars
+from mpidl.sync.strategy import Apply, RunInfo, StepScalars
 from mpidl.sync.synchronous.averaging import ParameterAveraging
-from mpidl.sync.topology import Graph
+from mpidl.sync.topology import Graph, GraphOptions
 
 MEET = 16  # steps between looks at whether a rank has failed
 
 
 class Gossip(ParameterAveraging):
     """graph: who with whom. period: steps between exchanges. push_sum: for graphs whose rows do not add up to 1."""
+
+    class Options(GraphOptions, frozen=True):
+        """Options of gossip.
+
+        Attributes:
+            graph: Who exchanges with whom (see docs/strategies.md).
+            edges: Pairs of ranks, of a "custom" graph.
+            period: Steps between exchanges.
+            push_sum: Send along directed edges, corrected by push-sum weights (SGP).
+        """
+
+        push_sum: bool = False
+
+    @classmethod
+    def create(
+        cls, options: Options, parameters: FlatParameters, context: Context, run: RunInfo
+    ) -> Gossip:
+        """The strategy with `options`. Collective."""
+        graph = options.build(context.size, run.seed, directed=options.push_sum)
+        return cls(parameters, context, graph, period=options.period, push_sum=options.push_sum)
+
+    @classmethod
+    def check(cls, options: Options, run: RunInfo) -> None:
+        """Also refuse graphs that leave ranks alone."""
+        super().check(options, run)
+        options.check_ranks(run.ranks)
 
     def __init__(
         self,

@@ -6,14 +6,18 @@ change between two averages as a gradient, with a momentum of its own (SlowMo: W
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from msgspec import Meta
 
 from mpidl.backend import Array
 from mpidl.collectives import all_reduce
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState
-from mpidl.sync.strategy import Apply, StepScalars
+from mpidl.options import LARGEST, Positive, Rate, Section, Share
+from mpidl.sync.strategy import Apply, RunInfo, StepScalars
 from mpidl.sync.synchronous.averaging import ParameterAveraging
 
 
@@ -22,6 +26,35 @@ class LocalSGD(ParameterAveraging):
 
     slow_momentum, slow_rate: 0 and 1 are plain averaging. Averages are weighted by the samples that each rank has seen.
     """
+
+    class Options(Section, frozen=True):
+        """Options of local_sgd.
+
+        Attributes:
+            steps: Local steps between averages.
+            start_epoch: Before it gradients are averaged in each step (post-local SGD).
+            slow_momentum: Momentum of the change between averages (SlowMo).
+            slow_rate: Rate of the change between averages (SlowMo).
+        """
+
+        steps: Positive = 8
+        start_epoch: Annotated[float, Meta(ge=0, le=LARGEST)] = 0.0
+        slow_momentum: Share = 0.0
+        slow_rate: Rate = 1.0
+
+    @classmethod
+    def create(
+        cls, options: Options, parameters: FlatParameters, context: Context, run: RunInfo
+    ) -> LocalSGD:
+        """The strategy with `options`. Collective."""
+        return cls(
+            parameters,
+            context,
+            steps=options.steps,
+            start_step=int(options.start_epoch * run.epoch_steps),
+            slow_momentum=options.slow_momentum,
+            slow_rate=options.slow_rate,
+        )
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,11 @@ from mpidl.backend import Array
 from mpidl.collectives import Group, all_gather, all_reduce, broadcast, reduce_scatter
 from mpidl.collectives.schedule import part
 from mpidl.comm.context import Context
+from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters, FlatPart
 from mpidl.nn.parameters import Slot
-from mpidl.sync.strategy import Apply, StepScalars, Strategy
+from mpidl.options import MebiBytes, Section
+from mpidl.sync.strategy import Apply, RunInfo, StepScalars, Strategy
 from mpidl.sync.synchronous.buckets import Bucket
 
 BUCKET = 4 << 20  # bytes
@@ -86,7 +88,48 @@ class Zero(Strategy):
     Micro-batches of a rank are added up in its part, so each is exchanged: use one for each rank where the network is slow.
     """
 
+    class Options(Section, frozen=True):
+        """Options of zero.
+
+        Attributes:
+            stage: 1 partitions optimizer state, 2 gradients too, 3 parameters too.
+            bucket_mib: Size of a bucket in MiB; 0: 4 MiB.
+        """
+
+        stage: Literal[1, 2, 3] = 2
+        bucket_mib: MebiBytes = 0.0
+
     reduces_micro_batches = True
+
+    @classmethod
+    def create(
+        cls, options: Options, parameters: FlatParameters, context: Context, run: RunInfo
+    ) -> Zero:
+        """The strategy with `options`. Collective."""
+        fits = run.micro_batches % context.size == 0
+        return cls(
+            parameters,
+            context,
+            stage=options.stage,
+            bucket_bytes=int(options.bucket_mib * (1 << 20)),
+            micro_batches=run.micro_batches // context.size if fits else 1,
+        )
+
+    @classmethod
+    def check(cls, options: Options, run: RunInfo) -> None:
+        """Also refuse 16-bit copies of parameters that are gathered layer by layer."""
+        super().check(options, run)
+        if options.stage == 3 and run.precision != "float32":
+            raise ConfigError(
+                "stage 3 of zero works in float32 only",
+                where="sync.stage",
+                remedy='set sync.stage = 2, or train.precision = "float32"',
+            )
+
+    @classmethod
+    def runs_in_lockstep(cls, options: Options) -> bool:
+        """In stage 3 ranks gather parameters in the middle of a pass."""
+        return options.stage < 3
 
     def __init__(
         self,
