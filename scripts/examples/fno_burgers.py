@@ -17,8 +17,8 @@ import numpy as np
 import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.backend import create_ops
 from mpidl.comm.context import init
-from mpidl.models import layers_of
-from mpidl.nn import Model, PairLoss
+from mpidl.models import build_layers
+from mpidl.nn import Model, MSELoss
 from mpidl.optim import Adam, LearningRate
 from mpidl.sync import AllReduce, StepScalars
 
@@ -114,11 +114,11 @@ def main() -> None:
     test_x, test_y = make(64, args.points, seed=10_000)
     ops = create_ops("auto", context.local_rank, context.threads)
     model = Model(
-        layers_of("fno", x.shape[1:], 1, {"width": 32, "modes": 12, "depth": 4}), x.shape[1:], ops
+        build_layers("fno", x.shape[1:], 1, {"width": 32, "modes": 12, "depth": 4}), x.shape[1:], ops
     )
     model.parameters.initialize(0)
     loss, optimizer, strategy = (
-        PairLoss(ops),
+        MSELoss(ops),
         Adam(model.parameters, ops),
         AllReduce(model.parameters, context),
     )
