@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,8 @@ def main() -> None:
             output, backward = model.forward(ops.to_device(x[rows]), train=True)
             result = loss(output, ops.to_device(y[rows]), own * context.size)
             backward(result.gradient, strategy.on_gradients_ready)
-            strategy.note(StepScalars(loss=result.total))
-            strategy.finish()
-            optimizer.step(rate.at(epoch * steps + step))
+            lr = rate.at(epoch * steps + step)
+            strategy.step(StepScalars(loss=result.total), partial(optimizer.step, lr))
         error, guess = relative_error(model, test_x, test_y)
         errors.append(error)
         if context.is_root and not args.json:
