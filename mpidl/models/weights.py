@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.errors import CheckpointError, ConfigError, errno_of, os_remedy, strerror
-from mpidl.files import beside, check_folder
+from mpidl.extras import load_extra
+from mpidl.files import check_folder, write_atomically
 from mpidl.nn import Dense, Embedding, Model, Residual
 
 SUFFIX = ".safetensors"
@@ -39,18 +40,16 @@ def save_weights(model: Model, path: Path | str) -> None:
     The file is complete or not there. Raises ConfigError for another suffix than .safetensors, CheckpointError where it cannot
     be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     check_weights(Path(path))
-
+    save_file = load_extra("safetensors.numpy", "writing weights").save_file
+    error_type = load_extra("safetensors", "writing weights").SafetensorError
     flat = model.parameters
     names = [*flat.slots, *flat.state_slots]
     tensors = {name: np.array(model.ops.to_host(flat.value(name))) for name in names}
     try:
-        with beside(path) as partial:
+        with write_atomically(path) as partial:
             save_file(tensors, partial, metadata={"format": "mpidl"})
-    except (OSError, SafetensorError) as error:
+    except (OSError, error_type) as error:
         code = errno_of(error)
         what = strerror(code) if code else str(error)
         raise CheckpointError(
@@ -113,12 +112,11 @@ def load_weights(model: Model, path: Path | str) -> None:
 
 def read_tensors(path: Path | str) -> Tensors:
     """All tensors of a safetensors file, bfloat16 as float32."""
-    from safetensors import SafetensorError, safe_open
-
+    safetensors = load_extra("safetensors", "reading weights")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(path, framework="numpy") as file:
             return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"cannot be read as safetensors: {error}", where=str(path), remedy="check the file"
         ) from error
