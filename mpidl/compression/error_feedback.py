@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpidl.backend import ops_for
 from mpidl.collectives import Group
-from mpidl.compression import kernels
 from mpidl.compression.compressor import (
     Compressor,
     Layout,
@@ -45,7 +45,7 @@ class ErrorFeedback(Compressor):
     def reduce(self, values: NDArray[Any], group: Group, key: str, layout: Layout = ()) -> None:
         """Add the residual, reduce, and keep what the others did not get. Values that are not finite leave no residual."""
         residual = self.residuals[key] = fitting(self.residuals.get(key), values.shape, values)
-        kernels.add_and_keep(values, residual)
+        ops_for(values).add_and_keep(values, residual)
         self.inner.reduce(values, group, key, layout)
         self.inner.take_own(residual)
         if self.inner.poisoned:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpidl.backend import ops_for
 from mpidl.collectives import Group, run_rounds
 from mpidl.collectives.algorithms import ring
 from mpidl.collectives.algorithms.pairwise import all_to_all
 from mpidl.collectives.schedule import NOTHING, Exchange, Round
 from mpidl.comm.transport import array_module
-from mpidl.compression import kernels
 from mpidl.compression.compressor import Compressor, Layout, fitting, take_all, to_host
 from mpidl.optim import RunState
 
@@ -123,7 +123,7 @@ class Quantized(Compressor):
         if not self.feedback:
             self.pack(part, packet, seed)
             return
-        kernels.add_and_keep(part, owed)
+        ops_for(part).add_and_keep(part, owed)
         self.pack(part, packet, seed)
         self.unpack(packet, owed, -1)
         self._forget(packet, owed)
@@ -191,14 +191,14 @@ class Int8(Quantized):
     def pack(self, x: NDArray[Any], packet: NDArray[Any], seed: int) -> None:
         """Scales, then bytes."""
         cut = len(x) // self.block * 4
-        kernels.int8_pack(
+        ops_for(x).int8_pack(
             x, self.block, seed, packet[:cut].view(np.float32), packet[cut:].view(np.int8)
         )
 
     def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
         """Bytes times scales."""
         cut = len(y) // self.block * 4
-        kernels.int8_unpack(
+        ops_for(y).int8_unpack(
             packet[:cut].view(np.float32), packet[cut:].view(np.int8), self.block, y, sign
         )
 
@@ -213,9 +213,9 @@ class Sign(Quantized):
     def pack(self, x: NDArray[Any], packet: NDArray[Any], seed: int) -> None:
         """Scales, then bits."""
         cut = len(x) // self.block * 4
-        kernels.sign_pack(x, self.block, packet[:cut].view(np.float32), packet[cut:])
+        ops_for(x).sign_pack(x, self.block, packet[:cut].view(np.float32), packet[cut:])
 
     def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
         """Plus or minus the scale."""
         cut = len(y) // self.block * 4
-        kernels.sign_unpack(packet[:cut].view(np.float32), packet[cut:], self.block, y, sign)
+        ops_for(y).sign_unpack(packet[:cut].view(np.float32), packet[cut:], self.block, y, sign)

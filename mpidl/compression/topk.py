@@ -11,10 +11,11 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from mpidl.backend import ops_for
+from mpidl.backend.contract.compress import STEP_LIMIT
 from mpidl.collectives import Group, all_gather
 from mpidl.collectives.schedule import segments
 from mpidl.comm import transport
-from mpidl.compression import kernels
 from mpidl.compression.compressor import Compressor, Layout, fitting, take_all, to_host
 from mpidl.optim import RunState
 
@@ -48,30 +49,30 @@ class TopK(Compressor):
                 self.reduce(values[start:stop], group, f"{key}, part {number}")
             return
         index, value = self._choose(values, key)
-        room = len(index) + values.size // kernels.REACH + 1
+        room = len(index) + values.size // STEP_LIMIT + 1
         packets = np.empty((group.size, 2, room), np.uint16)
-        kernels.topk_pack(index, value, packets[group.rank])
+        ops_for(index).topk_pack(index, value, packets[group.rank])
         if self.feedback:
             self._leave(key, packets[group.rank])
         all_gather(packets.reshape(-1), comm=group, algorithm="ring", name=key)
         self.sent += (group.size - 1) * packets[0].nbytes
         values[...] = 0
         for packet in packets:
-            kernels.topk_unpack(packet, values)
+            ops_for(values).topk_unpack(packet, values)
 
     def _choose(self, values: NDArray[Any], key: str) -> tuple[NDArray[Any], NDArray[Any]]:
         k = max(1, min(values.size, round(values.size * self.ratio)))
         if not self.feedback:
-            return kernels.topk(values, k)
+            return ops_for(values).topk(values, k)
         residual = self._residuals[key] = fitting(self._residuals.get(key), values.shape, values)
-        return kernels.topk_feedback(
+        return ops_for(values).topk_feedback(
             values, residual, k, self._hints.setdefault(key, np.zeros(1, np.uint32))
         )
 
     def _leave(self, key: str, packet: NDArray[Any]) -> None:
         """What is sent, as it is rounded, is no longer owed; what is not finite never was."""
         residual = self._residuals[key]
-        if not kernels.topk_unpack(packet, residual, -1):
+        if not ops_for(residual).topk_unpack(packet, residual, -1):
             residual[~np.isfinite(residual)] = 0
 
     def state(self) -> RunState:
