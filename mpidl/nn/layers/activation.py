@@ -39,7 +39,7 @@ class Activation(Layer):
         return shape
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", x.shape, x.dtype)
+        y = self.workspace.get("y", x.shape, x.dtype)
         self.ops.act_forward(x, y, self.function)
 
         def backward(dy: Array) -> Array:
@@ -77,7 +77,7 @@ class Softmax(Layer):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         rows = x.reshape(-1, x.shape[-1])
-        y = self.space.get("y", rows.shape, x.dtype)
+        y = self.workspace.get("y", rows.shape, x.dtype)
         self.ops.softmax_forward(rows, y, log=self.log)
 
         def backward(dy: Array) -> Array:
@@ -114,7 +114,7 @@ class Dropout(Layer):
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         if not train or self.rate == 0:
             return x, lambda dy: dy
-        y = self.space.get("y", x.shape, x.dtype)
+        y = self.workspace.get("y", x.shape, x.dtype)
         self._drop(x, y)
 
         def backward(dy: Array) -> Array:

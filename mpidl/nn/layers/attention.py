@@ -54,16 +54,16 @@ class SelfAttention(Layer):
         rows = x.reshape(-1, width)
         qkv = self._project("qkv", rows)
         q, k, v = self._split(qkv, n, t, dim)
-        mixed = self.space.get("mixed", (n, t, self.heads, dim), x.dtype)
-        lse = self.space.get("lse", (n, self.heads, t), accumulator(x.dtype))
+        mixed = self.workspace.get("mixed", (n, t, self.heads, dim), x.dtype)
+        lse = self.workspace.get("lse", (n, self.heads, t), accumulator(x.dtype))
         self.ops.attention_forward(q, k, v, mixed, lse, scale=dim**-0.5, causal=self.causal)
         mixed_rows = mixed.reshape(rows.shape)
         y = self._project("out", mixed_rows)
 
         def backward(dy: Array) -> Array | None:
-            dmixed = self.space.get("dmixed", rows.shape, x.dtype)
+            dmixed = self.workspace.get("dmixed", rows.shape, x.dtype)
             self._project_back("out", mixed_rows, dy.reshape(rows.shape), dmixed)
-            dqkv = self.space.get("dqkv", qkv.shape, x.dtype)
+            dqkv = self.workspace.get("dqkv", qkv.shape, x.dtype)
             self.ops.attention_backward(
                 dmixed.reshape(mixed.shape),
                 *(q, k, v, mixed, lse),
@@ -71,7 +71,9 @@ class SelfAttention(Layer):
                 scale=dim**-0.5,
                 causal=self.causal,
             )
-            dx = self.space.get("dx", rows.shape, x.dtype) if self.needs_input_gradient else None
+            dx = (
+                self.workspace.get("dx", rows.shape, x.dtype) if self.needs_input_gradient else None
+            )
             self._project_back("qkv", rows, dqkv, dx)
             return None if dx is None else dx.reshape(x.shape)
 
@@ -80,7 +82,7 @@ class SelfAttention(Layer):
     def _project(self, name: str, x: Array) -> Array:
         """One of the two linear projections."""
         weight = self.value(f"{name}.weight")
-        y = self.space.get(name, (x.shape[0], weight.shape[1]), x.dtype)
+        y = self.workspace.get(name, (x.shape[0], weight.shape[1]), x.dtype)
         self.ops.dense_forward(x, weight, self.value(f"{name}.bias"), y, relu=False)
         return y
 

@@ -62,7 +62,7 @@ class BatchNorm(Layer):
         mean, variance, count = self._statistics(flat, train=train)
         rstd = 1 / np.sqrt(variance + self.eps)
         weight, bias = self._to_host("weight"), self._to_host("bias")
-        y = self.space.get("y", x.shape, x.dtype)
+        y = self.workspace.get("y", x.shape, x.dtype)
         scale = self._to_device(weight * rstd, "scale", x)
         shift = self._to_device(bias - mean * weight * rstd, "shift", x)
         self.ops.segment_affine(flat, scale, shift, None, y, relu=self.has_relu)
@@ -70,8 +70,8 @@ class BatchNorm(Layer):
 
         def backward(dy: Array) -> Array | None:
             dy = dy.reshape(flat.shape)
-            sum_dy = self.space.get("sum_dy", center.shape, center.dtype)
-            sum_dyx = self.space.get("sum_dyx", center.shape, center.dtype)
+            sum_dy = self.workspace.get("sum_dy", center.shape, center.dtype)
+            sum_dyx = self.workspace.get("sum_dyx", center.shape, center.dtype)
             self.ops.segment_dots(dy, flat, y if self.has_relu else None, center, sum_dy, sum_dyx)
             sums = np.concatenate(
                 [self.ops.to_host(part)[0].astype(np.float64) for part in (sum_dy, sum_dyx)]
@@ -101,8 +101,8 @@ class BatchNorm(Layer):
 
     def _moments(self, x: Array) -> tuple[Vector, Vector, float]:
         """Mean (c), variance (c) and number of elements over all ranks."""
-        mean = self.space.get("mean", (1, x.shape[-1]), accumulator(x.dtype))
-        m2 = self.space.get("m2", (1, x.shape[-1]), accumulator(x.dtype))
+        mean = self.workspace.get("mean", (1, x.shape[-1]), accumulator(x.dtype))
+        m2 = self.workspace.get("m2", (1, x.shape[-1]), accumulator(x.dtype))
         self.ops.segment_moments(x, mean, m2)
         count, own = float(x.shape[1]), self.ops.to_host(mean)[0].astype(np.float64)
         sums = np.concatenate(([count], count * own, self.ops.to_host(m2)[0] + count * own**2))
@@ -126,6 +126,6 @@ class BatchNorm(Layer):
         return np.asarray(self.ops.to_host(self.value(name)).astype(np.float64))
 
     def _to_device(self, values: Vector, name: str, like: Array) -> Array:
-        held = self.space.get(name, (1, len(values)), accumulator(like.dtype))
+        held = self.workspace.get(name, (1, len(values)), accumulator(like.dtype))
         held[0] = self.ops.to_device(values.astype(held.dtype))
         return held

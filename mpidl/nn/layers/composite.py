@@ -163,13 +163,15 @@ class Residual(Composite):
         other, other_back = (
             self.parts[1][1].forward(x, train=train) if len(self.parts) > 1 else (x, None)
         )
-        y = self.space.get("y", body.shape, body.dtype)
+        y = self.workspace.get("y", body.shape, body.dtype)
         self.ops.add(body, other, y, relu=self.has_relu)
 
         def backward(dy: Array) -> Array | None:
             if self.has_relu:
                 self.ops.relu_backward(dy, y, dy)
-            kept = self.space.get("dy", dy.shape, dy.dtype)  # the body may overwrite its gradient
+            kept = self.workspace.get(
+                "dy", dy.shape, dy.dtype
+            )  # the body may overwrite its gradient
             kept[...] = dy
             dx = body_back(dy)
             shortcut_dx = other_back(kept) if other_back else kept
@@ -204,7 +206,7 @@ class Concat(Composite):
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         results = [part.forward(x, train=train) for _, part in self.parts]
         widths = [output.shape[-1] for output, _ in results]
-        y = self.space.get("y", (*results[0][0].shape[:-1], sum(widths)), x.dtype)
+        y = self.workspace.get("y", (*results[0][0].shape[:-1], sum(widths)), x.dtype)
         edges = [sum(widths[:index]) for index in range(len(widths) + 1)]
         for index, (output, _) in enumerate(results):
             y[..., edges[index] : edges[index + 1]] = output
@@ -212,13 +214,13 @@ class Concat(Composite):
         def backward(dy: Array) -> Array | None:
             total: Array | None = None
             for index, (output, step) in enumerate(results):
-                part = self.space.get(f"dy{index}", output.shape, output.dtype)
+                part = self.workspace.get(f"dy{index}", output.shape, output.dtype)
                 part[...] = dy[..., edges[index] : edges[index + 1]]
                 gradient = step(part)
                 if gradient is None or not self.needs_input_gradient:
                     continue
                 if total is None:
-                    total = self.space.get("dx", x.shape, x.dtype)
+                    total = self.workspace.get("dx", x.shape, x.dtype)
                     total[...] = gradient
                 else:
                     self.ops.add(total, gradient.reshape(total.shape), total, relu=False)

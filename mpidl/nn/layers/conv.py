@@ -122,14 +122,14 @@ class _Conv(Layer, base=True):
         return 2.0 * math.prod(self.output_shape(shape)) * products
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
+        y = self.workspace.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
         self._forward(x, y, self.value("bias") if self.bias else None)
 
         def backward(dy: Array) -> Array | None:
             dy = dy.reshape(y.shape)
             if self.has_relu and not self.relu_gradient_is_fused:
                 self.ops.relu_backward(dy, y, dy)
-            dx = self.space.get("dx", x.shape, x.dtype) if self.needs_input_gradient else None
+            dx = self.workspace.get("dx", x.shape, x.dtype) if self.needs_input_gradient else None
             self._backward(x, dy, self.gradient("bias") if self.bias else None, dx)
             return dx
 
@@ -273,7 +273,7 @@ class ConvTranspose2D(Layer):
             (1, self.stride, self.stride),
             (0, self.pad, self.pad),
         )
-        y = self.space.get("y", (x.shape[0], height, width, self.channels), x.dtype)
+        y = self.workspace.get("y", (x.shape[0], height, width, self.channels), x.dtype)
         self.ops.conv_backward_input(x, self.value("weight"), y, g)
         self.ops.bias_act(y.reshape(-1, self.channels), self.value("bias"), relu=self.has_relu)
 
@@ -285,7 +285,7 @@ class ConvTranspose2D(Layer):
             self.ops.column_sums(dy.reshape(-1, self.channels), self.gradient("bias"))
             if not self.needs_input_gradient:
                 return None
-            dx = self.space.get("dx", x.shape, x.dtype)
+            dx = self.workspace.get("dx", x.shape, x.dtype)
             self.ops.conv_forward(dy, self.value("weight"), None, dx, g)
             return dx
 

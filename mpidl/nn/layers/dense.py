@@ -68,12 +68,12 @@ class Dense(Layer):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         rows = x.reshape(-1, x.shape[-1])
-        z = self.space.get("z", (rows.shape[0], self.units), x.dtype)
+        z = self.workspace.get("z", (rows.shape[0], self.units), x.dtype)
         bias = self.value("bias") if self.bias else None
         self.ops.dense_forward(rows, self.value("weight"), bias, z, relu=self.has_relu)
         y = z
         if self.activation:
-            y = self.space.get("y", z.shape, z.dtype)
+            y = self.workspace.get("y", z.shape, z.dtype)
             self.ops.act_forward(z, y, self.activation)
 
         def backward(dy: Array) -> Array | None:
@@ -82,7 +82,9 @@ class Dense(Layer):
                 self.ops.relu_backward(dy, y, dy)
             elif self.activation:
                 self.ops.act_backward(dy, z, y, dy, self.activation)
-            dx = self.space.get("dx", rows.shape, x.dtype) if self.needs_input_gradient else None
+            dx = (
+                self.workspace.get("dx", rows.shape, x.dtype) if self.needs_input_gradient else None
+            )
             dbias = self.gradient("bias") if self.bias else None
             self.ops.dense_backward(
                 rows, self.value("weight"), dy, self.gradient("weight"), dbias, dx

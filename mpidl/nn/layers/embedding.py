@@ -36,7 +36,7 @@ class Embedding(Layer):
         return [table, ParameterSpec("positions", (*shape, self.width), "small_normal")]
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", (*x.shape, self.width), self.parameters.compute_dtype)
+        y = self.workspace.get("y", (*x.shape, self.width), self.parameters.compute_dtype)
         self.ops.embedding_forward(self.value("weight"), x, y)
         if self.positions:
             self.ops.xp.add(y, self.value("positions"), out=y)
@@ -65,7 +65,7 @@ class PositionalEmbedding(Layer):
         return [ParameterSpec("weight", shape, "small_normal")]
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", x.shape, x.dtype)
+        y = self.workspace.get("y", x.shape, x.dtype)
         self.ops.xp.add(x, self.value("weight"), out=y)
 
         def backward(dy: Array) -> Array:

@@ -35,9 +35,9 @@ class LayerNorm(Layer):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         rows = x.reshape(-1, x.shape[-1])
-        y = self.space.get("y", rows.shape, x.dtype)
-        mean = self.space.get("mean", (len(rows),), accumulator(x.dtype))
-        rstd = self.space.get("rstd", (len(rows),), accumulator(x.dtype))
+        y = self.workspace.get("y", rows.shape, x.dtype)
+        mean = self.workspace.get("mean", (len(rows),), accumulator(x.dtype))
+        rstd = self.workspace.get("rstd", (len(rows),), accumulator(x.dtype))
         bias = self.value("bias") if self.center else None
         self.ops.row_norm_forward(
             rows, self.value("weight"), bias, y, mean, rstd, eps=self.eps, center=self.center
@@ -49,7 +49,7 @@ class LayerNorm(Layer):
             self.ops.row_norm_parameters(dy, rows, mean, rstd, self.gradient("weight"), dbias)
             if not self.needs_input_gradient:
                 return None
-            dx = self.space.get("dx", rows.shape, x.dtype)
+            dx = self.workspace.get("dx", rows.shape, x.dtype)
             self.ops.row_norm_backward(
                 dy, rows, self.value("weight"), mean, rstd, dx, center=self.center
             )
@@ -102,8 +102,8 @@ class GroupNorm(Layer):
         n, c = x.shape[0], x.shape[-1]
         flat = x.reshape(n, math.prod(x.shape[1:-1]), c)
         accum_dtype = accumulator(x.dtype)
-        mean = self.space.get("mean", (n, c), accum_dtype)
-        m2 = self.space.get("m2", (n, c), accum_dtype)
+        mean = self.workspace.get("mean", (n, c), accum_dtype)
+        m2 = self.workspace.get("m2", (n, c), accum_dtype)
         self.ops.segment_moments(flat, mean, m2)
         rows = flat.shape[1]
         size = rows * c // self.groups  # elements of a group
@@ -112,14 +112,14 @@ class GroupNorm(Layer):
         rstd = 1 / xp.sqrt(variance + accum_dtype.type(self.eps))
         scale = xp.ascontiguousarray((rstd * self.value("weight")).astype(accum_dtype))
         shift = xp.ascontiguousarray((self.value("bias") - center * scale).astype(accum_dtype))
-        y = self.space.get("y", x.shape, x.dtype)
+        y = self.workspace.get("y", x.shape, x.dtype)
         self.ops.segment_affine(flat, scale, shift, None, y, relu=self.has_relu)
         center = xp.ascontiguousarray(center.astype(accum_dtype))
 
         def backward(dy: Array) -> Array | None:
             dy = dy.reshape(flat.shape)
-            sum_dy = self.space.get("sum_dy", (n, c), accum_dtype)
-            sum_dyx = self.space.get("sum_dyx", (n, c), accum_dtype)
+            sum_dy = self.workspace.get("sum_dy", (n, c), accum_dtype)
+            sum_dyx = self.workspace.get("sum_dyx", (n, c), accum_dtype)
             self.ops.segment_dots(dy, flat, y if self.has_relu else None, center, sum_dy, sum_dyx)
             self.gradient("bias")[...] = sum_dy.sum(axis=0)
             self.gradient("weight")[...] = (sum_dyx * rstd).sum(axis=0)

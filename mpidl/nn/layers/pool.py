@@ -64,17 +64,17 @@ class MaxPool2D(_Pool2D):
         return self.stride == self.kernel and self.pad == 0
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
+        y = self.workspace.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
         g = self._geometry(x.shape[1:])
         argmax = None
         if self.is_tiled:
             self.ops.maxpool2d_forward(x, y, self.kernel)
         else:
-            argmax = self.space.get("argmax", y.shape, np.int64)
+            argmax = self.workspace.get("argmax", y.shape, np.int64)
             self.ops.maxpool_forward(x, y, argmax, g)
 
         def backward(dy: Array) -> Array:
-            dx = self.space.get("dx", x.shape, x.dtype)
+            dx = self.workspace.get("dx", x.shape, x.dtype)
             dy = dy.reshape(y.shape)
             if argmax is None:
                 relu = self.applies_relu_gradient
@@ -98,12 +98,12 @@ class AvgPool2D(_Pool2D):
     kind = "avg_pool2d"
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
+        y = self.workspace.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
         g = self._geometry(x.shape[1:])
         self.ops.avgpool_forward(x, y, g)
 
         def backward(dy: Array) -> Array:
-            dx = self.space.get("dx", x.shape, x.dtype)
+            dx = self.workspace.get("dx", x.shape, x.dtype)
             self.ops.avgpool_backward(dy.reshape(y.shape), dx, g)
             return dx
 
@@ -123,11 +123,11 @@ class GlobalAvgPool(Layer):
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         n, channels = x.shape[0], x.shape[-1]
         positions = math.prod(x.shape[1:-1])
-        y = self.space.get("y", (n, channels), x.dtype)
+        y = self.workspace.get("y", (n, channels), x.dtype)
         x.reshape(n, positions, channels).mean(axis=1, out=y)
 
         def backward(dy: Array) -> Array:
-            dx = self.space.get("dx", x.shape, x.dtype)
+            dx = self.workspace.get("dx", x.shape, x.dtype)
             dx.reshape(n, positions, channels)[...] = (dy / positions)[:, None]
             return dx
 

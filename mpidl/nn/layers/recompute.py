@@ -36,17 +36,17 @@ class Recompute(Composite):
     def bind(self, ops: Ops, parameters: FlatParameters, runtime: Runtime) -> None:
         super().bind(ops, parameters, runtime)
         for layer in self.parts[0][1].walk():
-            layer.memory = f"recomputed {layer.kind}{layer.name[len(self.name) :]}"
+            layer.workspace_name = f"recomputed {layer.kind}{layer.name[len(self.name) :]}"
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         body = self.parts[0][1]
         output, _ = body.forward(x, train=train)
-        y = self.space.get("y", output.shape, output.dtype)
+        y = self.workspace.get("y", output.shape, output.dtype)
         y[...] = output
 
         def backward(dy: Array) -> Array | None:
             # dy may lie in the memory that the body is about to use
-            shared = self.runtime.activations.space("recomputed")
+            shared = self.runtime.activations.workspace("recomputed")
             kept = shared.get("dy", dy.shape, dy.dtype)
             kept[...] = dy
             self.runtime.recomputing = True

@@ -59,7 +59,7 @@ class SpectralConv(Layer):
         # Fourier transforms and modes stay exact where activations have 16 bits
         dtype = self.parameters.dtype
         low = self._low(xp.fft.rfftn(x.astype(dtype, copy=False), axes=axes))
-        y = self.space.get("y", (n, *size, self.channels), x.dtype)
+        y = self.workspace.get("y", (n, *size, self.channels), x.dtype)
         y[...] = xp.fft.irfftn(self._embed(xp.matmul(low, w), n, size), s=size, axes=axes)
 
         def backward(dy: Array) -> Array | None:
@@ -75,7 +75,7 @@ class SpectralConv(Layer):
             if not self.needs_input_gradient:
                 return None
             back = xp.matmul(dlow, w.conj().transpose(0, 2, 1)) / twice
-            dx = self.space.get("dx", x.shape, x.dtype)
+            dx = self.workspace.get("dx", x.shape, x.dtype)
             dx[...] = xp.fft.irfftn(self._embed(back * points, n, size), s=size, axes=axes)
             return dx
 

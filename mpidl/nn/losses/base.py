@@ -80,7 +80,7 @@ class Loss(ABC):
         where = f"{type(self).__name__}(...)"
         self.options = self.Options.read(options, Place(origin=lambda name: where))
         self.ops = ops
-        self.space = ops.workspace()
+        self.workspace = ops.workspace()
         self.gradient_scale = 1.0
 
     def __call__(self, outputs: Array, targets: Array, global_count: int) -> LossResult:
@@ -156,8 +156,8 @@ class RegressionLoss(Loss):
         size = math.prod(outputs.shape[1:])
         elements = max(size, 1) if self.averages_elements else 1
         rows = outputs.reshape(samples, size)
-        losses = self.space.get("losses", (samples,), accumulator(outputs.dtype))
-        gradient = self.space.get("gradient", rows.shape, outputs.dtype)
+        losses = self.workspace.get("losses", (samples,), accumulator(outputs.dtype))
+        gradient = self.workspace.get("gradient", rows.shape, outputs.dtype)
         self.ops.pair_loss(
             rows,
             targets.reshape(rows.shape),

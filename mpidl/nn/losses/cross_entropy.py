@@ -52,9 +52,9 @@ class CrossEntropy(Loss):
         samples = len(outputs)
         positions = max(math.prod(outputs.shape[1:-1]), 1)
         logits = outputs.reshape(-1, outputs.shape[-1])
-        losses = self.space.get("losses", (len(logits),), accumulator(outputs.dtype))
-        correct = self.space.get("correct", (len(logits),), np.uint8)
-        gradient = self.space.get("gradient", logits.shape, outputs.dtype)
+        losses = self.workspace.get("losses", (len(logits),), accumulator(outputs.dtype))
+        correct = self.workspace.get("correct", (len(logits),), np.uint8)
+        gradient = self.workspace.get("gradient", logits.shape, outputs.dtype)
         self.ops.softmax_cross_entropy(
             logits,
             targets.reshape(-1),
