@@ -11,8 +11,8 @@ class SelfAttention(Layer):
     """Multi-head self-attention (Vaswani et al., 2017): x (n, t, width) to (n, t, width).
 
     Args:
-        heads: Number of heads, a divisor of width.
-        causal: No token sees later ones.
+        heads: Number of heads; must divide the width.
+        causal: Mask later tokens.
     """
 
     kind = "self_attention"
@@ -27,7 +27,7 @@ class SelfAttention(Layer):
         if len(shape) != 2 or shape[1] % self.heads:
             raise self.shape_error(
                 shape,
-                f"attention needs (tokens, width) with a width that {self.heads} heads divide",
+                f"attention needs (tokens, width) with a width divisible by {self.heads} heads",
             )
         return shape
 
@@ -42,8 +42,8 @@ class SelfAttention(Layer):
 
     def flops(self, shape: Shape) -> float:
         tokens, width = shape
-        seen = 0.5 if self.causal else 1.0
-        return 8.0 * tokens * width * width + 4.0 * tokens * tokens * width * seen
+        unmasked = 0.5 if self.causal else 1.0
+        return 8.0 * tokens * width * width + 4.0 * tokens * tokens * width * unmasked
 
     def activation_elements(self, shape: Shape) -> int:
         return shape[0] * (5 * shape[1] + self.heads)

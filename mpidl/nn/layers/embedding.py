@@ -1,4 +1,4 @@
-"""Tokens to vectors."""
+"""Embeddings of tokens and of positions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class Embedding(Layer):
     """y (n, t, width) = weight[x], x (n, t) int64 in [0, rows).
 
     Args:
-        rows: Of the table: the size of the vocabulary.
-        width: Of each vector.
-        positions: Add a learned vector for each position (Radford et al., 2019).
+        rows: Number of embeddings: the size of the vocabulary.
+        width: Size of each embedding.
+        positions: Add a learned positional embedding (Radford et al., 2019).
     """
 
     kind = "embedding"
@@ -53,7 +53,7 @@ class Embedding(Layer):
 
 
 class PositionalEmbedding(Layer):
-    """y (n, t, width) = x + weight (t, width): a learned vector for each position."""
+    """Learned positional embedding: y (n, t, width) = x + weight (t, width)."""
 
     kind = "positional_embedding"
     capturable = True

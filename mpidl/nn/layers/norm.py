@@ -1,4 +1,4 @@
-"""Normalization of rows and of groups of channels; batch norm has a file of its own."""
+"""Layer norm, RMS norm and group norm; for batch norm see `batch_norm`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from mpidl.nn.parameters import ParameterSpec
 
 
 class LayerNorm(Layer):
-    """Each vector along the last axis to mean 0 and variance 1, then scale and bias.
-
-    Ba et al., 2016.
+    """Layer normalization over the last axis, with scale and bias (Ba et al., 2016).
 
     Args:
         eps: Added to the variance.
@@ -59,9 +57,10 @@ class LayerNorm(Layer):
 
 
 class RMSNorm(LayerNorm):
-    """Each vector along the last axis divided by its root mean square, then scaled.
+    """Division by the root mean square over the last axis, with scale (Zhang and Sennrich, 2019).
 
-    Zhang and Sennrich, 2019.
+    Args:
+        eps: Added to the mean square.
     """
 
     kind = "rms_norm"
@@ -69,13 +68,11 @@ class RMSNorm(LayerNorm):
 
 
 class GroupNorm(Layer):
-    """Groups of channels of each sample to mean 0 and variance 1, then scale and bias.
-
-    Wu and He, 2018.
+    """Group normalization of the channels (last axis), with scale and bias (Wu and He, 2018).
 
     Args:
-        groups: A divisor of the number of channels (last axis).
-        relu: ReLU behind it.
+        groups: Number of groups; must divide the number of channels.
+        relu: Apply a ReLU to the output.
         eps: Added to the variance.
     """
 
@@ -90,7 +87,7 @@ class GroupNorm(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         if shape[-1] % self.groups:
             raise self.shape_error(
-                shape, f"{self.groups} groups need a number of channels that they divide"
+                shape, f"the number of channels must be divisible by {self.groups} groups"
             )
         return shape
 
@@ -106,8 +103,8 @@ class GroupNorm(Layer):
         m2 = self.workspace.get("m2", (n, c), accum_dtype)
         self.ops.segment_moments(flat, mean, m2)
         rows = flat.shape[1]
-        size = rows * c // self.groups  # elements of a group
-        center = self._sum_groups(mean) * (rows / size)  # of each channel's group
+        size = rows * c // self.groups  # of a group
+        center = self._sum_groups(mean) * (rows / size)
         variance = self._sum_groups(m2 + rows * (mean - center) ** 2) / size
         rstd = 1 / xp.sqrt(variance + accum_dtype.type(self.eps))
         scale = xp.ascontiguousarray((rstd * self.value("weight")).astype(accum_dtype))
@@ -135,7 +132,7 @@ class GroupNorm(Layer):
         return y, backward
 
     def _sum_groups(self, values: Array) -> Array:
-        """Sums of values (n, c) over the channels of each group, given to each of its channels."""
+        """Sum values (n, c) over the channels of each group; every channel gets its group's sum."""
         n, c = values.shape
         sums = values.reshape(n, self.groups, c // self.groups).sum(axis=2)
         return self.ops.xp.repeat(sums, c // self.groups, axis=1)

@@ -12,11 +12,11 @@ from mpidl.nn.parameters import FlatParameters
 
 
 class Recompute(Composite):
-    """Computes its body again in the backward pass instead of keeping its activations.
+    """Activation checkpointing (Chen et al., 2016).
 
-    Activation checkpointing (Chen et al., 2016). All such layers of a model share the memory of
-    their bodies' activations: what is kept is one output for each, and one set of activations for
-    those whose bodies have the same structure.
+    Recomputes the activations of the body in the backward pass instead of keeping them. All such
+    layers of a model share the memory of these activations: each keeps its output only, and bodies
+    of the same structure use one set of activations.
 
     Args:
         body: One or more layers.
@@ -45,7 +45,7 @@ class Recompute(Composite):
         y[...] = output
 
         def backward(dy: Array) -> Array | None:
-            # dy may lie in the memory that the body is about to use
+            # dy may be in memory that the body is about to overwrite
             shared = self.runtime.activations.workspace("recomputed")
             kept = shared.get("dy", dy.shape, dy.dtype)
             kept[...] = dy

@@ -8,7 +8,7 @@ from mpidl.nn.parameters import ParameterSpec
 
 
 class _Recurrent(Layer, base=True):
-    """Base of recurrent layers: states and gates are kept time-major, (t, n, ...)."""
+    """Base of recurrent layers; states and gates are time-major, (t, n, ...)."""
 
     gates: int
 
@@ -38,7 +38,7 @@ class _Recurrent(Layer, base=True):
         return shape[0] * self.units * (self.gates + 2)
 
     def _input_gates(self, x: Array) -> Array:
-        """Pre-activations (t, n, gates * units) from the inputs of all steps, in one product."""
+        """Contribution (t, n, gates * units) of the inputs to the gates, one product for all."""
         n, t, width = x.shape
         time_major = self.workspace.get("time_major", (t, n, width), x.dtype)
         time_major[...] = x.transpose(1, 0, 2)
@@ -53,7 +53,7 @@ class _Recurrent(Layer, base=True):
         return gates
 
     def _output(self, h: Array) -> Array:
-        """States h (t + 1, n, units) as the layer's output."""
+        """Output of the layer from the states h (t + 1, n, units)."""
         if not self.sequences:
             return h[-1]
         y = self.workspace.get("y", (h.shape[1], h.shape[0] - 1, self.units), h.dtype)
@@ -61,7 +61,7 @@ class _Recurrent(Layer, base=True):
         return y
 
     def _state_gradients(self, dy: Array, steps: int) -> Array:
-        """Gradients (t, n, units) that reach the states from the output."""
+        """Gradients (t, n, units) of the states with respect to the output alone."""
         dy_steps = self.workspace.get("dy_steps", (steps, dy.shape[0], self.units), dy.dtype)
         dy_steps[...] = dy.transpose(1, 0, 2) if self.sequences else 0
         if not self.sequences:
@@ -69,14 +69,14 @@ class _Recurrent(Layer, base=True):
         return dy_steps
 
     def _state_weights(self, h: Array, dgates: Array) -> None:
-        """Gradients of the recurrent weights from those of the gates, in one product."""
+        """Gradients of the recurrent weights, one product for all steps."""
         flat = dgates.reshape(-1, self.gates * self.units)
         states = h[:-1].reshape(len(flat), self.units)
         self.ops.matmul(states.T, flat, self.gradient("h.weight"))
         self.ops.column_sums(flat, self.gradient("h.bias"))
 
     def _input_gradient(self, dgates: Array, x: Array) -> Array | None:
-        """Gradients of the input weights and of the input."""
+        """Gradients of the input weights; returns that of the input."""
         n, t, width = x.shape
         time_major = self.workspace.get("time_major", (t, n, width), x.dtype)
         dx = (
@@ -98,7 +98,7 @@ class LSTM(_Recurrent):
 
     Args:
         units: Size of the state.
-        sequences: Give the states of all steps, (n, steps, units); else the last one, (n, units).
+        sequences: Return the states of all steps, (n, steps, units); else the last, (n, units).
     """
 
     kind = "lstm"
@@ -138,11 +138,11 @@ class LSTM(_Recurrent):
 class GRU(_Recurrent):
     """Gated recurrent unit (Cho et al., 2014): x (n, steps, inputs).
 
-    The reset gate acts after the recurrent product, as in cuDNN.
+    The reset gate is applied after the recurrent product, as in cuDNN.
 
     Args:
         units: Size of the state.
-        sequences: Give the states of all steps, (n, steps, units); else the last one, (n, units).
+        sequences: Return the states of all steps, (n, steps, units); else the last, (n, units).
     """
 
     kind = "gru"
