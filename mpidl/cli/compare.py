@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare; all ranks call it together."""
     from mpidl.comm.context import init
-    from mpidl.files import write_beside
+    from mpidl.files import write_file
     from mpidl.observe.plot import plot_comparison
     from mpidl.train.compare import compare, split_specs, table
 
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def write() -> None:
         text = table(outcomes)
-        write_beside(args.out / "comparison.md", f"{text}\n".encode())
-        write_beside(args.out / "comparison.json", f"{json.dumps(rows, indent=1)}\n".encode())
+        write_file(args.out / "comparison.md", f"{text}\n".encode())
+        write_file(args.out / "comparison.json", f"{json.dumps(rows, indent=1)}\n".encode())
         plot_comparison(rows, args.out / "comparison.png", f"{context.size} ranks, {args.config}")
         if not args.json:
             print(text)

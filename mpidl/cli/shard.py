@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Shard; all ranks call it together."""
     from mpidl.comm.context import init
-    from mpidl.data.importers import open_source
+    from mpidl.data.formats import open_source
     from mpidl.data.manifest import describe
     from mpidl.data.writer import WriteOptions, write_dataset
     from mpidl.observe.progress import Progress

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mpidl.data import hdf5
 from mpidl.errors import ConfigError
-from mpidl.files import beside, check_folder, writing
+from mpidl.files import check_folder, write_atomically, writing
 
 SUFFIXES = (".npz", ".h5", ".csv")
 
@@ -30,7 +30,7 @@ def write_predictions(path: Path, probabilities: NDArray[Any] | None) -> list[in
     """Write "label" (n,) int64 and "probability" (n, classes) float32; returns the samples per predicted class."""
     assert probabilities is not None
     label = probabilities.argmax(axis=1)
-    with writing(path), beside(path) as partial:
+    with writing(path), write_atomically(path) as partial:
         if path.suffix == ".npz":
             with open(partial, "wb") as raw:
                 np.savez(raw, label=label, probability=probabilities)

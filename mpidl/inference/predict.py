@@ -14,9 +14,11 @@ from mpidl.backend import Ops, create_ops
 from mpidl.collectives import recv, send
 from mpidl.comm.context import Context
 from mpidl.config import build_config
-from mpidl.data.importers import Source, meaning_of, open_source
+from mpidl.data.formats import open_source
+from mpidl.data.formats.source import Source, infer_role
 from mpidl.data.manifest import NAME as MANIFEST
-from mpidl.data.reader import Arrays, Reader
+from mpidl.data.manifest import Arrays
+from mpidl.data.reader import Reader
 from mpidl.data.sampler import contiguous_batches
 from mpidl.errors import CheckpointError, DataError
 from mpidl.nn import Model
@@ -97,7 +99,7 @@ class _RawSamples:
         features = [
             name
             for name, array in arrays.items()
-            if meaning_of(name, array, source.label or spec.label) == "feature"
+            if infer_role(name, array, source.label or spec.label) == "feature"
         ]
         self._name = spec.feature if spec.feature in arrays else (features[0] if features else "")
         if not self._name or arrays[self._name].shape[1:] != spec.field_shape:

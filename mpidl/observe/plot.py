@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mpidl.errors import ConfigError
-from mpidl.files import beside, check_folder
+from mpidl.files import check_folder, write_atomically
 
 
 def plot_run(records: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -176,7 +176,7 @@ def check_plot(path: Path) -> None:
 def _finish(figure: Any, path: Path, title: str) -> None:
     figure.suptitle(title)
     try:
-        with beside(path) as partial:
+        with write_atomically(path) as partial:
             figure.savefig(partial, dpi=120, format=path.suffix[1:].lower())
     finally:
         _pyplot().close(figure)

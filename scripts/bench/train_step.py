@@ -60,9 +60,7 @@ def our_stepper(context: Context, model: Model, lr: float) -> Callable[[Any, Any
         logits, backward = model.forward(ops.to_device(x), train=True)
         result = loss(logits, ops.to_device(y), y.size * context.size)
         backward(result.gradient, strategy.on_gradients_ready)
-        strategy.note(StepScalars(loss=result.total))
-        sums = strategy.finish()
-        optimizer.step(lr)
+        sums = strategy.step(StepScalars(loss=result.total), lambda: optimizer.step(lr))
         return sums.loss / (y.size * context.size)
 
     return step

@@ -78,10 +78,12 @@ def main() -> None:
         logits, backward = model.forward(ops.to_device(x), train=True)
         result = loss(logits, ops.to_device(y), len(y) * context.size)
         backward(result.gradient, strategy.on_gradients_ready)
-        strategy.note(StepScalars(loss=result.total))
-        sums = strategy.finish()
-        clip_by_global_norm(model.parameters, ops, 1.0)
-        optimizer.step(rate.at(step))
+
+        def update(step: int = step) -> None:
+            clip_by_global_norm(model.parameters, ops, 1.0)
+            optimizer.step(rate.at(step))
+
+        sums = strategy.step(StepScalars(loss=result.total), update)
         if context.is_root and step % 50 == 49:
             print(
                 f"step {step + 1}: {sums.loss / (len(y) * context.size):.3f} nats a letter",

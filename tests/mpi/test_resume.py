@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mpidl.config import build_config
-from mpidl.data.importers import Source
+from mpidl.data.formats.source import Source
 from mpidl.data.writer import WriteOptions, write_dataset
 from mpidl.errors import CheckpointError
 from mpidl.observe.metrics import read_metrics
@@ -327,7 +327,6 @@ def test_residuals_of_bucket_sizes_that_were_tried_are_forgotten(
     assert strategy.tuner is not None
     while strategy.tuner.best is None:
         model.parameters.gradients[...] = 1.0
-        strategy.note(StepScalars(count=1.0))
         strategy.step(StepScalars(count=1.0), lambda: None)
     assert set(compressor._residuals) == {bucket.name for bucket in strategy.departures.buckets}
 
