@@ -100,7 +100,7 @@ class Loss(ABC):
                 remedy="give one target per sample",
             )
         self.check(outputs.shape[1:], targets.shape[1:])
-        return self._compute(outputs, targets, self.gradient_scale / max(global_count, 1))
+        return self.compute(outputs, targets, self.gradient_scale / max(global_count, 1))
 
     @abstractmethod
     def check(self, output_shape: Shape, target_shape: Shape) -> None:
@@ -119,8 +119,14 @@ class Loss(ABC):
         """Dtype of the targets for outputs of `dtype`."""
 
     @abstractmethod
-    def _compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
-        """Loss and gradient; `scale` is the factor of the gradient of the sum over samples."""
+    def compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
+        """Compute the loss and its gradient; shapes have been checked.
+
+        Args:
+            outputs: Outputs of the model, (n, ...).
+            targets: Targets, (n, ...).
+            scale: Factor of the gradient of the sum over the samples.
+        """
 
 
 class RegressionLoss(Loss):
@@ -150,7 +156,7 @@ class RegressionLoss(Loss):
     def target_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:
         return accumulator(np.dtype(dtype))
 
-    def _compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
+    def compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
         samples = len(outputs)
         size = math.prod(outputs.shape[1:])
         elements = max(size, 1) if self.averages_elements else 1

@@ -47,7 +47,7 @@ class CrossEntropy(Loss):
     def target_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:
         return np.dtype(np.int64)
 
-    def _compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
+    def compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
         samples = len(outputs)
         positions = max(math.prod(outputs.shape[1:-1]), 1)
         logits = outputs.reshape(-1, outputs.shape[-1])
