@@ -55,15 +55,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Summarize; needs no MPI launcher."""
     from mpidl.backend.numpy_ops import NumpyOps
     from mpidl.config import read_model
-    from mpidl.models.summary import rows_of, totals_of
+    from mpidl.models.summary import sum_rows, summarize
     from mpidl.train.build import build_model
 
     shape = _read_shape(args.input)
     for name in ("classes", "batch"):
         _check_count(name, getattr(args, name))
     config = read_model(args.model, args.set)
-    rows = list(rows_of(build_model(config, shape, args.classes, NumpyOps())))
-    totals = totals_of(rows)
+    rows = list(summarize(build_model(config, shape, args.classes, NumpyOps())))
+    totals = sum_rows(rows)
     training = {
         "flops": totals.training_flops(args.batch),
         "memory_mib": totals.memory(args.batch, 1) / MIB,
@@ -88,7 +88,7 @@ def print_table(rows: Sequence[Row], totals: Totals) -> None:
 
 
 def _figures(row: Row | Totals) -> str:
-    return f"{row.parameters:>14,}{row.flops / 1e6:>14,.2f}{row.stored / 1024:>12,.1f}"
+    return f"{row.parameters:>14,}{row.flops / 1e6:>14,.2f}{row.activation_bytes / 1024:>12,.1f}"
 
 
 def _read_shape(text: str) -> tuple[int, ...]:

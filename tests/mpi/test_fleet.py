@@ -10,8 +10,8 @@ import pytest
 from mpidl import fleet
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import ConfigError
-from mpidl.models import layers_of
-from mpidl.nn import Model, SoftmaxCrossEntropy
+from mpidl.models import build_layers
+from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import LAMB, Adam
 
 pytestmark = pytest.mark.mpi
@@ -34,7 +34,7 @@ def test_a_loop_of_ones_own(
     context: Any, name: str, options: dict[str, Any], optimizer_of: Any
 ) -> None:
     fleet.init(name, **options)
-    model = Model(layers_of("mlp", (6,), 3, {"hidden": (16,)}), (6,), NumpyOps())
+    model = Model(build_layers("mlp", (6,), 3, {"hidden": (16,)}), (6,), NumpyOps())
     model.parameters.initialize(context.rank)  # rank 0's count
     if name == "parameter_server" and context.size == 1:
         with pytest.raises(ConfigError, match="leave no worker"):
@@ -42,7 +42,7 @@ def test_a_loop_of_ones_own(
         return
     model = fleet.distributed_model(model)
     optimizer = fleet.distributed_optimizer(optimizer_of(model.parameters, model.ops))
-    loss, rng = SoftmaxCrossEntropy(model.ops), np.random.default_rng(context.rank)
+    loss, rng = CrossEntropy(model.ops), np.random.default_rng(context.rank)
     assert fleet.is_worker() != fleet.is_server() and fleet.worker_num() in (
         context.size,
         context.size - 1,

@@ -1,4 +1,4 @@
-"""Layers whose statistics and masks belong to all ranks: several ranks compute what one computes."""
+"""Statistics and masks that belong to all ranks: several ranks compute what one computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.mpi
 TOTAL = 12
 
 
-def parts_of(size: int, *, uneven: bool) -> list[slice]:
+def split_rows(size: int, *, uneven: bool) -> list[slice]:
     """Rows for each rank; uneven: rank 0 has none."""
     edges = [0, *(TOTAL * (rank + 1) // size for rank in range(size))]
     if uneven and size > 1:
@@ -25,10 +25,10 @@ def parts_of(size: int, *, uneven: bool) -> list[slice]:
 
 
 @pytest.mark.parametrize("uneven", [False, True])
-def test_synchronised_batch_norm_equals_one_rank(context: Any, uneven: bool) -> None:
+def test_synchronized_batch_norm_equals_one_rank(context: Any, uneven: bool) -> None:
     rng = np.random.default_rng(5)
     x, dy = rng.standard_normal((TOTAL, 4, 3)) + 2, rng.standard_normal((TOTAL, 4, 6))
-    own = parts_of(context.size, uneven=uneven)[context.rank]
+    own = split_rows(context.size, uneven=uneven)[context.rank]
     results = []
     for rows, alone in ((slice(None), True), (own, False)):
         model = Model([Dense(6), BatchNorm(relu=True)], (4, 3), NumpyOps(), dtype=np.float64)
@@ -53,10 +53,10 @@ def test_running_statistics_of_ranks_that_differ_are_averaged(context: Any) -> N
     model.parameters.initialize(0)
     shared = SharedState(model, context, 0)
     model.forward(np.full((4, 3), float(context.rank)), train=True)
-    np.testing.assert_allclose(model.parameters.value("batchnorm1.running_mean"), context.rank)
+    np.testing.assert_allclose(model.parameters.value("batch_norm1.running_mean"), context.rank)
     shared.synchronize()
     np.testing.assert_allclose(
-        model.parameters.value("batchnorm1.running_mean"), (context.size - 1) / 2
+        model.parameters.value("batch_norm1.running_mean"), (context.size - 1) / 2
     )
 
 
@@ -72,7 +72,7 @@ def test_masks_belong_to_micro_batches_not_to_ranks(context: Any) -> None:
         own = []
         for index in range(4 // size):
             shared.begin(7, index, 4 // size)
-            model.runtime.part = rank * (4 // size) + index
+            model.runtime.micro_batch = rank * (4 // size) + index
             own.append(model.forward(x, train=True)[0].copy())
         masks.append(own)
     count = 4 // context.size

@@ -163,9 +163,7 @@ def test_resumed_equals_straight(context: Any, folder: Path, name: str) -> None:
 def test_a_synchronous_server_is_resumed_at_the_end_of_an_epoch(context: Any, folder: Path) -> None:
     """Two workers: sums of two do not depend on who comes first."""
     skip_unless(context, 3)
-    TREES["server"] = {
-        "sync": {"strategy": "parameter_server", "staleness": 0}
-    }
+    TREES["server"] = {"sync": {"strategy": "parameter_server", "staleness": 0}}
     train(context, folder, "server", "straight")
     train(context, folder, "server", "halves", train_max_steps=EPOCH)
     train(context, folder, "server", "halves", resume=True)
@@ -329,7 +327,6 @@ def test_residuals_of_bucket_sizes_that_were_tried_are_forgotten(
     assert strategy.tuner is not None
     while strategy.tuner.best is None:
         model.parameters.gradients[...] = 1.0
-        strategy.note(StepScalars(count=1.0))
         strategy.step(StepScalars(count=1.0), lambda: None)
     assert set(compressor._residuals) == {bucket.name for bucket in strategy.departures.buckets}
 

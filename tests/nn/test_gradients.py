@@ -9,8 +9,8 @@ import pytest
 
 from mpidl.backend import Ops
 from mpidl.errors import ShapeError
-from mpidl.models import layers_of
-from mpidl.nn import Conv2D, Dense, Flatten, Layer, MaxPool2D, Model, ReLU, SoftmaxCrossEntropy
+from mpidl.models import build_layers
+from mpidl.nn import Conv2D, CrossEntropy, Dense, Flatten, Layer, MaxPool2D, Model, ReLU
 
 STEP = 1e-6
 LAYERS: dict[str, tuple[list[Layer], tuple[int, ...]]] = {
@@ -28,9 +28,9 @@ LAYERS: dict[str, tuple[list[Layer], tuple[int, ...]]] = {
 }
 
 
-def loss_of(model: Model, x: Any, labels: Any) -> float:
+def compute_loss(model: Model, x: Any, labels: Any) -> float:
     logits, _ = model.forward(x, train=True)
-    return SoftmaxCrossEntropy(model.ops)(logits, labels, len(x)).total / len(x)
+    return CrossEntropy(model.ops)(logits, labels, len(x)).total / len(x)
 
 
 def check_gradients(
@@ -40,7 +40,7 @@ def check_gradients(
     ops, flat = model.ops, model.parameters
     device_x, device_y = ops.to_device(x), ops.to_device(labels)
     logits, backward = model.forward(device_x, train=True)
-    backward(SoftmaxCrossEntropy(ops)(logits, device_y, len(x)).gradient, None)
+    backward(CrossEntropy(ops)(logits, device_y, len(x)).gradient, None)
     gradient = ops.to_host(flat.gradients).copy()
     original = ops.to_host(flat.values).copy()
     directions = []
@@ -55,7 +55,7 @@ def check_gradients(
         losses = []
         for sign in (1, -1):
             flat.values[...] = ops.to_device(original + sign * STEP * direction)
-            losses.append(loss_of(model, device_x, device_y))
+            losses.append(compute_loss(model, device_x, device_y))
         numeric = (losses[0] - losses[1]) / (2 * STEP)
         assert numeric == pytest.approx(float(gradient @ direction), rel=1e-5, abs=1e-8)
     flat.values[...] = ops.to_device(original)
@@ -73,7 +73,7 @@ def test_layer_gradients(ops: Ops, name: str, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("name", ["cnn", "mlp"])
 def test_model_gradients(ops: Ops, name: str, rng: np.random.Generator) -> None:
     options = {"cnn": {"channels": [3, 4], "hidden": [6]}, "mlp": {"hidden": [7, 5]}}[name]
-    model = Model(layers_of(name, (8, 8, 1), 4, options), (8, 8, 1), ops, dtype=np.float64)
+    model = Model(build_layers(name, (8, 8, 1), 4, options), (8, 8, 1), ops, dtype=np.float64)
     model.parameters.initialize(5)
     check_gradients(model, rng.standard_normal((3, 8, 8, 1)), rng.integers(0, 4, 3), rng)
 
@@ -88,11 +88,11 @@ def test_the_backends_train_alike(ops: Ops, name: str, rng: np.random.Generator)
     x, y = rng.standard_normal((16, 8, 8, 1)), rng.integers(0, 4, 16)
     losses = []
     for backend, dtype in ((ops, np.float32), (NumpyOps(use_c=False), np.float64)):
-        model = Model(layers_of(name, (8, 8, 1), 4, options), (8, 8, 1), backend, dtype=dtype)
+        model = Model(build_layers(name, (8, 8, 1), 4, options), (8, 8, 1), backend, dtype=dtype)
         model.parameters.initialize(1)
         optimizer, loss = (
             SGD(model.parameters, backend, weight_decay=1e-3),
-            SoftmaxCrossEntropy(backend),
+            CrossEntropy(backend),
         )
         for _ in range(10):
             logits, backward = model.forward(backend.to_device(x.astype(dtype)), train=True)
@@ -105,11 +105,13 @@ def test_the_backends_train_alike(ops: Ops, name: str, rng: np.random.Generator)
 
 
 def test_empty_batch_gives_zero_gradients(ops: Ops) -> None:
-    model = Model(layers_of("cnn", (8, 8, 1), 4, {"channels": [3], "hidden": [5]}), (8, 8, 1), ops)
+    model = Model(
+        build_layers("cnn", (8, 8, 1), 4, {"channels": [3], "hidden": [5]}), (8, 8, 1), ops
+    )
     model.parameters.initialize(0)
     model.parameters.gradients[...] = 7
     logits, backward = model.forward(ops.to_device(np.zeros((0, 8, 8, 1), np.float32)), train=True)
-    result = SoftmaxCrossEntropy(ops)(logits, ops.to_device(np.zeros(0, np.int64)), 16)
+    result = CrossEntropy(ops)(logits, ops.to_device(np.zeros(0, np.int64)), 16)
     backward(result.gradient, None)
     assert result.total == 0 and result.correct == 0
     for name in model.parameters.slots:
@@ -120,7 +122,7 @@ def test_gradients_become_ready_last_layer_first_and_cover_all() -> None:
     from mpidl.backend.numpy_ops import NumpyOps
 
     ops = NumpyOps()
-    model = Model(layers_of("cnn", (8, 8, 1), 4, {}), (8, 8, 1), ops)
+    model = Model(build_layers("cnn", (8, 8, 1), 4, {}), (8, 8, 1), ops)
     seen: list[tuple[int, int]] = []
     logits, backward = model.forward(np.zeros((2, 8, 8, 1), np.float32), train=True)
     backward(np.ones_like(logits), lambda start, stop: seen.append((start, stop)))
@@ -135,9 +137,9 @@ def test_gradients_become_ready_last_layer_first_and_cover_all() -> None:
     ("layers", "shape", "words"),
     [
         ([Dense(3)], (4, 4, 1), "dense1"),
-        ([Conv2D(3)], (4,), "conv1"),
-        ([Conv2D(3, 5, pad=0)], (4, 4, 1), "conv1"),
-        ([MaxPool2D(5)], (4, 4, 1), "pool1"),
+        ([Conv2D(3)], (4,), "conv2d1"),
+        ([Conv2D(3, 5, pad=0)], (4, 4, 1), "conv2d1"),
+        ([MaxPool2D(5)], (4, 4, 1), "max_pool2d1"),
         ([Conv2D(3), Dense(3)], (4, 4, 1), "dense1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Activations belong to a pass: several may be in flight, and what is gone is refused, not computed with."""
+"""Activations belong to a pass: several may be in flight, and what is gone is refused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mpidl.errors import BackendError, ConfigError, ShapeError
 from mpidl.models import MODELS
 from mpidl.nn import (
     Concat,
+    CrossEntropy,
     Dense,
     Dropout,
     Embedding,
@@ -21,7 +22,6 @@ from mpidl.nn import (
     ReLU,
     Residual,
     Sequential,
-    SoftmaxCrossEntropy,
 )
 from tests.models.test_models import make, samples
 
@@ -41,7 +41,7 @@ def test_two_passes_in_flight_equal_one_after_the_other(ops: Any, rng: np.random
     model = small(ops)
     wanted, outputs = [], []
     for part, x in enumerate(batches):
-        model.runtime.part = part
+        model.runtime.micro_batch = part
         y, backward = model.forward(x, train=True)
         outputs.append(ops.to_host(y).copy())
         backward(y * 0 + 1)
@@ -49,7 +49,7 @@ def test_two_passes_in_flight_equal_one_after_the_other(ops: Any, rng: np.random
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
         flying = []
         for part, x in enumerate(batches):
-            model.runtime.part = part
+            model.runtime.micro_batch = part
             flying.append(model.forward(x, train=True))
         model.forward(batches[2])  # an evaluation in between
         for part in order:
@@ -77,7 +77,7 @@ def test_every_model_with_two_passes_in_flight(name: str, rng: np.random.Generat
 
 
 def test_steady_steps_allocate_nothing_and_keep_one_set(ops: Any, rng: np.random.Generator) -> None:
-    model, loss = small(ops), SoftmaxCrossEntropy(ops)
+    model, loss = small(ops), CrossEntropy(ops)
     x = ops.to_device(rng.standard_normal((6, 5)).astype(np.float32))
     labels = ops.to_device(rng.integers(0, 3, 6))
 

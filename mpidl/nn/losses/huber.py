@@ -1,0 +1,32 @@
+"""Huber loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpidl.backend import Ops
+from mpidl.nn.losses.base import RegressionLoss
+from mpidl.options import Rate
+
+
+class HuberLoss(RegressionLoss):
+    """Huber loss (Huber, 1964): squared for small errors, linear for large ones.
+
+    Mean over the elements of e^2 / 2 where |e| <= delta, else delta * (|e| - delta / 2).
+    """
+
+    class Options(RegressionLoss.Options, frozen=True):
+        """Options of huber.
+
+        Attributes:
+            delta: The error from which on the loss is linear.
+        """
+
+        delta: Rate = 1.0
+
+    options: Options
+    kind = "huber"
+
+    def __init__(self, ops: Ops, **options: Any) -> None:
+        super().__init__(ops, **options)
+        self.threshold = self.options.delta
