@@ -112,12 +112,14 @@ def _describe_run(trainer: Trainer) -> str:
 
 
 def _describe_result(result: Result, output: Path) -> str:
+    curves = output / "training.png"
+    shown = f"; curves: {curves}" if curves.is_file() else ""
     return (
         f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): "
         f"{result.evaluated_on} accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} on "
         f"{result.samples:,} samples; {result.seconds:.1f} s, "
         f"{result.samples_per_second:,.0f} samples/s\n"
-        f"checkpoint: {result.checkpoint}; curves: {output / 'training.png'}"
+        f"checkpoint: {result.checkpoint}{shown}"
     )
 
 

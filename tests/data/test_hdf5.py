@@ -1,4 +1,4 @@
-"""A file that is out of reach now is told apart from one that is damaged; what is written is complete or not there."""
+"""HDF5 files: out of reach now or damaged, locks, full disks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from mpidl.data import Reader, hdf5
 from mpidl.data.hdf5 import h5py, open_file
 from mpidl.errors import ENOTSUPP, DataError, MpidlError, UnreadableError, errno_of, wrap
-from mpidl.files import read_error, write_atomically, write_file
+from mpidl.files import read_error
 
 NOW = {
     errno.EAGAIN: "HDF5_USE_FILE_LOCKING", errno.ENOLCK: "HDF5_USE_FILE_LOCKING", ENOTSUPP: "HDF5_USE_FILE_LOCKING",
@@ -175,17 +175,6 @@ def test_a_full_disk_in_the_words_of_hdf5_and_rust() -> None:
     )
     assert "\n" not in error.what and "ulimit -f" in wrap(rust, "x").remedy
     assert isinstance(read_error(OSError(errno.EINVAL, "bad offset"), "a.h5"), DataError)
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_file(path, b"old")
-    with pytest.raises(ValueError, match="no"), write_atomically(path) as partial:
-        partial.write_bytes(b"half")
-        raise ValueError("no")
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileNotFoundError):
-        write_file(tmp_path / "none" / "a.txt", b"")
 
 
 def test_hdf5_without_the_locking_property_still_opens(
