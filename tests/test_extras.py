@@ -1,4 +1,4 @@
-"""Optional packages: everything else works without them, and the message says how to install them."""
+"""Optional packages: everything else works without them; messages say how to install them."""
 
 from __future__ import annotations
 

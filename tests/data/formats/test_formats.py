@@ -250,9 +250,14 @@ def test_wrong_sources(tmp_path: Path) -> None:
     np.savez(tmp_path / "uneven.npz", x=np.zeros(3), y=np.zeros(4))
     np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
     for name, words in [
-        ("short.gz", "promises"), ("junk", "not an IDX"), ("bad.csv", "line 3"), ("empty", "no class folders"),
-        ("uneven.npz", "different numbers"), ("objects.npz", "cannot be read"), ("nothing.npz", "does not exist"),
-    ]:  # fmt: skip
+        ("short.gz", "promises"),
+        ("junk", "not an IDX"),
+        ("bad.csv", "line 3"),
+        ("empty", "no class folders"),
+        ("uneven.npz", "different numbers"),
+        ("objects.npz", "cannot be read"),
+        ("nothing.npz", "does not exist"),
+    ]:
         with pytest.raises(DataError, match=words) as caught:
             open_source([tmp_path / name])
         assert name in caught.value.where
@@ -292,7 +297,7 @@ def test_channels_last_are_taken_as_they_are(tmp_path: Path, shape: tuple[int, .
 
 def test_nothing_to_turn(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 9)))
-    with pytest.raises(DataError, match="no images .* to transpose"):
+    with pytest.raises(DataError, match=r"no images .* to transpose"):
         open_source([tmp_path / "a.npz"], channels="first")
 
 
@@ -302,9 +307,14 @@ def test_torn_files(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros(300))
     row = (tmp_path / "a.npy").read_bytes()
     for name, content in [
-        ("cut.npz", whole[:-40]), ("bent.npz", whole[:60] + b"\xff" * 60 + whole[120:]), ("empty.npz", b""), ("empty.npy", b""),
-        ("cut.npy", row[:-40]), ("short", b"\0\0\x08\x03\0\0"), ("cut.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x05hello")[:-9]),
-    ]:  # fmt: skip
+        ("cut.npz", whole[:-40]),
+        ("bent.npz", whole[:60] + b"\xff" * 60 + whole[120:]),
+        ("empty.npz", b""),
+        ("empty.npy", b""),
+        ("cut.npy", row[:-40]),
+        ("short", b"\0\0\x08\x03\0\0"),
+        ("cut.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x05hello")[:-9]),
+    ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match="cannot be read"):
             open_source([tmp_path / name])
