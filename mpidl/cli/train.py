@@ -118,10 +118,10 @@ def figures(report: dict[str, Any]) -> str:
     texts = []
     if report.get("sent_bytes"):
         texts.append(f"{report['sent_bytes'] / mebibyte:,.1f} MiB sent by a rank")
-    if "part_bytes" in report:
+    if "shard_bytes" in report:
         texts.append(
             f"a rank holds {report['parameter_bytes'] / mebibyte:,.2f} MiB of parameters, "
-            f"{report['gradient_bytes'] / mebibyte:,.2f} of gradients and {report['part_bytes'] / mebibyte:,.2f} of each "
+            f"{report['gradient_bytes'] / mebibyte:,.2f} of gradients and {report['shard_bytes'] / mebibyte:,.2f} of each "
             f"optimizer buffer, of {report['whole_bytes'] / mebibyte:,.2f} each"
         )
     if "spectral_gap" in report:

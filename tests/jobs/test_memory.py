@@ -25,7 +25,7 @@ context, kind = init(), sys.argv[1]
 model = Model([*(Dense(1024, relu=True) for _ in range(24)), Dense(4)], (1024,), NumpyOps())
 whole = model.parameters.length * 4 * 4 / 2**20  # parameters, gradients, two moments
 before = peak()
-strategy = Zero(model.parameters, context, stage=3) if kind == "zero" else AllReduce(model.parameters, context)
+strategy = Zero(model.parameters, context, Zero.Options(stage=3)) if kind == "zero" else AllReduce(model.parameters, context)
 optimizer = Adam(strategy.shard, model.ops)
 strategy.initialize(0)
 strategy.start()
