@@ -134,11 +134,11 @@ def describe_report(report: dict[str, Any]) -> str:
     texts = []
     if report.get("sent_bytes"):
         texts.append(f"{report['sent_bytes'] / MIB:,.1f} MiB sent by a rank")
-    if "part_bytes" in report:
+    if "shard_bytes" in report:
         texts.append(
             f"a rank holds {report['parameter_bytes'] / MIB:,.2f} MiB of parameters, "
             f"{report['gradient_bytes'] / MIB:,.2f} of gradients and "
-            f"{report['part_bytes'] / MIB:,.2f} of each optimizer buffer, "
+            f"{report['shard_bytes'] / MIB:,.2f} of each optimizer buffer, "
             f"of {report['whole_bytes'] / MIB:,.2f} each"
         )
     if "spectral_gap" in report:

@@ -123,10 +123,9 @@ class Model:
         this = self._passes.begin(self.runtime.key)
         self.runtime.activations = this.activations
         steps: list[Backward] = []
-        windows = self.parameters.windows
+        storage = self.parameters.storage
         for layer in self.layers:
-            if windows is not None:
-                windows.enter(layer.name)
+            storage.enter(layer.name)
             x, step = layer.forward(x, train=train)
             steps.append(step)
         if not train:
@@ -150,13 +149,12 @@ class Model:
         self, steps: Sequence[Backward], dy: Array, ready: GradientsReady | None
     ) -> None:
         """Run the backward closures of the layers in reverse order."""
-        windows = self.parameters.windows
+        storage = self.parameters.storage
         gradient: Array | None = dy
         for index in range(len(steps) - 1, -1, -1):
             if gradient is None:
                 break
-            if windows is not None:
-                windows.enter(self.layers[index].name)
+            storage.enter(self.layers[index].name)
             gradient = steps[index](gradient)
             names = self.ranges[index]
             if ready is not None and names is not None:

@@ -62,5 +62,5 @@ def build_strategy(
     config: SyncConfig, parameters: FlatParameters, context: Context, run: RunInfo
 ) -> Strategy:
     """The strategy. Collective."""
-    strategy: Strategy = config.chosen.create(config.options, parameters, context, run)
+    strategy: Strategy = config.chosen(parameters, context, config.options, run)
     return strategy

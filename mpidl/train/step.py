@@ -60,7 +60,7 @@ class StepGradients:
             last = self.tree.at_last  # only then do gradients leave
             result = self._micro_batch(batch, staged, self._final if last else None)
             if not last:
-                self.scaler.unscale(*self.model.parameters.gradient_range(0, length))
+                self.scaler.unscale(*self.model.parameters.storage.gradient_range(0, length))
             if index + 1 < len(parts):
                 staged = self._stage(
                     batch, *parts[index + 1]
@@ -75,7 +75,7 @@ class StepGradients:
 
     def _final(self, start: int, stop: int) -> None:
         """Gradients [start, stop) of the last micro-batch are there."""
-        self.scaler.unscale(*self.model.parameters.gradient_range(start, stop))
+        self.scaler.unscale(*self.model.parameters.storage.gradient_range(start, stop))
         self.tree.add_part(start, stop)
         self.strategy.on_gradients_ready(start, stop)
 

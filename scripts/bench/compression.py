@@ -27,7 +27,7 @@ def train(name: str, epochs: int, context: Context) -> dict[str, object]:
     trainer.prepare(overwrite=True)
     result = trainer.run(quiet=True)
     plain = 8 * (context.size - 1) / context.size * trainer.model.parameters.length * result.steps
-    sent = trainer.strategy.compression.sent if name != "none" else plain
+    sent = trainer.strategy.report_sent()
     return {
         "compression": name,
         "accuracy": result.accuracy,

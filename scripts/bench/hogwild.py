@@ -48,7 +48,7 @@ def run(
 ) -> tuple[float, float]:
     """Seconds, and the loss at the end."""
     parameters = FlatParameters([ParameterSpec("weights", (FEATURES,))], NumpyOps())
-    strategy = Hogwild(parameters, context, sparse=True)
+    strategy = Hogwild(parameters, context, Hogwild.Options(sparse=True))
     strategy.start()
     places, values, labels = data
     weights, blocks = parameters.values, len(labels) // BLOCK

@@ -26,8 +26,9 @@ model = Model([*(Dense(1024, relu=True) for _ in range(24)), Dense(4)], (1024,),
 whole = model.parameters.length * 4 * 4 / 2**20  # parameters, gradients, two moments
 before = peak()
 parameters = model.parameters
+stage_3 = Zero.Options(stage=3)
 zero = kind == "zero"
-strategy = Zero(parameters, context, stage=3) if zero else AllReduce(parameters, context)
+strategy = Zero(parameters, context, stage_3) if zero else AllReduce(parameters, context)
 optimizer = Adam(strategy.shard, model.ops)
 strategy.initialize(0)
 strategy.start()
