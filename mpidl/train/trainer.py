@@ -15,7 +15,7 @@ from mpidl.comm.context import Context
 from mpidl.config import Config
 from mpidl.data import Batch, LaneSampler, Loader, Reader
 from mpidl.data.sampler import window_steps
-from mpidl.errors import NumericsError, wrap
+from mpidl.errors import NumericsError, PlatformError, wrap
 from mpidl.models.weights import load_weights
 from mpidl.nn import CrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
@@ -424,9 +424,8 @@ class Trainer:
         if self.context.is_root:
             try:
                 self._plot()
-            except (
-                OSError
-            ) as error:  # the run is done and saved: a picture is no reason to call it failed
+            except (OSError, PlatformError) as error:
+                # The run is done and saved: a plot is no reason to call it failed
                 self.say(f"note: the curves could not be drawn: {wrap(error, 'drawing')}")
         return Result(
             loss=final.loss,

@@ -84,7 +84,7 @@ def test_outputs_for_every_step_are_refused() -> None:
 def test_normalization(config: dict[str, float]) -> None:
     notes: list[str] = []
     for std in (0.0, 3.0):
-        held = manifest((4,), statistics=Statistics.sealed(7.0, std))
+        held = manifest((4,), statistics=Statistics.with_checksum(7.0, std))
         found = input_spec(held, DataConfig(train="data", **config), "data", "mlp", notes.append)
         assert (found.mean, found.std) == (config.get("mean", 7.0), config.get("std", std or 1.0))
     assert len(notes) == ("std" not in config)

@@ -1,4 +1,4 @@
-"""Tables of text as people have them: any separator, with and without a header, and what is wrong in which line."""
+"""Tables of text: any separator, with and without a header, and errors that name the line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpidl.data.tables import read_table
+from mpidl.data.formats.csv import read_table
 from mpidl.errors import DataError
 
 
