@@ -39,13 +39,39 @@ int NAME(softmax_backward)(const REAL *dy, const REAL *y, REAL *dx, long rows, l
     return 0;
 }
 
-/* loss (rows): sums over the columns of a loss between x and target; dx = its gradient * scale. kind: 0 squared error, 1 Huber with
- * threshold delta (Huber, 1964), 2 binary cross-entropy of logits x. */
-int NAME(pair_loss)(const REAL *x, const REAL *target, REAL *loss, REAL *dx, long rows, long cols, double scale, int kind, double delta) {
+/* Relative L2 error of one row, |x - t| / |t| (Li et al., 2021); |x - t| where |t| is at most `least`.
+ */
+static double NAME(relative_error)(const REAL *x, const REAL *t, REAL *dx, long n, double scale,
+                                   double least) {
+    double error = 0, norm = 0;
+    for (long i = 0; i < n; i++) {
+        const double e = (double)x[i] - (double)t[i];
+        error += e * e;
+        norm += (double)t[i] * (double)t[i];
+    }
+    error = sqrt(error);
+    norm = sqrt(norm);
+    if (norm <= least) norm = 1;
+    /* where x equals t the norm has no derivative: 0 is in its subdifferential */
+    const REAL s = error == 0 ? 0 : (REAL)(scale / (error * norm));
+    for (long i = 0; i < n; i++) dx[i] = (x[i] - t[i]) * s;
+    return error / norm;
+}
+
+/* loss (rows): sums over the columns of a loss between x and target; dx = its gradient * scale.
+ * kind: 0 squared error, 1 Huber with threshold delta (Huber, 1964), 2 binary cross-entropy of
+ * logits x, 3 absolute error, 4 relative L2 error of the row, absolute for norms up to delta. */
+int NAME(pair_loss)(const REAL *x, const REAL *target, REAL *loss, REAL *dx, long rows, long cols,
+                    double scale, int kind, double delta) {
     const REAL s = (REAL)scale, d = (REAL)delta;
     PARALLEL_FOR(rows *cols * 8)
     for (long r = 0; r < rows; r++) {
         double sum = 0;
+        if (kind == 4) {
+            const long at = r * cols;
+            loss[r] = (REAL)NAME(relative_error)(x + at, target + at, dx + at, cols, scale, delta);
+            continue;
+        }
         for (long c = r * cols; c < (r + 1) * cols; c++) {
             const REAL e = x[c] - target[c], a = e < 0 ? -e : e;
             if (kind == 0) {
@@ -54,6 +80,9 @@ int NAME(pair_loss)(const REAL *x, const REAL *target, REAL *loss, REAL *dx, lon
             } else if (kind == 1) {
                 sum += a <= d ? (REAL)0.5 * e * e : d * (a - (REAL)0.5 * d);
                 dx[c] = (a <= d ? e : e < 0 ? -d : d) * s;
+            } else if (kind == 3) {
+                sum += a;
+                dx[c] = e > 0 ? s : e < 0 ? -s : e * s;
             } else {
                 const REAL v = x[c], size = v < 0 ? -v : v;
                 sum += (v > 0 ? v : 0) - v * target[c] + (REAL)log1p((double)NAME(fast_exp)(-size));

@@ -27,10 +27,34 @@ extern "C" __global__ void softmax_backward(const REAL *dy, const REAL *y, REAL 
     }
 }
 
-// kind: 0 squared error, 1 Huber with threshold delta, 2 binary cross-entropy of logits x.
+// Relative L2 error of one row, |x - t| / |t|; |x - t| where |t| is at most `least`.
+__device__ ACC relative_error(const REAL *x, const ACC *t, REAL *dx, i64 n, ACC scale, ACC least) {
+    ACC error = ACC(0), norm = ACC(0);
+    for (i64 i = threadIdx.x; i < n; i += WARP) {
+        const ACC e = x[i] - t[i];
+        error += e * e;
+        norm += t[i] * t[i];
+    }
+    error = sqrt(all_lanes(error));
+    norm = sqrt(all_lanes(norm));
+    if (norm <= least) norm = ACC(1);
+    // where x equals t the norm has no derivative: 0 is in its subdifferential
+    const ACC s = error == ACC(0) ? ACC(0) : scale / (error * norm);
+    for (i64 i = threadIdx.x; i < n; i += WARP) dx[i] = (x[i] - t[i]) * s;
+    return error / norm;
+}
+
+// kind: 0 squared error, 1 Huber with threshold delta, 2 binary cross-entropy of logits x, 3 absolute
+// error, 4 relative L2 error of the row, absolute for norms up to delta.
 extern "C" __global__ void pair_loss(const REAL *x, const ACC *target, ACC *loss, REAL *dx, i64 rows, i64 cols, ACC scale, int kind,
                                      ACC delta) {
     FOR_ROWS(r, rows) {
+        if (kind == 4) {
+            const i64 at = r * cols;
+            const ACC found = relative_error(x + at, target + at, dx + at, cols, scale, delta);
+            if (threadIdx.x == 0) loss[r] = found;
+            continue;
+        }
         ACC sum = ACC(0);
         for (i64 c = r * cols + threadIdx.x; c < (r + 1) * cols; c += WARP) {
             const ACC e = x[c] - target[c], a = e < ACC(0) ? -e : e;
@@ -40,6 +64,9 @@ extern "C" __global__ void pair_loss(const REAL *x, const ACC *target, ACC *loss
             } else if (kind == 1) {
                 sum += a <= delta ? ACC(0.5) * e * e : delta * (a - ACC(0.5) * delta);
                 dx[c] = (a <= delta ? e : e < ACC(0) ? -delta : delta) * scale;
+            } else if (kind == 3) {
+                sum += a;
+                dx[c] = e > ACC(0) ? scale : e < ACC(0) ? -scale : e * scale;
             } else {
                 const ACC v = x[c], size = v < ACC(0) ? -v : v;
                 sum += (v > ACC(0) ? v : ACC(0)) - v * target[c] + log1p(exp(-size));

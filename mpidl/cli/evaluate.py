@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.data import Reader
     from mpidl.errors import ConfigError
     from mpidl.inference.predict import Predictor
-    from mpidl.nn import SoftmaxCrossEntropy
+    from mpidl.nn import CrossEntropy
     from mpidl.train.evaluate import evaluate
 
     context = init()
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with context.fail_together("checking the data"):
         predictor.spec.check(reader.manifest, folder)
     result = evaluate(
-        predictor.model, SoftmaxCrossEntropy(predictor.ops), predictor.inputs, reader, context, 256
+        predictor.model, CrossEntropy(predictor.ops), predictor.inputs, reader, context, 256
     )
     reader.close()
     if context.is_root and not args.json:

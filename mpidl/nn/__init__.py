@@ -12,15 +12,20 @@ from mpidl.nn.layers.pool import AvgPool2D, GlobalAveragePool, MaxPool2D
 from mpidl.nn.layers.recurrent import GRU, LSTM
 from mpidl.nn.layers.reshape import Flatten, Reshape
 from mpidl.nn.layers.spectral import SpectralConv
-from mpidl.nn.losses import LossResult, PairLoss, SoftmaxCrossEntropy
+from mpidl.nn.losses import LOSSES, Loss, LossResult
+from mpidl.nn.losses.bce import BCEWithLogitsLoss
+from mpidl.nn.losses.cross_entropy import CrossEntropy
+from mpidl.nn.losses.huber import HuberLoss
+from mpidl.nn.losses.mae import MAELoss
+from mpidl.nn.losses.mse import MSELoss
+from mpidl.nn.losses.relative_l2 import RelativeL2Loss
 from mpidl.nn.model import GradientsReady, Model
 from mpidl.nn.parameters import FlatParameters, FlatPart, ParameterSpec
 
 __all__ = [
-    "GRU",
-    "LSTM",
     "Activation",
     "AvgPool2D",
+    "BCEWithLogitsLoss",
     "Backward",
     "BatchNorm",
     "Concat",
@@ -28,33 +33,40 @@ __all__ = [
     "Conv2D",
     "Conv3D",
     "ConvTranspose2D",
+    "CrossEntropy",
     "Dense",
     "Dropout",
     "Embedding",
     "FlatParameters",
     "FlatPart",
     "Flatten",
+    "GRU",
     "GlobalAveragePool",
     "GradientsReady",
     "GroupNorm",
+    "HuberLoss",
     "Identity",
+    "LOSSES",
+    "LSTM",
     "Layer",
     "LayerNorm",
+    "Loss",
     "LossResult",
+    "MAELoss",
+    "MSELoss",
     "MaxPool2D",
     "Model",
-    "PairLoss",
     "ParameterSpec",
     "Positions",
     "RMSNorm",
     "ReLU",
     "Recompute",
+    "RelativeL2Loss",
     "Reshape",
     "Residual",
     "Runtime",
     "SelfAttention",
     "Sequential",
     "Softmax",
-    "SoftmaxCrossEntropy",
     "SpectralConv",
 ]

@@ -11,7 +11,7 @@ from mpidl.comm.context import Context
 from mpidl.data.reader import Reader
 from mpidl.data.sampler import contiguous_batches
 from mpidl.data.validate import check_values
-from mpidl.nn import Model, SoftmaxCrossEntropy
+from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import RunState
 from mpidl.train.inputs import Inputs
 
@@ -56,7 +56,7 @@ class EpochAverage:
 
 def evaluate(
     model: Model,
-    loss: SoftmaxCrossEntropy,
+    loss: CrossEntropy,
     inputs: Inputs,
     reader: Reader,
     context: Context,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mpidl.backend import Array
-from mpidl.nn import GradientsReady, LossResult, Model, SoftmaxCrossEntropy
+from mpidl.nn import CrossEntropy, GradientsReady, LossResult, Model
 from mpidl.nn.activations import Activations
 
 KEPT = 8  # graphs: of a full batch, the last one of an epoch, and a few loss scales
@@ -30,7 +30,7 @@ class Passes:
     graph become final all at once, so nothing of them can leave during backward.
     """
 
-    def __init__(self, model: Model, loss: SoftmaxCrossEntropy, *, graphs: bool = False) -> None:
+    def __init__(self, model: Model, loss: CrossEntropy, *, graphs: bool = False) -> None:
         self.model, self.loss = model, loss
         self.graphs = (
             graphs and model.ops.captures and model.capturable and not model.needs_collective

@@ -8,7 +8,7 @@ from itertools import pairwise
 from mpidl.backend import Array
 from mpidl.comm.context import Context
 from mpidl.data import Batch, LaneSampler
-from mpidl.nn import GradientsReady, LossResult, Model, SoftmaxCrossEntropy
+from mpidl.nn import CrossEntropy, GradientsReady, LossResult, Model
 from mpidl.optim import LossScaler
 from mpidl.sync import StepScalars, Strategy
 from mpidl.train.accumulation import TreeSum
@@ -24,7 +24,7 @@ class StepGradients:
         self,
         model: Model,
         inputs: Inputs,
-        loss: SoftmaxCrossEntropy,
+        loss: CrossEntropy,
         sampler: LaneSampler,
         strategy: Strategy,
         scaler: LossScaler,

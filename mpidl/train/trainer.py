@@ -17,7 +17,7 @@ from mpidl.data import Batch, LaneSampler, Loader, Reader
 from mpidl.data.sampler import window_steps
 from mpidl.errors import NumericsError, wrap
 from mpidl.models.weights import load_weights
-from mpidl.nn import SoftmaxCrossEntropy
+from mpidl.nn import CrossEntropy
 from mpidl.observe.metrics import MetricsLog, read_metrics
 from mpidl.observe.progress import Progress
 from mpidl.optim import (
@@ -116,7 +116,9 @@ class Trainer:
             with context.fail_together("checking the test data"):
                 self.spec.check(self.test.manifest, data.test)
         self.loader = Loader(self.reader, self.sampler, context=context)
-        self.loss = SoftmaxCrossEntropy(self.ops, smoothing=config.train.label_smoothing)
+        self.loss = CrossEntropy(
+            self.ops, CrossEntropy.Options(label_smoothing=config.train.label_smoothing)
+        )
         parameters, optim, train = self.model.parameters, config.optim, config.train
         self.scaler = LossScaler(parameters, dynamic=train.precision == "float16")
         watchdog.start(context.comm, config.sync.watchdog)

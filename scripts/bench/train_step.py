@@ -23,7 +23,7 @@ import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.backend import create_ops
 from mpidl.comm.context import Context, init
 from mpidl.models import layers_of
-from mpidl.nn import Model, SoftmaxCrossEntropy
+from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import SGD
 from mpidl.sync import AllReduce, StepScalars
 
@@ -52,7 +52,7 @@ def build(name: str, context: Context) -> Model:
 def our_stepper(context: Context, model: Model, lr: float) -> Callable[[Any, Any], float]:
     """One training step of mpidl: takes a batch and labels, returns the loss over all ranks."""
     ops = model.ops
-    optimizer, loss = SGD(model.parameters, ops, momentum=MOMENTUM), SoftmaxCrossEntropy(ops)
+    optimizer, loss = SGD(model.parameters, ops, momentum=MOMENTUM), CrossEntropy(ops)
     strategy = AllReduce(model.parameters, context)
     strategy.start()
 

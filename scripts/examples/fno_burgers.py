@@ -17,7 +17,7 @@ import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.backend import create_ops
 from mpidl.comm.context import init
 from mpidl.models import layers_of
-from mpidl.nn import Model, PairLoss
+from mpidl.nn import Model, MSELoss
 from mpidl.optim import Adam, LearningRate
 from mpidl.sync import AllReduce, StepScalars
 
@@ -117,7 +117,7 @@ def main() -> None:
     )
     model.parameters.initialize(0)
     loss, optimizer, strategy = (
-        PairLoss(ops),
+        MSELoss(ops),
         Adam(model.parameters, ops),
         AllReduce(model.parameters, context),
     )

@@ -17,7 +17,7 @@ import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.backend import create_ops
 from mpidl.comm.context import init
 from mpidl.models import layers_of
-from mpidl.nn import Model, SoftmaxCrossEntropy
+from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import Adam, LearningRate, clip_by_global_norm
 from mpidl.sync import AllReduce, StepScalars
 
@@ -66,7 +66,7 @@ def main() -> None:
     )
     model.parameters.initialize(0)
     loss, optimizer, strategy = (
-        SoftmaxCrossEntropy(ops),
+        CrossEntropy(ops),
         Adam(model.parameters, ops),
         AllReduce(model.parameters, context),
     )
@@ -76,7 +76,7 @@ def main() -> None:
     for step in range(args.steps):
         x, y = draw(trained, rng, own, args.context)
         logits, backward = model.forward(ops.to_device(x), train=True)
-        result = loss(logits, ops.to_device(y), y.size * context.size)
+        result = loss(logits, ops.to_device(y), len(y) * context.size)
         backward(result.gradient, strategy.on_gradients_ready)
         strategy.note(StepScalars(loss=result.total))
         sums = strategy.finish()
@@ -84,11 +84,11 @@ def main() -> None:
         optimizer.step(rate.at(step))
         if context.is_root and step % 50 == 49:
             print(
-                f"step {step + 1}: {sums.loss / (y.size * context.size):.3f} nats a letter",
+                f"step {step + 1}: {sums.loss / (len(y) * context.size):.3f} nats a letter",
                 flush=True,
             )
     x, y = draw(held_out, np.random.default_rng(1), 64, args.context)
-    test = loss(model.forward(ops.to_device(x))[0], ops.to_device(y), y.size).total / y.size
+    test = loss(model.forward(ops.to_device(x))[0], ops.to_device(y), len(y)).total / len(y)
     counts = np.bincount(trained, minlength=len(letters)) + 1
     plain = float(-np.log(counts[y] / counts.sum()).mean())
     if context.is_root:

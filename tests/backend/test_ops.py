@@ -355,7 +355,7 @@ def test_threads_do_not_change_a_bit(
 ) -> None:
     from mpidl.backend.numpy_ops import NumpyOps
     from mpidl.models import layers_of
-    from mpidl.nn import Model, SoftmaxCrossEntropy
+    from mpidl.nn import CrossEntropy, Model
     from mpidl.optim import Adam
 
     tokens = len(shape) == 1
@@ -370,10 +370,10 @@ def test_threads_do_not_change_a_bit(
         ops = NumpyOps(threads)
         model = Model(layers_of(name, shape, 50 if tokens else 7, options), shape, ops)
         model.parameters.initialize(0)
-        optimizer, loss = Adam(model.parameters, ops), SoftmaxCrossEntropy(ops)
+        optimizer, loss = Adam(model.parameters, ops), CrossEntropy(ops)
         for _ in range(3):
             logits, backward = model.forward(x, train=True)
-            backward(loss(logits, y, y.size).gradient, None)
+            backward(loss(logits, y, len(y)).gradient, None)
             optimizer.step(0.01)
         results.append(model.parameters.values.tobytes())
     NumpyOps(1)

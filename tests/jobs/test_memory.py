@@ -13,7 +13,7 @@ import numpy as np
 import mpidl
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.comm.context import init
-from mpidl.nn import Dense, Model, SoftmaxCrossEntropy
+from mpidl.nn import Dense, Model, CrossEntropy
 from mpidl.optim import Adam
 from mpidl.sync import AllReduce, StepScalars, Zero
 
@@ -29,7 +29,7 @@ strategy = Zero(model.parameters, context, stage=3) if kind == "zero" else AllRe
 optimizer = Adam(strategy.shard, model.ops)
 strategy.initialize(0)
 strategy.start()
-loss, rng, losses = SoftmaxCrossEntropy(model.ops), np.random.default_rng(context.rank), []
+loss, rng, losses = CrossEntropy(model.ops), np.random.default_rng(context.rank), []
 for step in range(4):
     x, y = rng.standard_normal((8, 1024)).astype(np.float32), np.arange(8) % 4
     logits, backward = model.forward(x, train=True)

@@ -11,7 +11,7 @@ from mpidl import fleet
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import ConfigError
 from mpidl.models import layers_of
-from mpidl.nn import Model, SoftmaxCrossEntropy
+from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import LAMB, Adam
 
 pytestmark = pytest.mark.mpi
@@ -42,7 +42,7 @@ def test_a_loop_of_ones_own(
         return
     model = fleet.distributed_model(model)
     optimizer = fleet.distributed_optimizer(optimizer_of(model.parameters, model.ops))
-    loss, rng = SoftmaxCrossEntropy(model.ops), np.random.default_rng(context.rank)
+    loss, rng = CrossEntropy(model.ops), np.random.default_rng(context.rank)
     assert fleet.is_worker() != fleet.is_server() and fleet.worker_num() in (
         context.size,
         context.size - 1,

@@ -12,7 +12,7 @@ import pytest
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import ConfigError
 from mpidl.models import layers_of
-from mpidl.nn import FlatParameters, Model, ParameterSpec, SoftmaxCrossEntropy
+from mpidl.nn import CrossEntropy, FlatParameters, Model, ParameterSpec
 from mpidl.optim import SGD, Adam, Optimizer, clip_by_global_norm
 from mpidl.sync import (
     AllReduce,
@@ -48,7 +48,7 @@ def train(
     optimizer = optimizer_of(strategy.shard, model.ops)
     strategy.initialize(0)
     strategy.start()
-    loss = SoftmaxCrossEntropy(model.ops)
+    loss = CrossEntropy(model.ops)
     for step in range(steps):
         rng = np.random.default_rng([step, context.rank])
         x, y = rng.standard_normal((BATCH, 12)).astype(np.float32), rng.integers(0, 5, BATCH)

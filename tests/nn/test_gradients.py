@@ -10,7 +10,7 @@ import pytest
 from mpidl.backend import Ops
 from mpidl.errors import ShapeError
 from mpidl.models import layers_of
-from mpidl.nn import Conv2D, Dense, Flatten, Layer, MaxPool2D, Model, ReLU, SoftmaxCrossEntropy
+from mpidl.nn import Conv2D, CrossEntropy, Dense, Flatten, Layer, MaxPool2D, Model, ReLU
 
 STEP = 1e-6
 LAYERS: dict[str, tuple[list[Layer], tuple[int, ...]]] = {
@@ -30,7 +30,7 @@ LAYERS: dict[str, tuple[list[Layer], tuple[int, ...]]] = {
 
 def loss_of(model: Model, x: Any, labels: Any) -> float:
     logits, _ = model.forward(x, train=True)
-    return SoftmaxCrossEntropy(model.ops)(logits, labels, len(x)).total / len(x)
+    return CrossEntropy(model.ops)(logits, labels, len(x)).total / len(x)
 
 
 def check_gradients(
@@ -40,7 +40,7 @@ def check_gradients(
     ops, flat = model.ops, model.parameters
     device_x, device_y = ops.to_device(x), ops.to_device(labels)
     logits, backward = model.forward(device_x, train=True)
-    backward(SoftmaxCrossEntropy(ops)(logits, device_y, len(x)).gradient, None)
+    backward(CrossEntropy(ops)(logits, device_y, len(x)).gradient, None)
     gradient = ops.to_host(flat.gradients).copy()
     original = ops.to_host(flat.values).copy()
     directions = []
@@ -92,7 +92,7 @@ def test_the_backends_train_alike(ops: Ops, name: str, rng: np.random.Generator)
         model.parameters.initialize(1)
         optimizer, loss = (
             SGD(model.parameters, backend, weight_decay=1e-3),
-            SoftmaxCrossEntropy(backend),
+            CrossEntropy(backend),
         )
         for _ in range(10):
             logits, backward = model.forward(backend.to_device(x.astype(dtype)), train=True)
@@ -109,7 +109,7 @@ def test_empty_batch_gives_zero_gradients(ops: Ops) -> None:
     model.parameters.initialize(0)
     model.parameters.gradients[...] = 7
     logits, backward = model.forward(ops.to_device(np.zeros((0, 8, 8, 1), np.float32)), train=True)
-    result = SoftmaxCrossEntropy(ops)(logits, ops.to_device(np.zeros(0, np.int64)), 16)
+    result = CrossEntropy(ops)(logits, ops.to_device(np.zeros(0, np.int64)), 16)
     backward(result.gradient, None)
     assert result.total == 0 and result.correct == 0
     for name in model.parameters.slots:

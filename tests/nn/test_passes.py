@@ -11,6 +11,7 @@ from mpidl.errors import BackendError, ConfigError, ShapeError
 from mpidl.models import MODELS
 from mpidl.nn import (
     Concat,
+    CrossEntropy,
     Dense,
     Dropout,
     Embedding,
@@ -21,7 +22,6 @@ from mpidl.nn import (
     ReLU,
     Residual,
     Sequential,
-    SoftmaxCrossEntropy,
 )
 from tests.models.test_models import make, samples
 
@@ -77,7 +77,7 @@ def test_every_model_with_two_passes_in_flight(name: str, rng: np.random.Generat
 
 
 def test_steady_steps_allocate_nothing_and_keep_one_set(ops: Any, rng: np.random.Generator) -> None:
-    model, loss = small(ops), SoftmaxCrossEntropy(ops)
+    model, loss = small(ops), CrossEntropy(ops)
     x = ops.to_device(rng.standard_normal((6, 5)).astype(np.float32))
     labels = ops.to_device(rng.integers(0, 3, 6))
 

@@ -11,7 +11,7 @@ import pytest
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import BackendError
 from mpidl.models import layers_of
-from mpidl.nn import Dense, Model, SoftmaxCrossEntropy
+from mpidl.nn import CrossEntropy, Dense, Model
 from mpidl.optim import Adam, LossScaler
 
 MODELS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
@@ -36,17 +36,17 @@ def losses(ops: Any, which: int, compute: Any, steps: int = 6) -> list[float]:
         else rng.standard_normal((8, *shape)).astype(compute)
     )
     y = ops.to_device(rng.integers(0, 10, (8, *model.output_shape[:-1])))
-    loss, optimizer = SoftmaxCrossEntropy(ops), Adam(model.parameters, ops)
+    loss, optimizer = CrossEntropy(ops), Adam(model.parameters, ops)
     scaler = LossScaler(model.parameters, dynamic=compute == np.float16)
     found = []
     for _ in range(steps):
         logits, backward = model.forward(x, train=True)
         assert logits.dtype == compute
         loss.gradient_scale = scaler.scale
-        result = loss(logits, y, y.size)
+        result = loss(logits, y, len(y))
         backward(result.gradient, None)
         scaler.unscale(model.parameters.gradients)
-        found.append(result.total / y.size)
+        found.append(result.total / len(y))
         if scaler.accept():
             optimizer.step(0.003)
     assert model.parameters.values.dtype == np.float32

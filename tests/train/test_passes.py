@@ -10,7 +10,7 @@ import pytest
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import BackendError
 from mpidl.models import layers_of
-from mpidl.nn import Dense, GroupNorm, Model, SoftmaxCrossEntropy
+from mpidl.nn import CrossEntropy, Dense, GroupNorm, Model
 from mpidl.optim import Adam
 from mpidl.train.passes import Passes
 
@@ -28,7 +28,7 @@ def train(
     model = Model(layers_of(name, shape, 10, options), shape, ops, compute_dtype=dtype)
     model.parameters.initialize(1)
     model.runtime.seed = 3
-    passes = Passes(model, SoftmaxCrossEntropy(ops), graphs=graphs)
+    passes = Passes(model, CrossEntropy(ops), graphs=graphs)
     optimizer, rng, space, losses = (
         Adam(model.parameters, ops),
         np.random.default_rng(0),
@@ -50,7 +50,7 @@ def train(
         y[...] = ops.stage(rng.integers(0, 10, y.shape), "y")
         ready: list[tuple[int, int]] = []
         result = passes.run(
-            x, y, y.size, lambda start, stop, ready=ready: ready.append((start, stop))
+            x, y, len(y), lambda start, stop, ready=ready: ready.append((start, stop))
         )
         assert min(start for start, _ in ready) == 0
         losses.append(result.total)
@@ -74,11 +74,11 @@ def test_graphs_are_for_devices_and_layers_that_can() -> None:
 
     plain, fake = NumpyOps(), Fake()
     assert not Passes(
-        Model([Dense(3)], (4,), plain), SoftmaxCrossEntropy(plain), graphs=True
+        Model([Dense(3)], (4,), plain), CrossEntropy(plain), graphs=True
     ).graphs
-    assert Passes(Model([Dense(3)], (4,), fake), SoftmaxCrossEntropy(fake), graphs=True).graphs
+    assert Passes(Model([Dense(3)], (4,), fake), CrossEntropy(fake), graphs=True).graphs
     assert not Passes(
-        Model([Dense(8), GroupNorm(2)], (4,), fake), SoftmaxCrossEntropy(fake), graphs=True
+        Model([Dense(8), GroupNorm(2)], (4,), fake), CrossEntropy(fake), graphs=True
     ).graphs
 
 
@@ -99,7 +99,7 @@ def test_a_pass_in_flight_is_not_overwritten_unnoticed_by_a_graph(gpu_ops: Any) 
     """A graph writes to the memory that it was captured with, whoever has that now."""
     model = Model([Dense(8, relu=True), Dense(3)], (5,), gpu_ops)
     model.parameters.initialize(1)
-    passes, rng = Passes(model, SoftmaxCrossEntropy(gpu_ops), graphs=True), np.random.default_rng(0)
+    passes, rng = Passes(model, CrossEntropy(gpu_ops), graphs=True), np.random.default_rng(0)
     x, other = (gpu_ops.to_device(rng.standard_normal((4, 5)).astype(np.float32)) for _ in range(2))
     labels = gpu_ops.to_device(rng.integers(0, 3, 4))
     passes.run(x, labels, 4, None)

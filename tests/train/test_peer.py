@@ -10,7 +10,7 @@ import pytest
 
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.models import layers_of
-from mpidl.nn import Model, SoftmaxCrossEntropy
+from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import SGD
 
 pytestmark = pytest.mark.peer
@@ -29,7 +29,7 @@ def test_a_whole_step_equals_pytorch(name: str, nesterov: bool, rng: np.random.G
     module = twin(model)
     ours = SGD(model.parameters, ops, momentum=0.9, weight_decay=1e-3, nesterov=nesterov)
     theirs = torch.optim.SGD(module.parameters(), 0.05, 0.9, weight_decay=1e-3, nesterov=nesterov)
-    loss = SoftmaxCrossEntropy(ops)
+    loss = CrossEntropy(ops)
     for _ in range(3):
         x, y = rng.standard_normal((32, *shape)).astype(np.float32), rng.integers(0, 10, 32)
         logits, backward = model.forward(x, train=True)

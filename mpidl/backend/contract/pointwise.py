@@ -5,7 +5,7 @@ from __future__ import annotations
 from mpidl.backend.contract.base import Array, Launcher
 
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "tanh": 4, "sigmoid": 5}
-PAIR_LOSSES = {"mse": 0, "huber": 1, "bce": 2}
+PAIR_LOSSES = {"mse": 0, "huber": 1, "bce": 2, "mae": 3, "relative_l2": 4}
 
 
 class PointwiseOps(Launcher):
@@ -54,6 +54,8 @@ class PointwiseOps(Launcher):
     ) -> None:
         """Loss (rows) = sum over the columns of a loss of x (rows, cols) against target; dx = its gradient * scale.
 
-        kind: "mse" (x - t)^2; "huber" with threshold delta (Huber, 1964); "bce" binary cross-entropy of logits x.
+        kind: "mse" (x - t)^2; "mae" |x - t|; "huber" with threshold delta (Huber, 1964); "bce" binary
+        cross-entropy of logits x; "relative_l2" the norm of the row of x - t by that of t (Li et al.,
+        2021), alone where the latter is at most delta.
         """
         self.launch("pair_loss", x, target, loss, dx, *x.shape, scale, PAIR_LOSSES[kind], delta)

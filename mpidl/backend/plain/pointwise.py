@@ -118,12 +118,22 @@ def pair_loss(
 ) -> None:
     """Ops.pair_loss."""
     error = x - target
+    if kind == 4:
+        size, norm = (np.linalg.norm(part, axis=1) for part in (error, target))
+        norm = np.where(norm <= delta, 1, norm)
+        loss[...] = size / norm
+        # where x equals the target the norm has no derivative: 0 is in its subdifferential
+        factor = np.divide(scale, size * norm, out=np.zeros_like(norm), where=size != 0)
+        dx[...] = error * factor[:, None]
+        return
     if kind == 0:
         each, slope = error**2, 2 * error
     elif kind == 1:
         size = np.abs(error)
         each = np.where(size <= delta, 0.5 * error**2, delta * (size - 0.5 * delta))
         slope = np.clip(error, -delta, delta)
+    elif kind == 3:
+        each, slope = np.abs(error), np.sign(error)
     else:
         each, slope = (
             np.maximum(x, 0) - x * target + np.log1p(np.exp(-np.abs(x))),

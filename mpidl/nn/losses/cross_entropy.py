@@ -1,0 +1,66 @@
+"""Cross-entropy of classes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mpidl.backend import Array, accumulator
+from mpidl.errors import ShapeError
+from mpidl.nn.losses.base import Loss, LossResult, Shape, squeeze
+from mpidl.options import Fraction, Section
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy: -sum of target * log softmax(logits), targets being one-hot.
+
+    Outputs are logits (n, ..., classes), targets class numbers (n, ...), int64. Where a sample has
+    several positions (tokens, pixels) its loss is the mean over them. Positions with a negative
+    label add nothing to the sum.
+    """
+
+    class Options(Section, frozen=True):
+        """Options of cross_entropy.
+
+        Attributes:
+            label_smoothing: Share of the target that is spread evenly over all classes (Szegedy et
+                al., 2016).
+        """
+
+        label_smoothing: Fraction = 0.0
+
+    targets = "classes"
+
+    def check(self, output_shape: Shape, target_shape: Shape) -> None:
+        if not output_shape or squeeze(output_shape[:-1]) != squeeze(target_shape):
+            raise ShapeError(
+                f"the model's outputs have shape {tuple(output_shape)}, the class labels "
+                f"{tuple(target_shape)}",
+                where="loss",
+                remedy="the outputs must have the shape of the labels and one axis of classes "
+                "behind it; for real targets choose a loss such as mse",
+            )
+
+    def target_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:
+        return np.dtype(np.int64)
+
+    def _compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
+        samples = len(outputs)
+        positions = max(math.prod(outputs.shape[1:-1]), 1)
+        logits = outputs.reshape(-1, outputs.shape[-1])
+        losses = self.space.get("losses", (len(logits),), accumulator(outputs.dtype))
+        correct = self.space.get("correct", (len(logits),), np.uint8)
+        gradient = self.space.get("gradient", logits.shape, outputs.dtype)
+        self.ops.softmax_cross_entropy(
+            logits,
+            targets.reshape(-1),
+            losses,
+            gradient,
+            correct,
+            scale / positions,
+            self.options.label_smoothing,
+        )
+        return LossResult(gradient.reshape(outputs.shape), samples, losses, positions, correct)

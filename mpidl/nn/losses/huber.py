@@ -1,0 +1,29 @@
+"""Huber loss."""
+
+from __future__ import annotations
+
+from mpidl.backend import Ops
+from mpidl.nn.losses.base import RegressionLoss
+from mpidl.options import Rate, Section
+
+
+class HuberLoss(RegressionLoss):
+    """Huber loss (Huber, 1964): squared for small errors, linear for large ones.
+
+    Mean over the elements of e^2 / 2 where |e| <= delta, else delta * (|e| - delta / 2).
+    """
+
+    class Options(Section, frozen=True):
+        """Options of huber.
+
+        Attributes:
+            delta: The error from which on the loss is linear.
+        """
+
+        delta: Rate = 1.0
+
+    kind = "huber"
+
+    def __init__(self, ops: Ops, options: Section | None = None) -> None:
+        super().__init__(ops, options)
+        self.threshold = self.options.delta
