@@ -29,7 +29,14 @@ from mpidl.errors import ConfigError
 from mpidl.nn import Model
 from mpidl.optim import Optimizer
 from mpidl.options import Place
-from mpidl.sync import STRATEGIES, AsynchronousStrategy, RunInfo, StepScalars, Strategy
+from mpidl.sync import (
+    STRATEGIES,
+    AsynchronousStrategy,
+    RunInfo,
+    StepScalars,
+    Strategy,
+    SynchronousStrategy,
+)
 from mpidl.train.build import build_strategy
 
 _settings: SyncConfig | None = None
@@ -181,8 +188,8 @@ class DistributedOptimizer:
         if isinstance(self.strategy, AsynchronousStrategy):
             self.strategy.apply_gradients(lr, self.optimizer.step)
             return StepScalars(loss, correct, count=count)
+        assert isinstance(self.strategy, SynchronousStrategy)
         own = StepScalars(loss, correct, count=count)
-        self.strategy.note(own)
         return self.strategy.step(own, lambda: self.optimizer.step(lr))
 
     def iterate_steps(self, steps: int) -> Iterator[int]:
@@ -194,9 +201,8 @@ class DistributedOptimizer:
             yield from range(steps)
             return
         self.strategy.begin_epoch(steps * self.strategy.workers)
-        if self.strategy.serves:
-            self.strategy.serve()
-        while not self.strategy.serves and (ticket := self.strategy.next_step()) is not None:
+        self.strategy.serve()
+        while (ticket := self.strategy.next_step()) is not None:
             yield ticket
         self.strategy.end_epoch()
 

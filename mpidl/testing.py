@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mpidl.backend import Ops
+from mpidl.backend import Array, Ops
 from mpidl.nn import Layer, Model
+
+Vector = NDArray[np.float64]
 
 
 class GradientError(AssertionError):
@@ -22,99 +25,107 @@ def check_gradients(
     batch: int = 3,
     ops: Ops | None = None,
     inputs: Any = None,
-    seed: int = 0,
     step: float = 1e-6,
     rtol: float = 1e-5,
     atol: float = 1e-7,
 ) -> None:
-    """Compare the backward passes of `layers` with central differences of their forward passes, in float64.
+    """Compare backward passes with central differences of the forward passes, in float64.
 
-    shape: of one input sample. inputs: (batch, *shape) to use instead of normal random numbers; integers have no gradient.
-    Every parameter tensor, and the input, is moved by `step` along a random direction and in one random element: take a smaller
-    one for deep networks with ReLU, which have many kinks. Raises GradientError naming the tensor.
+    Every parameter tensor, and the input, is moved along a random direction, and in one random
+    element.
+
+    Args:
+        layers: One or more layers.
+        shape: Of one input sample.
+        batch: Number of samples.
+        ops: The backend; by default NumPy and the C kernels.
+        inputs: (n, *shape) to use instead of normal random numbers; integers have no gradient.
+        step: Length of the moves; take a smaller one for deep networks with ReLU, which have many
+            kinks.
+        rtol: Relative tolerance of the derivatives.
+        atol: Absolute tolerance of the derivatives.
+
+    Raises:
+        GradientError: A gradient is wrong; it names the tensor.
     """
     from mpidl.backend.numpy_ops import NumpyOps
 
-    rng = np.random.default_rng(seed)
-    ops = ops or NumpyOps()
-    given = np.asarray(rng.standard_normal((batch, *shape)) if inputs is None else inputs)
-    model = Model([layers] if isinstance(layers, Layer) else layers, shape, ops, dtype=np.float64)
-    model.parameters.initialize(seed)
-    flat = model.parameters
-    start = ops.to_host(flat.values).copy() + 0.1 * rng.standard_normal(
-        flat.length
-    )  # zeros hide mistakes
-    weights = rng.standard_normal((len(given), *model.output_shape))
-    exact = (weights, *_gradients(model, given, start, weights))
-    for name, slot in flat.slots.items():
-        _compare(
-            model, given, start, exact, _Along(name, slot.start, slot.stop), rng, (step, rtol, atol)
-        )
-    if given.dtype.kind == "f":
-        _compare(model, given, start, exact, None, rng, (step, rtol, atol))
+    rng = np.random.default_rng(0)
+    x = np.asarray(rng.standard_normal((batch, *shape)) if inputs is None else inputs)
+    layers = [layers] if isinstance(layers, Layer) else layers
+    model = Model(layers, shape, ops or NumpyOps(), dtype=np.float64)
+    check = _Check(model, x, rng)
+    dx, gradients = check.gradients()
+    names: list[str | None] = [*model.parameters.slots]
+    for name in names if x.dtype.kind != "f" else [*names, None]:
+        exact = dx.reshape(-1) if name is None else gradients[check.part(name)]
+        for direction in check.directions(exact.size):
+            slope = float(exact @ direction)
+            numeric = check.difference(name, step * direction) / step
+            if not abs(numeric - slope) <= atol + rtol * max(abs(numeric), abs(slope)):
+                raise GradientError(
+                    f"the gradient of {name or 'the input'} is {slope:.10g} along a direction, "
+                    f"but the loss changes by {numeric:.10g}"
+                )
 
 
-class _Along:
-    def __init__(self, name: str, start: int, stop: int) -> None:
-        self.name, self.part = name, slice(start, stop)
+class _Check:
+    """A model with random parameters; its loss is a weighted sum of the outputs."""
 
+    def __init__(self, model: Model, x: NDArray[Any], rng: np.random.Generator) -> None:
+        self.model = model
+        self.ops = model.ops
+        self.x = x
+        self.rng = rng
+        flat = model.parameters
+        flat.initialize(0)
+        noise = 0.1 * rng.standard_normal(flat.length)  # zeros hide mistakes
+        self.start: Vector = self.ops.to_host(flat.values) + noise
+        self.weights = rng.standard_normal((len(x), *model.output_shape))
 
-def _compare(
-    model: Model,
-    x: Any,
-    start: Any,
-    exact: Any,
-    along: _Along | None,
-    rng: Any,
-    limits: tuple[float, float, float],
-) -> None:
-    (step, rtol, atol), (weights, gradients, dx) = limits, exact
-    size = x.size if along is None else along.part.stop - along.part.start
-    single = np.zeros(size)
-    single[rng.integers(size)] = 1
-    for direction in (rng.standard_normal(size), single):
-        slope = (
-            float(dx.reshape(-1) @ direction)
-            if along is None
-            else float(gradients[along.part] @ direction)
-        )
+    def part(self, name: str) -> slice:
+        """Where a parameter lies in the flat buffer."""
+        slot = self.model.parameters.slots[name]
+        return slice(slot.start, slot.stop)
+
+    def directions(self, size: int) -> Iterator[Vector]:
+        """A random one, and one along a single element."""
+        single = np.zeros(size)
+        single[self.rng.integers(size)] = 1
+        yield from (self.rng.standard_normal(size), single)
+
+    def gradients(self) -> tuple[Vector, Vector]:
+        """Of the input, and of the flat buffer, by the backward passes."""
+        ops, flat = self.ops, self.model.parameters
+        for layer in self.model.walk():
+            layer.needs_input_gradient = True
+        flat.values[...] = ops.to_device(self.start)
+        # every gradient must be written
+        flat.gradients[...] = ops.to_device(np.full(flat.length, np.nan))
+        steps = []
+        y: Array = ops.to_device(self.x)
+        for layer in self.model.layers:
+            y, step = layer.forward(y, train=True)
+            steps.append(step)
+        gradient: Array | None = ops.to_device(self.weights.copy())
+        for step in reversed(steps):
+            gradient = step(gradient)
+        dx = np.zeros(self.x.shape) if gradient is None else ops.to_host(gradient)
+        return np.array(dx), ops.to_host(flat.gradients).copy()
+
+    def difference(self, name: str | None, move: Vector) -> float:
+        """Half of the difference of the losses on both sides of a move of a parameter (or input)."""
         losses = []
         for sign in (1, -1):
-            values, inputs = start.copy(), x
-            if along is None:
-                inputs = x + sign * step * direction.reshape(x.shape)
+            values, x = self.start.copy(), self.x
+            if name is None:
+                x = x + sign * move.reshape(x.shape)
             else:
-                values[along.part] += sign * step * direction
-            losses.append(_loss(model, inputs, values, weights))
-        numeric = (losses[0] - losses[1]) / (2 * step)
-        if not abs(numeric - slope) <= atol + rtol * max(abs(numeric), abs(slope)):
-            what = "the input" if along is None else along.name
-            raise GradientError(
-                f"the gradient of {what} is {slope:.10g} along a direction, but the loss changes by {numeric:.10g}"
-            )
+                values[self.part(name)] += sign * move
+            losses.append(self._loss(x, values))
+        return (losses[0] - losses[1]) / 2
 
-
-def _loss(model: Model, x: Any, values: Any, weights: Any) -> float:
-    model.parameters.values[...] = model.ops.to_device(values)
-    y, _ = model.forward(model.ops.to_device(x), train=True)
-    return float((model.ops.to_host(y) * weights).sum())
-
-
-def _gradients(model: Model, x: Any, values: Any, weights: Any) -> tuple[Any, Any]:
-    ops, flat = model.ops, model.parameters
-    for layer in model.walk():
-        layer.needs_input_gradient = True
-    flat.values[...] = ops.to_device(values)
-    flat.gradients[...] = ops.to_device(
-        np.full(flat.length, np.nan)
-    )  # every gradient must be written
-    gradient: Any = ops.to_device(weights.copy())
-    steps = []
-    y: Any = ops.to_device(x)
-    for layer in model.layers:
-        y, step = layer.forward(y, train=True)
-        steps.append(step)
-    for step in reversed(steps):
-        gradient = step(gradient)
-    dx = np.zeros(x.shape) if gradient is None else ops.to_host(gradient)
-    return ops.to_host(flat.gradients).copy(), np.array(dx)
+    def _loss(self, x: NDArray[Any], values: Vector) -> float:
+        self.model.parameters.values[...] = self.ops.to_device(values)
+        y, _ = self.model.forward(self.ops.to_device(x), train=True)
+        return float((self.ops.to_host(y) * self.weights).sum())

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.backend.numpy_ops import NumpyOps
     from mpidl.config import read_model
     from mpidl.errors import ConfigError
-    from mpidl.models.summary import rows_of, totals_of
+    from mpidl.models.summary import sum_rows, summarize
     from mpidl.train.build import build_model
 
     try:
@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 remedy="give a positive number",
             )
     config = read_model(args.model, args.set)
-    rows = list(rows_of(build_model(config, shape, args.classes, NumpyOps())))
-    totals = totals_of(rows)
+    rows = list(summarize(build_model(config, shape, args.classes, NumpyOps())))
+    totals = sum_rows(rows)
     training = {
         "flops": totals.training_flops(args.batch),
         "memory_mib": totals.memory(args.batch, 1) / MIB,
@@ -82,10 +82,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{'layer':<16}{'output':<20}{'parameters':>14}{'MFLOP/sample':>14}{'KiB/sample':>12}"
         )
         for row in rows:
-            size = f"{row.parameters:>14,}{row.flops / 1e6:>14,.2f}{row.stored / 1024:>12,.1f}"
+            size = f"{row.parameters:>14,}{row.flops / 1e6:>14,.2f}{row.activation_bytes / 1024:>12,.1f}"
             print(f"{row.name:<16}{'x'.join(map(str, row.output)):<20}{size}")
         print(
-            f"{'total':<36}{totals.parameters:>14,}{totals.flops / 1e6:>14,.2f}{totals.stored / 1024:>12,.1f}"
+            f"{'total':<36}{totals.parameters:>14,}{totals.flops / 1e6:>14,.2f}{totals.activation_bytes / 1024:>12,.1f}"
         )
         print(
             f"a training step of {args.batch} samples: {training['flops'] / 1e9:,.1f} GFLOP, "

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from msgspec import Meta
 
 from mpidl.errors import nearest
-from mpidl.models import MODELS, SIZES
+from mpidl.models import MODELS
 from mpidl.optim import OPTIMIZERS
 from mpidl.options import (
     SET,
@@ -81,11 +81,11 @@ class ModelConfig(Choice, frozen=True):
         """As `Choice.read`, with the options of the size where none are given."""
         name, size = tree.get("name", "cnn"), tree.get("size", "")
         if size and name in MODELS:
-            sizes = SIZES[name]
+            sizes = MODELS[name].sizes
             if size not in sizes:
                 what = f"{place.name('size')} is {size!r}: there is no such size of {name!r}"
                 raise place.error(what, "size", remedy=nearest(str(size), sizes))
-            tree = sizes[size] | dict(tree)
+            tree = {**sizes[size], **tree}
         return super().read(tree, place)
 
 

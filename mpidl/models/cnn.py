@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from mpidl.models.base import model
 from mpidl.nn import Conv2D, Dense, Flatten, Layer, MaxPool2D
+from mpidl.options import Positive
 
 
+@model(samples="image", tiny={"channels": (8, 16), "hidden": (32,)})
 def cnn(
     input_shape: tuple[int, ...],
-    classes: int,
+    outputs: int,
     *,
-    channels: Sequence[int] = (32, 64),
-    hidden: Sequence[int] = (128,),
+    channels: tuple[Positive, ...] = (32, 64),
+    hidden: tuple[Positive, ...] = (128,),
 ) -> list[Layer]:
-    """For each of `channels` a 3x3 convolution with ReLU and a 2x2 max-pool; then dense layers of the sizes `hidden`."""
+    """Convolutions with max-pooling, then dense layers.
+
+    Args:
+        channels: For each a 3x3 convolution with ReLU and a 2x2 max-pool.
+        hidden: Sizes of the dense layers with ReLU behind them.
+    """
     layers: list[Layer] = []
     for count in channels:
         layers += [Conv2D(count, 3, relu=True), MaxPool2D(2)]
-    return [*layers, Flatten(), *(Dense(units, relu=True) for units in hidden), Dense(classes)]
+    return [*layers, Flatten(), *(Dense(units, relu=True) for units in hidden), Dense(outputs)]

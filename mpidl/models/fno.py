@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from mpidl.models.base import model
 from mpidl.nn import Activation, Conv1D, Conv2D, Layer, Residual, Sequential, SpectralConv
+from mpidl.options import Positive
 
 
+@model(samples="any", tiny={"width": 16, "modes": 6, "depth": 3})
 def fno(
-    input_shape: tuple[int, ...], classes: int, *, width: int = 64, modes: int = 16, depth: int = 4
+    input_shape: tuple[int, ...],
+    outputs: int,
+    *,
+    width: Positive = 64,
+    modes: Positive = 16,
+    depth: Positive = 4,
 ) -> list[Layer]:
-    """Fields (size, c) or (h, w, c) to fields of `classes` channels on the same grid (Li et al., 2021).
+    """Fields (size, c) or (h, w, c) to fields of other channels on the same grid.
 
-    depth blocks: spectral convolution plus a pointwise one, GELU; in front and behind pointwise networks.
+    Li et al., 2021: blocks of a spectral and a pointwise convolution with GELU, between pointwise
+    networks.
+
+    Args:
+        width: Channels of the blocks.
+        modes: Fourier modes kept on each axis; at most half of its size.
+        depth: Number of blocks.
     """
     point = Conv1D if len(input_shape) == 2 else Conv2D
 
@@ -19,4 +33,4 @@ def fno(
         return both if last else Sequential([both, Activation("gelu")])
 
     blocks = [block(last=index == depth - 1) for index in range(depth)]
-    return [point(width, 1), *blocks, point(2 * width, 1), Activation("gelu"), point(classes, 1)]
+    return [point(width, 1), *blocks, point(2 * width, 1), Activation("gelu"), point(outputs, 1)]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from mpidl.models.base import model
 from mpidl.nn import Dense, Flatten, Layer
+from mpidl.options import Positive
 
 
+@model(samples="any", tiny={"hidden": (32,)})
 def mlp(
-    input_shape: tuple[int, ...], classes: int, *, hidden: Sequence[int] = (256, 256)
+    input_shape: tuple[int, ...], outputs: int, *, hidden: tuple[Positive, ...] = (256, 256)
 ) -> list[Layer]:
-    """Flatten, then dense layers with ReLU of the sizes `hidden`, then one to `classes` logits."""
-    return [Flatten(), *(Dense(units, relu=True) for units in hidden), Dense(classes)]
+    """Samples flattened, dense layers with ReLU, and one for the outputs.
+
+    Args:
+        hidden: Sizes of the dense layers with ReLU.
+    """
+    return [Flatten(), *(Dense(units, relu=True) for units in hidden), Dense(outputs)]

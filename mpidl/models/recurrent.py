@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from mpidl.models.base import model
 from mpidl.nn import LSTM, Dense, Dropout, Embedding, Layer
+from mpidl.options import Positive, Share
 
 
+@model(samples="series", tiny={"units": 64, "depth": 1, "embedding": 32})
 def lstm(
-    input_shape: tuple[int, ...], classes: int, *, units: int = 512, depth: int = 2, embedding: int = 256, sequences: bool
-    | None = None,
-    dropout: float = 0.0,
-) -> list[Layer]:  # fmt: skip
-    """LSTMs one above the other. Tokens (t,) are embedded and give logits for the token after each; series (t, c) give one
-    label.
+    input_shape: tuple[int, ...],
+    outputs: int,
+    *,
+    units: Positive = 512,
+    depth: Positive = 2,
+    embedding: Positive = 256,
+    sequences: bool | None = None,
+    dropout: Share = 0.0,
+) -> list[Layer]:
+    """Stacked LSTMs for tokens (t,) or series (t, c).
 
-    sequences: an output for every step; by default for tokens only.
+    Tokens are embedded and give logits for the token after each.
+
+    Args:
+        units: Size of the state.
+        depth: Number of LSTMs.
+        embedding: Size of the vectors of tokens.
+        sequences: An output for every step; by default for tokens only, and one for each series.
+        dropout: Probability of dropping outputs of an LSTM.
     """
     tokens = len(input_shape) == 1
     every = tokens if sequences is None else sequences
-    layers: list[Layer] = [Embedding(classes, embedding)] if tokens else []
+    layers: list[Layer] = [Embedding(outputs, embedding)] if tokens else []
     for index in range(depth):
         layers.append(LSTM(units, sequences=every or index < depth - 1))
         layers += [Dropout(dropout)] if dropout else []
-    return [*layers, Dense(classes)]
+    return [*layers, Dense(outputs)]

@@ -10,58 +10,70 @@ from mpidl.nn import Layer, Model
 
 @dataclass(frozen=True)
 class Row:
-    """One layer. flops: of the forward pass for one sample; stored: bytes kept for one sample until the backward pass."""
+    """One layer of a model.
+
+    Attributes:
+        name: Its name in the model.
+        output: Shape of one output sample.
+        parameters: Their number.
+        flops: Floating-point operations of the forward pass for one sample.
+        activation_bytes: Kept for one sample until the backward pass.
+    """
 
     name: str
     output: tuple[int, ...]
     parameters: int
     flops: float
-    stored: int
+    activation_bytes: int
 
 
-def rows_of(model: Model) -> Iterator[Row]:
+def summarize(model: Model) -> Iterator[Row]:
     """A row for each layer of the model; those inside others are counted with them."""
     shape = model.input_shape
     for layer in model.layers:
-        after = layer.output_shape(shape)
+        output = layer.output_shape(shape)
         yield Row(
             layer.name,
-            after,
-            _count(model, layer),
+            output,
+            _count_parameters(model, layer),
             layer.flops(shape),
-            layer.stored(shape) * model.parameters.dtype.itemsize,
+            layer.activation_elements(shape) * model.parameters.dtype.itemsize,
         )
-        shape = after
+        shape = output
 
 
-def _count(model: Model, layer: Layer) -> int:
-    return sum(
-        slot.spec.size
-        for name, slot in model.parameters.slots.items()
-        if name.startswith(f"{layer.name}.")
-    )
+def _count_parameters(model: Model, layer: Layer) -> int:
+    slots = model.parameters.slots.items()
+    return sum(slot.spec.size for name, slot in slots if name.startswith(f"{layer.name}."))
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Of a whole model. memory: bytes for training with a batch: parameters, gradients, optimizer state, activations and
-    their gradients."""
+    """Sums over the layers of a model; see Row."""
 
     parameters: int
     flops: float
-    stored: int
+    activation_bytes: int
 
     def training_flops(self, batch: int) -> float:
-        """Forward and backward: the gradient of each product takes two more."""
+        """Forward and backward passes: the gradient of each product takes two more."""
         return 3 * self.flops * batch
 
     def memory(self, batch: int, states: int, itemsize: int = 4) -> int:
-        """states: buffers of the optimizer (1 for momentum, 2 for Adam)."""
-        return self.parameters * itemsize * (2 + states) + 2 * self.stored * batch
+        """Bytes for training: parameters, gradients, optimizer state, activations, their gradients.
+
+        Args:
+            batch: Samples.
+            states: Buffers of the optimizer (1 for momentum, 2 for Adam).
+            itemsize: Bytes of a parameter.
+        """
+        return self.parameters * itemsize * (2 + states) + 2 * self.activation_bytes * batch
 
 
-def totals_of(rows: list[Row]) -> Totals:
+def sum_rows(rows: list[Row]) -> Totals:
     """Sums over the layers."""
     return Totals(
-        sum(r.parameters for r in rows), sum(r.flops for r in rows), sum(r.stored for r in rows)
+        sum(row.parameters for row in rows),
+        sum(row.flops for row in rows),
+        sum(row.activation_bytes for row in rows),
     )

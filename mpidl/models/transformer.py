@@ -2,70 +2,113 @@
 
 from __future__ import annotations
 
+from mpidl.errors import ShapeError
+from mpidl.models.base import model
 from mpidl.nn import (
     Conv2D,
     Dense,
     Dropout,
     Embedding,
-    GlobalAveragePool,
+    GlobalAvgPool,
     Layer,
     LayerNorm,
-    Positions,
+    PositionalEmbedding,
     Recompute,
     Reshape,
     Residual,
     SelfAttention,
 )
+from mpidl.options import Positive, Share
 
 
 def _blocks(
     width: int, depth: int, heads: int, *, causal: bool, gelu: str, dropout: float, recompute: bool
 ) -> list[Layer]:
-    """Pre-norm blocks (Xiong et al., 2020): attention, then a four times wider network, each added to its input."""
+    """Pre-norm blocks (Xiong et al., 2020): attention, then a four times wider feed-forward network,
+    each added to its input.
+    """
     layers: list[Layer] = []
 
     def drop() -> list[Layer]:
         return [Dropout(dropout)] if dropout else []
 
     for _ in range(depth):
-        attend = [LayerNorm(), SelfAttention(heads, causal=causal), *drop()]
-        think = [LayerNorm(), Dense(4 * width, activation=gelu), Dense(width), *drop()]
-        pair: list[Layer] = [Residual(attend), Residual(think)]
+        attention = [LayerNorm(), SelfAttention(heads, causal=causal), *drop()]
+        feed_forward = [LayerNorm(), Dense(4 * width, activation=gelu), Dense(width), *drop()]
+        pair: list[Layer] = [Residual(attention), Residual(feed_forward)]
         layers += [Recompute(pair)] if recompute else pair
     return layers
 
 
+@model(samples="any", tiny={"width": 64, "depth": 2, "heads": 4})
 def gpt(
-    input_shape: tuple[int, ...], classes: int, *, width: int = 768, depth: int = 12, heads: int = 12, dropout: float = 0.0,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    *,
+    width: Positive = 768,
+    depth: Positive = 12,
+    heads: Positive = 12,
+    dropout: Share = 0.0,
     recompute: bool = False,
-) -> list[Layer]:  # fmt: skip
-    """Decoder (Radford et al., 2019): tokens (t,) to logits (t, classes) for the token after each. recompute: keep less
-    memory."""
+) -> list[Layer]:
+    """Decoder (Radford et al., 2019): tokens (t,) to logits (t, outputs) for the token after each.
+
+    Args:
+        width: Size of the vectors of tokens.
+        depth: Number of blocks.
+        heads: Of the attention; a divisor of width.
+        dropout: Probability of dropping outputs of attention and feed-forward networks.
+        recompute: Compute activations again in the backward pass, to keep less memory.
+    """
     blocks = _blocks(
         width, depth, heads, causal=True, gelu="gelu_tanh", dropout=dropout, recompute=recompute
     )
     return [
-        Embedding(classes, width, positions=True),
+        Embedding(outputs, width, positions=True),
         *blocks,
         LayerNorm(),
-        Dense(classes, bias=False, init="small_normal"),
+        Dense(outputs, bias=False, init="small_normal"),
     ]
 
 
+@model(samples="image", tiny={"patch": 4, "width": 32, "depth": 2, "heads": 2})
 def vit(
-    input_shape: tuple[int, ...], classes: int, *, patch: int = 16, width: int = 384, depth: int = 12, heads: int = 6,
-    dropout: float = 0.0, recompute: bool = False,
-) -> list[Layer]:  # fmt: skip
-    """Vision transformer (Dosovitskiy et al., 2021) with mean pooling: patches of an image (h, w, c) are its tokens."""
+    input_shape: tuple[int, ...],
+    outputs: int,
+    *,
+    patch: Positive = 16,
+    width: Positive = 384,
+    depth: Positive = 12,
+    heads: Positive = 6,
+    dropout: Share = 0.0,
+    recompute: bool = False,
+) -> list[Layer]:
+    """Vision transformer (Dosovitskiy et al., 2021) with mean pooling, for images (h, w, c).
+
+    Args:
+        patch: Height and width of the patches, which are the tokens.
+        width: Size of their vectors.
+        depth: Number of blocks.
+        heads: Of the attention; a divisor of width.
+        dropout: Probability of dropping outputs of attention and feed-forward networks.
+        recompute: Compute activations again in the backward pass, to keep less memory.
+
+    Raises:
+        ShapeError: No patch fits into the images.
+    """
     rows, columns = input_shape[0] // patch, input_shape[1] // patch
     if not rows or not columns:
-        raise ValueError(f"patches of {patch} do not fit into images of {input_shape}")
+        raise ShapeError(
+            f"patches of {patch} do not fit into images of {input_shape}",
+            where="model vit",
+            remedy="choose a smaller patch",
+        )
     blocks = _blocks(
         width, depth, heads, causal=False, gelu="gelu", dropout=dropout, recompute=recompute
     )
     tokens: list[Layer] = [
         Conv2D(width, patch, stride=patch, pad=0),
         Reshape(rows * columns, width),
-        Positions(),
+        PositionalEmbedding(),
     ]
-    return [*tokens, *blocks, LayerNorm(), GlobalAveragePool(), Dense(classes)]
+    return [*tokens, *blocks, LayerNorm(), GlobalAvgPool(), Dense(outputs)]

@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from mpidl.errors import ShapeError
+from mpidl.models.base import model
+from mpidl.nn import (
+    Concat,
+    Conv2D,
+    ConvTranspose2D,
+    GroupNorm,
+    Identity,
+    Layer,
+    MaxPool2D,
+    Sequential,
+)
+from mpidl.options import Positive
 
-from mpidl.nn import Concat, Conv2D, ConvTranspose2D, GroupNorm, Identity, Layer, MaxPool2D
-from mpidl.nn import Sequential as Seq
+
+def _double_conv(channels: int, groups: int) -> list[Layer]:
+    pair = (Conv2D(channels, 3, bias=False), GroupNorm(groups, relu=True))
+    return [*pair, Conv2D(channels, 3, bias=False), GroupNorm(groups, relu=True)]
 
 
+@model(samples="image", tiny={"channels": (8, 16), "groups": 4})
 def unet(
     input_shape: tuple[int, ...],
-    classes: int,
+    outputs: int,
     *,
-    channels: Sequence[int] = (64, 128, 256, 512),
-    groups: int = 8,
+    channels: tuple[Positive, ...] = (64, 128, 256, 512),
+    groups: Positive = 8,
 ) -> list[Layer]:
-    """Fields (h, w, c) to fields (h, w, classes) (Ronneberger et al., 2015), with group norm; each level halves the resolution.
+    """Fields (h, w, c) to fields (h, w, outputs) (Ronneberger et al., 2015), with group norm.
 
-    Needs h and w that 2^(levels - 1) divides. Trained as a regression, or with cross-entropy for every pixel.
+    Trained as a regression, or with cross-entropy for every pixel.
+
+    Args:
+        channels: Of the levels; each level halves the resolution, so height and width must be
+            divisible by 2^(levels - 1).
+        groups: Of the group norms; a divisor of every number of channels.
+
+    Raises:
+        ShapeError: Height or width cannot be halved so often.
     """
     step = 1 << (len(channels) - 1)
     if input_shape[0] % step or input_shape[1] % step:
-        raise ValueError(
-            f"{len(channels)} levels need a height and width that {step} divides, not {input_shape[:2]}"
+        raise ShapeError(
+            f"{len(channels)} levels need a height and width that {step} divides, not "
+            f"{input_shape[:2]}",
+            where="model unet",
+            remedy="set fewer channels, or pad the images",
         )
-
-    def twice(count: int) -> list[Layer]:
-        return [
-            layer
-            for _ in range(2)
-            for layer in (Conv2D(count, 3, bias=False), GroupNorm(groups, relu=True))
-        ]
-
-    inner: list[Layer] = twice(channels[-1])
+    inner = _double_conv(channels[-1], groups)
     for here in reversed(channels[:-1]):
         inner = [
-            *twice(here),
-            Concat([Identity(), Seq([MaxPool2D(2), *inner, ConvTranspose2D(here)])]),
-            *twice(here),
+            *_double_conv(here, groups),
+            Concat([Identity(), Sequential([MaxPool2D(2), *inner, ConvTranspose2D(here)])]),
+            *_double_conv(here, groups),
         ]
-    return [*inner, Conv2D(classes, 1)]
+    return [*inner, Conv2D(outputs, 1)]

@@ -3,12 +3,14 @@
 from mpidl.nn.layer import Backward, Layer, Runtime
 from mpidl.nn.layers.activation import Activation, Dropout, ReLU, Softmax
 from mpidl.nn.layers.attention import SelfAttention
-from mpidl.nn.layers.composite import Concat, Identity, Recompute, Residual, Sequential
+from mpidl.nn.layers.batch_norm import BatchNorm
+from mpidl.nn.layers.composite import Concat, Identity, Residual, Sequential
 from mpidl.nn.layers.conv import Conv1D, Conv2D, Conv3D, ConvTranspose2D
 from mpidl.nn.layers.dense import Dense
-from mpidl.nn.layers.embedding import Embedding, Positions
-from mpidl.nn.layers.norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
-from mpidl.nn.layers.pool import AvgPool2D, GlobalAveragePool, MaxPool2D
+from mpidl.nn.layers.embedding import Embedding, PositionalEmbedding
+from mpidl.nn.layers.norm import GroupNorm, LayerNorm, RMSNorm
+from mpidl.nn.layers.pool import AvgPool2D, GlobalAvgPool, MaxPool2D
+from mpidl.nn.layers.recompute import Recompute
 from mpidl.nn.layers.recurrent import GRU, LSTM
 from mpidl.nn.layers.reshape import Flatten, Reshape
 from mpidl.nn.layers.spectral import SpectralConv
@@ -23,6 +25,9 @@ from mpidl.nn.model import GradientsReady, Model
 from mpidl.nn.parameters import FlatParameters, FlatPart, ParameterSpec
 
 __all__ = [
+    "GRU",
+    "LOSSES",
+    "LSTM",
     "Activation",
     "AvgPool2D",
     "BCEWithLogitsLoss",
@@ -40,14 +45,11 @@ __all__ = [
     "FlatParameters",
     "FlatPart",
     "Flatten",
-    "GRU",
-    "GlobalAveragePool",
+    "GlobalAvgPool",
     "GradientsReady",
     "GroupNorm",
     "HuberLoss",
     "Identity",
-    "LOSSES",
-    "LSTM",
     "Layer",
     "LayerNorm",
     "Loss",
@@ -57,7 +59,7 @@ __all__ = [
     "MaxPool2D",
     "Model",
     "ParameterSpec",
-    "Positions",
+    "PositionalEmbedding",
     "RMSNorm",
     "ReLU",
     "Recompute",

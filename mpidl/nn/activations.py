@@ -1,4 +1,4 @@
-"""The memory of passes: activations belong to a forward pass and its backward pass, not to the layers."""
+"""The memory of passes: activations belong to a forward pass and its backward pass, not to layers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ MaskKey = tuple[int, int, int]  # seed, step and micro-batch, see Runtime
 
 
 class Activations:
-    """The arrays of one pass: a workspace for each layer, by name. uses: forward passes that have begun in this memory."""
+    """The arrays of one pass: a workspace for each layer, by name.
+
+    Attributes:
+        uses: Forward passes that have begun in this memory.
+    """
 
     def __init__(self, ops: Ops) -> None:
-        self.ops, self.uses = ops, 0
+        self.ops = ops
+        self.uses = 0
         self._spaces: dict[str, Workspace] = {}
 
     def space(self, name: str) -> Workspace:
@@ -26,17 +31,26 @@ class Activations:
 class Pass:
     """One forward pass and its right to a backward pass.
 
-    A training pass keeps its memory until its backward pass is over, or until nobody can call that any more. Any other pass
-    gives it back at once: its output stays valid until the next forward pass of the model.
+    A training pass keeps its memory until its backward pass is over, or until nobody can call that
+    any more. Any other pass gives it back at once: its output stays valid until the next forward
+    pass of the model.
     """
 
     def __init__(self, pool: ActivationPool, activations: Activations, key: MaskKey) -> None:
-        self._pool, self.activations, self.key = pool, activations, key
+        self.activations = activations
+        self.key = key
         activations.uses += 1
-        self._use, self._held, self._done = activations.uses, True, False
+        self._use = activations.uses
+        self._pool = pool
+        self._held = True
+        self._done = False
 
     def begin_backward(self) -> None:
-        """Raises BackendError if the backward pass is over, or its activations have been overwritten."""
+        """Use up the right to a backward pass.
+
+        Raises:
+            BackendError: The backward pass is over, or its activations have been overwritten.
+        """
         if self._done or self.activations.uses != self._use:
             what = (
                 "was called twice"

@@ -17,14 +17,14 @@ def zeros(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -
 
 
 def he_normal(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> NDArray[Any]:
-    """Normal with standard deviation sqrt(2 / fan_in), for layers before a ReLU (He et al., 2015)."""
+    """Normal with standard deviation sqrt(2 / fan_in), before a ReLU (He et al., 2015)."""
     return np.asarray(generator.standard_normal(shape) * np.sqrt(2.0 / fan_in))
 
 
 def lecun_normal(
     generator: np.random.Generator, shape: tuple[int, ...], fan_in: int
 ) -> NDArray[Any]:
-    """Normal with standard deviation sqrt(1 / fan_in), for layers without a ReLU (LeCun et al., 1998)."""
+    """Normal with standard deviation sqrt(1 / fan_in), without a ReLU (LeCun et al., 1998)."""
     return np.asarray(generator.standard_normal(shape) * np.sqrt(1.0 / fan_in))
 
 

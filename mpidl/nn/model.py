@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,8 +13,8 @@ from numpy.typing import DTypeLike
 from mpidl.backend import Array, Ops
 from mpidl.errors import BackendError, ShapeError
 from mpidl.nn.activations import ActivationPool
-from mpidl.nn.layer import Backward, Layer, Runtime, Shape
-from mpidl.nn.layers.pool import MaxPool2D
+from mpidl.nn.fuse import fuse
+from mpidl.nn.layer import Backward, Layer, Runtime, Shape, number_layers
 from mpidl.nn.parameters import FlatParameters, ParameterSpec
 
 # Called during backward as soon as the gradients [start, stop) of the flat buffer are final.
@@ -26,8 +25,21 @@ ModelBackward = Callable[[Array, GradientsReady | None], None]
 class Model:
     """Layers applied one after another.
 
-    input_shape: shape of one sample. Layers are named by kind and number (conv1, pool1, dense1, ...). dtype: of parameters and
-    gradients, float32 or float64. compute_dtype: of activations and matrix products; 16-bit ones need a GPU.
+    Args:
+        layers: They are named by kind and number (conv2d1, dense1, dense2, ...).
+        input_shape: The shape of one sample.
+        ops: The backend.
+        dtype: Of parameters and gradients, float32 or float64.
+        compute_dtype: Of activations and matrix products; 16-bit ones need a GPU.
+
+    Attributes:
+        output_shape: The shape of one output sample.
+        parameters: The flat buffers.
+        runtime: What the layers know of the run.
+        ranges: The first and the last trainable parameter of each layer, or None.
+        takes_ids: Whether inputs are whole numbers.
+        needs_collective: Whether a training pass waits for the other ranks.
+        capturable: Whether a CUDA graph can replay a pass.
     """
 
     def __init__(
@@ -39,31 +51,16 @@ class Model:
         dtype: DTypeLike = np.float32,
         compute_dtype: DTypeLike | None = None,
     ) -> None:
-        _check_dtypes(
-            ops, np.dtype(dtype), np.dtype(dtype if compute_dtype is None else compute_dtype)
-        )
-        self.layers, self.input_shape, self.ops = list(layers), tuple(input_shape), ops
-        numbers: Counter[str] = Counter()
-        specs: list[ParameterSpec] = []
-        shape = self.input_shape
+        compute = np.dtype(dtype if compute_dtype is None else compute_dtype)
+        _check_dtypes(ops, np.dtype(dtype), compute)
+        self.layers = list(layers)
+        self.input_shape = tuple(input_shape)
+        self.ops = ops
         self.ranges: list[tuple[str, str] | None] = []
         self._passes = ActivationPool(ops)
         self.runtime = Runtime(self._passes.free[0], model=weakref.ref(self))
-        for index, layer in enumerate(self.layers):
-            numbers[layer.kind] += 1
-            layer.name = f"{layer.kind}{numbers[layer.kind]}"
-            declared_for, shape = shape, layer.output_shape(shape)
-            own = [
-                replace(spec, name=f"{layer.name}.{spec.name}")
-                for spec in layer.declare(declared_for)
-            ]
-            trained = [spec.name for spec in own if spec.trainable]
-            layer.needs_input_gradient = any(spec.trainable for spec in specs)
-            self.ranges.append((trained[0], trained[-1]) if trained else None)
-            specs += own
-            if isinstance(layer, MaxPool2D) and index:
-                layer.follow(self.layers[index - 1])
-        self.output_shape = shape
+        fuse(self.layers)
+        specs, self.output_shape = self._declare()
         self.parameters = FlatParameters(specs, ops, dtype, compute_dtype=compute_dtype)
         for layer in self.layers:
             layer.bind(ops, self.parameters, self.runtime)
@@ -73,22 +70,48 @@ class Model:
         self.needs_collective = any(layer.needs_collective for layer in self.walk())
         self.capturable = all(layer.capturable for layer in self.walk())
 
+    def _declare(self) -> tuple[list[ParameterSpec], Shape]:
+        """Name the layers; the parameters of all of them, and the shape of an output sample."""
+        specs: list[ParameterSpec] = []
+        shape = self.input_shape
+        for layer, name in zip(self.layers, number_layers(self.layers), strict=True):
+            layer.name = name
+            output_shape = layer.output_shape(shape)
+            own = [replace(spec, name=f"{name}.{spec.name}") for spec in layer.declare(shape)]
+            trained = [spec.name for spec in own if spec.trainable]
+            layer.needs_input_gradient = any(spec.trainable for spec in specs)
+            self.ranges.append((trained[0], trained[-1]) if trained else None)
+            specs += own
+            shape = output_shape
+        return specs, shape
+
     def walk(self) -> Iterator[Layer]:
         """All layers, those inside others too."""
         for layer in self.layers:
             yield from layer.walk()
 
     def forward(self, x: Array, *, train: bool = False) -> tuple[Array, ModelBackward]:
-        """Output for a batch x (n, *input_shape), and its backward.
+        """One forward pass.
 
-        x: floats of another dtype, views, and host arrays for a GPU are copied. train: the activations are kept until the
-        backward pass, which can be called once, is over: several passes may be in flight. Otherwise, and afterwards, the
-        next forward pass may overwrite output and activations.
+        Args:
+            x: (n, *input_shape); floats of another dtype, views, and host arrays for a GPU are
+                copied.
+            train: Keep the activations until the backward pass is over: several passes may be in
+                flight. Otherwise, and afterwards, the next forward pass may overwrite output and
+                activations.
+
+        Returns:
+            The output, and its backward pass, which can be called once: it takes the gradient of
+            the output and perhaps a function to call as gradients become final.
+
+        Raises:
+            ShapeError: The samples have another shape, or are no numbers of the kind it takes.
         """
         x = self._usable(x)
         if tuple(x.shape[1:]) != self.input_shape:
             raise ShapeError(
-                f"the model takes samples of shape {self.input_shape}, but got {tuple(x.shape[1:])}",
+                f"the model takes samples of shape {self.input_shape}, but got "
+                f"{tuple(x.shape[1:])}",
                 remedy="shard the data in the model's shape, or change the model",
             )
         self.parameters.refresh()
@@ -109,40 +132,43 @@ class Model:
             before, self.runtime.key = self.runtime.key, this.key
             self.runtime.activations = this.activations
             try:
-                propagate(
-                    dy if getattr(dy.flags, "writeable", True) else dy.copy(), ready
-                )  # layers overwrite it
+                # layers overwrite the gradient
+                writable = getattr(dy.flags, "writeable", True)
+                self._propagate(steps, dy if writable else dy.copy(), ready)
             finally:
                 self.runtime.key = before
                 this.release()
 
-        def propagate(dy: Array, ready: GradientsReady | None) -> None:
-            gradient: Array | None = dy
-            for index in range(len(steps) - 1, -1, -1):
-                if gradient is None:
-                    break
-                if windows is not None:
-                    windows.enter(self.layers[index].name)
-                gradient = steps[index](gradient)
-                names = self.ranges[index]
-                if ready is not None and names is not None:
-                    slots = self.parameters.slots
-                    ready(slots[names[0]].start, slots[names[1]].stop)
-
         return x, backward
 
+    def _propagate(
+        self, steps: Sequence[Backward], dy: Array, ready: GradientsReady | None
+    ) -> None:
+        """Run the backward passes of the layers, last first."""
+        windows = self.parameters.windows
+        gradient: Array | None = dy
+        for index in range(len(steps) - 1, -1, -1):
+            if gradient is None:
+                break
+            if windows is not None:
+                windows.enter(self.layers[index].name)
+            gradient = steps[index](gradient)
+            names = self.ranges[index]
+            if ready is not None and names is not None:
+                slots = self.parameters.slots
+                ready(slots[names[0]].start, slots[names[1]].stop)
+
     def _usable(self, x: Any) -> Array:
-        """`x` as layers take it: on the device, contiguous, of the compute dtype; or int64 for models that take ids."""
+        """`x` as layers take it: on the device, contiguous, of the compute dtype, or int64 ids."""
         xp = self.ops.xp
         if not isinstance(x, xp.ndarray):
             x = self.ops.to_device(np.asarray(x))
         wanted = np.dtype(np.int64) if self.takes_ids else self.parameters.compute_dtype
-        if (
-            x.dtype.kind not in ("iu" if self.takes_ids else "fiub")
-            and x.dtype not in self.ops.half_types
-        ):
+        kinds = "iu" if self.takes_ids else "fiub"
+        if x.dtype.kind not in kinds and x.dtype not in self.ops.half_types:
+            numbers = "ids (whole numbers)" if self.takes_ids else "real numbers"
             raise ShapeError(
-                f"the model takes {'ids (whole numbers)' if self.takes_ids else 'real numbers'}, but got {x.dtype}",
+                f"the model takes {numbers}, but got {x.dtype}",
                 where=f"layer {self.layers[0].name}",
                 remedy="convert the input: tokens to int64, fields to float32",
             )

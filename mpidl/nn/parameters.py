@@ -83,6 +83,13 @@ class Windows(Protocol):
     def gradient(self, slot: Slot) -> Array | None:
         """The gradients of a slot, flat; None: where they always are."""
 
+    def gradient_range(self, start: int, stop: int) -> list[Array]:
+        """Where the gradients [start, stop) lie."""
+
+    @property
+    def gathers_in_passes(self) -> bool:
+        """Whether the ranks gather parameters together in the middle of a pass."""
+
     def enter(self, layer: str) -> None:
         """The passes come to a layer (of the model itself, not one inside another)."""
 
@@ -153,6 +160,21 @@ class FlatParameters:
         slot = self.slots[name]
         window = self.windows.gradient(slot) if self.windows is not None else None
         return _view(self.gradients, slot) if window is None else window.reshape(slot.spec.shape)
+
+    def gradient_range(self, start: int, stop: int) -> list[Array]:
+        """Where the gradients [start, stop) lie, once backward has written them."""
+        if self.windows is None:
+            return [self.gradients[start:stop]]
+        return self.windows.gradient_range(start, stop)
+
+    @property
+    def gathers_in_passes(self) -> bool:
+        """Whether the ranks gather parameters together in the middle of a pass.
+
+        Then all ranks run equally many passes, and an error on one of them cannot wait for the end
+        of the step: the others wait in the pass.
+        """
+        return self.windows is not None and self.windows.gathers_in_passes
 
     def initialize(self, seed: int) -> None:
         """Fill the values; the same on every rank and backend, whatever the number of ranks."""

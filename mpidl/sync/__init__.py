@@ -15,6 +15,7 @@ from mpidl.sync.synchronous.allreduce import AllReduce
 from mpidl.sync.synchronous.averaging import ParameterAveraging
 from mpidl.sync.synchronous.gossip import Gossip
 from mpidl.sync.synchronous.local_sgd import LocalSGD
+from mpidl.sync.synchronous.strategy import SynchronousStrategy
 from mpidl.sync.synchronous.zero import Zero
 from mpidl.sync.topology import Graph, check_graph
 
@@ -48,6 +49,7 @@ __all__ = [
     "RunInfo",
     "StepScalars",
     "Strategy",
+    "SynchronousStrategy",
     "Zero",
     "check_graph",
     "check_host_memory",

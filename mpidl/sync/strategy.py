@@ -1,13 +1,19 @@
-"""What the trainer asks of a strategy for combining the work of all ranks."""
+"""What the training engine asks of every strategy for combining the work of all ranks.
+
+There are two contracts over this base: `SynchronousStrategy`, whose ranks take each step together
+(mpidl.sync.synchronous), and `AsynchronousStrategy`, whose ranks do not wait for each other
+(mpidl.sync.asynchronous).
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import astuple, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mpidl.backend import Array
 from mpidl.collectives import Group, all_reduce
@@ -17,8 +23,6 @@ from mpidl.nn import FlatParameters
 from mpidl.nn.parameters import FlatPart
 from mpidl.optim import Optimizer, RunState
 from mpidl.options import Section
-
-Apply = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,12 @@ class RunInfo:
 class StepScalars:
     """The scalars of one step: this rank's, or sums over all ranks.
 
-    They travel behind the gradients in the same message. failed: ranks on which something went wrong; stop: ranks that
-    were asked to stop by a signal; count: samples that loss and correct are sums over.
+    Attributes:
+        loss: Sum of the losses of samples.
+        correct: Samples that were classified correctly.
+        failed: Ranks on which something went wrong.
+        stop: Ranks that were asked to stop by a signal.
+        count: Samples that `loss` and `correct` are sums over.
     """
 
     loss: float = 0.0
@@ -76,54 +84,73 @@ class StepScalars:
     stop: float = 0.0
     count: float = 0.0
 
-    def write(self, spare: Array, parameters: FlatParameters) -> None:
-        """Into the spare elements behind the gradients."""
-        own = np.array(astuple(self), spare.dtype)
-        spare[: own.size] = parameters.ops.to_device(own)
+    def write(self, parameters: FlatParameters) -> None:
+        """Into the spare elements behind the gradients, to travel in the same message."""
+        own = np.array(astuple(self), parameters.spare.dtype)
+        parameters.spare[: own.size] = parameters.ops.to_device(own)
 
     @classmethod
-    def read(cls, spare: Array, parameters: FlatParameters) -> StepScalars:
-        """From the spare elements."""
-        return cls(*(float(value) for value in parameters.ops.to_host(spare[:5])))
+    def read(cls, parameters: FlatParameters) -> Self:
+        """From the spare elements behind the gradients."""
+        return cls(*parameters.ops.to_host(parameters.spare[: len(fields(cls))]).tolist())
 
     def add(self, other: StepScalars) -> None:
         """Add all fields, in place."""
-        for name in ("loss", "correct", "failed", "stop", "count"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    @classmethod
+    def tree_sum(cls, leaves: Sequence[StepScalars], dtype: DTypeLike = np.float32) -> Self:
+        """Sum the scalars of micro-batches in the order and precision of their gradients.
+
+        So the sums over all ranks do not depend on the number of ranks either (see
+        mpidl.train.accumulation).
+
+        Args:
+            leaves: Of each micro-batch of this rank.
+            dtype: Of the gradients.
+        """
+        rows = [np.array(astuple(leaf), dtype) for leaf in leaves]
+        while len(rows) > 1:
+            pairs = [a + b for a, b in zip(rows[::2], rows[1::2], strict=False)]
+            rows = pairs + rows[2 * len(pairs) :]
+        return cls(*rows[0].tolist())
 
 
 class Strategy(ABC):
     """One way of combining the work of all ranks over the flat buffers.
 
-    overlaps: whether gradients leave during backward. averages_locally: gradients are divided by this rank's samples, not by those
-    of the global batch. independent: every rank goes its own pace. accumulates: takes the gradients of each micro-batch,
-    instead of their sum on this rank. fatal_errors: an error on one rank cannot be agreed on in order, and ends the job at
-    once. part: the parameters that this rank's optimizer changes, and the gradients it takes. sent: bytes that this rank has
-    put on the wire. replicas_differ: whether the replicas of the ranks may differ now.
+    Attributes:
+        parameters: Of the model.
+        shard: The parameters that this rank's optimizer changes, and the gradients it takes.
+        optimizer: Of this rank, on the shard. Set by whoever makes both: an optimizer can be made
+            only when the strategy has said what its shard is.
+        sent: Bytes that this rank has put on the wire.
     """
 
     class Options(Section, frozen=True):
         """A strategy without options."""
 
-    overlaps = False
-    averages_locally = False
-    independent = False
-    reduces_micro_batches = False
-    fatal_errors = False
-    replicas_differ = False
+    # Gradients are divided by the samples of this rank instead of those of the global batch:
+    # replicas or updates are averaged, not gradients summed
+    averages_locally: ClassVar[bool] = False
+    # Takes the gradients of each micro-batch, since there is no memory for their sum on one rank
+    reduces_micro_batches: ClassVar[bool] = False
+    # Gradients leave during backward; so the passes cannot be one graph of the device
+    overlaps: bool = False
 
     def __init__(self, parameters: FlatParameters) -> None:
         self.parameters = parameters
         self.shard: FlatParameters | FlatPart = parameters
-        self.optimizer: Optimizer | None = None  # set by whoever makes both
+        self.optimizer: Optimizer | None = None
         self.sent = 0
 
     @classmethod
+    @abstractmethod
     def create(
         cls, options: Any, parameters: FlatParameters, context: Context, run: RunInfo
     ) -> Strategy:
         """The strategy with `options`. Collective."""
-        raise NotImplementedError
 
     @classmethod
     def check(cls, options: Any, run: RunInfo) -> None:
@@ -144,9 +171,9 @@ class Strategy(ABC):
             )
 
     @classmethod
+    @abstractmethod
     def runs_in_lockstep(cls, options: Any) -> bool:
-        """Whether all ranks do equally many passes, one by one."""
-        return True
+        """Whether all ranks run the same number of passes, one by one."""
 
     @classmethod
     def training_ranks(cls, options: Any, ranks: int) -> int:
@@ -160,47 +187,47 @@ class Strategy(ABC):
     def on_gradients_ready(self, start: int, stop: int) -> None:
         """During backward: the gradients [start, stop) are final and may leave."""
 
-    def gradient_range(self, start: int, stop: int) -> list[Array]:
-        """Where the gradients [start, stop) lie, once backward has written them and before `ready`."""
-        return [self.parameters.gradients[start:stop]]
-
-    def note(self, scalars: StepScalars) -> None:
-        """Put this rank's scalars behind its gradients."""
-        scalars.write(self.parameters.spare, self.parameters)
-
-    @abstractmethod
-    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
-        """After backward: exchange, and have the optimizer take its step by calling `apply`, in the strategy's order.
-
-        own: this rank's scalars; where it failed there are no gradients, but the strategy goes through the same exchanges.
-        Returns the sums over all ranks; or this rank's own, with failed and stop 0, in a step in which the ranks do not meet.
-        """
-
     def synchronize(self) -> StepScalars:
-        """A point of consistency, before evaluation and checkpoints: afterwards all ranks hold the same parameters.
+        """A point of consistency, before evaluation and checkpoints. Collective.
 
-        Returns what has failed or asked to stop since the ranks last met, summed over them. Collective.
+        Afterwards all ranks hold the same parameters.
+
+        Returns:
+            What has failed or asked to stop since the ranks last met, summed over them.
         """
         return StepScalars()
 
     def average_optimizers(self, group: Group) -> None:
-        """Where every rank has a whole optimizer of its own: their states become their mean. Collective."""
+        """Replace the states of whole optimizers, one on each rank, by their mean. Collective."""
         for name, array in (self.optimizer.state if self.optimizer else {}).items():
             all_reduce(array, comm=group, op="mean", name=name)
 
-    # --- checkpoints: a buffer of the part's length here, of the whole model's in the file ---
+    # --- checkpoints: a buffer of the shard's length here, of the whole model's in the file ---
     def gather_full(self, array: Array) -> Array:
-        """A buffer of the optimizer over the whole model. Collective."""
+        """A buffer of the optimizer over the whole model. Collective.
+
+        Args:
+            array: (shard length,).
+
+        Returns:
+            (parameters length,), on every rank.
+        """
         return array
 
     def load_shard(self, whole: Any, array: Array) -> None:
-        """Fill this rank's part of a buffer from one over the whole model (on the host)."""
+        """Fill this rank's part of a buffer from one over the whole model.
+
+        Args:
+            whole: (parameters length,), on the host.
+            array: (shard length,).
+        """
         array[...] = self.parameters.ops.to_device(whole)
 
     def state(self) -> RunState:
-        """What a resumed run needs besides parameters and optimizer buffers of the whole model, to go on bit for bit.
+        """What a resumed run needs besides the parameters and optimizer buffers of the whole model.
 
-        Asked before `synchronize`, which may change it: where replicas differ each rank's own parameters are in it.
+        Asked for before `synchronize`, which may change it: where replicas differ each rank's own
+        parameters are in it.
         """
         state = RunState()
         if self.optimizer is not None:
@@ -208,7 +235,11 @@ class Strategy(ABC):
         return state
 
     def load_state(self, state: RunState) -> None:
-        """Go on from what `state` returned, after `begin`. Takes out of it what it uses; what is missing starts anew."""
+        """Resume from what `state` returned, after `start`.
+
+        Args:
+            state: What is used is taken out of it; what is missing starts anew.
+        """
         if self.optimizer is not None:
             self.optimizer.count = int(state.take_number("updates", self.optimizer.count))
 
@@ -217,15 +248,19 @@ class Strategy(ABC):
         self.parameters.initialize(seed)
 
     def values(self) -> Array:
-        """The parameters of the whole model. Collective."""
+        """The parameters of the whole model, (parameters length,). Collective."""
         return self.parameters.values
 
     def load_values(self, whole: Array) -> None:
-        """Set the parameters from those of the whole model, on every rank."""
+        """Set the parameters from those of the whole model, on every rank. Collective."""
         self.parameters.values[...] = whole
 
     def report(self) -> dict[str, Any]:
-        """Figures about the run so far for people and for comparison: bytes, staleness, memory. Collective."""
+        """Figures of the run so far for people and comparisons. Collective.
+
+        Returns:
+            Bytes sent, staleness, memory.
+        """
         return {"sent_bytes": self.report_sent()}
 
     def report_sent(self) -> int:

@@ -33,7 +33,7 @@ from mpidl.errors import CheckpointError, DataError, MpidlError, UnreadableError
 from mpidl.files import reading, reserve, sync_folder
 from mpidl.optim import RunState
 
-VERSION, READABLE = 2, (1, 2)  # version 1 has no run state
+VERSION = 3  # 2: parameters have other names; 1: no run state, metadata in an attribute
 BEST = "best.h5"
 META = "meta"
 META_BYTES, PART_BYTES = (
@@ -359,11 +359,12 @@ def _read_meta(file: Any, path: Path) -> Meta:
     if hashlib.sha256(encoded).hexdigest() != file.attrs["meta_sha256"]:
         raise _damaged(path, "the checksum of its metadata is wrong")
     version = msgspec.json.decode(encoded, type=_Version).version
-    if version not in READABLE:
+    if version != VERSION:
         raise CheckpointError(
-            f"has version {version}, this mpidl reads versions up to {VERSION}",
+            f"has version {version}, this mpidl reads version {VERSION}",
             where=str(path),
-            remedy="use the mpidl that wrote it, or name an earlier checkpoint with --resume-from FILE",
+            remedy="use the mpidl that wrote it (its parameters may have other names), or name "
+            "another checkpoint with --resume-from FILE",
         )
     return msgspec.json.decode(encoded, type=Meta)
 

@@ -75,7 +75,7 @@ def evaluate(
             logits, _ = model.forward(inputs.features(arrays[inputs.spec.feature]))
             result = loss(logits, inputs.labels(arrays[inputs.spec.label]), 1)
             sums += result.total, result.correct, len(logits)
-        if model.parameters.windows is not None:  # ranks gather parameters together in each pass
+        if model.parameters.gathers_in_passes:  # all ranks run equally many
             most = math.ceil(math.ceil(len(reader) / context.size) / batch)
             for _ in range(most - len(pieces)):
                 model.forward(inputs.features(reader.read([(0, 1)])[inputs.spec.feature]))

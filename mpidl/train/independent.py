@@ -34,9 +34,8 @@ def run_epoch(
     total, done = StepScalars(), 0
     strategy.begin_epoch(steps * strategy.workers)
     batches, begun = _for_ever(trainer, first), time.monotonic()
-    if strategy.serves:
-        strategy.serve()
-    while not strategy.serves and not request.requested:
+    strategy.serve()
+    while not request.requested:
         ticket = strategy.next_step()
         if ticket is None:
             break

@@ -15,7 +15,7 @@ from mpidl.backend import Array, Ops, Workspace
 from mpidl.config import DataConfig
 from mpidl.data.manifest import Field, Manifest, Statistics
 from mpidl.errors import ConfigError, DataError
-from mpidl.models import INPUTS
+from mpidl.models import MODELS
 
 EXTENTS = {"image": ("height", "width", "channels"), "series": ("steps", "channels")}
 
@@ -105,7 +105,7 @@ def input_spec(
             remedy=remedy,
         )
     field, classes = manifest.fields[feature], _classes(manifest, label, where)
-    takes = INPUTS.get(model, "any")
+    takes = MODELS[model].samples if model in MODELS else "any"
     layout: Literal["image", "series"] = (
         "series" if "series" in (config.layout, takes) and config.layout != "image" else "image"
     )

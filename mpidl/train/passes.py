@@ -59,7 +59,7 @@ class Passes:
 
     def _replay(self, x: Array, labels: Array, count: int) -> LossResult:
         ops = self.model.ops
-        self.model.runtime.drawn(ops)  # random numbers are the only thing in a graph that changes
+        self.model.runtime.rng_key(ops)  # random numbers are the only thing in a graph that changes
         key = (x.shape, labels.shape, count, self.loss.gradient_scale)
         held = self._captured.get(key)
         if held is None or held.allocations != ops.allocations:

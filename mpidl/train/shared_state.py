@@ -29,7 +29,10 @@ class SharedState:
 
     def begin(self, step: int, index: int, count: int) -> None:
         """Before micro-batch `index` of this rank's `count` in a step."""
-        self.model.runtime.step, self.model.runtime.part = step, self.context.rank * count + index
+        self.model.runtime.step, self.model.runtime.micro_batch = (
+            step,
+            self.context.rank * count + index,
+        )
 
     def state(self) -> RunState:
         """This rank's running statistics where they differ, copied: `settle` changes them."""

@@ -52,7 +52,7 @@ class StepGradients:
 
     def _compute(self, step: int, batch: Batch, own: StepScalars) -> None:
         cuts = self.sampler.cuts(batch.step, self.micro_batches)
-        length, whole = self.model.parameters.length, len(self.model.parameters.message)
+        length, leaves = self.model.parameters.length, []
         parts = list(pairwise(cuts))
         staged = self._stage(batch, *parts[0])
         for index in range(len(parts)):
@@ -60,30 +60,22 @@ class StepGradients:
             last = self.tree.at_last  # only then do gradients leave
             result = self._micro_batch(batch, staged, self._final if last else None)
             if not last:
-                self.scaler.unscale(*self.strategy.gradient_range(0, length))
+                self.scaler.unscale(*self.model.parameters.gradient_range(0, length))
             if index + 1 < len(parts):
                 staged = self._stage(
                     batch, *parts[index + 1]
                 )  # on a GPU while this one still computes
             loss, correct = (result.total, float(result.correct)) if result else (0.0, 0.0)
-            scalars = StepScalars(
-                loss,
-                correct,
-                stop=own.stop if index == 0 else 0.0,
-                count=parts[index][1] - parts[index][0],
-            )
-            self.strategy.note(scalars)
-            self.tree.add_part(length if last else 0, whole)
+            leaves.append(StepScalars(loss, correct, count=parts[index][1] - parts[index][0]))
+            if not last:
+                self.tree.add_part(0, length)
             self.tree.advance()
-            own.loss, own.correct, own.count = (
-                own.loss + loss,
-                own.correct + correct,
-                own.count + scalars.count,
-            )
+        total = StepScalars.tree_sum(leaves, self.model.parameters.dtype)
+        own.loss, own.correct, own.count = total.loss, total.correct, total.count
 
     def _final(self, start: int, stop: int) -> None:
         """Gradients [start, stop) of the last micro-batch are there."""
-        self.scaler.unscale(*self.strategy.gradient_range(start, stop))
+        self.scaler.unscale(*self.model.parameters.gradient_range(start, stop))
         self.tree.add_part(start, stop)
         self.strategy.on_gradients_ready(start, stop)
 

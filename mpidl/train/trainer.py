@@ -28,7 +28,7 @@ from mpidl.optim import (
     Stateful,
     clip_by_global_norm,
 )
-from mpidl.sync import StepScalars
+from mpidl.sync import AsynchronousStrategy, StepScalars, SynchronousStrategy
 from mpidl.train.build import build_classifier, build_optimizer, build_strategy
 from mpidl.train.evaluate import EpochAverage, evaluate
 from mpidl.train.independent import run_epoch
@@ -116,9 +116,7 @@ class Trainer:
             with context.fail_together("checking the test data"):
                 self.spec.check(self.test.manifest, data.test)
         self.loader = Loader(self.reader, self.sampler, context=context)
-        self.loss = CrossEntropy(
-            self.ops, CrossEntropy.Options(label_smoothing=config.train.label_smoothing)
-        )
+        self.loss = CrossEntropy(self.ops, label_smoothing=config.train.label_smoothing)
         parameters, optim, train = self.model.parameters, config.optim, config.train
         self.scaler = LossScaler(parameters, dynamic=train.precision == "float16")
         watchdog.start(context.comm, config.sync.watchdog)
@@ -250,7 +248,7 @@ class Trainer:
         progress: Progress,
     ) -> bool:
         """Steps of one epoch from `first` on; True when all ranks have agreed to stop."""
-        if self.strategy.independent:
+        if isinstance(self.strategy, AsynchronousStrategy):
             steps = min(self.loader.steps - first, total - self.at.step)
             return bool(run_epoch(self, steps, request, metrics, progress).stop)
         batches, begun = self.loader.epoch(epoch, first), time.monotonic()
@@ -283,17 +281,17 @@ class Trainer:
     def _train_step(
         self, batches: Any, request: StopRequest, progress: Progress, metrics: MetricsLog | None
     ) -> StepScalars:
+        assert isinstance(self.strategy, SynchronousStrategy)
         own = StepScalars(stop=float(request.requested))
         try:
             self.gradients.compute(self.at.step, next(batches), own)
             if self.strategy.averages_locally and not math.isfinite(own.loss):
                 raise self.not_finite()
         except Exception as caught:
-            if self.strategy.fatal_errors:
+            if self.model.parameters.gathers_in_passes:
                 raise
             self._error, own.failed = caught, 1.0
             self.gradients.tree.reset()
-            self.strategy.note(own)
         self.worked.samples += int(own.count)
         lr = self.rate.at(self.at.step)
         sums = self.strategy.step(own, lambda: self._apply(lr))
@@ -412,6 +410,7 @@ class Trainer:
 
     def _save_within(self) -> None:
         """A checkpoint within an epoch leaves the replicas as they are: when one is written changes no result."""
+        assert isinstance(self.strategy, SynchronousStrategy)
         replicas_differ, state = (
             self.strategy.replicas_differ or self.gradients.shared.replicas_differ,
             self.saver.state(),

@@ -16,7 +16,7 @@ from mpidl.nn import (
     Dense,
     Embedding,
     Flatten,
-    GlobalAveragePool,
+    GlobalAvgPool,
     Layer,
     LayerNorm,
     MaxPool2D,
@@ -132,7 +132,7 @@ def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
             yield from _convert(model, part)
     elif isinstance(layer, MaxPool2D):
         yield nn.MaxPool2d(layer.k, layer.stride, layer.pad)
-    elif isinstance(layer, GlobalAveragePool):
+    elif isinstance(layer, GlobalAvgPool):
         yield nn.AdaptiveAvgPool2d(1)
         yield nn.Flatten()
     elif isinstance(layer, Flatten):

@@ -22,7 +22,7 @@ from typing import Any
 import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.backend import create_ops
 from mpidl.comm.context import Context, init
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import SGD
 from mpidl.sync import AllReduce, StepScalars
@@ -41,7 +41,7 @@ MODELS: dict[str, tuple[tuple[int, ...], int, dict[str, Any], int, float]] = {
 def build(name: str, context: Context) -> Model:
     shape, classes, options, _, _ = MODELS[name]
     model = Model(
-        layers_of(name, shape, classes, options),
+        build_layers(name, shape, classes, options),
         shape,
         create_ops("auto", context.local_rank, context.threads),
     )
@@ -60,9 +60,7 @@ def our_stepper(context: Context, model: Model, lr: float) -> Callable[[Any, Any
         logits, backward = model.forward(ops.to_device(x), train=True)
         result = loss(logits, ops.to_device(y), y.size * context.size)
         backward(result.gradient, strategy.on_gradients_ready)
-        strategy.note(StepScalars(loss=result.total))
-        sums = strategy.finish()
-        optimizer.step(lr)
+        sums = strategy.step(StepScalars(loss=result.total), lambda: optimizer.step(lr))
         return sums.loss / (y.size * context.size)
 
     return step

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.backend import create_ops
 from mpidl.comm.context import init
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.nn import Model, MSELoss
 from mpidl.optim import Adam, LearningRate
 from mpidl.sync import AllReduce, StepScalars
@@ -113,7 +114,7 @@ def main() -> None:
     test_x, test_y = make(64, args.points, seed=10_000)
     ops = create_ops("auto", context.local_rank, context.threads)
     model = Model(
-        layers_of("fno", x.shape[1:], 1, {"width": 32, "modes": 12, "depth": 4}), x.shape[1:], ops
+        build_layers("fno", x.shape[1:], 1, {"width": 32, "modes": 12, "depth": 4}), x.shape[1:], ops
     )
     model.parameters.initialize(0)
     loss, optimizer, strategy = (
@@ -131,9 +132,8 @@ def main() -> None:
             output, backward = model.forward(ops.to_device(x[rows]), train=True)
             result = loss(output, ops.to_device(y[rows]), own * context.size)
             backward(result.gradient, strategy.on_gradients_ready)
-            strategy.note(StepScalars(loss=result.total))
-            strategy.finish()
-            optimizer.step(rate.at(epoch * steps + step))
+            lr = rate.at(epoch * steps + step)
+            strategy.step(StepScalars(loss=result.total), partial(optimizer.step, lr))
         error, guess = relative_error(model, test_x, test_y)
         errors.append(error)
         if context.is_root and not args.json:

@@ -16,7 +16,7 @@ import numpy as np
 import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.backend import create_ops
 from mpidl.comm.context import init
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import Adam, LearningRate, clip_by_global_norm
 from mpidl.sync import AllReduce, StepScalars
@@ -62,7 +62,7 @@ def main() -> None:
     trained, held_out = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
     ops = create_ops("auto", context.local_rank, context.threads)
     model = Model(
-        layers_of("gpt", (args.context,), len(letters), {"size": "tiny"}), (args.context,), ops
+        build_layers("gpt", (args.context,), len(letters), {"size": "tiny"}), (args.context,), ops
     )
     model.parameters.initialize(0)
     loss, optimizer, strategy = (
@@ -78,10 +78,12 @@ def main() -> None:
         logits, backward = model.forward(ops.to_device(x), train=True)
         result = loss(logits, ops.to_device(y), len(y) * context.size)
         backward(result.gradient, strategy.on_gradients_ready)
-        strategy.note(StepScalars(loss=result.total))
-        sums = strategy.finish()
-        clip_by_global_norm(model.parameters, ops, 1.0)
-        optimizer.step(rate.at(step))
+
+        def update(step: int = step) -> None:
+            clip_by_global_norm(model.parameters, ops, 1.0)
+            optimizer.step(rate.at(step))
+
+        sums = strategy.step(StepScalars(loss=result.total), update)
         if context.is_root and step % 50 == 49:
             print(
                 f"step {step + 1}: {sums.loss / (len(y) * context.size):.3f} nats a letter",

@@ -354,7 +354,7 @@ def test_threads_do_not_change_a_bit(
     name: str, shape: Any, options: Any, rng: np.random.Generator
 ) -> None:
     from mpidl.backend.numpy_ops import NumpyOps
-    from mpidl.models import layers_of
+    from mpidl.models import build_layers
     from mpidl.nn import CrossEntropy, Model
     from mpidl.optim import Adam
 
@@ -368,7 +368,7 @@ def test_threads_do_not_change_a_bit(
     results = []
     for threads in (1, 2, 3):
         ops = NumpyOps(threads)
-        model = Model(layers_of(name, shape, 50 if tokens else 7, options), shape, ops)
+        model = Model(build_layers(name, shape, 50 if tokens else 7, options), shape, ops)
         model.parameters.initialize(0)
         optimizer, loss = Adam(model.parameters, ops), CrossEntropy(ops)
         for _ in range(3):
@@ -393,7 +393,7 @@ def test_a_batch_in_parts_gives_the_same_bits(
 ) -> None:
     """No sample's result depends on those beside it: so results do not depend on the number of ranks."""
     from mpidl.backend.numpy_ops import NumpyOps
-    from mpidl.models import layers_of
+    from mpidl.models import build_layers
     from mpidl.nn import Model
 
     ops = NumpyOps()
@@ -404,7 +404,7 @@ def test_a_batch_in_parts_gives_the_same_bits(
         if len(shape) == 1
         else rng.standard_normal((13, *shape)).astype(np.float32)
     )
-    model = Model(layers_of(name, shape, 50, options), shape, ops)
+    model = Model(build_layers(name, shape, 50, options), shape, ops)
     model.parameters.initialize(0)
     whole = model.forward(x)[0].copy()
     for low, high in ((0, 1), (1, 6), (6, 13)):

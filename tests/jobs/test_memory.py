@@ -36,7 +36,6 @@ for step in range(4):
     result = loss(logits, y, 8 * context.size)
     backward(result.gradient, strategy.on_gradients_ready)
     own = StepScalars(result.total, count=8)
-    strategy.note(own)
     losses.append(strategy.step(own, lambda: optimizer.step(1e-4)).loss / 16)
 if context.is_root:
     print(json.dumps({"whole": whole, "used": peak() - before, "losses": losses}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 
 from mpidl.backend import Ops
 from mpidl.backend.numpy_ops import NumpyOps
-from mpidl.models import MODELS, SIZES, layers_of
-from mpidl.nn import CrossEntropy, Model, MSELoss
+from mpidl.errors import ConfigError, ShapeError
+from mpidl.models import MODELS, build_layers
+from mpidl.models.base import Samples
+from mpidl.nn import CrossEntropy, Dense, Model, MSELoss
 from mpidl.optim import SGD, Adam
+from mpidl.options import Place, documented
 from mpidl.testing import check_gradients
 
 # input shape, classes (or fields), learning rate
@@ -31,8 +35,45 @@ FIELDS = ("fno", "unet")
 
 
 def test_every_model_has_two_sizes_and_a_task() -> None:
-    assert set(MODELS) == set(SIZES) == set(TASKS)
-    assert all(set(sizes) == {"tiny", "real"} for sizes in SIZES.values())
+    assert set(MODELS) == set(TASKS)
+    for name in MODELS:
+        assert set(MODELS[name].sizes) == {"tiny", "real"}
+        assert MODELS[name].samples in typing.get_args(Samples)
+        options = MODELS.options(name)
+        for values in MODELS[name].sizes.values():
+            options.read(values, Place(("model",)))
+        assert set(documented(options)) == set(options.keys())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("cnm", {}, "there is no such model.*cnn"),
+        ("cnn", {"size": "tiney"}, "there is no such size.*tiny"),
+        ("cnn", {"chanels": [3]}, "unknown key 'model.chanels'.*model.channels"),
+        ("cnn", {"channels": [3, 0]}, "model.channels.*of at least 1"),
+        ("gpt", {"dropout": 1.0}, "model.dropout.*below 1"),
+        ("resnet", {"depth": 11}, "model.depth.*10, 18"),
+        ("resnet18", {"stem": "smal"}, "model.stem.*small"),
+        ("lstm", {"sequences": "yes"}, "model.sequences.*true or false"),
+    ],
+)
+def test_impossible_options_are_refused(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
+        build_layers(name, (8, 8, 1), 4, options)
+
+
+def test_given_options_win_over_those_of_the_size() -> None:
+    layers = build_layers("mlp", (4,), 3, {"size": "tiny", "hidden": [7, 5]})
+    assert [layer.units for layer in layers if isinstance(layer, Dense)] == [7, 5, 3]
+    layers = build_layers("mlp", (4,), 3, {"size": "tiny"})
+    assert [layer.units for layer in layers if isinstance(layer, Dense)] == [32, 3]
+
+
+@pytest.mark.parametrize(("name", "options"), [("vit", {"patch": 16}), ("unet", {})])
+def test_samples_that_a_model_cannot_take_are_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ShapeError, match=rf"model {name}.*\(9, 15"):
+        build_layers(name, (9, 15, 3), 4, options)
 
 
 def samples(name: str, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +90,7 @@ def samples(name: str, count: int, rng: np.random.Generator) -> tuple[np.ndarray
 
 def make(name: str, ops: Ops, dtype: Any = np.float32) -> tuple[Model, Any]:
     shape, classes, _ = TASKS[name]
-    model = Model(layers_of(name, shape, classes, {"size": "tiny"}), shape, ops, dtype=dtype)
+    model = Model(build_layers(name, shape, classes, {"size": "tiny"}), shape, ops, dtype=dtype)
     model.parameters.initialize(3)
     return model, MSELoss(ops) if name in FIELDS else CrossEntropy(ops)
 
@@ -78,7 +119,7 @@ def test_gradients(name: str, rng: np.random.Generator) -> None:
     )
     step = 1e-8 if "resnet" in name else 1e-6
     check_gradients(
-        list(layers_of(name, shape, classes, {"size": "tiny"})),
+        list(build_layers(name, shape, classes, {"size": "tiny"})),
         shape,
         inputs=inputs,
         step=step,
@@ -88,7 +129,7 @@ def test_gradients(name: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_memorises_32_samples(name: str, rng: np.random.Generator) -> None:
+def test_memorizes_32_samples(name: str, rng: np.random.Generator) -> None:
     model, loss = make(name, NumpyOps())
     x, y = samples(name, 32, rng)
     losses = train(

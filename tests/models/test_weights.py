@@ -11,13 +11,13 @@ from safetensors.numpy import load_file, save_file
 
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import CheckpointError
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.models.weights import load_weights, save_weights
 from mpidl.nn import Model
 
 
 def make(name: str, shape: tuple[int, ...], classes: int, **options: Any) -> Model:
-    model = Model(layers_of(name, shape, classes, options), shape, NumpyOps())
+    model = Model(build_layers(name, shape, classes, options), shape, NumpyOps())
     model.parameters.initialize(1)
     return model
 
@@ -29,7 +29,7 @@ def test_there_and_back(tmp_path: Path, rng: np.random.Generator) -> None:
     save_weights(first, tmp_path / "w.safetensors")
     load_weights(second, tmp_path / "w.safetensors")
     np.testing.assert_array_equal(first.parameters.values, second.parameters.values)
-    name = "batchnorm1.running_var"
+    name = "batch_norm1.running_var"
     np.testing.assert_array_equal(first.parameters.value(name), second.parameters.value(name))
 
 

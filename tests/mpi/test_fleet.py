@@ -10,7 +10,7 @@ import pytest
 from mpidl import fleet
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import ConfigError
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import LAMB, Adam
 
@@ -34,7 +34,7 @@ def test_a_loop_of_ones_own(
     context: Any, name: str, options: dict[str, Any], optimizer_of: Any
 ) -> None:
     fleet.init(name, **options)
-    model = Model(layers_of("mlp", (6,), 3, {"hidden": (16,)}), (6,), NumpyOps())
+    model = Model(build_layers("mlp", (6,), 3, {"hidden": (16,)}), (6,), NumpyOps())
     model.parameters.initialize(context.rank)  # rank 0's count
     if name == "parameter_server" and context.size == 1:
         with pytest.raises(ConfigError, match="leave no worker"):

@@ -53,10 +53,10 @@ def test_running_statistics_of_ranks_that_differ_are_averaged(context: Any) -> N
     model.parameters.initialize(0)
     shared = SharedState(model, context, 0)
     model.forward(np.full((4, 3), float(context.rank)), train=True)
-    np.testing.assert_allclose(model.parameters.value("batchnorm1.running_mean"), context.rank)
+    np.testing.assert_allclose(model.parameters.value("batch_norm1.running_mean"), context.rank)
     shared.synchronize()
     np.testing.assert_allclose(
-        model.parameters.value("batchnorm1.running_mean"), (context.size - 1) / 2
+        model.parameters.value("batch_norm1.running_mean"), (context.size - 1) / 2
     )
 
 
@@ -72,7 +72,7 @@ def test_masks_belong_to_micro_batches_not_to_ranks(context: Any) -> None:
         own = []
         for index in range(4 // size):
             shared.begin(7, index, 4 // size)
-            model.runtime.part = rank * (4 // size) + index
+            model.runtime.micro_batch = rank * (4 // size) + index
             own.append(model.forward(x, train=True)[0].copy())
         masks.append(own)
     count = 4 // context.size

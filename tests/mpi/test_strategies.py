@@ -11,7 +11,7 @@ import pytest
 
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import ConfigError
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.nn import CrossEntropy, FlatParameters, Model, ParameterSpec
 from mpidl.optim import SGD, Adam, Optimizer, clip_by_global_norm
 from mpidl.sync import (
@@ -34,7 +34,7 @@ BATCH = 8
 
 
 def build(seed: int = 0) -> Model:
-    model = Model(layers_of("mlp", (12,), 5, {"hidden": (40, 30, 20)}), (12,), NumpyOps())
+    model = Model(build_layers("mlp", (12,), 5, {"hidden": (40, 30, 20)}), (12,), NumpyOps())
     model.parameters.initialize(seed)
     return model
 
@@ -55,7 +55,6 @@ def train(
         logits, backward = model.forward(x, train=True)
         result = loss(logits, y, BATCH * context.size)
         backward(result.gradient, strategy.on_gradients_ready)
-        strategy.note(StepScalars(result.total, count=BATCH))
 
         def apply() -> None:
             if clip:
@@ -167,12 +166,8 @@ def work(strategy: AsynchronousStrategy, gradient: Any, budget: int, pause: Any 
     """One epoch; returns how many steps this rank has done."""
     strategy.begin_epoch(budget)
     done = 0
-    if strategy.serves:
-        strategy.serve()
-    while not strategy.serves:
-        ticket = strategy.next_step()
-        if ticket is None:
-            break
+    strategy.serve()
+    while strategy.next_step() is not None:
         strategy.parameters.gradients[...] = gradient
         strategy.apply_gradients(
             0.1, lambda lr: strategy.optimizer.step(lr) if strategy.optimizer else None

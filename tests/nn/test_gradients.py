@@ -9,7 +9,7 @@ import pytest
 
 from mpidl.backend import Ops
 from mpidl.errors import ShapeError
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.nn import Conv2D, CrossEntropy, Dense, Flatten, Layer, MaxPool2D, Model, ReLU
 
 STEP = 1e-6
@@ -73,7 +73,7 @@ def test_layer_gradients(ops: Ops, name: str, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("name", ["cnn", "mlp"])
 def test_model_gradients(ops: Ops, name: str, rng: np.random.Generator) -> None:
     options = {"cnn": {"channels": [3, 4], "hidden": [6]}, "mlp": {"hidden": [7, 5]}}[name]
-    model = Model(layers_of(name, (8, 8, 1), 4, options), (8, 8, 1), ops, dtype=np.float64)
+    model = Model(build_layers(name, (8, 8, 1), 4, options), (8, 8, 1), ops, dtype=np.float64)
     model.parameters.initialize(5)
     check_gradients(model, rng.standard_normal((3, 8, 8, 1)), rng.integers(0, 4, 3), rng)
 
@@ -88,7 +88,7 @@ def test_the_backends_train_alike(ops: Ops, name: str, rng: np.random.Generator)
     x, y = rng.standard_normal((16, 8, 8, 1)), rng.integers(0, 4, 16)
     losses = []
     for backend, dtype in ((ops, np.float32), (NumpyOps(use_c=False), np.float64)):
-        model = Model(layers_of(name, (8, 8, 1), 4, options), (8, 8, 1), backend, dtype=dtype)
+        model = Model(build_layers(name, (8, 8, 1), 4, options), (8, 8, 1), backend, dtype=dtype)
         model.parameters.initialize(1)
         optimizer, loss = (
             SGD(model.parameters, backend, weight_decay=1e-3),
@@ -105,7 +105,9 @@ def test_the_backends_train_alike(ops: Ops, name: str, rng: np.random.Generator)
 
 
 def test_empty_batch_gives_zero_gradients(ops: Ops) -> None:
-    model = Model(layers_of("cnn", (8, 8, 1), 4, {"channels": [3], "hidden": [5]}), (8, 8, 1), ops)
+    model = Model(
+        build_layers("cnn", (8, 8, 1), 4, {"channels": [3], "hidden": [5]}), (8, 8, 1), ops
+    )
     model.parameters.initialize(0)
     model.parameters.gradients[...] = 7
     logits, backward = model.forward(ops.to_device(np.zeros((0, 8, 8, 1), np.float32)), train=True)
@@ -120,7 +122,7 @@ def test_gradients_become_ready_last_layer_first_and_cover_all() -> None:
     from mpidl.backend.numpy_ops import NumpyOps
 
     ops = NumpyOps()
-    model = Model(layers_of("cnn", (8, 8, 1), 4, {}), (8, 8, 1), ops)
+    model = Model(build_layers("cnn", (8, 8, 1), 4, {}), (8, 8, 1), ops)
     seen: list[tuple[int, int]] = []
     logits, backward = model.forward(np.zeros((2, 8, 8, 1), np.float32), train=True)
     backward(np.ones_like(logits), lambda start, stop: seen.append((start, stop)))
@@ -135,9 +137,9 @@ def test_gradients_become_ready_last_layer_first_and_cover_all() -> None:
     ("layers", "shape", "words"),
     [
         ([Dense(3)], (4, 4, 1), "dense1"),
-        ([Conv2D(3)], (4,), "conv1"),
-        ([Conv2D(3, 5, pad=0)], (4, 4, 1), "conv1"),
-        ([MaxPool2D(5)], (4, 4, 1), "pool1"),
+        ([Conv2D(3)], (4,), "conv2d1"),
+        ([Conv2D(3, 5, pad=0)], (4, 4, 1), "conv2d1"),
+        ([MaxPool2D(5)], (4, 4, 1), "max_pool2d1"),
         ([Conv2D(3), Dense(3)], (4, 4, 1), "dense1"),
     ],
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mpidl.errors import ShapeError
+import mpidl.nn.layers
+from mpidl.errors import ConfigError, ShapeError
 from mpidl.nn import (
     GRU,
     LSTM,
@@ -23,14 +27,17 @@ from mpidl.nn import (
     Dense,
     Dropout,
     Embedding,
-    GlobalAveragePool,
+    Flatten,
+    GlobalAvgPool,
     GroupNorm,
     Identity,
     Layer,
     LayerNorm,
     MaxPool2D,
     Model,
+    PositionalEmbedding,
     Recompute,
+    ReLU,
     Reshape,
     Residual,
     RMSNorm,
@@ -53,7 +60,10 @@ LAYERS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "softmax": (lambda: Softmax(), (3, 5)),
     "log-softmax": (lambda: Softmax(log=True), (5,)),
     "dropout": (lambda: [Dense(9), Dropout(0.4), Dense(3)], (5,)),
-    "conv 2d groups and gaps": (lambda: Conv2D(4, (3, 2), stride=(2, 1), pad=(1, 0), dilation=(1, 2), groups=2), (7, 8, 6)),
+    "relu": (lambda: [Dense(6), ReLU(), Dense(3)], (5,)),
+    "flatten": (lambda: [Flatten(), Dense(3)], (2, 3)),
+    "positional embedding": (lambda: PositionalEmbedding(), (4, 3)),
+    "conv 2d groups and dilation": (lambda: Conv2D(4, (3, 2), stride=(2, 1), pad=(1, 0), dilation=(1, 2), groups=2), (7, 8, 6)),
     "conv 2d without bias": (lambda: Conv2D(4, bias=False, relu=True), (5, 6, 3)),
     "conv 2d 1x1": (lambda: Conv2D(4, 1), (5, 6, 3)),
     "conv 2d 1x1 stride 2": (lambda: Conv2D(4, 1, stride=2, pad=0, bias=False), (6, 5, 3)),
@@ -64,7 +74,7 @@ LAYERS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "transposed": (lambda: ConvTranspose2D(3, 3, stride=2, pad=1, relu=True), (4, 5, 2)),
     "max pool": (lambda: MaxPool2D(3, stride=2, pad=1), (7, 8, 3)),
     "avg pool": (lambda: AvgPool2D(3, stride=2, pad=1), (7, 8, 3)),
-    "global average": (lambda: GlobalAveragePool(), (4, 5, 3)),
+    "global average": (lambda: GlobalAvgPool(), (4, 5, 3)),
     "batch norm": (lambda: BatchNorm(), (4, 3, 5)),
     "batch norm relu": (lambda: [Conv2D(4), BatchNorm(relu=True)], (4, 3, 5)),
     "layer norm": (lambda: LayerNorm(), (4, 7)),
@@ -87,7 +97,7 @@ LAYERS: dict[str, tuple[Make, tuple[int, ...]]] = {
     Dense(5)]))], (5,)),
     "recompute norm": (lambda: Recompute([BatchNorm(), Dense(5)]), (5,)),
     "reshape": (lambda: [Reshape(2, 3), LSTM(2)], (6,)),
-    "nested": (lambda: Sequential([Residual(Sequential([Conv2D(3), MaxPool2D(1)])), GlobalAveragePool()]), (4, 4, 3)),
+    "nested": (lambda: Sequential([Residual(Sequential([Conv2D(3), MaxPool2D(1)])), GlobalAvgPool()]), (4, 4, 3)),
 }  # fmt: skip
 
 
@@ -95,6 +105,44 @@ LAYERS: dict[str, tuple[Make, tuple[int, ...]]] = {
 def test_gradients(ops: Any, name: str) -> None:
     make, shape = LAYERS[name]
     check_gradients(make(), shape, ops=ops, batch=4)
+
+
+def test_every_layer_is_exported_and_checked() -> None:
+    """`mpidl.nn.__all__`, the table above and the classes that are defined have the same layers."""
+    defined = set()
+    for module in pkgutil.iter_modules(mpidl.nn.layers.__path__, "mpidl.nn.layers."):
+        for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if issubclass(kind, Layer) and hasattr(kind, "kind"):
+                defined.add(kind)
+    exported = [getattr(mpidl.nn, name) for name in mpidl.nn.__all__]
+    layers = {kind for kind in exported if inspect.isclass(kind) and issubclass(kind, Layer)}
+    checked: set[type[Layer]] = {Embedding}  # its inputs are whole numbers: below
+    for make, _ in LAYERS.values():
+        made = make()
+        for layer in [made] if isinstance(made, Layer) else made:
+            checked |= {type(inner) for inner in layer.walk()}
+    assert layers - {Layer} == defined == checked
+
+
+def test_kinds_are_the_names_of_the_classes() -> None:
+    """Parameter names in checkpoints: one word for one thing."""
+    exported = [getattr(mpidl.nn, name) for name in mpidl.nn.__all__]
+    kinds = [kind for kind in exported if inspect.isclass(kind) and issubclass(kind, Layer)]
+    for kind in kinds:
+        if kind is not Layer:
+            assert kind.kind.replace("_", "") == kind.__name__.lower()
+
+
+def test_a_layer_class_without_a_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Scale has no kind(?s:.*)kind = "):
+
+        class Scale(Layer):
+            pass
+
+    class Base(Layer, base=True):
+        pass
+
+    assert not hasattr(Base, "kind")
 
 
 def test_gradients_of_embeddings(ops: Any, rng: np.random.Generator) -> None:
@@ -124,7 +172,7 @@ def test_batch_norm_follows_the_statistics(ops: Any, rng: np.random.Generator) -
     y, _ = model.forward(ops.to_device(x), train=True)
     np.testing.assert_allclose(ops.to_host(y).mean(axis=0), 0, atol=1e-9)
     np.testing.assert_allclose(ops.to_host(y).std(axis=0), 1, atol=1e-5)
-    running = ops.to_host(model.parameters.value("batchnorm1.running_var"))
+    running = ops.to_host(model.parameters.value("batch_norm1.running_var"))
     np.testing.assert_allclose(running, 0.5 + 0.5 * x.var(axis=0, ddof=1))
     for _ in range(60):
         model.forward(ops.to_device(x), train=True)
@@ -164,9 +212,9 @@ def test_composites_that_do_not_fit_say_where() -> None:
 
     with pytest.raises(ShapeError, match=r"\(4,\).*\(7,\)"):
         Model([Residual(Dense(4))], (7,), NumpyOps())
-    with pytest.raises(ShapeError, match=r"seq1\.attention1"):
+    with pytest.raises(ShapeError, match=r"sequential1\.self_attention1"):
         Model([Sequential([SelfAttention(4)])], (3, 6), NumpyOps())
-    with pytest.raises(ShapeError, match="groupnorm1"):
+    with pytest.raises(ShapeError, match="group_norm1"):
         Model([GroupNorm(4)], (3, 6), NumpyOps())
 
 

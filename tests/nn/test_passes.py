@@ -41,7 +41,7 @@ def test_two_passes_in_flight_equal_one_after_the_other(ops: Any, rng: np.random
     model = small(ops)
     wanted, outputs = [], []
     for part, x in enumerate(batches):
-        model.runtime.part = part
+        model.runtime.micro_batch = part
         y, backward = model.forward(x, train=True)
         outputs.append(ops.to_host(y).copy())
         backward(y * 0 + 1)
@@ -49,7 +49,7 @@ def test_two_passes_in_flight_equal_one_after_the_other(ops: Any, rng: np.random
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
         flying = []
         for part, x in enumerate(batches):
-            model.runtime.part = part
+            model.runtime.micro_batch = part
             flying.append(model.forward(x, train=True))
         model.forward(batches[2])  # an evaluation in between
         for part in order:

@@ -10,7 +10,7 @@ import pytest
 
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import BackendError
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.nn import CrossEntropy, Dense, Model
 from mpidl.optim import Adam, LossScaler
 
@@ -27,7 +27,7 @@ MODELS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
 def losses(ops: Any, which: int, compute: Any, steps: int = 6) -> list[float]:
     name, shape, options = MODELS[which]
     rng = np.random.default_rng(5)
-    model = Model(layers_of(name, shape, 10, options), shape, ops, compute_dtype=compute)
+    model = Model(build_layers(name, shape, 10, options), shape, ops, compute_dtype=compute)
     model.parameters.initialize(1)
     tokens = name in ("gpt", "lstm")
     x = ops.to_device(

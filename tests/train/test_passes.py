@@ -9,7 +9,7 @@ import pytest
 
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import BackendError
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.nn import CrossEntropy, Dense, GroupNorm, Model
 from mpidl.optim import Adam
 from mpidl.train.passes import Passes
@@ -25,7 +25,7 @@ def train(
     ops: Any, which: int, *, graphs: bool, dtype: Any = np.float32
 ) -> tuple[list[float], np.ndarray, Passes]:
     name, shape, options = MODELS[which]
-    model = Model(layers_of(name, shape, 10, options), shape, ops, compute_dtype=dtype)
+    model = Model(build_layers(name, shape, 10, options), shape, ops, compute_dtype=dtype)
     model.parameters.initialize(1)
     model.runtime.seed = 3
     passes = Passes(model, CrossEntropy(ops), graphs=graphs)

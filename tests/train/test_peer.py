@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpidl.backend.numpy_ops import NumpyOps
-from mpidl.models import layers_of
+from mpidl.models import build_layers
 from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import SGD
 
@@ -24,7 +24,7 @@ def test_a_whole_step_equals_pytorch(name: str, nesterov: bool, rng: np.random.G
     from torch_models import parameters_like_ours, twin
 
     ops, shape = NumpyOps(), (28, 28, 1)
-    model = Model(layers_of(name, shape, 10, {}), shape, ops)
+    model = Model(build_layers(name, shape, 10, {}), shape, ops)
     model.parameters.initialize(3)
     module = twin(model)
     ours = SGD(model.parameters, ops, momentum=0.9, weight_decay=1e-3, nesterov=nesterov)

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from mpidl.backend import Array
 from mpidl.backend.contract.pointwise import ACTIVATIONS
+from mpidl.errors import ConfigError, nearest
 from mpidl.nn.layer import Backward, Layer, Shape
 
-PARTS = 1 << 16  # micro-batches of a step that have masks of their own
+STREAMS = 1 << 16  # per layer: micro-batches of a step that have masks of their own
+
+
+def check_activation(name: str) -> None:
+    """Refuse an activation that no kernel computes.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"unknown activation {name!r}", remedy=nearest(name, ACTIVATIONS))
 
 
 class Activation(Layer):
-    """y = act(x), any shape. name: a key of `mpidl.backend.contract.pointwise.ACTIVATIONS`."""
+    """y = act(x), any shape.
 
-    kind = "act"
+    Args:
+        name: A key of `mpidl.backend.contract.pointwise.ACTIVATIONS`.
+    """
+
+    kind = "activation"
     capturable = True
 
     def __init__(self, name: str) -> None:
-        if name not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
-        self.function = name
+        check_activation(name)
         super().__init__()
+        self.function = name
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape
@@ -45,7 +59,11 @@ class ReLU(Activation):
 
 
 class Softmax(Layer):
-    """y = softmax of x over its last axis, or its logarithm."""
+    """y = softmax of x over its last axis.
+
+    Args:
+        log: Give its logarithm.
+    """
 
     kind = "softmax"
     capturable = True
@@ -71,9 +89,14 @@ class Softmax(Layer):
 
 
 class Dropout(Layer):
-    """In training y = x / (1 - rate) with probability 1 - rate, else 0 (Srivastava et al., 2014); y = x otherwise.
+    """Dropout (Srivastava et al., 2014).
 
-    Masks are drawn anew from (seed, step, micro-batch, layer), not stored: the same on any number of ranks.
+    In training y = x / (1 - rate) with probability 1 - rate, else 0; y = x otherwise. Masks are
+    drawn from (seed, step, micro-batch, layer) again where they are needed, not stored: they are
+    the same on any number of ranks.
+
+    Args:
+        rate: Probability of dropping, in [0, 1).
     """
 
     kind = "dropout"
@@ -81,7 +104,7 @@ class Dropout(Layer):
 
     def __init__(self, rate: float = 0.1) -> None:
         if not 0 <= rate < 1:
-            raise ValueError(f"a dropout rate is in [0, 1), not {rate}")
+            raise ConfigError(f"the dropout rate is {rate}", remedy="choose one in [0, 1)")
         super().__init__()
         self.rate = rate
 
@@ -101,4 +124,5 @@ class Dropout(Layer):
         return y, backward
 
     def _drop(self, x: Array, out: Array) -> None:
-        self.ops.dropout(x, out, 1 - self.rate, self.runtime.drawn(self.ops), self.number * PARTS)
+        key = self.runtime.rng_key(self.ops)
+        self.ops.dropout(x, out, 1 - self.rate, key, self.number * STREAMS)

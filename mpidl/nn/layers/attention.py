@@ -8,18 +8,24 @@ from mpidl.nn.parameters import ParameterSpec
 
 
 class SelfAttention(Layer):
-    """Multi-head self-attention (Vaswani et al., 2017): x (n, t, width) to (n, t, width); causal: no token sees later ones."""
+    """Multi-head self-attention (Vaswani et al., 2017): x (n, t, width) to (n, t, width).
 
-    kind = "attention"
+    Args:
+        heads: Number of heads, a divisor of width.
+        causal: No token sees later ones.
+    """
+
+    kind = "self_attention"
     capturable = True
 
     def __init__(self, heads: int, *, causal: bool = False) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads = heads
+        self.causal = causal
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 2 or shape[1] % self.heads:
-            raise self._refuse(
+            raise self.shape_error(
                 shape,
                 f"attention needs (tokens, width) with a width that {self.heads} heads divide",
             )
@@ -36,57 +42,55 @@ class SelfAttention(Layer):
 
     def flops(self, shape: Shape) -> float:
         tokens, width = shape
-        return 8.0 * tokens * width * width + 4.0 * tokens * tokens * width * (
-            0.5 if self.causal else 1.0
-        )
+        seen = 0.5 if self.causal else 1.0
+        return 8.0 * tokens * width * width + 4.0 * tokens * tokens * width * seen
 
-    def stored(self, shape: Shape) -> int:
+    def activation_elements(self, shape: Shape) -> int:
         return shape[0] * (5 * shape[1] + self.heads)
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         n, t, width = x.shape
-        dim, rows, ops = width // self.heads, x.reshape(-1, width), self.ops
-        qkv = self.space.get("qkv", (n * t, 3 * width), x.dtype)
-        ops.dense_forward(rows, self._value("qkv.weight"), self._value("qkv.bias"), qkv, relu=False)
-        q, k, v = self._heads(qkv, n, t, dim)
-        mixed, lse = (
-            self.space.get("mixed", (n, t, self.heads, dim), x.dtype),
-            self.space.get("lse", (n, self.heads, t), accumulator(x.dtype)),
-        )
-        ops.attention_forward(q, k, v, mixed, lse, scale=dim**-0.5, causal=self.causal)
-        y = self.space.get("y", (n * t, width), x.dtype)
-        ops.dense_forward(
-            mixed.reshape(rows.shape),
-            self._value("out.weight"),
-            self._value("out.bias"),
-            y,
-            relu=False,
-        )
+        dim = width // self.heads
+        rows = x.reshape(-1, width)
+        qkv = self._project("qkv", rows)
+        q, k, v = self._split(qkv, n, t, dim)
+        mixed = self.space.get("mixed", (n, t, self.heads, dim), x.dtype)
+        lse = self.space.get("lse", (n, self.heads, t), accumulator(x.dtype))
+        self.ops.attention_forward(q, k, v, mixed, lse, scale=dim**-0.5, causal=self.causal)
+        mixed_rows = mixed.reshape(rows.shape)
+        y = self._project("out", mixed_rows)
 
         def backward(dy: Array) -> Array | None:
-            dmixed = self.space.get("dmixed", (n * t, width), x.dtype)
-            flat, dw, db = (
-                mixed.reshape(rows.shape),
-                self._gradient("out.weight"),
-                self._gradient("out.bias"),
-            )
-            ops.dense_backward(
-                flat, self._value("out.weight"), dy.reshape(rows.shape), dw, db, dmixed
-            )
-            dqkv = self.space.get("dqkv", (n * t, 3 * width), x.dtype)
-            parts = self._heads(dqkv, n, t, dim)
-            shaped = dmixed.reshape(mixed.shape)
-            ops.attention_backward(
-                shaped, q, k, v, mixed, lse, *parts, scale=dim**-0.5, causal=self.causal
+            dmixed = self.space.get("dmixed", rows.shape, x.dtype)
+            self._project_back("out", mixed_rows, dy.reshape(rows.shape), dmixed)
+            dqkv = self.space.get("dqkv", qkv.shape, x.dtype)
+            self.ops.attention_backward(
+                dmixed.reshape(mixed.shape),
+                *(q, k, v, mixed, lse),
+                *self._split(dqkv, n, t, dim),
+                scale=dim**-0.5,
+                causal=self.causal,
             )
             dx = self.space.get("dx", rows.shape, x.dtype) if self.needs_input_gradient else None
-            dw, db = self._gradient("qkv.weight"), self._gradient("qkv.bias")
-            ops.dense_backward(rows, self._value("qkv.weight"), dqkv, dw, db, dx)
+            self._project_back("qkv", rows, dqkv, dx)
             return None if dx is None else dx.reshape(x.shape)
 
         return y.reshape(x.shape), backward
 
-    def _heads(self, qkv: Array, n: int, t: int, dim: int) -> tuple[Array, Array, Array]:
+    def _project(self, name: str, x: Array) -> Array:
+        """One of the two linear projections."""
+        weight = self.value(f"{name}.weight")
+        y = self.space.get(name, (x.shape[0], weight.shape[1]), x.dtype)
+        self.ops.dense_forward(x, weight, self.value(f"{name}.bias"), y, relu=False)
+        return y
+
+    def _project_back(self, name: str, x: Array, dy: Array, dx: Array | None) -> None:
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        self.ops.dense_backward(
+            x, self.value(weight), dy, self.gradient(weight), self.gradient(bias), dx
+        )
+
+    def _split(self, qkv: Array, n: int, t: int, dim: int) -> tuple[Array, Array, Array]:
         """Views (n, t, heads, dim) of queries, keys and values."""
         whole = qkv.reshape(n, t, 3, self.heads, dim)
         return whole[:, :, 0], whole[:, :, 1], whole[:, :, 2]

@@ -2,65 +2,64 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from mpidl.backend import Array, Ops
 from mpidl.errors import ShapeError
-from mpidl.nn.layer import Backward, Layer, Runtime, Shape
-from mpidl.nn.layers.pool import MaxPool2D
+from mpidl.nn.fuse import fuse
+from mpidl.nn.layer import Backward, Layer, Runtime, Shape, number_layers
 from mpidl.nn.parameters import FlatParameters, ParameterSpec
 
 
-class Composite(Layer):
-    """Base of layers with layers inside; those are named by kind and number, or as `names` says.
+class Composite(Layer, base=True):
+    """Base of layers with layers inside.
 
-    joins: whether parts stand side by side and their outputs are joined in memory of the layer; else they follow one another.
+    Args:
+        parts: The layers.
+        names: Of the parts; by default by kind and number.
+
+    Attributes:
+        is_parallel: Whether all parts receive the input of the layer, and their outputs are joined
+            in memory of the layer; else they follow one another.
     """
 
     capturable = True
-
-    joins = True
+    is_parallel = True
 
     def __init__(self, parts: Sequence[Layer], names: Sequence[str] | None = None) -> None:
         super().__init__()
-        numbers: Counter[str] = Counter()
-        self.parts: list[tuple[str, Layer]] = []
-        for index, part in enumerate(parts):
-            numbers[part.kind] += 1
-            self.parts.append((names[index] if names else f"{part.kind}{numbers[part.kind]}", part))
+        self.parts = list(zip(names or number_layers(parts), parts, strict=True))
 
     def children(self) -> list[tuple[str, Layer]]:
         return self.parts
 
-    def _inputs(self, shape: Shape) -> list[Shape]:
-        """The shape that each part receives: that of the layer itself, unless parts follow one another."""
+    def _input_shapes(self, shape: Shape) -> list[Shape]:
+        """The shape of the input of each part."""
         return [shape] * len(self.parts)
 
-    def _named(self, name: str, part: Layer, shape: Shape) -> Shape:
+    def _part_shape(self, name: str, part: Layer, shape: Shape) -> Shape:
+        """The output shape of a part, which is named first, so that errors can name it."""
         part.name = f"{self.name}.{name}"
         return part.output_shape(shape)
 
     def declare(self, shape: Shape) -> list[ParameterSpec]:
         return [
             replace(spec, name=f"{name}.{spec.name}")
-            for (name, part), before in zip(self.parts, self._inputs(shape), strict=True)
+            for (name, part), before in zip(self.parts, self._input_shapes(shape), strict=True)
             for spec in part.declare(before)
         ]
 
     def flops(self, shape: Shape) -> float:
-        return sum(
-            part.flops(before)
-            for (_, part), before in zip(self.parts, self._inputs(shape), strict=True)
-        )
+        shapes = self._input_shapes(shape)
+        return sum(part.flops(before) for (_, part), before in zip(self.parts, shapes, strict=True))
 
-    def stored(self, shape: Shape) -> int:
-        own = super().stored(shape) if self.joins else 0
+    def activation_elements(self, shape: Shape) -> int:
+        own = super().activation_elements(shape) if self.is_parallel else 0
+        shapes = self._input_shapes(shape)
         return own + sum(
-            part.stored(before)
-            for (_, part), before in zip(self.parts, self._inputs(shape), strict=True)
+            part.activation_elements(before)
+            for (_, part), before in zip(self.parts, shapes, strict=True)
         )
 
     def bind(self, ops: Ops, parameters: FlatParameters, runtime: Runtime) -> None:
@@ -70,30 +69,34 @@ class Composite(Layer):
             part.name = f"{self.name}.{name}"
             part.needs_input_gradient = needed
             part.bind(ops, parameters, runtime)
-            if not self.joins:
+            if not self.is_parallel:
                 needed = needed or any(key.startswith(f"{part.name}.") for key in parameters.slots)
 
 
 class Sequential(Composite):
-    """Layers one after another, as one layer."""
+    """Layers one after another, as one layer.
 
-    kind, joins = "seq", False
+    Args:
+        layers: The layers.
+        names: Of the layers; by default by kind and number.
+    """
+
+    kind = "sequential"
+    is_parallel = False
 
     def __init__(self, layers: Sequence[Layer], names: Sequence[str] | None = None) -> None:
         super().__init__(layers, names)
-        for (_, before), (_, layer) in zip(self.parts, self.parts[1:], strict=False):
-            if isinstance(layer, MaxPool2D):
-                layer.follow(before)
+        fuse(layers)
 
-    def _inputs(self, shape: Shape) -> list[Shape]:
+    def _input_shapes(self, shape: Shape) -> list[Shape]:
         shapes = [shape]
         for name, part in self.parts[:-1]:
-            shapes.append(self._named(name, part, shapes[-1]))
+            shapes.append(self._part_shape(name, part, shapes[-1]))
         return shapes[: len(self.parts)]
 
     def output_shape(self, shape: Shape) -> Shape:
         for name, part in self.parts:
-            shape = self._named(name, part, shape)
+            shape = self._part_shape(name, part, shape)
         return shape
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
@@ -113,10 +116,21 @@ class Sequential(Composite):
         return x, backward
 
 
-class Residual(Composite):
-    """y = act(body(x) + shortcut(x)) (He et al., 2016); without a shortcut it is x itself; act is ReLU where relu=True."""
+def as_layer(layers: Layer | Sequence[Layer]) -> Layer:
+    """One layer: itself, or a `Sequential` of several."""
+    return layers if isinstance(layers, Layer) else Sequential(layers)
 
-    kind = "res"
+
+class Residual(Composite):
+    """y = act(body(x) + shortcut(x)) (He et al., 2016).
+
+    Args:
+        body: One or more layers.
+        shortcut: One or more layers that end in the body's shape; by default x itself.
+        relu: ReLU behind the sum.
+    """
+
+    kind = "residual"
 
     def __init__(
         self,
@@ -125,21 +139,22 @@ class Residual(Composite):
         *,
         relu: bool = False,
     ) -> None:
-        parts = [body if isinstance(body, Layer) else Sequential(body)]
-        if shortcut is not None:
-            parts.append(shortcut if isinstance(shortcut, Layer) else Sequential(shortcut))
-        super().__init__(parts, ["body", "shortcut"][: len(parts)])
+        if shortcut is None:
+            super().__init__([as_layer(body)], ["body"])
+        else:
+            super().__init__([as_layer(body), as_layer(shortcut)], ["body", "shortcut"])
         self.has_relu = relu
 
     def output_shape(self, shape: Shape) -> Shape:
-        shapes = [self._named(name, part, shape) for name, part in self.parts]
+        shapes = [self._part_shape(name, part, shape) for name, part in self.parts]
         if len(shapes) == 1:
             shapes.append(shape)
         if shapes[0] != shapes[1]:
             raise ShapeError(
                 f"the body gives shape {shapes[0]}, the shortcut {shapes[1]}",
                 where=f"layer {self.name}",
-                remedy="give a shortcut that ends in the body's shape (a 1x1 convolution with its stride, say)",
+                remedy="give a shortcut that ends in the body's shape (a 1x1 convolution with its "
+                "stride, say)",
             )
         return shapes[0]
 
@@ -156,28 +171,33 @@ class Residual(Composite):
                 self.ops.relu_backward(dy, y, dy)
             kept = self.space.get("dy", dy.shape, dy.dtype)  # the body may overwrite its gradient
             kept[...] = dy
-            direct = body_back(dy)
-            around = other_back(kept) if other_back else kept
-            if direct is None or around is None or not self.needs_input_gradient:
+            dx = body_back(dy)
+            shortcut_dx = other_back(kept) if other_back else kept
+            if dx is None or shortcut_dx is None or not self.needs_input_gradient:
                 return None
-            self.ops.add(direct, around.reshape(direct.shape), direct, relu=False)
-            return direct
+            self.ops.add(dx, shortcut_dx.reshape(dx.shape), dx, relu=False)
+            return dx
 
         return y, backward
 
 
 class Concat(Composite):
-    """Branches of the same input, side by side along the last axis; an empty branch (`Identity`) passes the input on."""
+    """Branches of the same input, side by side along the last axis.
+
+    Args:
+        parts: The branches; `Identity` passes the input on.
+        names: Of the branches; by default by kind and number.
+    """
 
     kind = "concat"
 
     def output_shape(self, shape: Shape) -> Shape:
-        shapes = [self._named(name, part, shape) for name, part in self.parts]
+        shapes = [self._part_shape(name, part, shape) for name, part in self.parts]
         if any(other[:-1] != shapes[0][:-1] for other in shapes):
             raise ShapeError(
                 f"the branches give shapes {shapes}",
                 where=f"layer {self.name}",
-                remedy="all but the last extent must be equal",
+                remedy="all sizes but the last must be equal",
             )
         return (*shapes[0][:-1], sum(other[-1] for other in shapes))
 
@@ -186,8 +206,8 @@ class Concat(Composite):
         widths = [output.shape[-1] for output, _ in results]
         y = self.space.get("y", (*results[0][0].shape[:-1], sum(widths)), x.dtype)
         edges = [sum(widths[:index]) for index in range(len(widths) + 1)]
-        for (output, _), low, high in zip(results, edges, edges[1:], strict=False):
-            y[..., low:high] = output
+        for index, (output, _) in enumerate(results):
+            y[..., edges[index] : edges[index + 1]] = output
 
         def backward(dy: Array) -> Array | None:
             total: Array | None = None
@@ -215,52 +235,8 @@ class Identity(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         return shape
 
-    def stored(self, shape: Shape) -> int:
+    def activation_elements(self, shape: Shape) -> int:
         return 0
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         return x, lambda dy: dy
-
-
-class Recompute(Composite):
-    """Computes its body again in the backward pass instead of keeping its activations (Chen et al., 2016).
-
-    All such layers of a model share the memory of their bodies' activations: what is kept is one output for each, and one
-    set of activations for those whose bodies have the same structure.
-    """
-
-    kind = "recompute"
-
-    def __init__(self, body: Layer | Sequence[Layer]) -> None:
-        super().__init__([body if isinstance(body, Layer) else Sequential(body)], ["body"])
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return self._named("body", self.parts[0][1], shape)
-
-    def stored(self, shape: Shape) -> int:
-        return math.prod(self.output_shape(shape))
-
-    def bind(self, ops: Ops, parameters: FlatParameters, runtime: Runtime) -> None:
-        super().bind(ops, parameters, runtime)
-        for layer in self.parts[0][1].walk():
-            layer.memory = f"recomputed {layer.kind}{layer.name[len(self.name) :]}"
-
-    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        body = self.parts[0][1]
-        output, _ = body.forward(x, train=train)
-        y = self.space.get("y", output.shape, output.dtype)
-        y[...] = output
-
-        def backward(dy: Array) -> Array | None:
-            kept = self.runtime.activations.space("recomputed").get(
-                "dy", dy.shape, dy.dtype
-            )  # dy may lie in the memory that the body is about to use
-            kept[...] = dy
-            self.runtime.recomputing = True
-            try:
-                _, step = body.forward(x, train=train)
-            finally:
-                self.runtime.recomputing = False
-            return step(kept)
-
-        return y, backward

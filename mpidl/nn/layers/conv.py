@@ -8,10 +8,11 @@ from typing import Any
 from mpidl.backend import Array
 from mpidl.backend.contract.conv import ConvGeometry
 from mpidl.backend.ops import Conv2DGeometry
+from mpidl.errors import ConfigError
 from mpidl.nn.layer import Backward, Layer, Shape
 from mpidl.nn.parameters import ParameterSpec
 
-Extents = int | tuple[int, ...]
+Sizes = int | tuple[int, ...]
 AXES = {
     1: "(steps, channels)",
     2: "(height, width, channels)",
@@ -19,203 +20,242 @@ AXES = {
 }
 
 
-class _Conv(Layer):
-    """Any convolution through columns; weight (*kernel, channels in / groups, channels)."""
+class _Conv(Layer, base=True):
+    """Any convolution by im2col and matrix products.
+
+    Args:
+        channels: Of the output.
+        kernel: Size of the kernel; like the next three one number for all axes, or one for each.
+        stride: Elements between outputs.
+        pad: Zeros on each side; "same" keeps the size (odd kernels, stride 1).
+        dilation: Distance of neighboring kernel elements.
+        groups: Blocks of channels that see nothing of one another.
+        bias: Whether there is one.
+        relu: ReLU behind it.
+
+    Attributes:
+        relu_gradient_is_fused: The next layer applies the gradient of the ReLU: `mpidl.nn.fuse`.
+    """
 
     capturable = True
-
     dimensions: int
 
     def __init__(
-        self, channels: int, kernel: Extents = 3, *, stride: Extents = 1, pad: Extents | str = "same", dilation: Extents = 1,
-        groups: int = 1, bias: bool = True, relu: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        channels: int,
+        kernel: Sizes = 3,
+        *,
+        stride: Sizes = 1,
+        pad: Sizes | str = "same",
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        relu: bool = False,
+    ) -> None:
         super().__init__()
-        self.channels, self.groups, self.bias, self.has_relu = channels, groups, bias, relu
-        self.kernel_size, self.strides, self.dilation = (
-            self._each(value) for value in (kernel, stride, dilation)
-        )
+        self.channels = channels
+        self.groups = groups
+        self.bias = bias
+        self.has_relu = relu
+        self.kernel_size = self._per_axis(kernel)
+        self.strides = self._per_axis(stride)
+        self.dilation = self._per_axis(dilation)
         same = tuple(d * (k - 1) // 2 for k, d in zip(self.kernel_size, self.dilation, strict=True))
-        self.pads = same if isinstance(pad, str) else self._each(pad)
-        self.relu_is_masked = (
-            False  # True when the next layer's backward has applied the ReLU's gradient already
-        )
+        self.pads = same if isinstance(pad, str) else self._per_axis(pad)
+        self.relu_gradient_is_fused = False
 
-    def _each(self, value: Extents) -> tuple[int, ...]:
-        result = (value,) * self.dimensions if isinstance(value, int) else tuple(value)
-        if len(result) != self.dimensions:
-            raise ValueError(f"{value} should have {self.dimensions} extents")
-        return result
+    def _per_axis(self, value: Sizes) -> tuple[int, ...]:
+        sizes = (value,) * self.dimensions if isinstance(value, int) else tuple(value)
+        if len(sizes) != self.dimensions:
+            raise ConfigError(
+                f"{value} does not fit a convolution of {self.dimensions} dimensions",
+                where=type(self).__name__,
+                remedy=f"give one number, or {self.dimensions}",
+            )
+        return sizes
 
-    def _three(self, value: tuple[int, ...], fill: int) -> Any:
+    def _pad_to_3d(self, value: tuple[int, ...], fill: int) -> Any:
         return (fill,) * (3 - self.dimensions) + value
 
-    def _general(self, shape: Shape) -> ConvGeometry:
+    def _geometry(self, shape: Shape) -> ConvGeometry:
+        """As the kernels know it, which always have three axes."""
         return ConvGeometry(
-            self._three(shape[:-1], 1), shape[-1], self.channels, self._three(self.kernel_size, 1),
-            self._three(self.strides, 1),
-            self._three(self.pads, 0), self._three(self.dilation, 1), self.groups,
-        )  # fmt: skip
+            self._pad_to_3d(shape[:-1], 1),
+            shape[-1],
+            self.channels,
+            self._pad_to_3d(self.kernel_size, 1),
+            self._pad_to_3d(self.strides, 1),
+            self._pad_to_3d(self.pads, 0),
+            self._pad_to_3d(self.dilation, 1),
+            self.groups,
+        )
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != self.dimensions + 1:
-            raise self._refuse(
+            raise self.shape_error(
                 shape, f"a {self.dimensions}-D convolution needs {AXES[self.dimensions]}"
             )
         if shape[-1] % self.groups or self.channels % self.groups:
-            raise self._refuse(
+            raise self.shape_error(
                 shape, f"{self.groups} groups must divide {shape[-1]} and {self.channels} channels"
             )
-        out = self._general(shape).out_size[3 - self.dimensions :]
+        out = self._geometry(shape).out_size[3 - self.dimensions :]
         if min(out) < 1:
-            raise self._refuse(
+            raise self.shape_error(
                 shape,
                 f"a kernel of {self.kernel_size} with padding {self.pads} does not fit into it",
             )
         return (*out, self.channels)
 
     def declare(self, shape: Shape) -> list[ParameterSpec]:
-        each = shape[-1] // self.groups
-        fan_in = math.prod(self.kernel_size) * each
-        init = "he_normal" if self.has_relu else "lecun_normal"
+        inputs = shape[-1] // self.groups
         weight = ParameterSpec(
-            "weight", (*self.kernel_size, each, self.channels), init, fan_in=fan_in
+            "weight",
+            (*self.kernel_size, inputs, self.channels),
+            "he_normal" if self.has_relu else "lecun_normal",
+            fan_in=math.prod(self.kernel_size) * inputs,
         )
         return [weight, ParameterSpec("bias", (self.channels,))] if self.bias else [weight]
 
     def flops(self, shape: Shape) -> float:
-        return (
-            2.0
-            * math.prod(self.output_shape(shape))
-            * math.prod(self.kernel_size)
-            * shape[-1]
-            / self.groups
-        )
-
-    def _forward(self, x: Array, y: Array) -> None:
-        self.ops.conv_forward(
-            x,
-            self._value("weight"),
-            self._value("bias") if self.bias else None,
-            y,
-            self._general(x.shape[1:]),
-        )
-        if self.has_relu:
-            self.ops.relu_forward(y, y)
-
-    def _backward(self, x: Array, dy: Array, dx: Array | None) -> None:
-        g = self._general(x.shape[1:])
-        self.ops.conv_backward_weights(
-            x, dy, self._gradient("weight"), self._gradient("bias") if self.bias else None, g
-        )
-        if dx is not None:
-            self.ops.conv_backward_input(dy, self._value("weight"), dx, g)
+        products = math.prod(self.kernel_size) * shape[-1] / self.groups
+        return 2.0 * math.prod(self.output_shape(shape)) * products
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         y = self.space.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
-        self._forward(x, y)
+        self._forward(x, y, self.value("bias") if self.bias else None)
 
         def backward(dy: Array) -> Array | None:
             dy = dy.reshape(y.shape)
-            if self.has_relu and not self.relu_is_masked:
+            if self.has_relu and not self.relu_gradient_is_fused:
                 self.ops.relu_backward(dy, y, dy)
             dx = self.space.get("dx", x.shape, x.dtype) if self.needs_input_gradient else None
-            self._backward(x, dy, dx)
+            self._backward(x, dy, self.gradient("bias") if self.bias else None, dx)
             return dx
 
         return y, backward
 
+    def _forward(self, x: Array, y: Array, bias: Array | None) -> None:
+        self.ops.conv_forward(x, self.value("weight"), bias, y, self._geometry(x.shape[1:]))
+        if self.has_relu:
+            self.ops.relu_forward(y, y)
+
+    def _backward(self, x: Array, dy: Array, dbias: Array | None, dx: Array | None) -> None:
+        g = self._geometry(x.shape[1:])
+        self.ops.conv_backward_weights(x, dy, self.gradient("weight"), dbias, g)
+        if dx is not None:
+            self.ops.conv_backward_input(dy, self.value("weight"), dx, g)
+
 
 class Conv1D(_Conv):
-    """y (n, steps, channels) = act(x (n, steps, c) convolved with weight (kernel, c / groups, channels) + bias)."""
+    """y (n, steps, channels) = act(x (n, steps, c) * weight (kernel, c / groups, channels) + bias).
 
-    kind, dimensions = "conv1d", 1
+    The arguments are those of `Conv2D`, for one axis.
+    """
+
+    kind = "conv1d"
+    dimensions = 1
 
 
 class Conv3D(_Conv):
-    """y (n, d, h, w, channels) = act(x (n, d, h, w, c) convolved with weight (kd, kh, kw, c / groups, channels) + bias)."""
+    """y (n, d, h, w, channels) = act(x (n, d, h, w, c) convolved with weight + bias).
 
-    kind, dimensions = "conv3d", 3
+    weight is (kd, kh, kw, c / groups, channels). The arguments are those of `Conv2D`, for three
+    axes.
+    """
+
+    kind = "conv3d"
+    dimensions = 3
 
 
 class Conv2D(_Conv):
-    """y (n, oh, ow, channels) = act(x (n, h, w, c) convolved with weight (kh, kw, c / groups, channels) + bias).
+    """y (n, oh, ow, channels) = act(x (n, h, w, c) convolved with weight + bias).
 
-    pad: zeros on each side; "same" keeps height and width (odd kernels, stride 1). act is ReLU where relu=True.
+    weight is (kh, kw, c / groups, channels).
+
+    Args:
+        channels: Of the output.
+        kernel: Size of the kernel; like the next three one number for all axes, or one for each.
+        stride: Pixels between outputs.
+        pad: Zeros on each side; "same" keeps height and width (odd kernels, stride 1).
+        dilation: Distance of neighboring kernel elements.
+        groups: Blocks of channels that see nothing of one another.
+        bias: Whether there is one.
+        relu: ReLU behind it.
     """
 
-    kind, dimensions = "conv", 2
-    capturable = True
+    kind = "conv2d"
+    dimensions = 2
 
-    def _simple(self, shape: Shape) -> Conv2DGeometry | None:
-        """What the fast kernels need: one group, no gaps, square stride and padding."""
-        even = len(set(self.strides)) == len(set(self.pads)) == 1 and set(self.dilation) == {1}
-        if self.groups > 1 or not even:
+    def _fast_geometry(self, shape: Shape) -> Conv2DGeometry | None:
+        """For the fast kernels: one group, no dilation, square stride and padding; else None."""
+        square = len(set(self.strides)) == len(set(self.pads)) == 1
+        if self.groups > 1 or not square or set(self.dilation) != {1}:
             return None
         (height, width, channels), (kh, kw) = shape, self.kernel_size
         return Conv2DGeometry(
             height, width, channels, self.channels, kh, kw, self.strides[0], self.pads[0]
         )
 
-    def _forward(self, x: Array, y: Array) -> None:
-        g = self._simple(x.shape[1:])
+    def _forward(self, x: Array, y: Array, bias: Array | None) -> None:
+        g = self._fast_geometry(x.shape[1:])
         if g is None:
-            super()._forward(x, y)
+            super()._forward(x, y, bias)
         else:
-            self.ops.conv2d_forward(
-                x,
-                self._value("weight"),
-                self._value("bias") if self.bias else None,
-                y,
-                g,
-                relu=self.has_relu,
-            )
+            self.ops.conv2d_forward(x, self.value("weight"), bias, y, g, relu=self.has_relu)
 
-    def _backward(self, x: Array, dy: Array, dx: Array | None) -> None:
-        g = self._simple(x.shape[1:])
+    def _backward(self, x: Array, dy: Array, dbias: Array | None, dx: Array | None) -> None:
+        g = self._fast_geometry(x.shape[1:])
         if g is None:
-            super()._backward(x, dy, dx)
+            super()._backward(x, dy, dbias, dx)
             return
-        self.ops.conv2d_backward_weights(
-            x, dy, self._gradient("weight"), self._gradient("bias") if self.bias else None, g
-        )
+        self.ops.conv2d_backward_weights(x, dy, self.gradient("weight"), dbias, g)
         if dx is not None:
-            self.ops.conv2d_backward_input(dy, self._value("weight"), dx, g)
+            self.ops.conv2d_backward_input(dy, self.value("weight"), dx, g)
 
 
 class ConvTranspose2D(Layer):
-    """The gradient of a convolution as a layer: y (n, (h - 1) stride + k - 2 pad, ..., channels), weight (k, k, channels,
-    c)."""
+    """Transposed convolution: the gradient of a convolution as a layer.
 
-    kind = "convt"
+    x (n, h, w, c) to y (n, (h - 1) stride + kernel - 2 pad, ..., channels); weight is (kernel,
+    kernel, channels, c).
+
+    Args:
+        channels: Of the output.
+        kernel: Height and width of the kernel.
+        stride: Pixels of the output between those of the input.
+        pad: Pixels cut off at each side of the output.
+        relu: ReLU behind it.
+    """
+
+    kind = "conv_transpose2d"
     capturable = True
 
     def __init__(
         self, channels: int, kernel: int = 2, *, stride: int = 2, pad: int = 0, relu: bool = False
     ) -> None:
         super().__init__()
-        self.channels, self.kernel, self.stride, self.pad, self.has_relu = (
-            channels,
-            kernel,
-            stride,
-            pad,
-            relu,
-        )
+        self.channels = channels
+        self.kernel = kernel
+        self.stride = stride
+        self.pad = pad
+        self.has_relu = relu
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3:
-            raise self._refuse(shape, f"a 2-D convolution needs {AXES[2]}")
+            raise self.shape_error(shape, f"a 2-D convolution needs {AXES[2]}")
         height, width = (
-            (extent - 1) * self.stride + self.kernel - 2 * self.pad for extent in shape[:2]
+            (size - 1) * self.stride + self.kernel - 2 * self.pad for size in shape[:2]
         )
         if min(height, width) < 1:
-            raise self._refuse(
+            raise self.shape_error(
                 shape, f"padding of {self.pad} leaves nothing of a kernel of {self.kernel}"
             )
         return height, width, self.channels
 
     def declare(self, shape: Shape) -> list[ParameterSpec]:
-        k, init = self.kernel, "he_normal" if self.has_relu else "lecun_normal"
+        k = self.kernel
+        init = "he_normal" if self.has_relu else "lecun_normal"
         fan_in = max(1, k * k // self.stride**2) * shape[2]
         weight = ParameterSpec("weight", (k, k, self.channels, shape[2]), init, fan_in=fan_in)
         return [weight, ParameterSpec("bias", (self.channels,))]
@@ -226,23 +266,27 @@ class ConvTranspose2D(Layer):
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         height, width, _ = self.output_shape(x.shape[1:])
         g = ConvGeometry(
-            (1, height, width), self.channels, x.shape[-1], (1, self.kernel, self.kernel), (1, self.stride, self.stride),
+            (1, height, width),
+            self.channels,
+            x.shape[-1],
+            (1, self.kernel, self.kernel),
+            (1, self.stride, self.stride),
             (0, self.pad, self.pad),
-        )  # fmt: skip
+        )
         y = self.space.get("y", (x.shape[0], height, width, self.channels), x.dtype)
-        self.ops.conv_backward_input(x, self._value("weight"), y, g)
-        self.ops.bias_act(y.reshape(-1, self.channels), self._value("bias"), relu=self.has_relu)
+        self.ops.conv_backward_input(x, self.value("weight"), y, g)
+        self.ops.bias_act(y.reshape(-1, self.channels), self.value("bias"), relu=self.has_relu)
 
         def backward(dy: Array) -> Array | None:
             dy = dy.reshape(y.shape)
             if self.has_relu:
                 self.ops.relu_backward(dy, y, dy)
-            self.ops.conv_backward_weights(dy, x, self._gradient("weight"), None, g)
-            self.ops.column_sums(dy.reshape(-1, self.channels), self._gradient("bias"))
+            self.ops.conv_backward_weights(dy, x, self.gradient("weight"), None, g)
+            self.ops.column_sums(dy.reshape(-1, self.channels), self.gradient("bias"))
             if not self.needs_input_gradient:
                 return None
             dx = self.space.get("dx", x.shape, x.dtype)
-            self.ops.conv_forward(dy, self._value("weight"), None, dx, g)
+            self.ops.conv_forward(dy, self.value("weight"), None, dx, g)
             return dx
 
         return y, backward

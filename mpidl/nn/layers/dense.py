@@ -6,14 +6,20 @@ import math
 
 from mpidl.backend import Array
 from mpidl.nn.layer import Backward, Layer, Shape
+from mpidl.nn.layers.activation import check_activation
 from mpidl.nn.parameters import ParameterSpec
 
 
 class Dense(Layer):
-    """y (..., units) = act(x (..., inputs) @ weight (inputs, units) + bias (units)), on the last axis.
+    """y (..., units) = act(x (..., inputs) @ weight (inputs, units) + bias (units)).
 
-    relu, activation: ReLU, or a name from `mpidl.backend.contract.pointwise.ACTIVATIONS`. init: of the weight, see
-    `mpidl.nn.init`.
+    Args:
+        units: Size of the last axis of the output.
+        relu: The same as activation="relu".
+        activation: A key of `mpidl.backend.contract.pointwise.ACTIVATIONS`; None for none.
+        bias: Whether there is one.
+        init: Of the weight, a key of `mpidl.nn.init.INITIALIZERS`; by default He's before a ReLU,
+            else LeCun's.
     """
 
     kind = "dense"
@@ -29,13 +35,21 @@ class Dense(Layer):
         init: str | None = None,
     ) -> None:
         super().__init__()
-        self.units, self.bias, self.init = units, bias, init
-        self.has_relu = (relu or activation == "relu") and bias
-        self.activation = None if self.has_relu else "relu" if relu else activation
+        if relu:
+            activation = "relu"
+        if activation is not None:
+            check_activation(activation)
+        self.units = units
+        self.bias = bias
+        self.init = init
+        # The kernel that adds the bias applies a ReLU on the way, so that no second array is kept
+        # for the backward pass. Without a bias the ReLU is an activation like any other.
+        self.has_relu = activation == "relu" and bias
+        self.activation = None if self.has_relu else activation
 
     def output_shape(self, shape: Shape) -> Shape:
-        if len(shape) in (0, 3):
-            raise self._refuse(
+        if len(shape) in (0, 3):  # images are nearly always meant to be flattened
+            raise self.shape_error(
                 shape,
                 "a dense layer needs vectors (put a flatten layer before it) or sequences of them",
             )
@@ -49,19 +63,14 @@ class Dense(Layer):
     def flops(self, shape: Shape) -> float:
         return 2.0 * math.prod(shape) * self.units
 
-    def stored(self, shape: Shape) -> int:
+    def activation_elements(self, shape: Shape) -> int:
         return math.prod(self.output_shape(shape)) * (2 if self.activation else 1)
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        flat = x.reshape(-1, x.shape[-1])
-        z = self.space.get("z", (flat.shape[0], self.units), x.dtype)
-        self.ops.dense_forward(
-            flat,
-            self._value("weight"),
-            self._value("bias") if self.bias else None,
-            z,
-            relu=self.has_relu,
-        )
+        rows = x.reshape(-1, x.shape[-1])
+        z = self.space.get("z", (rows.shape[0], self.units), x.dtype)
+        bias = self.value("bias") if self.bias else None
+        self.ops.dense_forward(rows, self.value("weight"), bias, z, relu=self.has_relu)
         y = z
         if self.activation:
             y = self.space.get("y", z.shape, z.dtype)
@@ -73,10 +82,10 @@ class Dense(Layer):
                 self.ops.relu_backward(dy, y, dy)
             elif self.activation:
                 self.ops.act_backward(dy, z, y, dy, self.activation)
-            dx = self.space.get("dx", flat.shape, x.dtype) if self.needs_input_gradient else None
-            bias = self._gradient("bias") if self.bias else None
+            dx = self.space.get("dx", rows.shape, x.dtype) if self.needs_input_gradient else None
+            dbias = self.gradient("bias") if self.bias else None
             self.ops.dense_backward(
-                flat, self._value("weight"), dy, self._gradient("weight"), bias, dx
+                rows, self.value("weight"), dy, self.gradient("weight"), dbias, dx
             )
             return None if dx is None else dx.reshape(x.shape)
 

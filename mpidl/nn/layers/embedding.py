@@ -8,8 +8,13 @@ from mpidl.nn.parameters import ParameterSpec
 
 
 class Embedding(Layer):
-    """y (n, t, width) = weight[x], x (n, t) int64 in [0, rows); positions: a learned vector for each place is added
-    (Radford et al., 2019)."""
+    """y (n, t, width) = weight[x], x (n, t) int64 in [0, rows).
+
+    Args:
+        rows: Of the table: the size of the vocabulary.
+        width: Of each vector.
+        positions: Add a learned vector for each position (Radford et al., 2019).
+    """
 
     kind = "embedding"
     capturable = True
@@ -17,41 +22,40 @@ class Embedding(Layer):
 
     def __init__(self, rows: int, width: int, *, positions: bool = False) -> None:
         super().__init__()
-        self.rows, self.width, self.positions = rows, width, positions
+        self.rows = rows
+        self.width = width
+        self.positions = positions
 
     def output_shape(self, shape: Shape) -> Shape:
         return (*shape, self.width)
 
     def declare(self, shape: Shape) -> list[ParameterSpec]:
         table = ParameterSpec("weight", (self.rows, self.width), "small_normal")
-        return (
-            [table, ParameterSpec("positions", (*shape, self.width), "small_normal")]
-            if self.positions
-            else [table]
-        )
+        if not self.positions:
+            return [table]
+        return [table, ParameterSpec("positions", (*shape, self.width), "small_normal")]
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         y = self.space.get("y", (*x.shape, self.width), self.parameters.compute_dtype)
-        self.ops.embedding_forward(self._value("weight"), x, y)
+        self.ops.embedding_forward(self.value("weight"), x, y)
         if self.positions:
-            self.ops.xp.add(y, self._value("positions"), out=y)
+            self.ops.xp.add(y, self.value("positions"), out=y)
 
         def backward(dy: Array) -> None:
-            gradient = self._gradient("weight")
-            gradient[...] = 0
-            self.ops.embedding_backward(dy, x, gradient)
+            dweight = self.gradient("weight")
+            dweight[...] = 0
+            self.ops.embedding_backward(dy, x, dweight)
             if self.positions:
-                self.ops.column_sums(
-                    dy.reshape(len(dy), -1), self._gradient("positions").reshape(-1)
-                )
+                dpositions = self.gradient("positions").reshape(-1)
+                self.ops.column_sums(dy.reshape(len(dy), -1), dpositions)
 
         return y, backward
 
 
-class Positions(Layer):
-    """y (n, t, width) = x + weight (t, width): a learned vector for each place."""
+class PositionalEmbedding(Layer):
+    """y (n, t, width) = x + weight (t, width): a learned vector for each position."""
 
-    kind = "positions"
+    kind = "positional_embedding"
     capturable = True
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -62,10 +66,10 @@ class Positions(Layer):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         y = self.space.get("y", x.shape, x.dtype)
-        self.ops.xp.add(x, self._value("weight"), out=y)
+        self.ops.xp.add(x, self.value("weight"), out=y)
 
         def backward(dy: Array) -> Array:
-            self.ops.column_sums(dy.reshape(len(dy), -1), self._gradient("weight").reshape(-1))
+            self.ops.column_sums(dy.reshape(len(dy), -1), self.gradient("weight").reshape(-1))
             return dy.reshape(y.shape)
 
         return y, backward

@@ -8,85 +8,98 @@ import numpy as np
 
 from mpidl.backend import Array
 from mpidl.backend.contract.conv import PoolGeometry
+from mpidl.errors import ConfigError
 from mpidl.nn.layer import Backward, Layer, Shape
-from mpidl.nn.layers.conv import Conv2D
 
 
-class _Pool2D(Layer):
-    def __init__(self, k: int, stride: int | None, pad: int) -> None:
+class _Pool2D(Layer, base=True):
+    def __init__(self, kernel: int = 2, *, stride: int | None = None, pad: int = 0) -> None:
         super().__init__()
-        self.k, self.stride, self.pad = k, stride or k, pad
-        if 2 * pad > k:
-            raise ValueError(f"padding of {pad} is more than half a window of {k}")
+        self.kernel = kernel
+        self.stride = stride or kernel
+        self.pad = pad
+        if 2 * pad > kernel:
+            raise ConfigError(
+                f"a padding of {pad} is more than half a window of {kernel}",
+                remedy="choose a smaller padding: some windows would hold nothing else",
+            )
 
     def _geometry(self, shape: Shape) -> PoolGeometry:
         height, width, channels = shape
-        return PoolGeometry(height, width, channels, self.k, self.stride, self.pad)
+        return PoolGeometry(height, width, channels, self.kernel, self.stride, self.pad)
 
     def output_shape(self, shape: Shape) -> Shape:
-        if len(shape) != 3 or min(shape[:2]) + 2 * self.pad < self.k:
-            raise self._refuse(
+        if len(shape) != 3 or min(shape[:2]) + 2 * self.pad < self.kernel:
+            raise self.shape_error(
                 shape,
-                f"pooling by {self.k} needs (height, width, channels) of at least {self.k} x {self.k}",
+                f"pooling by {self.kernel} needs (height, width, channels) of at least "
+                f"{self.kernel} x {self.kernel}",
             )
         g = self._geometry(shape)
         return g.out_height, g.out_width, shape[2]
 
 
 class MaxPool2D(_Pool2D):
-    """y (n, oh, ow, c) = maximum over windows of k x k, every `stride` (k) pixels; what fills no window is dropped."""
+    """y (n, oh, ow, c) = maximum of x (n, h, w, c) over windows; incomplete ones are dropped.
 
+    Args:
+        kernel: Height and width of a window.
+        stride: Pixels between windows; by default they stand side by side.
+        pad: Pixels around the image, which are never the maximum.
+
+    Attributes:
+        applies_relu_gradient: Set by `mpidl.nn.fuse`.
+    """
+
+    kind = "max_pool2d"
     capturable = True
 
-    kind = "pool"
-
-    def __init__(self, k: int = 2, *, stride: int | None = None, pad: int = 0) -> None:
-        super().__init__(k, stride, pad)
-        self.masks_relu = False
+    def __init__(self, kernel: int = 2, *, stride: int | None = None, pad: int = 0) -> None:
+        super().__init__(kernel, stride=stride, pad=pad)
+        self.applies_relu_gradient = False
 
     @property
-    def _tiled(self) -> bool:
-        """Whether windows stand side by side: the faster kernels."""
-        return self.stride == self.k and self.pad == 0
-
-    def follow(self, previous: Layer) -> None:
-        """Take over the ReLU gradient of a convolution right before: one pass over the large array instead of two."""
-        if isinstance(previous, Conv2D) and previous.has_relu and self._tiled:
-            self.masks_relu = previous.relu_is_masked = True
+    def is_tiled(self) -> bool:
+        """Whether windows stand side by side, so that the faster kernels can be used."""
+        return self.stride == self.kernel and self.pad == 0
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         y = self.space.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
-        g, place = self._geometry(x.shape[1:]), None
-        if self._tiled:
-            self.ops.maxpool2d_forward(x, y, self.k)
+        g = self._geometry(x.shape[1:])
+        argmax = None
+        if self.is_tiled:
+            self.ops.maxpool2d_forward(x, y, self.kernel)
         else:
-            place = self.space.get("place", y.shape, np.int64)
-            self.ops.maxpool_forward(x, y, place, g)
+            argmax = self.space.get("argmax", y.shape, np.int64)
+            self.ops.maxpool_forward(x, y, argmax, g)
 
         def backward(dy: Array) -> Array:
-            dx, dy = self.space.get("dx", x.shape, x.dtype), dy.reshape(y.shape)
-            if place is None:
-                self.ops.maxpool2d_backward(dy, x, y, dx, self.k, relu=self.masks_relu)
+            dx = self.space.get("dx", x.shape, x.dtype)
+            dy = dy.reshape(y.shape)
+            if argmax is None:
+                relu = self.applies_relu_gradient
+                self.ops.maxpool2d_backward(dy, x, y, dx, self.kernel, relu=relu)
             else:
-                self.ops.maxpool_backward(dy, place, dx, g)
+                self.ops.maxpool_backward(dy, argmax, dx, g)
             return dx
 
         return y, backward
 
 
 class AvgPool2D(_Pool2D):
-    """y (n, oh, ow, c) = mean over windows of k x k, every `stride` (k) pixels; padding is not counted."""
+    """y (n, oh, ow, c) = mean of x (n, h, w, c) over windows; padding is not counted.
 
-    kind = "avgpool"
+    Args:
+        kernel: Height and width of a window.
+        stride: Pixels between windows; by default they stand side by side.
+        pad: Pixels around the image.
+    """
 
-    def __init__(self, k: int = 2, *, stride: int | None = None, pad: int = 0) -> None:
-        super().__init__(k, stride, pad)
+    kind = "avg_pool2d"
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y, g = (
-            self.space.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype),
-            self._geometry(x.shape[1:]),
-        )
+        y = self.space.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
+        g = self._geometry(x.shape[1:])
         self.ops.avgpool_forward(x, y, g)
 
         def backward(dy: Array) -> Array:
@@ -97,24 +110,25 @@ class AvgPool2D(_Pool2D):
         return y, backward
 
 
-class GlobalAveragePool(Layer):
-    """y (n, c) = mean of x (n, ..., c) over all places."""
+class GlobalAvgPool(Layer):
+    """y (n, c) = mean of x (n, ..., c) over all positions."""
 
-    kind = "gap"
+    kind = "global_avg_pool"
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) < 2:
-            raise self._refuse(shape, "averaging needs places and channels")
+            raise self.shape_error(shape, "averaging needs positions and channels")
         return (shape[-1],)
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        places = math.prod(x.shape[1:-1])
-        y = self.space.get("y", (x.shape[0], x.shape[-1]), x.dtype)
-        x.reshape(x.shape[0], places, x.shape[-1]).mean(axis=1, out=y)
+        n, channels = x.shape[0], x.shape[-1]
+        positions = math.prod(x.shape[1:-1])
+        y = self.space.get("y", (n, channels), x.dtype)
+        x.reshape(n, positions, channels).mean(axis=1, out=y)
 
         def backward(dy: Array) -> Array:
             dx = self.space.get("dx", x.shape, x.dtype)
-            dx.reshape(x.shape[0], places, x.shape[-1])[...] = (dy / places)[:, None]
+            dx.reshape(n, positions, channels)[...] = (dy / positions)[:, None]
             return dx
 
         return y, backward

@@ -7,16 +7,19 @@ from mpidl.nn.layer import Backward, Layer, Shape
 from mpidl.nn.parameters import ParameterSpec
 
 
-class _Recurrent(Layer):
+class _Recurrent(Layer, base=True):
+    """Base of recurrent layers: states and gates are kept time-major, (t, n, ...)."""
+
     gates: int
 
     def __init__(self, units: int, *, sequences: bool = True) -> None:
         super().__init__()
-        self.units, self.sequences = units, sequences
+        self.units = units
+        self.sequences = sequences
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 2:
-            raise self._refuse(shape, "a recurrent layer needs (steps, inputs)")
+            raise self.shape_error(shape, "a recurrent layer needs (steps, inputs)")
         return (shape[0], self.units) if self.sequences else (self.units,)
 
     def declare(self, shape: Shape) -> list[ParameterSpec]:
@@ -31,108 +34,122 @@ class _Recurrent(Layer):
     def flops(self, shape: Shape) -> float:
         return 2.0 * shape[0] * self.gates * self.units * (shape[1] + self.units)
 
-    def stored(self, shape: Shape) -> int:
+    def activation_elements(self, shape: Shape) -> int:
         return shape[0] * self.units * (self.gates + 2)
 
-    def _inputs(self, x: Array) -> Array:
-        """Pre-activations from the inputs of all steps, (t, n, gates * units), in one product."""
+    def _input_gates(self, x: Array) -> Array:
+        """Pre-activations (t, n, gates * units) from the inputs of all steps, in one product."""
         n, t, width = x.shape
-        turned = self.space.get("turned", (t, n, width), x.dtype)
-        turned[...] = x.transpose(1, 0, 2)
+        time_major = self.space.get("time_major", (t, n, width), x.dtype)
+        time_major[...] = x.transpose(1, 0, 2)
         gates = self.space.get("gates", (t, n, self.gates * self.units), x.dtype)
-        flat = gates.reshape(t * n, self.gates * self.units)
         self.ops.dense_forward(
-            turned.reshape(t * n, width),
-            self._value("x.weight"),
-            self._value("x.bias"),
-            flat,
+            time_major.reshape(t * n, width),
+            self.value("x.weight"),
+            self.value("x.bias"),
+            gates.reshape(t * n, self.gates * self.units),
             relu=False,
         )
         return gates
 
     def _output(self, h: Array) -> Array:
-        """h (t + 1, n, units) as the layer's output."""
+        """States h (t + 1, n, units) as the layer's output."""
         if not self.sequences:
             return h[-1]
         y = self.space.get("y", (h.shape[1], h.shape[0] - 1, self.units), h.dtype)
         y[...] = h[1:].transpose(1, 0, 2)
         return y
 
-    def _arriving(self, dy: Array, steps: int) -> Array:
-        """Gradients (t, n, units) of the states from outside."""
-        arriving = self.space.get("arriving", (steps, dy.shape[0], self.units), dy.dtype)
-        arriving[...] = dy.transpose(1, 0, 2) if self.sequences else 0
+    def _state_gradients(self, dy: Array, steps: int) -> Array:
+        """Gradients (t, n, units) that reach the states from the output."""
+        dy_steps = self.space.get("dy_steps", (steps, dy.shape[0], self.units), dy.dtype)
+        dy_steps[...] = dy.transpose(1, 0, 2) if self.sequences else 0
         if not self.sequences:
-            arriving[-1] = dy
-        return arriving
+            dy_steps[-1] = dy
+        return dy_steps
 
-    def _to_input(self, dgates: Array, x: Array) -> Array | None:
+    def _state_weights(self, h: Array, dgates: Array) -> None:
+        """Gradients of the recurrent weights from those of the gates, in one product."""
+        flat = dgates.reshape(-1, self.gates * self.units)
+        states = h[:-1].reshape(len(flat), self.units)
+        self.ops.matmul(states.T, flat, self.gradient("h.weight"))
+        self.ops.column_sums(flat, self.gradient("h.bias"))
+
+    def _input_gradient(self, dgates: Array, x: Array) -> Array | None:
+        """Gradients of the input weights and of the input."""
         n, t, width = x.shape
-        flat, turned = dgates.reshape(t * n, -1), self.space.get("turned", (t, n, width), x.dtype)
+        time_major = self.space.get("time_major", (t, n, width), x.dtype)
         dx = self.space.get("dx", (t * n, width), x.dtype) if self.needs_input_gradient else None
-        parts = self._gradient("x.weight"), self._gradient("x.bias")
         self.ops.dense_backward(
-            turned.reshape(t * n, width), self._value("x.weight"), flat, *parts, dx
+            time_major.reshape(t * n, width),
+            self.value("x.weight"),
+            dgates.reshape(t * n, -1),
+            self.gradient("x.weight"),
+            self.gradient("x.bias"),
+            dx,
         )
         return None if dx is None else dx.reshape(t, n, width).transpose(1, 0, 2).copy()
 
 
 class LSTM(_Recurrent):
-    """x (n, steps, inputs) to (n, steps, units), or to the last state (n, units) without `sequences` (Hochreiter and
-    Schmidhuber, 1997)."""
+    """Long short-term memory (Hochreiter and Schmidhuber, 1997): x (n, steps, inputs).
 
-    kind, gates = "lstm", 4
+    Args:
+        units: Size of the state.
+        sequences: Give the states of all steps, (n, steps, units); else the last one, (n, units).
+    """
+
+    kind = "lstm"
+    gates = 4
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         n, t, _ = x.shape
-        gates, ops, weight = self._inputs(x), self.ops, self._value("h.weight")
-        exact = accumulator(x.dtype)
-        h, c = (
-            self.space.get(name, (t + 1, n, self.units), kind)
-            for name, kind in (("h", x.dtype), ("c", exact))
-        )
-        h[0], c[0] = 0, 0
-        ops.bias_act(gates.reshape(t * n, -1), self._value("h.bias"), relu=False)
+        ops, weight = self.ops, self.value("h.weight")
+        accum_dtype = accumulator(x.dtype)
+        gates = self._input_gates(x)
+        h = self.space.get("h", (t + 1, n, self.units), x.dtype)
+        c = self.space.get("c", (t + 1, n, self.units), accum_dtype)
+        h[0] = 0
+        c[0] = 0
+        ops.bias_act(gates.reshape(t * n, -1), self.value("h.bias"), relu=False)
         for step in range(t):
             ops.matmul(h[step], weight, gates[step], accumulate=True)
             ops.lstm_forward(gates[step], c[step], c[step + 1], h[step + 1])
 
         def backward(dy: Array) -> Array | None:
-            arriving = self._arriving(dy, t)
-            dc, dh = (
-                self.space.get(name, (n, self.units), kind)
-                for name, kind in (("dc", exact), ("dh", x.dtype))
-            )
-            dc[...], dh[...] = 0, 0
-            w = self._value("h.weight")
+            dy_steps = self._state_gradients(dy, t)
+            dc = self.space.get("dc", (n, self.units), accum_dtype)
+            dh = self.space.get("dh", (n, self.units), x.dtype)
+            dc[...] = 0
+            dh[...] = 0
+            w = self.value("h.weight")
             for step in range(t - 1, -1, -1):
-                ops.add(dh, arriving[step], dh, relu=False)
+                ops.add(dh, dy_steps[step], dh, relu=False)
                 ops.lstm_backward(gates[step], c[step], c[step + 1], dh, dc)
                 ops.matmul(gates[step], w.T, dh)
-            flat = gates.reshape(t * n, -1)
-            ops.matmul(h[:t].reshape(t * n, self.units).T, flat, self._gradient("h.weight"))
-            ops.column_sums(flat, self._gradient("h.bias"))
-            return self._to_input(gates, x)
+            self._state_weights(h, gates)
+            return self._input_gradient(gates, x)
 
         return self._output(h), backward
 
 
 class GRU(_Recurrent):
-    """x (n, steps, inputs) to (n, steps, units), or to the last state (n, units) without `sequences` (Cho et al., 2014).
+    """Gated recurrent unit (Cho et al., 2014): x (n, steps, inputs).
 
     The reset gate acts after the recurrent product, as in cuDNN.
+
+    Args:
+        units: Size of the state.
+        sequences: Give the states of all steps, (n, steps, units); else the last one, (n, units).
     """
 
-    kind, gates = "gru", 3
+    kind = "gru"
+    gates = 3
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         n, t, _ = x.shape
-        x_gates, ops, weight, bias = (
-            self._inputs(x),
-            self.ops,
-            self._value("h.weight"),
-            self._value("h.bias"),
-        )
+        ops, weight, bias = self.ops, self.value("h.weight"), self.value("h.bias")
+        x_gates = self._input_gates(x)
         h_gates = self.space.get("h_gates", x_gates.shape, x.dtype)
         h = self.space.get("h", (t + 1, n, self.units), x.dtype)
         h[0] = 0
@@ -141,17 +158,15 @@ class GRU(_Recurrent):
             ops.gru_forward(x_gates[step], h_gates[step], h[step], h[step + 1])
 
         def backward(dy: Array) -> Array | None:
-            arriving = self._arriving(dy, t)
+            dy_steps = self._state_gradients(dy, t)
             dh = self.space.get("dh", (n, self.units), x.dtype)
             dh[...] = 0
-            w = self._value("h.weight")
+            w = self.value("h.weight")
             for step in range(t - 1, -1, -1):
-                ops.add(dh, arriving[step], dh, relu=False)
+                ops.add(dh, dy_steps[step], dh, relu=False)
                 ops.gru_backward(x_gates[step], h_gates[step], h[step], dh)
                 ops.matmul(h_gates[step], w.T, dh, accumulate=True)
-            flat = h_gates.reshape(t * n, -1)
-            ops.matmul(h[:t].reshape(t * n, self.units).T, flat, self._gradient("h.weight"))
-            ops.column_sums(flat, self._gradient("h.bias"))
-            return self._to_input(x_gates, x)
+            self._state_weights(h, h_gates)
+            return self._input_gradient(x_gates, x)
 
         return self._output(h), backward

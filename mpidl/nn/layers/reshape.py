@@ -9,7 +9,11 @@ from mpidl.nn.layer import Backward, Layer, Shape
 
 
 class Reshape(Layer):
-    """y (n, *shape) = x, without a copy."""
+    """y (n, *shape) = x, without a copy.
+
+    Args:
+        shape: Of one output sample.
+    """
 
     kind = "reshape"
     capturable = True
@@ -20,13 +24,13 @@ class Reshape(Layer):
 
     def output_shape(self, shape: Shape) -> Shape:
         if math.prod(shape) != math.prod(self._target(shape)):
-            raise self._refuse(shape, f"it should have as many elements as {self.shape}")
+            raise self.shape_error(shape, f"they need as many elements as {self.shape}")
         return self._target(shape)
 
     def _target(self, shape: Shape) -> Shape:
         return self.shape
 
-    def stored(self, shape: Shape) -> int:
+    def activation_elements(self, shape: Shape) -> int:
         return 0
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
@@ -38,7 +42,6 @@ class Flatten(Reshape):
     """y (n, product of the shape) = x, without a copy."""
 
     kind = "flatten"
-    capturable = True
 
     def _target(self, shape: Shape) -> Shape:
         return (math.prod(shape),)

@@ -10,28 +10,31 @@ from mpidl.nn.parameters import ParameterSpec
 
 
 class SpectralConv(Layer):
-    """The lowest `modes` Fourier modes of each axis are mixed by a complex matrix each, the others dropped (Li et al., 2021).
+    """Mixes the lowest Fourier modes of each axis by a complex matrix each (Li et al., 2021).
 
-    x (n, *size, c) with one or two axes to (n, *size, channels). weight: real and imaginary parts, (2, *kept modes, c,
-    channels),
-    for the modes below `modes` and, on the first of two axes, those as far below zero.
+    The other modes are dropped. x (n, *size, c) with one or two axes to (n, *size, channels).
+    weight has real and imaginary parts, (2, *kept modes, c, channels), for the modes below `modes`
+    and, on the first of two axes, those as far below zero.
+
+    Args:
+        channels: Of the output.
+        modes: Kept on each axis; at most half its size.
     """
 
-    kind = "spectral"
+    kind = "spectral_conv"
 
     def __init__(self, channels: int, modes: int) -> None:
         super().__init__()
-        self.channels, self.modes = channels, modes
+        self.channels = channels
+        self.modes = modes
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) not in (2, 3):
-            raise self._refuse(
+            raise self.shape_error(
                 shape, "a spectral convolution needs (size, channels) or (height, width, channels)"
             )
         if 2 * self.modes > min(shape[:-1]):
-            raise self._refuse(
-                shape, f"{self.modes} modes need extents of at least {2 * self.modes}"
-            )
+            raise self.shape_error(shape, f"{self.modes} modes need sizes from {2 * self.modes} on")
         return (*shape[:-1], self.channels)
 
     def _kept(self, axes: int) -> tuple[int, ...]:
@@ -39,20 +42,44 @@ class SpectralConv(Layer):
 
     def declare(self, shape: Shape) -> list[ParameterSpec]:
         kept = self._kept(len(shape) - 1)
-        return [
-            ParameterSpec(
-                "weight",
-                (2, *kept, shape[-1], self.channels),
-                "lecun_normal",
-                fan_in=2 * shape[-1],
-                exact=True,
-            )
-        ]
+        weight = (2, *kept, shape[-1], self.channels)
+        return [ParameterSpec("weight", weight, "lecun_normal", fan_in=2 * shape[-1], exact=True)]
 
     def flops(self, shape: Shape) -> float:
         size, kept = shape[:-1], math.prod(self._kept(len(shape) - 1))
         fft = 2.5 * math.prod(size) * math.log2(math.prod(size)) * (shape[-1] + self.channels)
         return fft + 8.0 * kept * shape[-1] * self.channels
+
+    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
+        xp = self.ops.xp
+        n, size = x.shape[0], x.shape[1:-1]
+        axes = tuple(range(1, 1 + len(size)))
+        parts = self.value("weight")
+        w = (parts[0] + 1j * parts[1]).reshape(-1, x.shape[-1], self.channels)
+        # Fourier transforms and modes stay exact where activations have 16 bits
+        dtype = self.parameters.dtype
+        low = self._low(xp.fft.rfftn(x.astype(dtype, copy=False), axes=axes))
+        y = self.space.get("y", (n, *size, self.channels), x.dtype)
+        y[...] = xp.fft.irfftn(self._embed(xp.matmul(low, w), n, size), s=size, axes=axes)
+
+        def backward(dy: Array) -> Array | None:
+            # irfftn is linear: its transpose is rfftn divided by the number of points, with the
+            # modes that stand for two counted twice
+            points, twice = math.prod(size), self._multiplicity(size)
+            spectrum = xp.fft.rfftn(dy.reshape(y.shape).astype(dtype, copy=False), axes=axes)
+            dlow = self._low(spectrum) * (twice / points)
+            gradient = xp.matmul(low.conj().transpose(0, 2, 1), dlow)
+            dweight = self.gradient("weight")
+            dweight[0] = gradient.real.reshape(dweight[0].shape)
+            dweight[1] = gradient.imag.reshape(dweight[1].shape)
+            if not self.needs_input_gradient:
+                return None
+            back = xp.matmul(dlow, w.conj().transpose(0, 2, 1)) / twice
+            dx = self.space.get("dx", x.shape, x.dtype)
+            dx[...] = xp.fft.irfftn(self._embed(back * points, n, size), s=size, axes=axes)
+            return dx
+
+        return y, backward
 
     def _low(self, spectrum: Array) -> Array:
         """The kept modes as (modes, n, c): matrices, one for each mode."""
@@ -61,11 +88,10 @@ class SpectralConv(Layer):
             kept = spectrum[:, :m]
         else:
             kept = xp.concatenate((spectrum[:, :m, :m], spectrum[:, -m:, :m]), axis=1)
-        return xp.ascontiguousarray(
-            kept.reshape(kept.shape[0], -1, kept.shape[-1]).transpose(1, 0, 2)
-        )
+        kept = kept.reshape(kept.shape[0], -1, kept.shape[-1])
+        return xp.ascontiguousarray(kept.transpose(1, 0, 2))
 
-    def _place(self, low: Array, n: int, size: Shape) -> Array:
+    def _embed(self, low: Array, n: int, size: Shape) -> Array:
         """A spectrum with these modes, and zeros elsewhere."""
         m, xp = self.modes, self.ops.xp
         kept = low.transpose(1, 0, 2).reshape(n, *self._kept(len(size)), low.shape[-1])
@@ -73,44 +99,15 @@ class SpectralConv(Layer):
         if len(size) == 1:
             spectrum[:, :m] = kept
         else:
-            spectrum[:, :m, :m], spectrum[:, -m:, :m] = kept[:, :m], kept[:, m:]
+            spectrum[:, :m, :m] = kept[:, :m]
+            spectrum[:, -m:, :m] = kept[:, m:]
         return spectrum
 
-    def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        n, size, xp = x.shape[0], x.shape[1:-1], self.ops.xp
-        axes = tuple(range(1, 1 + len(size)))
-        parts = self._value("weight")
-        w = (parts[0] + 1j * parts[1]).reshape(-1, x.shape[-1], self.channels)
-        exact = (
-            self.parameters.dtype
-        )  # Fourier transforms and modes stay exact where activations have 16 bits
-        low = self._low(xp.fft.rfftn(x.astype(exact, copy=False), axes=axes))
-        y = self.space.get("y", (n, *size, self.channels), x.dtype)
-        y[...] = xp.fft.irfftn(self._place(xp.matmul(low, w), n, size), s=size, axes=axes)
+    def _multiplicity(self, size: Shape) -> Array:
+        """How many modes of the whole spectrum each kept one stands for, (modes, 1, 1).
 
-        def backward(dy: Array) -> Array | None:
-            # irfftn is linear: its transpose is rfftn over the number of points, with modes that stand for two counted twice
-            points, twice = math.prod(size), self._twice(size)
-            dlow = self._low(
-                xp.fft.rfftn(dy.reshape(y.shape).astype(exact, copy=False), axes=axes)
-            ) * (twice / points)
-            gradient = xp.matmul(low.conj().transpose(0, 2, 1), dlow)
-            out = self._gradient("weight")
-            out[0], out[1] = (
-                gradient.real.reshape(out[0].shape),
-                gradient.imag.reshape(out[1].shape),
-            )
-            if not self.needs_input_gradient:
-                return None
-            back = xp.matmul(dlow, w.conj().transpose(0, 2, 1)) / twice
-            dx = self.space.get("dx", x.shape, x.dtype)
-            dx[...] = xp.fft.irfftn(self._place(back * points, n, size), s=size, axes=axes)
-            return dx
-
-        return y, backward
-
-    def _twice(self, size: Shape) -> Array:
-        """(modes, 1, 1): 2, but 1 where the last frequency is 0 (or the middle one), which has no mirror image."""
+        Two, but one where the last frequency is 0 or the middle one, which have no mirror image.
+        """
         xp, kept = self.ops.xp, self._kept(len(size))
         last = xp.arange(self.modes)
         single = (last == 0) | ((size[-1] % 2 == 0) & (last == size[-1] // 2))

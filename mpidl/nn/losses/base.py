@@ -12,8 +12,7 @@ from numpy.typing import DTypeLike
 
 from mpidl.backend import Array, Ops, accumulator
 from mpidl.errors import ShapeError
-from mpidl.options import Section
-from mpidl.registry import NoOptions
+from mpidl.options import Place, Section
 
 Shape = tuple[int, ...]
 
@@ -60,21 +59,27 @@ class Loss(ABC):
 
     Args:
         ops: The backend.
-        options: An `Options` of the class; by default those without arguments.
+        options: Fields of `Options`, by keyword.
 
     Attributes:
-        Options: What the loss can be told.
+        options: What it was told.
         targets: What it compares outputs with: "classes", numbers of classes (int64), or "values",
             real numbers.
         gradient_scale: Multiplies the gradient, for 16-bit arithmetic.
+
+    Raises:
+        ConfigError: An option is unknown or impossible.
     """
 
-    Options: ClassVar[type[Section]] = NoOptions
+    class Options(Section, frozen=True):
+        """Options of every loss: none."""
+
     targets: ClassVar[Literal["classes", "values"]]
 
-    def __init__(self, ops: Ops, options: Section | None = None) -> None:
+    def __init__(self, ops: Ops, **options: Any) -> None:
+        where = f"{type(self).__name__}(...)"
+        self.options = self.Options.read(options, Place(origin=lambda name: where))
         self.ops = ops
-        self.options: Any = self.Options() if options is None else options
         self.space = ops.workspace()
         self.gradient_scale = 1.0
 

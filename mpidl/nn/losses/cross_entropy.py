@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 from mpidl.backend import Array, accumulator
 from mpidl.errors import ShapeError
 from mpidl.nn.losses.base import Loss, LossResult, Shape, squeeze
-from mpidl.options import Fraction, Section
+from mpidl.options import Share
 
 
 class CrossEntropy(Loss):
@@ -22,7 +22,7 @@ class CrossEntropy(Loss):
     label add nothing to the sum.
     """
 
-    class Options(Section, frozen=True):
+    class Options(Loss.Options, frozen=True):
         """Options of cross_entropy.
 
         Attributes:
@@ -30,8 +30,9 @@ class CrossEntropy(Loss):
                 al., 2016).
         """
 
-        label_smoothing: Fraction = 0.0
+        label_smoothing: Share = 0.0
 
+    options: Options
     targets = "classes"
 
     def check(self, output_shape: Shape, target_shape: Shape) -> None:

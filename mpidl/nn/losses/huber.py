@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mpidl.backend import Ops
 from mpidl.nn.losses.base import RegressionLoss
-from mpidl.options import Rate, Section
+from mpidl.options import Rate
 
 
 class HuberLoss(RegressionLoss):
@@ -13,7 +15,7 @@ class HuberLoss(RegressionLoss):
     Mean over the elements of e^2 / 2 where |e| <= delta, else delta * (|e| - delta / 2).
     """
 
-    class Options(Section, frozen=True):
+    class Options(RegressionLoss.Options, frozen=True):
         """Options of huber.
 
         Attributes:
@@ -22,8 +24,9 @@ class HuberLoss(RegressionLoss):
 
         delta: Rate = 1.0
 
+    options: Options
     kind = "huber"
 
-    def __init__(self, ops: Ops, options: Section | None = None) -> None:
-        super().__init__(ops, options)
+    def __init__(self, ops: Ops, **options: Any) -> None:
+        super().__init__(ops, **options)
         self.threshold = self.options.delta

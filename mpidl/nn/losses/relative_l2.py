@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mpidl.backend import Ops
 from mpidl.nn.losses.base import RegressionLoss
-from mpidl.options import NotNegativeNumber, Section
+from mpidl.options import NotNegativeNumber
 
 
 class RelativeL2Loss(RegressionLoss):
@@ -14,7 +16,7 @@ class RelativeL2Loss(RegressionLoss):
     error: its sample counts by the absolute one, |output - target|, which is finite.
     """
 
-    class Options(Section, frozen=True):
+    class Options(RegressionLoss.Options, frozen=True):
         """Options of relative_l2.
 
         Attributes:
@@ -23,9 +25,10 @@ class RelativeL2Loss(RegressionLoss):
 
         eps: NotNegativeNumber = 1e-6
 
+    options: Options
     kind = "relative_l2"
     averages_elements = False
 
-    def __init__(self, ops: Ops, options: Section | None = None) -> None:
-        super().__init__(ops, options)
+    def __init__(self, ops: Ops, **options: Any) -> None:
+        super().__init__(ops, **options)
         self.threshold = self.options.eps

@@ -7,7 +7,6 @@ sums of whole elements, so the mean over all ranks never changes but by gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from mpidl.collectives import all_reduce
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
 from mpidl.options import Positive, Section
-from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Window
+from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Update, Window
 from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.topology import Graph
 
@@ -85,8 +84,8 @@ class AsyncGossip(AsynchronousStrategy):
         self.parameters.values[...] = self._before
         return ticket
 
-    def apply_gradients(self, lr: float, apply: Callable[[float], None]) -> None:
-        apply(lr)
+    def apply_gradients(self, lr: float, update: Update) -> None:
+        update(lr)
         self._window.add(self.context.rank, self.parameters.values - self._before)
         self.staleness[self._counters.read(self.context.rank, UPDATES) - self._seen] += 1
         self._steps += 1

@@ -6,7 +6,6 @@ get partly overwritten, and the noise grows with the number of ranks: the paper'
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.options import Positive, Section
-from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Window
+from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Update, Window
 from mpidl.sync.strategy import RunInfo, StepScalars
 
 TICKETS, UPDATES = 0, 1  # counters in shared memory
@@ -118,13 +117,13 @@ class Hogwild(AsynchronousStrategy):
         self._seen = self._counters.read(0, UPDATES)
         return int(ticket * self.workers // self.node.Get_size())
 
-    def apply_gradients(self, lr: float, apply: Callable[[float], None]) -> None:
+    def apply_gradients(self, lr: float, update: Update) -> None:
         if self.sparse:
             self.parameters.ops.sparse_sgd(
                 self.parameters.values, self.parameters.gradients, lr / self.workers
             )
         else:
-            apply(lr / self.workers)
+            update(lr / self.workers)
         self.staleness[self._counters.count_up(0, UPDATES) - self._seen] += 1
 
     def add(self, places: Any, values: Any) -> None:

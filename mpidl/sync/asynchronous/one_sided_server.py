@@ -8,7 +8,6 @@ staleness is kept by the workers themselves: their clocks lie in the first serve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
 from mpidl.options import Positive
 from mpidl.sync.asynchronous.parameter_server import ServerOptions, check_servers, share_of
-from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Window
+from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Update, Window
 from mpidl.sync.strategy import RunInfo, StepScalars
 
 TICKETS, UPDATES, CLOCKS = 0, 1, 2
@@ -106,7 +105,8 @@ class OneSidedParameterServer(AsynchronousStrategy):
 
     def serve(self) -> None:
         """Keep MPI going until all workers have finished."""
-        self._wait_for_all()
+        if self.serves:
+            self._wait_for_all()
 
     def _wait_for_all(self) -> None:
         done = self.group.comm.Ibarrier()
@@ -119,6 +119,8 @@ class OneSidedParameterServer(AsynchronousStrategy):
             self._wait_for_all()
 
     def next_step(self) -> int | None:
+        if self.serves:
+            return None
         self._keep_the_bound()
         ticket = self._counters.count_up(self.workers, TICKETS)
         if ticket >= self._limit:
@@ -144,8 +146,8 @@ class OneSidedParameterServer(AsynchronousStrategy):
             self.group.doing = None
             self.group.count += 1
 
-    def apply_gradients(self, lr: float, apply: Callable[[float], None]) -> None:
-        apply(lr / self.workers)
+    def apply_gradients(self, lr: float, update: Update) -> None:
+        update(lr / self.workers)
         self._before -= self.parameters.values
         self._before *= -1
         for index, (start, stop) in enumerate(self.ranges):

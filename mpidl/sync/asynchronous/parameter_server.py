@@ -8,7 +8,7 @@ parameters have moved meanwhile (DC-ASGD: Zheng et al., 2017).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters, FlatPart
 from mpidl.options import NotNegative, NotNegativeNumber, Positive, Section
 from mpidl.sync.asynchronous.clocks import Clocks
-from mpidl.sync.asynchronous.strategy import AsynchronousStrategy
+from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Update
 from mpidl.sync.strategy import RunInfo, StepScalars
 
 PUSH, ASK, DONE, LEAVE = range(4)  # what a worker says
@@ -159,6 +159,8 @@ class ParameterServer(AsynchronousStrategy):
 
     # --- workers ---
     def next_step(self) -> int | None:
+        if self.serves:
+            return None
         if not self._asked:
             self._asked = True
             self._send(ASK)
@@ -196,7 +198,7 @@ class ParameterServer(AsynchronousStrategy):
         ticket = int(boxes[0][TICKET])
         return None if ticket < 0 else ticket
 
-    def apply_gradients(self, lr: float, apply: Callable[[float], None]) -> None:
+    def apply_gradients(self, lr: float, update: Update) -> None:
         self._numbers += 1
         self._send(PUSH, lr)
 
@@ -218,7 +220,7 @@ class ParameterServer(AsynchronousStrategy):
     def serve(self) -> None:
         """Until all workers are done with the epoch."""
         MPI, comm, status = mpi.load(), self.group.comm, mpi.load().Status()
-        left = set(range(self.workers))
+        left = set(range(self.workers)) if self.serves else set()
         message = self._message(self.shard.length)
         while left:
             with self._waiting("gradients from the workers"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,20 +15,32 @@ from mpidl.comm import mpi, transport
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
-from mpidl.sync.strategy import Apply, RunInfo, StepScalars, Strategy
+from mpidl.sync.strategy import RunInfo, StepScalars, Strategy
+
+Update = Callable[[float], None]
 
 
 class AsynchronousStrategy(Strategy):
-    """An epoch is a budget of steps of single workers; whoever is free claims the next. So a slow rank does fewer of them.
+    """An epoch is a budget of steps of single ranks; whoever is free takes the next one.
 
-    workers: ranks that train; name: of the group of all ranks. host_only: works on parameters in host memory only. staleness:
-    how many updates of others came between a step's reading the parameters and its update, counted.
+    So a slow rank takes fewer steps. An error on one rank ends the job: the others do not wait for
+    this one. Every rank, also one that does not train, calls in each epoch:
+
+        strategy.begin_epoch(budget)
+        strategy.serve()
+        while (number := strategy.next_step()) is not None:
+            ...  # forward and backward
+            strategy.apply_gradients(lr, optimizer.step)
+        strategy.end_epoch()
+
+    Attributes:
+        workers: Ranks that train.
+        staleness: How many updates of others came between a step's reading the parameters and its
+            own update, counted.
     """
 
     averages_locally = True
-    independent = True
-    serves = False
-    host_only = True
+    host_only: ClassVar[bool] = True  # works on parameters in host memory only
 
     def __init__(
         self, parameters: FlatParameters, context: Context, workers: int, name: str
@@ -79,24 +91,32 @@ class AsynchronousStrategy(Strategy):
 
     @abstractmethod
     def begin_epoch(self, budget: int) -> None:
-        """Begin an epoch of `budget` steps of single workers. Collective."""
-
-    @abstractmethod
-    def next_step(self) -> int | None:
-        """The number of the next step in the epoch, for this rank; None if the budget is used up. Fetches parameters."""
+        """Begin an epoch of `budget` steps of single ranks. Collective."""
 
     def serve(self) -> None:
         """On ranks that do not train: work for the others until the epoch is over."""
 
-    def end_epoch(self) -> None:
-        """This rank claims no more."""
+    @abstractmethod
+    def next_step(self) -> int | None:
+        """Take the next step, and fetch the parameters for it.
+
+        Returns:
+            Its number in the epoch; None where the budget is used up, and on ranks that do not
+            train.
+        """
 
     @abstractmethod
-    def apply_gradients(self, lr: float, apply: Callable[[float], None]) -> None:
-        """After backward: use this rank's gradients. apply: the step of this rank's optimizer at a rate, if it has one."""
+    def apply_gradients(self, lr: float, update: Update) -> None:
+        """After backward: use this rank's gradients.
 
-    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
-        raise NotImplementedError("independent ranks claim, and push")
+        Args:
+            lr: The learning rate of a synchronous run.
+            update: Takes the step of this rank's optimizer at the rate it is given, if this rank
+                has an optimizer.
+        """
+
+    def end_epoch(self) -> None:
+        """This rank takes no more steps, be the budget used up or not."""
 
     def meet(self, scalars: StepScalars) -> StepScalars:
         """Sums over all ranks. Collective."""

@@ -24,9 +24,10 @@ from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState, squared_norm
 from mpidl.options import MebiBytes, OneOf, Section
-from mpidl.sync.strategy import Apply, RunInfo, StepScalars, Strategy
+from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.synchronous.buckets import Bucket, BucketDispatcher, BucketTuner, cut
 from mpidl.sync.synchronous.noise import NoiseScale
+from mpidl.sync.synchronous.strategy import SynchronousStrategy, Update
 
 BUCKET = 4 << 20  # bytes
 SQUARES = 5  # place among the spare elements
@@ -51,7 +52,7 @@ class Compression(Protocol):
         """Go on from `state`."""
 
 
-class AllReduce(Strategy):
+class AllReduce(SynchronousStrategy):
     """Sums gradients and scalars. Ranks scale their gradients by the global batch, so the sum is the mean.
 
     algorithm: see `mpidl.collectives.all_reduce`; exact: only those of fixed order. overlap: "thread", "layers", "off", or
@@ -154,14 +155,15 @@ class AllReduce(Strategy):
         if self.overlap != "off":
             self.departures.ready(start)
 
-    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
-        sums = self.finish()
+    def step(self, scalars: StepScalars, update: Update) -> StepScalars:
+        sums = self._exchange_all(scalars)
         if not sums.failed and math.isfinite(sums.loss):
-            apply()
+            update()
         return sums
 
-    def finish(self) -> StepScalars:
-        """Complete the exchange: the gradients are then those of the global batch, and the scalars their sums. Collective."""
+    def _exchange_all(self, scalars: StepScalars) -> StepScalars:
+        """Sum over the ranks what gradients have not left yet, and the scalars."""
+        scalars.write(self.parameters)
         if self._measures and self.single:  # the scalars are in the same message
             self._squares = squared_norm(self.parameters, self.parameters.gradients)
             self._note_squares()
@@ -180,7 +182,7 @@ class AllReduce(Strategy):
             )
         if self.tuner is not None:
             self._tune()
-        sums = StepScalars.read(self.parameters.spare, self.parameters)
+        sums = StepScalars.read(self.parameters)
         if self._measures and not sums.failed:
             self._measure(sums)
         return sums

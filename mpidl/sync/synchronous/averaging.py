@@ -11,10 +11,11 @@ from mpidl.collectives import Group, all_reduce, broadcast
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState
-from mpidl.sync.strategy import StepScalars, Strategy
+from mpidl.sync.strategy import StepScalars
+from mpidl.sync.synchronous.strategy import SynchronousStrategy
 
 
-class ParameterAveraging(Strategy):
+class ParameterAveraging(SynchronousStrategy):
     """Every rank has a model and an optimizer of its own.
 
     Failures are remembered until the ranks meet.

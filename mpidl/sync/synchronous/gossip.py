@@ -13,8 +13,9 @@ from mpidl.comm.context import Context
 from mpidl.comm.transport import host_view
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState
-from mpidl.sync.strategy import Apply, RunInfo, StepScalars
+from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.synchronous.averaging import ParameterAveraging
+from mpidl.sync.synchronous.strategy import Update
 from mpidl.sync.topology import Graph, GraphOptions
 
 MEET = 16  # steps between looks at whether a rank has failed
@@ -63,14 +64,14 @@ class Gossip(ParameterAveraging):
         self.count, self.exchanges, self.weight = 0, 0, 1.0
         self._inbox = np.empty((0, 0), parameters.dtype)
 
-    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
+    def step(self, scalars: StepScalars, update: Update) -> StepScalars:
         self.count += 1
-        if not own.failed:
-            apply()
+        if not scalars.failed:
+            update()
         self.diverge()
         if self.count % self.period == 0:
             self._mix()
-        return self.meet(own) if self.count % MEET == 0 else self.remember(own)
+        return self.meet(scalars) if self.count % MEET == 0 else self.remember(scalars)
 
     def _mix(self) -> None:
         """Send the weighted parameters to this step's receivers, and add what comes in."""

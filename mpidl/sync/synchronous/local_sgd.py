@@ -17,8 +17,9 @@ from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState
 from mpidl.options import LARGEST, Positive, Rate, Section, Share
-from mpidl.sync.strategy import Apply, RunInfo, StepScalars
+from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.synchronous.averaging import ParameterAveraging
+from mpidl.sync.synchronous.strategy import Update
 
 
 class LocalSGD(ParameterAveraging):
@@ -83,30 +84,30 @@ class LocalSGD(ParameterAveraging):
         if self._before is not None:
             self._before[...] = self.parameters.values
 
-    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
+    def step(self, scalars: StepScalars, update: Update) -> StepScalars:
         self.count += 1
         if self.count <= self.start_step:
-            return self._together(own, apply)
-        if not own.failed:
-            apply()
+            return self._together(scalars, update)
+        if not scalars.failed:
+            update()
         self.diverge()
-        self._seen += own.count
+        self._seen += scalars.count
         if (self.count - self.start_step) % self.steps:
-            return self.remember(own)
-        sums = self.meet(own)
+            return self.remember(scalars)
+        sums = self.meet(scalars)
         if not sums.failed:
             self.combine()
         return sums
 
-    def _together(self, own: StepScalars, apply: Apply) -> StepScalars:
+    def _together(self, scalars: StepScalars, update: Update) -> StepScalars:
         """A step with averaged gradients; weighted by samples, since each rank has divided by its own."""
-        sums = self.meet(own)
+        sums = self.meet(scalars)
         if not sums.failed:
             gradients = self.parameters.gradients
-            gradients *= gradients.dtype.type(own.count / max(sums.count, 1.0))
+            gradients *= gradients.dtype.type(scalars.count / max(sums.count, 1.0))
             all_reduce(gradients, comm=self.group, name="gradients")
             self.sent += 2 * (self.group.size - 1) * gradients.nbytes // self.group.size
-            apply()
+            update()
             if self._before is not None:
                 self._before[...] = self.parameters.values
         return sums

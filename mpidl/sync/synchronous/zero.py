@@ -23,8 +23,9 @@ from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters, FlatPart
 from mpidl.nn.parameters import Slot
 from mpidl.options import MebiBytes, Section
-from mpidl.sync.strategy import Apply, RunInfo, StepScalars, Strategy
+from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.synchronous.buckets import Bucket
+from mpidl.sync.synchronous.strategy import SynchronousStrategy, Update
 
 BUCKET = 4 << 20  # bytes
 
@@ -82,7 +83,7 @@ def _layer(name: str) -> str:
     return name.split(".", 1)[0]
 
 
-class Zero(Strategy):
+class Zero(SynchronousStrategy):
     """stage: 1, 2 or 3, see above. bucket_bytes: 0 means 4 MiB. micro_batches: of each rank in a step.
 
     Micro-batches of a rank are added up in its part, so each is exchanged: use one for each rank where the network is slow.
@@ -141,7 +142,6 @@ class Zero(Strategy):
         micro_batches: int = 1,
     ) -> None:
         super().__init__(parameters)
-        self.fatal_errors = stage > 2  # the other ranks wait for this one in the middle of a pass
         self.context, self.stage = context, stage
         self.group = Group(context.comm, name="gradients")
         buckets = layer_buckets(parameters, bucket_bytes or BUCKET)
@@ -213,9 +213,13 @@ class Zero(Strategy):
         """From stage 2 on: in the window of its bucket."""
         return self._slice(self._gradients, self._bucket_of(slot), slot) if self.stage > 1 else None
 
+    @property
+    def gathers_in_passes(self) -> bool:
+        return self.stage > 2
+
     def gradient_range(self, start: int, stop: int) -> list[Array]:
         if self.stage < 2:
-            return super().gradient_range(start, stop)
+            return [self.parameters.gradients[start:stop]]
         found = []
         for index in self._gradients:
             bucket = self.pieces.buckets[index]
@@ -281,19 +285,16 @@ class Zero(Strategy):
             self.shard.gradients[low:high] += mine
         self._drop(self._gradients, index)
 
-    def note(self, scalars: StepScalars) -> None:
-        """Scalars of micro-batches travel at the end of the step."""
-
-    def step(self, own: StepScalars, apply: Apply) -> StepScalars:
+    def step(self, scalars: StepScalars, update: Update) -> StepScalars:
         while self._done < self.micro_batches:  # this rank has failed: the others wait for its part
             self.on_gradients_ready(0, self.parameters.length)
         self._done = 0
-        own.write(self.parameters.spare, self.parameters)
+        scalars.write(self.parameters)
         all_reduce(self.parameters.spare, comm=self.group, name="scalars")
-        sums = StepScalars.read(self.parameters.spare, self.parameters)
+        sums = StepScalars.read(self.parameters)
         if sums.failed or not np.isfinite(sums.loss):
             return sums
-        apply()
+        update()
         if self.stage < 3:
             for index, bucket in enumerate(self.pieces.buckets):
                 self._gather(index, self.parameters.values[bucket.start : bucket.stop])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mpidl.nn
+from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import ConfigError, ShapeError
 from mpidl.nn import (
     LOSSES,
@@ -19,8 +20,7 @@ from mpidl.nn import (
     MSELoss,
     RelativeL2Loss,
 )
-from mpidl.options import Place, documented
-from mpidl.registry import options_of
+from mpidl.options import documented
 
 Shape = tuple[int, ...]
 
@@ -62,7 +62,7 @@ SHAPES: tuple[Shape, ...] = ((5,), (4, 3), (3, 2, 4), (2, 3, 2, 3))
 
 
 def make(name: str, ops: Any, **options: Any) -> Loss:
-    return LOSSES[name](ops, LOSSES.options(name).read(options, Place(("loss",))))
+    return LOSSES[name](ops, **options)
 
 
 def draw(loss: Loss, shape: Shape, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +160,7 @@ def test_relative_error_of_a_zero_target_is_absolute(ops: Any, dtype: Any) -> No
     np.testing.assert_allclose(ops.to_host(result.losses), [5, 5, 0, 0], rtol=1e-6)
     wanted = [[0.6, 0.8], [0.6, 0.8], [0, 0], [0, 0]]
     np.testing.assert_allclose(ops.to_host(result.gradient), wanted, rtol=1e-6)
-    exact = RelativeL2Loss(ops, RelativeL2Loss.Options(eps=0))
+    exact = RelativeL2Loss(ops, eps=0)
     losses = exact(ops.to_device(outputs[:2]), ops.to_device(targets[:2]), 1).losses
     np.testing.assert_allclose(ops.to_host(losses), [5, 5e9], rtol=1e-6)
 
@@ -238,9 +238,11 @@ def test_options_have_limits() -> None:
         ("huber", "delta", 0.0),
         ("relative_l2", "eps", -1.0),
     ):
-        with pytest.raises(ConfigError, match=rf"loss\.{key}"):
-            LOSSES.options(name).read({key: value}, Place(("loss",)))
-    assert options_of(HuberLoss)().delta == 1.0
+        with pytest.raises(ConfigError, match=rf"{key} is {value}"):
+            make(name, NumpyOps(), **{key: value})
+    with pytest.raises(ConfigError, match=r"HuberLoss\(\.\.\.\): unknown key 'detla'"):
+        HuberLoss(NumpyOps(), detla=0.5)
+    assert HuberLoss(NumpyOps()).options.delta == 1.0
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

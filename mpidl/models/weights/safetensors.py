@@ -1,0 +1,130 @@
+"""Safetensors files: writing a model's parameters, and filling a model from any known format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mpidl.errors import CheckpointError, ConfigError, errno_of, os_remedy, strerror
+from mpidl.files import beside, check_folder
+from mpidl.models.weights.formats import Source, Tensor, Tensors, detect_format
+from mpidl.nn import Model
+
+SUFFIX = ".safetensors"
+MOST_PROBLEMS = 3  # that one error lists
+
+
+def save_weights(model: Model, path: Path | str) -> None:
+    """Write all parameters, and state such as running means, under their names in the model.
+
+    The file is complete or not there.
+
+    Args:
+        model: The model.
+        path: Ends in .safetensors.
+
+    Raises:
+        ConfigError: It has another suffix.
+        CheckpointError: It cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    check_weights(Path(path))
+    flat = model.parameters
+    names = [*flat.slots, *flat.state_slots]
+    tensors = {name: np.array(model.ops.to_host(flat.value(name))) for name in names}
+    try:
+        with beside(path) as partial:
+            save_file(tensors, partial, metadata={"format": "mpidl"})
+    except (OSError, SafetensorError) as error:
+        code = errno_of(error)
+        what = strerror(code) if code else str(error)
+        raise CheckpointError(
+            f"cannot be written: {what}", where=str(path), remedy=os_remedy(code)
+        ) from error
+
+
+def check_weights(path: Path) -> None:
+    """Refuse a path where weights cannot be written, before any work.
+
+    Raises:
+        ConfigError: Its suffix is not .safetensors, or its folder cannot be used.
+    """
+    if path.suffix != SUFFIX:
+        raise ConfigError(
+            f"unknown kind of file {path.suffix!r}",
+            where=str(path),
+            remedy=f"name it something{SUFFIX}",
+        )
+    check_folder(path)
+
+
+def read_tensors(path: Path | str) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, bfloat16 as float32.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = file.keys()  # file is no dictionary, and cannot be iterated
+            return {name: np.asarray(file.get_tensor(name)) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot be read as safetensors: {error}", where=str(path), remedy="check the file"
+        ) from error
+
+
+def load_weights(model: Model, path: Path | str) -> None:
+    """Fill a model from a safetensors file of any format in FORMATS.
+
+    Args:
+        model: The model; unchanged where an error is raised.
+        path: The file; the names in it show which format it has.
+
+    Raises:
+        CheckpointError: It cannot be read, or tensors are missing, left over or of another shape.
+    """
+    tensors = read_tensors(path)
+    kind = detect_format(tensors)
+    sources = kind.sources(model, tensors)
+    used = {source.name for source in sources.values()}
+    extra = [name for name in tensors if name not in used and not kind.is_ignored(name)]
+    problems = [f"{name} is missing" for name in sorted(used) if name not in tensors]
+    problems += [f"{name} has no place in the model" for name in extra]
+    ready, misfits = _convert(model, tensors, sources)
+    problems += misfits
+    if problems:
+        more = len(problems) - MOST_PROBLEMS
+        raise CheckpointError(
+            "; ".join(problems[:MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else ""),
+            where=str(path),
+            remedy="build the model with the options of the file",
+        )
+    flat = model.parameters
+    for name, tensor in ready.items():
+        flat.value(name)[...] = model.ops.to_device(np.ascontiguousarray(tensor.astype(flat.dtype)))
+
+
+def _convert(
+    model: Model, tensors: Tensors, sources: Mapping[str, Source]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The model's parameters from the tensors of a file, and what does not fit."""
+    slots = {**model.parameters.slots, **model.parameters.state_slots}
+    problems = [f"{name} is not in the file" for name in slots if name not in sources]
+    ready: dict[str, Tensor] = {}
+    for name, source in sources.items():
+        if source.name not in tensors or name not in slots:
+            continue
+        tensor, shape = source.convert(tensors[source.name]), slots[name].spec.shape
+        if name.endswith(".positions"):
+            tensor = tensor[: shape[0]]  # a shorter context than the file's is fine
+        if tensor.shape != shape:
+            problems.append(f"{source.name} has shape {tensor.shape}, {name} needs {shape}")
+        ready[name] = tensor
+    return ready, problems
