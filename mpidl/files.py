@@ -1,4 +1,4 @@
-"""Files that are complete or not there, and errors of reading told apart: out of reach now, or damaged."""
+"""Writes files so that they are complete or absent; tells unreadable files from damaged ones."""
 
 from __future__ import annotations
 
@@ -16,33 +16,62 @@ COPY = "copy the file again from where it was made, or make it anew"
 
 
 @contextmanager
-def beside(path: Path | str) -> Iterator[Path]:
-    """A path beside `path` to write to; at the end of the block it is forced to disk and renamed into place.
+def write_atomically(path: Path | str) -> Iterator[Path]:
+    """A temporary path to write to, published as `path` at the end of the block.
 
-    No reader ever sees half of a file, and an error in the block leaves nothing behind. Raises OSError.
+    No reader ever sees half of a file, and an error in the block leaves nothing behind.
+
+    Raises:
+        OSError: The file system refuses.
     """
     final = Path(path)
-    partial = final.with_name(final.name + ".partial")
+    partial = partial_path(final)
     try:
         yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(final)
+        publish(partial, final)
     except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    sync_folder(final.parent)
 
 
-def write_beside(path: Path | str, content: bytes) -> None:
-    """Write `content` to `path`, complete or not at all (see `beside`)."""
-    with beside(path) as partial:
+def write_file(path: Path | str, content: bytes) -> None:
+    """Write `content` to `path`, see `write_atomically`."""
+    with write_atomically(path) as partial:
         partial.write_bytes(content)
 
 
+def partial_path(path: Path) -> Path:
+    """Where a file or folder is written before it is published."""
+    return path.with_name(path.name + ".partial")
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Force a complete file or folder to disk, and rename it to its final name.
+
+    Raises:
+        OSError: The file system refuses; `final` is as it was.
+    """
+    sync(partial)
+    partial.replace(final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the entries of a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def check_folder(path: Path) -> None:
-    """ConfigError before any work if `path` cannot be a new file in an existing folder."""
+    """Refuse a path that cannot be a new file, before any work.
+
+    Raises:
+        ConfigError: It is a folder, or its folder does not exist.
+    """
     if path.is_dir():
         raise ConfigError("is a folder", where=str(path), remedy="name a file in it")
     if not path.absolute().parent.is_dir():
@@ -52,22 +81,17 @@ def check_folder(path: Path) -> None:
 
 
 def reserve(path: Path | str, size: int) -> None:
-    """Claim `size` bytes of disk for a file, so that a full disk is noticed here; raises OSError. Not every file system can."""
+    """Allocate `size` bytes of disk for a file, where the file system can.
+
+    Raises:
+        OSError: The disk is full.
+    """
     with open(path, "rb+") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the entries of `folder` to disk, so that a rename in it survives a crash."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def file_sha256(path: Path) -> str:
@@ -78,9 +102,15 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def reading(path: Path | str, remedy: str = COPY) -> Iterator[None]:
-    """Errors of reading `path` in this block become UnreadableError where it is out of reach now, else DataError.
+    """Turn errors of reading a file in this block into our own.
 
-    remedy: for a file that is damaged.
+    Args:
+        path: The file.
+        remedy: Where it is damaged.
+
+    Raises:
+        UnreadableError: It is out of reach now.
+        DataError: It is missing or damaged.
     """
     try:
         yield
@@ -90,7 +120,11 @@ def reading(path: Path | str, remedy: str = COPY) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """Errors of the operating system in writing `path` in this block, also those that HDF5 hides, become DataError."""
+    """Turn errors of the operating system in writing a file in this block into our own.
+
+    Raises:
+        DataError: It cannot be written; also where HDF5 hides the error in its text.
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -103,7 +137,13 @@ def writing(path: Path | str) -> Iterator[None]:
 
 
 def read_error(error: Exception, path: Path | str, remedy: str = COPY) -> DataError:
-    """What `error`, raised while reading `path`, means for the file."""
+    """The error of mpidl for `error`, which was raised while reading `path`.
+
+    Args:
+        error: From Python or HDF5.
+        path: The file.
+        remedy: Where it is damaged.
+    """
     code, where = errno_of(error), str(path)
     if code == errno.ENOENT:
         return DataError("the file does not exist", where=where, remedy="check the path")

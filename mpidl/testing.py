@@ -114,7 +114,7 @@ class _Check:
         return np.array(dx), ops.to_host(flat.gradients).copy()
 
     def difference(self, name: str | None, move: Vector) -> float:
-        """Half of the difference of the losses on both sides of a move of a parameter (or input)."""
+        """Half the difference of the losses on both sides of a move; None: of the input."""
         losses = []
         for sign in (1, -1):
             values, x = self.start.copy(), self.x

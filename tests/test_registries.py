@@ -18,6 +18,8 @@ from mpidl.compression import COMPRESSORS, Compressor
 from mpidl.config import Config
 from mpidl.errors import ConfigError
 from mpidl.models import MODELS
+from mpidl.models.weights import FORMATS, Format
+from mpidl.nn import LOSSES, Loss
 from mpidl.optim import OPTIMIZERS, Optimizer
 from mpidl.options import Section, documented, is_section
 from mpidl.registry import Choice, Registry
@@ -25,7 +27,8 @@ from mpidl.sync import STRATEGIES, Strategy
 
 ROOT = Path(__file__).parent.parent
 REGISTRIES: dict[str, Registry[Any]] = {
-    registry.kind: registry for registry in (STRATEGIES, OPTIMIZERS, COMPRESSORS, MODELS)
+    registry.kind: registry
+    for registry in (STRATEGIES, OPTIMIZERS, COMPRESSORS, MODELS, LOSSES, FORMATS)
 }
 ENTRIES = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry]
 
@@ -66,8 +69,14 @@ def test_a_name_that_is_not_registered_is_refused_with_the_nearest(kind: str) ->
 
 @pytest.mark.parametrize(
     ("base", "registry"),
-    [(Strategy, STRATEGIES), (Optimizer, OPTIMIZERS), (Compressor, COMPRESSORS)],
-    ids=["strategy", "optimizer", "compressor"],
+    [
+        (Strategy, STRATEGIES),
+        (Optimizer, OPTIMIZERS),
+        (Compressor, COMPRESSORS),
+        (Loss, LOSSES),
+        (Format, FORMATS),
+    ],
+    ids=["strategy", "optimizer", "compressor", "loss", "format"],
 )
 def test_everything_that_is_defined_is_registered(base: type[Any], registry: Any) -> None:
     """A concrete class with options of its own, in a package that has a registry."""

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _network(args: argparse.Namespace, context: Any, group: Any) -> dict[str, Any]:
-    from mpidl.files import check_folder, write_beside
+    from mpidl.files import check_folder, write_file
     from mpidl.performance.measure import network
 
     if args.output:
@@ -80,7 +80,7 @@ def _network(args: argparse.Namespace, context: Any, group: Any) -> dict[str, An
     text = json.dumps(machine, indent=1)
     if args.output:
         context.on_root(
-            lambda: write_beside(args.output, f"{text}\n".encode()), f"writing {args.output}"
+            lambda: write_file(args.output, f"{text}\n".encode()), f"writing {args.output}"
         )
     if context.is_root and not args.json:
         print(text)

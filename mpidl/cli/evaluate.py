@@ -1,11 +1,12 @@
-"""Evaluate a checkpoint on a sharded data set: mean loss and accuracy, exact over any number of ranks."""
+"""Evaluate a checkpoint on a sharded data set: mean loss and accuracy, exact on any rank count."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
+
+from mpidl.cli.arguments import add_backend, add_checkpoint
 
 NAME = "evaluate"
 HELP = "loss and accuracy of a checkpoint"
@@ -13,17 +14,13 @@ HELP = "loss and accuracy of a checkpoint"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        help="a checkpoint file, or the output folder of a run (its best checkpoint)",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--data", help="a sharded data set (default: the test data of the run)")
-    parser.add_argument("--backend", default="auto", help="auto, numpy or cupy")
+    add_backend(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate; all ranks call it together."""
+    """Evaluate. Collective."""
     from mpidl.comm.context import init
     from mpidl.data import Reader
     from mpidl.errors import ConfigError
@@ -50,6 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     reader.close()
     if context.is_root and not args.json:
         print(
-            f"accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} on {result.samples:,} samples of {folder}"
+            f"accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} "
+            f"on {result.samples:,} samples of {folder}"
         )
     return asdict(result) | {"checkpoint": str(predictor.path)}

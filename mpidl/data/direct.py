@@ -1,7 +1,8 @@
-"""Reads rows of an unfiltered HDF5 dataset straight from where they lie in the file.
+"""Reads rows of an unfiltered HDF5 dataset at their offsets in the file.
 
-HDF5 says where each chunk lies (H5Dget_chunk_info); `preadv` then copies rows into the caller's memory. Unlike an H5Dread this
-does not hold Python's global lock, so that a window is read while batches are gathered from the one before.
+HDF5 says where each chunk lies (H5Dget_chunk_info); `preadv` then copies rows into the caller's
+memory. Unlike an H5Dread this does not hold Python's global lock, so that a window is read while
+batches are gathered from the one before.
 """
 
 from __future__ import annotations
@@ -15,18 +16,39 @@ from numpy.typing import NDArray
 
 
 class DirectRows:
-    """The rows of one dataset in one file that is open for reading as descriptor `handle`. See `make` for what is possible."""
+    """The rows of one dataset; made by `make`, where that is possible.
+
+    Args:
+        dataset: An h5py dataset.
+        handle: File descriptor of its file, open for reading.
+        rows_per_chunk: Rows that are contiguous in the file.
+        row_bytes: Size of one row.
+        base: Offset of a contiguous dataset, None for a chunked one.
+    """
 
     def __init__(
         self, dataset: Any, handle: int, rows_per_chunk: int, row_bytes: int, base: int | None
     ) -> None:
-        self._id, self._handle, self._rest = dataset.id, handle, (0,) * (dataset.ndim - 1)
-        self._rows, self._row_bytes = rows_per_chunk, row_bytes
+        self._id = dataset.id
+        self._handle = handle
+        self._origin = (0,) * (dataset.ndim - 1)
+        self._rows = rows_per_chunk
+        self._row_bytes = row_bytes
         self._offsets: dict[int, int] = {} if base is None else {0: base}
 
     @staticmethod
     def make(dataset: Any, handle: int, wanted: np.dtype[Any]) -> DirectRows | None:
-        """None where HDF5 has to do the work: filters, another byte order, chunks that cut samples, data not stored yet."""
+        """Direct access to a dataset.
+
+        Args:
+            dataset: An h5py dataset.
+            handle: File descriptor of its file.
+            wanted: The dtype to read.
+
+        Returns:
+            None where HDF5 has to do the work: filters, another byte order, chunks that divide
+            samples, data not stored yet.
+        """
         row_bytes = dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64))
         if (
             dataset.dtype != wanted
@@ -37,9 +59,9 @@ class DirectRows:
             return None
         if dataset.chunks is None:
             base = dataset.id.get_offset()
-            return (
-                None if base is None else DirectRows(dataset, handle, len(dataset), row_bytes, base)
-            )
+            if base is None:
+                return None
+            return DirectRows(dataset, handle, len(dataset), row_bytes, base)
         if dataset.chunks[1:] != dataset.shape[1:]:
             return None
         return DirectRows(dataset, handle, dataset.chunks[0], row_bytes, None)
@@ -47,14 +69,23 @@ class DirectRows:
     def _offset(self, chunk: int) -> int:
         found = self._offsets.get(chunk)
         if found is None:
-            place = self._id.get_chunk_info_by_coord((chunk * self._rows, *self._rest)).byte_offset
-            if place is None:
+            corner = (chunk * self._rows, *self._origin)
+            offset = self._id.get_chunk_info_by_coord(corner).byte_offset
+            if offset is None:
                 raise OSError(f"chunk {chunk} is not stored in the file")
-            found = self._offsets[chunk] = int(place)
+            found = self._offsets[chunk] = int(offset)
         return found
 
     def read(self, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
-        """The row ranges one after another into `out`, C-contiguous. Raises OSError where the file ends too early."""
+        """Read row ranges.
+
+        Args:
+            ranges: (start, stop) of each.
+            out: C-contiguous; takes the rows one after another.
+
+        Raises:
+            OSError: The file ends too early, or cannot be read.
+        """
         memory = out.reshape(-1).view(np.uint8).data
         done = 0
         for start, stop in ranges:

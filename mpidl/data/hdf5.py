@@ -1,4 +1,4 @@
-"""The one door to h5py: loaded after MPI, asked for parallel access in one place, and files from outside not trusted."""
+"""The only module that imports h5py: after MPI, and without trust in files from outside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -20,12 +20,15 @@ from mpidl.files import COPY, read_error
 mpi.preload()  # before h5py, see mpidl.comm.mpi
 import h5py  # noqa: E402
 
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _LOCKING = hasattr(h5py.h5p.PropFAID, "set_file_locking")  # HDF5 1.10.7, or 1.12.1 and later
 if not _LOCKING:
-    os.environ.setdefault(
-        "HDF5_USE_FILE_LOCKING", "FALSE"
-    )  # older ones know this only, for all files of the process
+    # Older ones have this variable only, for all files of the process
+    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
+_COPY_IN = "copy the data into the file"
 REBUILD = (
     "rebuild it: HDF5_MPI=ON CC=mpicc HDF5_DIR=<prefix of a parallel HDF5> "
     "pip install --no-build-isolation --no-binary=h5py --no-deps --force-reinstall h5py"
@@ -37,16 +40,17 @@ def is_parallel() -> bool:
     return bool(h5py.get_config().mpi)
 
 
-class _Target(io.RawIOBase):
-    """The file that HDF5 writes to, where writing never fails: HDF5 crashes later where it cannot write what it has cached.
+class _DeferredErrors(io.RawIOBase):
+    """The file that HDF5 writes to; writing never fails.
 
-    The first error is kept in `error`, and nothing is written after it. The file is locked against other writers where the file
-    system has locks.
+    HDF5 crashes where it cannot flush its cache.
+    The first error is kept in `error`, and nothing is written after it. The file is locked against
+    other writers where the file system has locks.
     """
 
     def __init__(self, path: Path | str, mode: str) -> None:
         self._file = os.open(path, os.O_RDWR | (os.O_CREAT if mode == "w" else 0), 0o666)
-        self._place = 0
+        self._position = 0
         self.error: OSError | None = None
         _lock(self._file)
         if mode == "w":
@@ -60,51 +64,54 @@ class _Target(io.RawIOBase):
                 self.error = error
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of any file."""
-        self._place = os.lseek(self._file, offset, whence)
-        return self._place
+        """See `io.RawIOBase`."""
+        self._position = os.lseek(self._file, offset, whence)
+        return self._position
 
     def tell(self) -> int:
-        """As of any file."""
-        return self._place
+        """See `io.RawIOBase`."""
+        return self._position
 
     def readinto(self, memory: Any) -> int:
-        """As of any file."""
-        count = os.preadv(self._file, [memory], self._place)
-        self._place += count
+        """See `io.RawIOBase`."""
+        count = os.preadv(self._file, [memory], self._position)
+        self._position += count
         return count
 
     def write(self, data: Any) -> int:
-        """All of `data`; nothing after the first error."""
+        """Write all of `data`, or nothing after the first error."""
         rest = memoryview(data).cast("B")
         size = len(rest)
 
         def action() -> None:
             nonlocal rest
             while rest:
-                count = os.pwrite(self._file, rest, self._place)
-                rest, self._place = rest[count:], self._place + count
+                count = os.pwrite(self._file, rest, self._position)
+                rest, self._position = rest[count:], self._position + count
 
         self._write(action)
         return size
 
     def truncate(self, size: int | None = None) -> int:
-        """As of any file; not after the first error."""
-        size = self._place if size is None else size
+        """See `io.RawIOBase`; does nothing after the first error."""
+        size = self._position if size is None else size
         self._write(lambda: os.ftruncate(self._file, size))
         return size
 
     def close(self) -> None:
-        """Give the file and its lock back."""
+        """Close the file, which releases its lock."""
         if not self.closed:
             super().close()
             os.close(self._file)
 
 
 def _lock(file: int) -> None:
-    """Lock an open file against other writers; BlockingIOError where somebody holds it. Not every file system has locks.
+    """Lock an open file against other writers, where the file system has locks.
 
     HDF5_USE_FILE_LOCKING=FALSE means here what it means to HDF5.
+
+    Raises:
+        BlockingIOError: Another process holds the lock.
     """
     if os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in ("FALSE", "0"):
         return
@@ -117,11 +124,11 @@ def _lock(file: int) -> None:
         pass
 
 
-class _Written(h5py.File):  # type: ignore[misc]
-    """An h5py File over a `_Target`; raises the OSError of a failed write once it is closed."""
+class _WritableFile(h5py.File):  # type: ignore[misc]
+    """An h5py File over `_DeferredErrors`; raises the OSError of a failed write when closed."""
 
     def __init__(self, path: Path | str, mode: str) -> None:
-        self._target = _Target(path, mode)
+        self._target = _DeferredErrors(path, mode)
         try:
             super().__init__(self._target, mode)
         except BaseException:
@@ -129,12 +136,16 @@ class _Written(h5py.File):  # type: ignore[misc]
             raise
 
     def check(self) -> None:
-        """Raise the error of a write that failed."""
+        """Raise the OSError of a write that failed."""
         if self._target.error is not None:
             raise self._target.error
 
     def close(self) -> None:
-        """Close the file. Raises OSError where something could not be written."""
+        """Close the file.
+
+        Raises:
+            OSError: Something could not be written.
+        """
         if not self.id:
             return
         try:
@@ -145,8 +156,15 @@ class _Written(h5py.File):  # type: ignore[misc]
 
 
 def check_written(file: Any) -> None:
-    """Raise the OSError of a write to `file` (from `open_file`) that has failed so far; closing the file does so too."""
-    if isinstance(file, _Written):
+    """Raise the error of a write that has failed so far; closing the file does so too.
+
+    Args:
+        file: From `open_file`.
+
+    Raises:
+        OSError: A write failed.
+    """
+    if isinstance(file, _WritableFile):
         file.check()
 
 
@@ -154,17 +172,28 @@ def open_file(
     path: Path | str,
     mode: str = "r",
     *,
-    comm: Any = None,
+    comm: MPI.Intracomm | None = None,
     chunk_cache: bool = True,
     remedy: str = COPY,
 ) -> Any:
-    """An h5py File; with `comm`, opened by all its ranks together through the mpio driver.
+    """Open an HDF5 file. Collective with `comm`.
 
-    mode: "r", "r+" or "w". chunk_cache=False: large reads of uncompressed chunks go straight into the caller's memory. remedy:
-    what to do about a damaged file. Files are renamed into place when they are complete, so that readers take no lock.
+    Readers take no lock: files are renamed into place when they are complete.
 
-    Raises UnreadableError where the file is out of reach now (locked, no permission, an I/O error, too many open files), and
-    DataError naming the file where it is not there, damaged or not HDF5, or cannot be written.
+    Args:
+        path: The file.
+        mode: "r", "r+" or "w".
+        comm: Its ranks open the file together through the mpio driver; None: this process alone.
+        chunk_cache: False: large reads of uncompressed chunks go straight into the caller's memory.
+        remedy: Where the file is damaged.
+
+    Returns:
+        An h5py File.
+
+    Raises:
+        UnreadableError: The file is out of reach now: locked, no permission, an I/O error, too many
+            open files.
+        DataError: It is missing, damaged or not HDF5, or cannot be written.
     """
     options: dict[str, Any] = {"driver": "mpio", "comm": comm} if comm is not None else {}
     if not chunk_cache:
@@ -173,17 +202,20 @@ def open_file(
         options["locking"] = False
     try:
         if comm is None and mode != "r":
-            return _Written(path, mode)
+            return _WritableFile(path, mode)
         return h5py.File(path, mode, **options)
     except (OSError, RuntimeError) as error:
         raise _open_error(error, path, mode, remedy) from error
 
 
 def _open_error(error: Exception, path: Path | str, mode: str, remedy: str) -> DataError:
-    """Why HDF5 could not open a file. Through mpio it does not say, so that we look for ourselves."""
+    """Why HDF5 could not open a file.
+
+    The mpio driver does not say, so the file is opened once more without HDF5.
+    """
     code, signed = errno_of(error), True
     if not code and mode != "w":
-        code, signed = _look(Path(path), os.O_RDONLY if mode == "r" else os.O_RDWR)
+        code, signed = _inspect(Path(path), os.O_RDONLY if mode == "r" else os.O_RDWR)
     if mode == "r" and code:
         return read_error(OSError(code, strerror(code)), path, remedy)
     if code:
@@ -204,19 +236,20 @@ def _open_error(error: Exception, path: Path | str, mode: str, remedy: str) -> D
     return read_error(error, path, remedy)
 
 
-def _look(path: Path, flags: int) -> tuple[int, bool]:
-    """The error number of opening and reading the file (0: none), and whether it has the signature of HDF5.
+def _inspect(path: Path, flags: int) -> tuple[int, bool]:
+    """The error number of opening and reading a file, 0 for none; and whether it is HDF5.
 
-    The signature stands at byte 0, 512, 1024, 2048, ... (HDF5 File Format Specification, section II.A).
+    The signature is at byte 0, 512, 1024, 2048, ... (HDF5 File Format Specification, section II.A).
     """
     try:
         handle = os.open(path, flags)
         try:
-            size, place = os.fstat(handle).st_size, 0
-            while place < max(size, 1):
-                if os.pread(handle, len(SIGNATURE), place) == SIGNATURE:
+            size = os.fstat(handle).st_size
+            offset = 0
+            while offset < max(size, 1):
+                if os.pread(handle, len(SIGNATURE), offset) == SIGNATURE:
                     return 0, True
-                place = max(512, 2 * place)
+                offset = max(512, 2 * offset)
         finally:
             os.close(handle)
     except OSError as error:
@@ -225,7 +258,7 @@ def _look(path: Path, flags: int) -> tuple[int, bool]:
 
 
 def early_allocation() -> Any:
-    """Creation properties that reserve all chunks at once, which independent parallel writes need."""
+    """Creation properties that allocate all chunks at once, as independent parallel writes need."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -233,66 +266,77 @@ def early_allocation() -> Any:
 
 
 def trusted_dataset(file: Any, name: str, path: Path | str) -> Any:
-    """The dataset `name`, refused if it would read other files or claims more data than the file holds.
+    """A dataset that reads no other file and holds no more data than its file.
 
-    External storage, external links and virtual datasets can read any file of the user (compare CVE-2026-1669).
+    External storage, external links and virtual datasets can read any file of the user (compare
+    CVE-2026-1669).
+
+    Args:
+        file: From `open_file`.
+        name: Of the dataset.
+        path: Of the file.
+
+    Raises:
+        DataError: There is no such dataset, or it cannot be trusted.
     """
     link = file.get(name, getlink=True)
     if link is None:
-        raise DataError(
-            f"has no dataset {name!r}, only {sorted(file)}", where=str(path), remedy=COPY
-        )
+        raise _refused(path, f"has no dataset {name!r}, only {sorted(file)}", COPY)
     if not isinstance(link, h5py.HardLink):
-        raise DataError(
-            f"{name!r} is a link to elsewhere, which is not allowed",
-            where=str(path),
-            remedy="copy the data in",
-        )
+        raise _refused(path, f"{name!r} is a link to elsewhere, which is not allowed", _COPY_IN)
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
-        raise DataError(
-            f"{name!r} is not a dataset",
-            where=str(path),
-            remedy="put the datasets at the top of the file",
-        )
+        remedy = "put the datasets at the top of the file"
+        raise _refused(path, f"{name!r} is not a dataset", remedy)
     if dataset.is_virtual or dataset.external:
-        raise DataError(
-            f"{name!r} keeps its data in other files, which is not allowed",
-            where=str(path),
-            remedy="copy the data in",
-        )
+        what = f"{name!r} keeps its data in other files, which is not allowed"
+        raise _refused(path, what, _COPY_IN)
     size = Path(path).stat().st_size
     if dataset.compression is None and dataset.nbytes > size:
-        raise DataError(
-            f"{name!r} claims {dataset.nbytes} bytes, but the whole file has {size}: it is truncated or forged",
-            where=str(path),
-            remedy=COPY,
+        what = (
+            f"{name!r} claims {dataset.nbytes} bytes, but the whole file has {size}: "
+            "it is truncated or forged"
         )
+        raise _refused(path, what, COPY)
     return dataset
 
 
-def read_ranges(dataset: Any, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
-    """Read the row ranges of a dataset one after another into `out`, by one H5Dread each.
+def _refused(path: Path | str, what: str, remedy: str) -> DataError:
+    return DataError(what, where=str(path), remedy=remedy)
 
-    One read for the union of many ranges would be slower: HDF5 walks the elements of a selection that is not a single block.
+
+def read_ranges(dataset: Any, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
+    """Read row ranges of a dataset by one H5Dread each.
+
+    One read for the union of many ranges would be slower: HDF5 walks the elements of a selection
+    that is not a single block.
+
+    Args:
+        dataset: An h5py dataset.
+        ranges: (start, stop) of each.
+        out: Takes the rows one after another.
     """
     here, rest = dataset.id.get_space(), dataset.shape[1:]
-    origin, row = (0,) * len(rest), 0
+    origin = (0,) * len(rest)
+    row = 0
     for start, stop in ranges:
         if stop == start:
             continue
-        extent = (stop - start, *rest)
-        here.select_hyperslab((start, *origin), extent)
-        dataset.id.read(h5py.h5s.create_simple(extent), here, out[row : row + stop - start])
+        size = (stop - start, *rest)
+        here.select_hyperslab((start, *origin), size)
+        dataset.id.read(h5py.h5s.create_simple(size), here, out[row : row + stop - start])
         row += stop - start
 
 
 def read_ranges_collectively(
     dataset: Any, ranges: Sequence[tuple[int, int]], out: NDArray[Any]
 ) -> None:
-    """As read_ranges, by exactly one collective H5Dread, in which a rank without any range takes part too.
+    """As `read_ranges`, by exactly one collective H5Dread.
 
-    ranges: ascending, not overlapping. The ranks may bring different numbers of ranges.
+    Args:
+        dataset: An h5py dataset of a file that all ranks have opened together.
+        ranges: Ascending, not overlapping; ranks may have different numbers of them, or none.
+        out: Takes the rows one after another.
     """
     here, rest = dataset.id.get_space(), dataset.shape[1:]
     here.select_none()

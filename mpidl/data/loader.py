@@ -1,4 +1,4 @@
-"""Batches for training: windows are read ahead by a thread, batches are gathered from the window in memory."""
+"""Batches for training: a thread prefetches windows, batches are gathered from them in memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
-from mpidl.data.reader import Arrays, Reader
+from mpidl.data.manifest import Arrays
+from mpidl.data.reader import Reader
 from mpidl.data.sampler import LaneSampler, Window
 from mpidl.data.validate import check_values
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's part of a global batch. arrays: field -> (n, *shape), n may be 0; valid until the next batch."""
+    """This rank's part of a global batch.
+
+    Attributes:
+        arrays: Field -> (n, *shape), n may be 0; valid until the next batch.
+        epoch: Number of the epoch, from 0.
+        step: Number of the step in the epoch, from 0.
+        count: n, samples on this rank.
+        global_count: Samples on all ranks.
+    """
 
     arrays: Arrays
     epoch: int
@@ -30,9 +39,15 @@ class Batch:
 class Loader:
     """Iterates over epochs of a data set in the order of a sampler.
 
-    Where the whole of this rank's part fits into one window it is read once and kept for all epochs. Otherwise the next
-    window is read by a thread while the current one is used (in the same thread where reading needs MPI and the MPI library
-    does not allow threads, or reads collectively).
+    Where this rank's part fits into one window it is read once and kept for all epochs. Otherwise a
+    thread reads the next window while the current one is used; the same thread does where reading
+    needs MPI and the MPI library does not allow threads, or reads collectively.
+
+    Args:
+        reader: The open data set.
+        sampler: The order.
+        context: Of the ranks, where the reader uses MPI.
+        keep: Whether data that fit into one window stay in memory.
     """
 
     def __init__(
@@ -43,7 +58,8 @@ class Loader:
         context: Context | None = None,
         keep: bool = True,
     ) -> None:
-        self.reader, self.sampler, self.context = reader, sampler, context
+        self.reader = reader
+        self.sampler = sampler
         self._kept: tuple[tuple[tuple[int, int], ...], Arrays] | None = None
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
@@ -60,7 +76,15 @@ class Loader:
         return self.sampler.steps
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch`, from step `first_step` on (for a resumed job)."""
+        """The batches of an epoch.
+
+        Args:
+            epoch: Its number.
+            first_step: Where a resumed job continues.
+
+        Raises:
+            DataError: A file cannot be read, or holds values that cannot be trained on.
+        """
         windows = self.sampler.windows(epoch, first_step)
         arrays: Arrays | None = None
         pending = self._fetch(windows, self._spare)
@@ -76,7 +100,7 @@ class Loader:
     def _fetch(
         self, windows: Iterator[Window], memory: Arrays | None
     ) -> Future[tuple[Window, Arrays] | None]:
-        """The next window with its data, or None after the last: worked out and read by the thread, where there is one."""
+        """The next window with its data, None after the last; the thread computes and reads it."""
         if self._pool is not None:
             return self._pool.submit(self._load, windows, memory)
         done: Future[tuple[Window, Arrays] | None] = Future()
@@ -100,9 +124,8 @@ class Loader:
     def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
         batch = {name: self._buffer(name, array, len(rows)) for name, array in arrays.items()}
         for name, array in arrays.items():
-            np.take(
-                array, rows, axis=0, out=batch[name], mode="clip"
-            )  # "clip" writes straight into out
+            # mode="clip" writes straight into out; the default goes through a buffer
+            np.take(array, rows, axis=0, out=batch[name], mode="clip")
         return batch
 
     def _buffer(self, name: str, array: NDArray[Any], count: int) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a sharded data set holds, and the checksums that make its files trustworthy."""
+"""`manifest.json`: what a sharded data set holds, and the checksums of its files."""
 
 from __future__ import annotations
 
@@ -11,44 +11,59 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from mpidl.errors import DataError, at_place
-from mpidl.files import file_sha256, read_error, reading, write_beside
+from mpidl.files import file_sha256, read_error, reading, write_file
 
 NAME = "manifest.json"
 FORMAT = "mpidl-shards"
-VERSION = 1
+VERSION = 2
 MAX_CLASSES = 1 << 20
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
+Role = Literal["feature", "label", "other"]
+Arrays = dict[str, NDArray[Any]]  # field -> (n, *shape of one sample)
 
 
 class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Mean and standard deviation over all elements of a field, for normalizing inputs.
 
-    checksum: of both numbers (see `sealed`); data sets made by earlier versions have none.
+    Attributes:
+        mean: Of all elements.
+        std: Their standard deviation.
+        checksum: Of both numbers, see `with_checksum`.
     """
 
     mean: float
     std: Annotated[float, Meta(ge=0)]
-    checksum: str | None = None
+    checksum: str
 
     @staticmethod
-    def sealed(mean: float, std: float) -> Statistics:
+    def with_checksum(mean: float, std: float) -> Statistics:
         """With the first 16 digits of the SHA-256 of both numbers, little-endian float64."""
         return Statistics(mean, std, hashlib.sha256(struct.pack("<dd", mean, std)).hexdigest()[:16])
 
     @property
-    def intact(self) -> bool:
-        """Whether the checksum fits, where there is one."""
-        return self.checksum in (None, Statistics.sealed(self.mean, self.std).checksum)
+    def is_intact(self) -> bool:
+        """Whether the checksum fits."""
+        return self == Statistics.with_checksum(self.mean, self.std)
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One array a sample has. shape: of one sample. classes: for labels, they lie in [0, classes)."""
+    """One array of each sample.
+
+    Attributes:
+        dtype: Its NumPy name.
+        shape: Of one sample.
+        role: What training uses it for.
+        classes: Labels lie in [0, classes).
+        class_names: Names of the classes, in the order of their numbers.
+        statistics: Of a feature.
+    """
 
     dtype: str
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 40)], ...], Meta(max_length=16)]
-    meaning: Literal["feature", "label", "other"]
+    role: Role
     classes: Annotated[int, Meta(ge=1, le=MAX_CLASSES)] | None = None
     class_names: tuple[str, ...] | None = None
     statistics: Statistics | None = None
@@ -60,7 +75,14 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file, relative to the manifest. sha256: of the whole file, as sha256sum prints it."""
+    """One file of a data set.
+
+    Attributes:
+        file: Its name in the folder of the manifest.
+        samples: Number of samples in it.
+        bytes: Size of the file.
+        sha256: Of the whole file, as sha256sum prints it.
+    """
 
     file: str
     samples: Count
@@ -69,7 +91,16 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The description of a data set. layout: "shards" (one file per shard) or "shared" (one file that all ranks share)."""
+    """The description of a data set.
+
+    Attributes:
+        format: `FORMAT`.
+        version: `VERSION`.
+        layout: "shards" (one file per shard) or "shared" (one file that all ranks share).
+        samples: Number of samples in all shards.
+        fields: What each sample has, by name.
+        shards: The files, in the order of their samples.
+    """
 
     format: str
     version: int
@@ -83,25 +114,36 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Bytes of one sample over all fields."""
         return sum(field.sample_bytes for field in self.fields.values())
 
-    def only(self, meaning: Literal["feature", "label"], wanted: str | None, where: str) -> str:
-        """The name of the field with this meaning, or `wanted` if given; DataError if there is not exactly one."""
-        names = (
-            [wanted]
-            if wanted
-            else [name for name, field in self.fields.items() if field.meaning == meaning]
-        )
+    def field_with_role(
+        self, role: Literal["feature", "label"], wanted: str | None, where: str
+    ) -> str:
+        """The name of the one field with this role.
+
+        Args:
+            role: What it is for.
+            wanted: The name that the configuration gives, if it does.
+            where: The data set, for messages.
+
+        Raises:
+            DataError: There is not exactly one such field.
+        """
+        fitting = [name for name, field in self.fields.items() if field.role == role]
+        names = [wanted] if wanted else fitting
         if len(names) == 1 and names[0] in self.fields:
             return names[0]
-        known = ", ".join(f"{name} ({field.meaning})" for name, field in self.fields.items())
-        remedy = f'name it in the configuration: data.{meaning} = "..."'
+        known = ", ".join(f"{name} ({field.role})" for name, field in self.fields.items())
+        remedy = f'name it in the configuration: data.{role} = "..."'
         if wanted:
-            what = f"has no field {wanted!r}: data.{meaning} must be one of {known}"
+            what = f"has no field {wanted!r}: data.{role} must be one of {known}"
         elif names:
-            what = f"has several fields that could be the {meaning}: {', '.join(names)}"
+            what = f"has several fields that could be the {role}: {', '.join(names)}"
         else:
-            what = f"has no field that is a {meaning}; its fields are {known}"
-            if meaning == "label":
-                remedy = "shard the data again with --label NAME, the field or column that holds the classes"
+            what = f"has no field that is a {role}; its fields are {known}"
+            if role == "label":
+                remedy = (
+                    "shard the data again with --label NAME, the field or column that holds "
+                    "the classes"
+                )
         raise DataError(what, where=where, remedy=remedy)
 
 
@@ -113,7 +155,12 @@ def new_manifest(
 
 
 def load_manifest(folder: Path | str) -> Manifest:
-    """Read and check `folder`/manifest.json; DataError names what is wrong with it."""
+    """Read and check `folder`/manifest.json.
+
+    Raises:
+        UnreadableError: It is out of reach now.
+        DataError: It is missing or wrong; the message says what.
+    """
     path = Path(folder) / NAME
     try:
         raw = path.read_bytes()
@@ -143,7 +190,10 @@ def load_manifest(folder: Path | str) -> Manifest:
 
 
 def plain_name(name: str) -> bool:
-    """Whether a field can have this name: HDF5 takes others for paths, which can lead into other files."""
+    """Whether a field can have this name.
+
+    HDF5 takes others for paths, which can lead into other files.
+    """
     return name not in ("", ".") and "/" not in name and "\0" not in name
 
 
@@ -152,11 +202,9 @@ def _bad(path: Path, what: str) -> DataError:
 
 
 def _check(path: Path, manifest: Manifest) -> None:
-    if manifest.samples != sum(shard.samples for shard in manifest.shards):
-        raise _bad(
-            path,
-            f"it claims {manifest.samples} samples, but its shards add up to {sum(s.samples for s in manifest.shards)}",
-        )
+    total = sum(shard.samples for shard in manifest.shards)
+    if manifest.samples != total:
+        raise _bad(path, f"it claims {manifest.samples} samples, but its shards add up to {total}")
     if not manifest.fields or not manifest.shards:
         raise _bad(path, "it has no fields or no shards")
     if len({shard.file for shard in manifest.shards}) != len(manifest.shards):
@@ -173,12 +221,8 @@ def _check_field(path: Path, name: str, field: Field) -> None:
         raise _bad(path, f"field name {name!r} leads into groups of the file")
     try:
         known = np.dtype(field.dtype).kind in "biuf"
-    except (
-        TypeError,
-        ValueError,
-        SyntaxError,
-    ):  # numpy reads "1,2" and "(2" as descriptions of structures
-        known = False
+    except (TypeError, ValueError, SyntaxError):
+        known = False  # numpy reads "1,2" and "(2" as descriptions of structures
     if not known:
         raise _bad(path, f"field {name!r} has the unknown dtype {field.dtype!r}")
     if field.class_names and len(field.class_names) > (field.classes or 0):
@@ -189,23 +233,29 @@ def _check_field(path: Path, name: str, field: Field) -> None:
     statistics = field.statistics
     if statistics and not (math.isfinite(statistics.mean) and math.isfinite(statistics.std)):
         raise _bad(path, f"mean or std of field {name!r} is not finite")
-    if statistics and not statistics.intact:
+    if statistics and not statistics.is_intact:
         raise DataError(
-            f"mean {statistics.mean} or std {statistics.std} of field {name!r} was changed: their checksum does not fit",
+            f"mean {statistics.mean} or std {statistics.std} of field {name!r} was changed: "
+            "their checksum does not fit",
             where=str(path),
-            remedy="copy manifest.json again or shard the data again; for another normalization set data.mean and data.std",
+            remedy="copy manifest.json again or shard the data again; for another normalization "
+            "set data.mean and data.std",
         )
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `folder`/manifest.json, readable by people, beside and renamed."""
-    write_beside(
-        folder / NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-    )
+    """Write `folder`/manifest.json, indented for people."""
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    write_file(folder / NAME, text + b"\n")
 
 
 def verify_shard(folder: Path, shard: Shard) -> None:
-    """DataError if the shard's file is missing, has another size, or other contents than the manifest says."""
+    """Compare a shard with its manifest.
+
+    Raises:
+        UnreadableError: The file is out of reach now.
+        DataError: It is missing, or has another size or checksum.
+    """
     path = folder / shard.file
     remedy = "copy the file again from where it was made, or shard the data again"
     with reading(path, remedy):
@@ -221,20 +271,21 @@ def verify_shard(folder: Path, shard: Shard) -> None:
         )
     if found != shard.sha256:
         raise DataError(
-            f"the shard is damaged: its SHA-256 is {found[:16]}..., the manifest says {shard.sha256[:16]}...",
+            f"the shard is damaged: its SHA-256 is {found[:16]}..., "
+            f"the manifest says {shard.sha256[:16]}...",
             where=str(path),
             remedy=remedy,
         )
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:
-    """A short summary for people and for --json."""
+    """A short summary, for people and for --json."""
     return {
         "samples": manifest.samples,
         "shards": len(manifest.shards),
         "layout": manifest.layout,
         "fields": {
-            name: f"{field.dtype}{list(field.shape)} ({field.meaning})"
+            name: f"{field.dtype}{list(field.shape)} ({field.role})"
             for name, field in manifest.fields.items()
         },
     }

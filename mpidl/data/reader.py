@@ -1,4 +1,4 @@
-"""Reads ranges of samples from a sharded data set, wherever the borders of its shards are."""
+"""Reads ranges of samples from a sharded data set, across the boundaries of its shards."""
 
 from __future__ import annotations
 
@@ -22,22 +22,27 @@ from mpidl.data.hdf5 import (
     read_ranges_collectively,
     trusted_dataset,
 )
-from mpidl.data.manifest import Field, Manifest, Shard, load_manifest, verify_shard
+from mpidl.data.manifest import Arrays, Field, Manifest, Shard, load_manifest, verify_shard
 from mpidl.errors import DataError
 from mpidl.files import reading
 
-Arrays = dict[str, NDArray[Any]]
 DRIVERS = ("auto", "posix", "mpio", "mpio-collective")
 
 
 class Reader:
-    """A sharded data set, opened for reading by one rank of `context` (or alone, with context=None).
+    """A sharded data set, open for reading. Collective with a context.
 
-    driver: "posix" (each rank opens the files it needs), "mpio" (all ranks open the shared file together, independent
-    reads), "mpio-collective" (collective reads: every rank must call `read` equally often), or "auto": mpio for a shared
-    file where h5py is parallel, else posix.
-    verify: check the SHA-256 of every shard first, shards divided among the ranks.
-    Collective with a context: a problem that one rank finds is raised on every rank.
+    Args:
+        folder: Where the manifest is.
+        context: The ranks that read it together; None: this process alone.
+        driver: "posix" (each rank opens the files it needs), "mpio" (all ranks open the shared file
+            together, reads are independent), "mpio-collective" (every rank must call `read` equally
+            often), or "auto": mpio for a shared file where h5py is parallel, else posix.
+        verify: Whether to check the SHA-256 of every shard first; ranks divide the shards.
+        fields: The fields to read; None: all.
+
+    Raises:
+        DataError: The data set or the driver cannot be used; on every rank.
     """
 
     def __init__(
@@ -49,7 +54,8 @@ class Reader:
         verify: bool = True,
         fields: Sequence[str] | None = None,
     ) -> None:
-        self.folder, self.context = Path(folder), context
+        self.folder = Path(folder)
+        self.context = context
         self._files: dict[int, Any] = {}
         self._handles: dict[int, int] = {}
         self._direct: dict[tuple[int, str], DirectRows | None] = {}
@@ -88,7 +94,8 @@ class Reader:
                 raise DataError(
                     "this h5py is serial: it has no mpio driver",
                     where=f"data.driver = {driver!r}",
-                    remedy="use driver 'posix' (works for shards and for reading a shared file), or see 'mpidl doctor'",
+                    remedy="use driver 'posix' (works for shards and for reading a shared file), "
+                    "or see 'mpidl doctor'",
                 )
             if not shared or self.context is None:
                 raise DataError(
@@ -130,20 +137,27 @@ class Reader:
         return self.driver != "posix"
 
     def locate(self, sample: int) -> tuple[str, int]:
-        """The shard file of a sample and its row there, for messages to people."""
+        """The shard file of a sample and its row there, for messages."""
         index = min(bisect_right(self.starts, sample) - 1, len(self.manifest.shards) - 1)
         return str(self.folder / self.manifest.shards[index].file), sample - self.starts[index]
 
     def read(self, pieces: Sequence[tuple[int, int]], memory: Arrays | None = None) -> Arrays:
-        """The samples of `pieces`, (start, stop) ranges in ascending order, one after another: (n, *shape) per field.
+        """Read ranges of samples. Collective with the driver "mpio-collective".
 
-        memory: what an earlier read returned and nobody uses any more, to be used again where it is large enough.
-        With the driver "mpio-collective" every rank must call it equally often.
-        Raises DataError naming the file where a read fails.
+        Args:
+            pieces: (start, stop) ranges, ascending.
+            memory: What an earlier read returned and nobody uses any more; used again where it is
+                large enough.
+
+        Returns:
+            The samples one after another, (n, *shape) for each field.
+
+        Raises:
+            DataError: A read fails; the message names the file.
         """
         total = sum(stop - start for start, stop in pieces)
         arrays = {
-            name: _room(memory, name, (total, *field.shape), field.dtype)
+            name: _allocate(memory, name, (total, *field.shape), field.dtype)
             for name, field in self.fields.items()
         }
         row = 0
@@ -184,7 +198,7 @@ class Reader:
             read(self._files[index][name], ranges, out)
 
     def _direct_rows(self, index: int, name: str) -> DirectRows | None:
-        """Straight access to a field of a shard, for the posix driver and where its layout allows it."""
+        """Direct access to a field of a shard, with the posix driver where its layout allows it."""
         if self.driver != "posix":
             return None
         if (index, name) not in self._direct:
@@ -218,11 +232,14 @@ class Reader:
             self.close()
 
 
-def _room(memory: Arrays | None, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """An array of `shape`, in the memory of an earlier one where that is large enough: fresh pages cost as much as the read."""
+def _allocate(memory: Arrays | None, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """An array of `shape`, in the memory of an earlier one where that is large enough.
+
+    The page faults of fresh memory cost as much as the read.
+    """
     held = memory.get(name) if memory else None
     while held is not None and isinstance(held.base, np.ndarray):
         held = held.base
-    return (
-        held[: shape[0]] if held is not None and len(held) >= shape[0] else np.empty(shape, dtype)
-    )
+    if held is not None and len(held) >= shape[0]:
+        return held[: shape[0]]
+    return np.empty(shape, dtype)

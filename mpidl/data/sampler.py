@@ -1,12 +1,15 @@
-"""The order in which samples are seen: shuffled, the same for any number of ranks, and local to each rank's own shards.
+"""The order of samples: shuffled, equal for any number of ranks, local to each rank's shards.
 
-The samples 0..N-1 are cut into as many contiguous *lanes* as the global batch has samples; batch b takes the b-th sample of
-every lane, each lane being shuffled from (seed, epoch, lane). Rank r owns the lanes [r B / P, (r + 1) B / P), which is the
-contiguous range [r N / P, (r + 1) N / P) of the data set, so that it reads nothing but its own shards, whatever the epoch.
-With more ranks each owns fewer lanes, yet every batch holds the same samples: N ranks = 1 rank. Lanes also stratify: a data
-set sorted by class still gives mixed batches. See docs/decisions/001-lanes.md.
+The samples 0..N-1 are divided into as many contiguous *lanes* as the global batch has samples;
+batch b takes the b-th sample of every lane, each lane being shuffled from (seed, epoch, lane).
+Rank r owns the lanes [r B / P, (r + 1) B / P), which is the contiguous range
+[r N / P, (r + 1) N / P) of the data set, so that it reads its own shards only, in every epoch.
+With more ranks each owns fewer lanes, yet every batch holds the same samples: P ranks see what one
+rank sees. Lanes also stratify: a data set sorted by class still gives mixed batches.
+See docs/decisions/001-lanes.md.
 
-Lanes differ by one sample at most where B does not divide N; the last batch then has samples of the longer lanes only.
+Where B does not divide N, lanes differ by one sample at most; the last batch then has samples of
+the longer lanes only.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +28,14 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Window:
-    """Steps [first_step, last_step) of an epoch, with the pieces of the data set that they need.
+    """Consecutive steps of an epoch whose samples are in memory together.
 
-    pieces: (start, stop) ranges of samples, ascending, to be read one after another. rows[s]: for step first_step + s, which
-    rows of the pieces' concatenation form this rank's part of the batch.
+    Attributes:
+        first_step: The first of the steps.
+        last_step: One beyond the last.
+        pieces: (start, stop) ranges of samples to read, ascending.
+        rows: rows[s] are the rows of the concatenated pieces that form this rank's part of the
+            batch of step first_step + s.
     """
 
     first_step: int
@@ -40,10 +46,22 @@ class Window:
 
 @dataclass(frozen=True)
 class LaneSampler:
-    """The order for one rank.
+    """The order of samples, and one rank's part of it.
 
-    samples: N; global_batch: B, samples per step over all ranks; window: steps that are held in memory together, the depth
-    of the shuffle in each lane (None: the whole lane). None of the order depends on rank and size.
+    The order itself does not depend on rank and size.
+
+    Attributes:
+        samples: N, in the data set.
+        global_batch: B, samples per step over all ranks.
+        rank: This rank.
+        size: P, number of ranks.
+        seed: Of the shuffle.
+        shuffle: False: the samples of a lane in their order.
+        window: Steps that are in memory together, the depth of the shuffle in each lane; None: the
+            whole lane.
+
+    Raises:
+        DataError: There are fewer samples than one batch needs, or fewer in a batch than ranks.
     """
 
     samples: int
@@ -62,7 +80,8 @@ class LaneSampler:
             )
         if self.global_batch < self.size:
             raise DataError(
-                f"a global batch of {self.global_batch} is too small for {self.size} ranks: some would never have a sample",
+                f"a global batch of {self.global_batch} is too small for {self.size} ranks: "
+                "some would never have a sample",
                 remedy=f"raise train.global_batch to {self.size} or more, or use fewer ranks",
             )
 
@@ -81,19 +100,25 @@ class LaneSampler:
 
     def lane(self, index: int) -> tuple[int, int]:
         """The range of samples of lane `index`."""
-        return index * self.samples // self.global_batch, (
-            index + 1
-        ) * self.samples // self.global_batch
+        start = index * self.samples // self.global_batch
+        return start, (index + 1) * self.samples // self.global_batch
 
     @property
-    def owned(self) -> tuple[int, int]:
+    def owned_range(self) -> tuple[int, int]:
         """The contiguous range of samples that this rank reads, in every epoch."""
         return self.lane(self.lanes.start)[0], self.lane(self.lanes.stop - 1)[1]
 
     def cuts(self, step: int, parts: int) -> list[int]:
-        """Where this rank's batch of `step` is cut into its share of `parts` micro-batches: parts // size + 1 positions.
+        """Where this rank's batch is divided into micro-batches.
 
-        The cuts are between the same lanes for any number of ranks that divides `parts`.
+        The cuts lie between the same lanes for any number of ranks that divides `parts`.
+
+        Args:
+            step: Of the epoch.
+            parts: Micro-batches over all ranks.
+
+        Returns:
+            Positions in this rank's batch, parts // size + 1 of them.
         """
         borders = [self.lanes.start, self.lanes.stop]
         if parts % self.size == 0:
@@ -116,7 +141,7 @@ class LaneSampler:
         return epochs * self.samples + rest * self.global_batch
 
     def lane_order(self, epoch: int, index: int) -> Indices:
-        """The samples of lane `index` in the order in which epoch `epoch` sees them."""
+        """The samples of lane `index` in the order of an epoch."""
         start, stop = self.lane(index)
         length = stop - start
         if not self.shuffle:
@@ -132,7 +157,7 @@ class LaneSampler:
         )
 
     def windows(self, epoch: int, first_step: int = 0) -> Iterator[Window]:
-        """The windows of an epoch from the one that holds `first_step` on; its earlier steps are left out."""
+        """The windows of an epoch from `first_step` on."""
         orders = [self.lane_order(epoch, lane) for lane in self.lanes]
         depth = self.steps if self.window is None else min(self.window, self.steps)
         for low in range(first_step // depth * depth, self.steps, depth):
@@ -140,7 +165,7 @@ class LaneSampler:
 
     def _window(self, orders: list[Indices], first: int, last: int, low: int) -> Window:
         if self.window is None:
-            pieces = [self.owned]
+            pieces = [self.owned_range]
         else:
             wanted = np.sort(np.concatenate([order[low:last] for order in orders]))
             breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
@@ -176,7 +201,10 @@ class LaneSampler:
 
 
 def _blocks(length: int, window: int, generator: np.random.Generator) -> list[tuple[int, int]]:
-    """Contiguous blocks of `window` samples in random order; the short one stays last, so that windows match steps."""
+    """Contiguous blocks of `window` samples in random order.
+
+    A shorter block stays last, so that windows match steps.
+    """
     full = length // window
     blocks = [(int(b) * window, (int(b) + 1) * window) for b in generator.permutation(full)]
     return blocks + ([(full * window, length)] if length % window else [])
@@ -185,23 +213,27 @@ def _blocks(length: int, window: int, generator: np.random.Generator) -> list[tu
 def window_steps(
     samples: int, global_batch: int, sample_bytes: int, window_bytes: int
 ) -> int | None:
-    """How many steps to hold in memory together so that all ranks together hold about `window_bytes`; None: everything."""
+    """The window of a sampler for a given amount of memory.
+
+    Args:
+        samples: In the data set.
+        global_batch: Samples per step.
+        sample_bytes: Size of one.
+        window_bytes: What all ranks together may hold, about.
+
+    Returns:
+        Steps; None: the whole data set fits.
+    """
     if samples * sample_bytes <= window_bytes:
         return None
     return max(1, window_bytes // (global_batch * sample_bytes))
 
 
 def contiguous_batches(samples: int, rank: int, size: int, batch: int) -> Iterator[tuple[int, int]]:
-    """For evaluation: this rank's contiguous part of the data set in ranges of at most `batch` samples."""
+    """This rank's contiguous part of the data set in ranges of at most `batch` samples.
+
+    For evaluation, where the order does not matter.
+    """
     low, high = rank * samples // size, (rank + 1) * samples // size
     for start in range(low, high, batch):
         yield start, min(start + batch, high)
-
-
-def sample_order(sampler: LaneSampler, epoch: int) -> list[Any]:
-    """All batches of an epoch over all ranks as arrays of sample numbers; for tests and for looking at the order."""
-    orders = [sampler.lane_order(epoch, lane) for lane in range(sampler.global_batch)]
-    return [
-        np.array([order[step] for order in orders if step < len(order)])
-        for step in range(sampler.steps)
-    ]

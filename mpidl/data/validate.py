@@ -1,4 +1,4 @@
-"""Finds values that would poison a training run without an error, and says in which file they are."""
+"""Finds values that would spoil a training run silently, and names their file and sample."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.reader import Arrays, Reader
+from mpidl.data.manifest import Arrays
+from mpidl.data.reader import Reader
 from mpidl.errors import DataError
 
-ShardLayout = Sequence[tuple[int, int]]
+Pieces = Sequence[tuple[int, int]]
 
 
-def check_values(reader: Reader, arrays: Arrays, pieces: ShardLayout) -> None:
-    """DataError if a label lies outside its classes, or an input is NaN or infinite.
+def check_values(reader: Reader, arrays: Arrays, pieces: Pieces) -> None:
+    """Refuse labels outside their classes, and inputs that are NaN or infinite.
 
-    arrays: what reader.read(pieces) returned.
+    Args:
+        reader: Knows the fields, and where each sample lies.
+        arrays: What `reader.read(pieces)` returned.
+        pieces: Ranges of samples.
+
+    Raises:
+        DataError: There is such a value; the message names file and sample.
     """
     for name, array in arrays.items():
         classes = reader.fields[name].classes
@@ -36,20 +43,21 @@ def _error(
     name: str,
     array: NDArray[Any],
     bad: NDArray[Any],
-    pieces: ShardLayout,
+    pieces: Pieces,
     rule: str,
 ) -> DataError:
-    place = np.unravel_index(int(bad.argmax()), bad.shape)
-    file, local = reader.locate(_sample(int(place[0]), pieces))
+    position = np.unravel_index(int(bad.argmax()), bad.shape)
+    file, row = reader.locate(_sample(int(position[0]), pieces))
     return DataError(
-        f"sample {local} has {name!r} = {array[place]} ({int(bad.sum())} bad value(s) in this part of the data), but {rule}",
+        f"sample {row} has {name!r} = {array[position]} "
+        f"({int(bad.sum())} bad value(s) in this part of the data), but {rule}",
         where=file,
         remedy="correct the source data and shard it again",
     )
 
 
-def _sample(row: int, pieces: ShardLayout) -> int:
-    """The number of the sample that stands in row `row` of the concatenated pieces."""
+def _sample(row: int, pieces: Pieces) -> int:
+    """The sample in row `row` of the concatenated pieces."""
     for start, stop in pieces:
         if row < stop - start:
             return start + row

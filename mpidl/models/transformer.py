@@ -24,8 +24,9 @@ from mpidl.options import Positive, Share
 def _blocks(
     width: int, depth: int, heads: int, *, causal: bool, gelu: str, dropout: float, recompute: bool
 ) -> list[Layer]:
-    """Pre-norm blocks (Xiong et al., 2020): attention, then a four times wider feed-forward network,
-    each added to its input.
+    """Pre-norm blocks (Xiong et al., 2020): attention, then a feed-forward network, each residual.
+
+    The feed-forward network is four times wider.
     """
     layers: list[Layer] = []
 

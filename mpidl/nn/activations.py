@@ -1,4 +1,4 @@
-"""The memory of passes: activations belong to a forward pass and its backward pass, not to layers."""
+"""The memory of passes: activations belong to a forward and a backward pass, not to layers."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from mpidl.collectives.api import NAMES, all_reduce
 from mpidl.collectives.engine.select import TABLE_VERSION, layout_key, load_table, table_path
 from mpidl.collectives.group import Group
+from mpidl.files import write_file
 from mpidl.performance.measure import interleaved
 
 SIZES = tuple(4 << (2 * power) for power in range(14))  # 4 B to 256 MiB
@@ -48,12 +48,8 @@ def save(path: Path, layout: str, table: list[tuple[int, str]], about: dict[str,
     held = {key: [list(row) for row in rows] for key, rows in load_table(path).items()}
     held[layout] = [list(row) for row in table]
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(
-        json.dumps({"version": TABLE_VERSION, "all_reduce": held, "machine": about}, indent=1)
-        + "\n"
-    )
-    beside.replace(path)
+    text = json.dumps({"version": TABLE_VERSION, "all_reduce": held, "machine": about}, indent=1)
+    write_file(path, f"{text}\n".encode())
     load_table.cache_clear()
 
 

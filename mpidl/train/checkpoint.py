@@ -30,7 +30,7 @@ from mpidl.comm import transport
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.errors import CheckpointError, DataError, MpidlError, UnreadableError
-from mpidl.files import reading, reserve, sync_folder
+from mpidl.files import partial_path, publish, reading, reserve, sync
 from mpidl.optim import RunState
 
 VERSION = 3  # 2: parameters have other names; 1: no run state, metadata in an attribute
@@ -125,7 +125,7 @@ def save(
     checkpoints as they are and is raised on every rank as CheckpointError.
     """
     path = folder / f"step-{meta.step:08d}.h5"
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_path(path)
     state = state or RunState()
     own = _describe_own(state, context)
     whole = buffers | {f"{SHARED}{name}": array.reshape(-1) for name, array in state.shared.items()}
@@ -246,12 +246,10 @@ def _publish(path: Path, partial: Path, meta: Meta, keep: int, best: bool) -> No
     with hdf5.open_file(partial, "r+") as file:
         file.create_dataset(META, data=np.frombuffer(encoded, np.uint8))
         file.attrs["meta_sha256"] = hashlib.sha256(encoded).hexdigest()
-    with open(partial, "rb+") as raw:
-        os.fsync(raw.fileno())
-    partial.replace(path)
+    publish(partial, path)
     if best:
         _link(path, path.with_name(BEST))
-    sync_folder(path.parent)
+        sync(path.parent)
     for old in list_checkpoints(path.parent)[keep:]:
         old.unlink(missing_ok=True)
 

@@ -94,8 +94,8 @@ def input_spec(
     model: its name, which says whether a field (a, b) is an image or a series. note: told what is odd.
     """
     feature, label = (
-        manifest.only("feature", config.feature, where),
-        manifest.only("label", config.label, where),
+        manifest.field_with_role("feature", config.feature, where),
+        manifest.field_with_role("label", config.label, where),
     )
     if feature == label:
         remedy = "set data.feature and data.label to different fields"
@@ -163,7 +163,7 @@ def _normalization(
     field: Field, name: str, config: DataConfig, note: Callable[[str], None]
 ) -> tuple[float, float]:
     """Mean and standard deviation: from the configuration, else of the manifest, else 0 and 1."""
-    statistics = field.statistics or Statistics(0.0, 1.0)
+    statistics = field.statistics or Statistics.with_checksum(0.0, 1.0)
     std = config.std if config.std is not None else statistics.std
     if std == 0:
         note(

@@ -24,8 +24,8 @@ import numpy as np
 
 from mpidl.comm.context import init
 from mpidl.data import LaneSampler, Loader, Reader
+from mpidl.data.formats.source import Source
 from mpidl.data.hdf5 import h5py
-from mpidl.data.importers import Source
 from mpidl.data.manifest import load_manifest
 from mpidl.data.sampler import window_steps
 from mpidl.data.writer import WriteOptions, write_dataset

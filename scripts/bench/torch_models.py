@@ -131,28 +131,36 @@ def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
         for _, part in layer.children():
             yield from _convert(model, part)
     elif isinstance(layer, MaxPool2D):
-        yield nn.MaxPool2d(layer.k, layer.stride, layer.pad)
+        yield nn.MaxPool2d(layer.kernel, layer.stride, layer.pad)
     elif isinstance(layer, GlobalAvgPool):
         yield nn.AdaptiveAvgPool2d(1)
         yield nn.Flatten()
     elif isinstance(layer, Flatten):
         yield FlattenNHWC()
     elif not isinstance(layer, ReLU):
-        raise TypeError(f"no twin for {layer.kind}")
+        raise TypeError(f"no twin of {layer.kind}")
     if isinstance(layer, ReLU) or (layer.has_relu and not isinstance(layer, Residual)):
         yield nn.ReLU()
 
 
 def twin(model: Model) -> nn.Sequential:
-    """A PyTorch module that computes the same as `model` on (n, c, h, w) or token inputs, with copies of its parameters."""
+    """A PyTorch module that computes the same as `model`, with copies of its parameters.
+
+    It takes images (n, c, h, w), or tokens.
+    """
     return nn.Sequential(*(module for layer in model.layers for module in _convert(model, layer)))
 
 
 def parameters_like_ours(
     module: nn.Sequential, model: Model, *, gradients: bool = False
 ) -> NDArray[Any]:
-    """The parameters (or gradients) of a twin of dense and convolution layers in the layout of `model`'s flat buffer,
-    padding zero."""
+    """Parameters (or gradients) of a twin in the layout of `model`'s flat buffer, padding zero.
+
+    Args:
+        module: The twin of dense and convolution layers.
+        model: Our model.
+        gradients: Take the gradients.
+    """
     flat = np.zeros(model.parameters.length, model.parameters.dtype)
     twins = [layer for layer in module if isinstance(layer, (nn.Conv2d, nn.Linear))]
     owners = [layer for layer in model.layers if isinstance(layer, (Conv2D, Dense))]

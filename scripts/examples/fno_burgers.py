@@ -114,7 +114,9 @@ def main() -> None:
     test_x, test_y = make(64, args.points, seed=10_000)
     ops = create_ops("auto", context.local_rank, context.threads)
     model = Model(
-        build_layers("fno", x.shape[1:], 1, {"width": 32, "modes": 12, "depth": 4}), x.shape[1:], ops
+        build_layers("fno", x.shape[1:], 1, {"width": 32, "modes": 12, "depth": 4}),
+        x.shape[1:],
+        ops,
     )
     model.parameters.initialize(0)
     loss, optimizer, strategy = (

@@ -98,7 +98,7 @@ def test_a_table_with_words_from_the_first_command_to_the_last(tmp_path: Path, m
     )
     assert status == 0 and made["notes"] == [], err
     field = load_manifest(tmp_path / "data").fields["label"]
-    assert field.meaning == "label" and field.class_names == ("setosa", "versicolor", "virginica")
+    assert field.role == "label" and field.class_names == ("setosa", "versicolor", "virginica")
     status, result, err = mpidl("train", configure(tmp_path, epochs=12))
     assert status == 0 and result["accuracy"] > 0.8
     assert (

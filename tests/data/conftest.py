@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpidl.data.importers import Source
+from mpidl.data.formats.source import Source
 from mpidl.data.writer import WriteOptions, write_dataset
 
 

@@ -7,8 +7,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mpidl.data.sampler import LaneSampler, contiguous_batches, sample_order
+from mpidl.data.sampler import LaneSampler, contiguous_batches
 from mpidl.errors import DataError
+
+
+def sample_order(sampler: LaneSampler, epoch: int) -> list[np.ndarray]:
+    """All batches of an epoch over all ranks, as arrays of sample numbers."""
+    orders = [sampler.lane_order(epoch, lane) for lane in range(sampler.global_batch)]
+    return [
+        np.array([order[step] for order in orders if step < len(order)])
+        for step in range(sampler.steps)
+    ]
 
 
 @st.composite
@@ -34,7 +43,7 @@ def replayed(sampler: LaneSampler, size: int, epoch: int, first_step: int = 0) -
             sampler.shuffle,
             sampler.window,
         )
-        low, high = own.owned
+        low, high = own.owned_range
         for window in own.windows(epoch, first_step):
             held = np.concatenate(
                 [np.empty(0, int), *(np.arange(*piece) for piece in window.pieces)]

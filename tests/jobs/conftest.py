@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mpidl.comm.context import init
-from mpidl.data.importers import Source
+from mpidl.data.formats.source import Source
 from mpidl.data.writer import WriteOptions, write_dataset
 from tests.jobs.helpers import POOLS
 

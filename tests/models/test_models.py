@@ -1,4 +1,4 @@
-"""Every model, in its tiny size: gradients, memorizing 32 samples, and the same training on all backends."""
+"""Every model, in its tiny size: gradients, memorizing 32 samples, training on all backends."""
 
 from __future__ import annotations
 

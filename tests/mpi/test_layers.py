@@ -1,4 +1,4 @@
-"""Layers whose statistics and masks belong to all ranks: several ranks compute what one computes."""
+"""Statistics and masks that belong to all ranks: several ranks compute what one computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.mpi
 TOTAL = 12
 
 
-def parts_of(size: int, *, uneven: bool) -> list[slice]:
+def split_rows(size: int, *, uneven: bool) -> list[slice]:
     """Rows for each rank; uneven: rank 0 has none."""
     edges = [0, *(TOTAL * (rank + 1) // size for rank in range(size))]
     if uneven and size > 1:
@@ -25,10 +25,10 @@ def parts_of(size: int, *, uneven: bool) -> list[slice]:
 
 
 @pytest.mark.parametrize("uneven", [False, True])
-def test_synchronised_batch_norm_equals_one_rank(context: Any, uneven: bool) -> None:
+def test_synchronized_batch_norm_equals_one_rank(context: Any, uneven: bool) -> None:
     rng = np.random.default_rng(5)
     x, dy = rng.standard_normal((TOTAL, 4, 3)) + 2, rng.standard_normal((TOTAL, 4, 6))
-    own = parts_of(context.size, uneven=uneven)[context.rank]
+    own = split_rows(context.size, uneven=uneven)[context.rank]
     results = []
     for rows, alone in ((slice(None), True), (own, False)):
         model = Model([Dense(6), BatchNorm(relu=True)], (4, 3), NumpyOps(), dtype=np.float64)

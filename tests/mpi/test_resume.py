@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mpidl.config import build_config
-from mpidl.data.importers import Source
+from mpidl.data.formats.source import Source
 from mpidl.data.writer import WriteOptions, write_dataset
 from mpidl.errors import CheckpointError
 from mpidl.observe.metrics import read_metrics

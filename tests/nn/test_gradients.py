@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[list[Layer], tuple[int, ...]]] = {
 }
 
 
-def loss_of(model: Model, x: Any, labels: Any) -> float:
+def compute_loss(model: Model, x: Any, labels: Any) -> float:
     logits, _ = model.forward(x, train=True)
     return CrossEntropy(model.ops)(logits, labels, len(x)).total / len(x)
 
@@ -55,7 +55,7 @@ def check_gradients(
         losses = []
         for sign in (1, -1):
             flat.values[...] = ops.to_device(original + sign * STEP * direction)
-            losses.append(loss_of(model, device_x, device_y))
+            losses.append(compute_loss(model, device_x, device_y))
         numeric = (losses[0] - losses[1]) / (2 * STEP)
         assert numeric == pytest.approx(float(gradient @ direction), rel=1e-5, abs=1e-8)
     flat.values[...] = ops.to_device(original)

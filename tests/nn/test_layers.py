@@ -1,4 +1,4 @@
-"""Gradients of all layers against central differences in float64, and what is special about some of them."""
+"""Gradients of all layers against central differences in float64, and special behavior of some."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ LAYERS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "relu": (lambda: [Dense(6), ReLU(), Dense(3)], (5,)),
     "flatten": (lambda: [Flatten(), Dense(3)], (2, 3)),
     "positional embedding": (lambda: PositionalEmbedding(), (4, 3)),
-    "conv 2d groups and dilation": (lambda: Conv2D(4, (3, 2), stride=(2, 1), pad=(1, 0), dilation=(1, 2), groups=2), (7, 8, 6)),
+    "conv 2d groups and dilation": (
+        lambda: Conv2D(4, (3, 2), stride=(2, 1), pad=(1, 0), dilation=(1, 2), groups=2),
+        (7, 8, 6),
+    ),
     "conv 2d without bias": (lambda: Conv2D(4, bias=False, relu=True), (5, 6, 3)),
     "conv 2d 1x1": (lambda: Conv2D(4, 1), (5, 6, 3)),
     "conv 2d 1x1 stride 2": (lambda: Conv2D(4, 1, stride=2, pad=0, bias=False), (6, 5, 3)),
@@ -90,15 +93,35 @@ LAYERS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "spectral 1d all modes": (lambda: SpectralConv(2, 4), (8, 3)),
     "spectral 2d": (lambda: SpectralConv(3, 2), (6, 7, 2)),
     "residual": (lambda: Residual([Dense(6, relu=True), Dense(7)]), (7,)),
-    "residual shortcut": (lambda: Residual([Dense(6, relu=True), Dense(4)], Dense(4), relu=True), (7,)),
-    "concat": (lambda: Concat([Dense(3), Identity(), Sequential([Dense(4, relu=True), Dense(2)])]), (5,)),
-    "recompute": (lambda: [Recompute([Dense(6, relu=True), Dense(5)]), Recompute([Dense(6, relu=True), Dense(5)])], (5,)),
-    "recompute dropout": (lambda: [Recompute(Residual([Dropout(0.5), Dense(5)])), Recompute(Residual([Dropout(0.5),
-    Dense(5)]))], (5,)),
+    "residual shortcut": (
+        lambda: Residual([Dense(6, relu=True), Dense(4)], Dense(4), relu=True),
+        (7,),
+    ),
+    "concat": (
+        lambda: Concat([Dense(3), Identity(), Sequential([Dense(4, relu=True), Dense(2)])]),
+        (5,),
+    ),
+    "recompute": (
+        lambda: [
+            Recompute([Dense(6, relu=True), Dense(5)]),
+            Recompute([Dense(6, relu=True), Dense(5)]),
+        ],
+        (5,),
+    ),
+    "recompute dropout": (
+        lambda: [
+            Recompute(Residual([Dropout(0.5), Dense(5)])),
+            Recompute(Residual([Dropout(0.5), Dense(5)])),
+        ],
+        (5,),
+    ),
     "recompute norm": (lambda: Recompute([BatchNorm(), Dense(5)]), (5,)),
     "reshape": (lambda: [Reshape(2, 3), LSTM(2)], (6,)),
-    "nested": (lambda: Sequential([Residual(Sequential([Conv2D(3), MaxPool2D(1)])), GlobalAvgPool()]), (4, 4, 3)),
-}  # fmt: skip
+    "nested": (
+        lambda: Sequential([Residual(Sequential([Conv2D(3), MaxPool2D(1)])), GlobalAvgPool()]),
+        (4, 4, 3),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -160,14 +183,14 @@ def test_a_wrong_gradient_is_found() -> None:
         check_gradients(Wrong(3), (4,))
 
 
-def model_of(layers: list[Layer], shape: tuple[int, ...], ops: Any, **kwargs: Any) -> Model:
+def make_model(layers: list[Layer], shape: tuple[int, ...], ops: Any, **kwargs: Any) -> Model:
     model = Model(layers, shape, ops, **kwargs)
     model.parameters.initialize(0)
     return model
 
 
 def test_batch_norm_follows_the_statistics(ops: Any, rng: np.random.Generator) -> None:
-    model = model_of([BatchNorm(momentum=0.5)], (3,), ops, dtype=np.float64)
+    model = make_model([BatchNorm(momentum=0.5)], (3,), ops, dtype=np.float64)
     x = rng.standard_normal((50, 3)) * 3 + 5
     y, _ = model.forward(ops.to_device(x), train=True)
     np.testing.assert_allclose(ops.to_host(y).mean(axis=0), 0, atol=1e-9)
@@ -191,7 +214,7 @@ def test_recomputing_keeps_less_and_changes_nothing(ops: Any, rng: np.random.Gen
     results, held = [], []
     x = rng.standard_normal((32, 16))
     for wrap in (lambda layer: layer, Recompute):
-        model = model_of(blocks(wrap), (16,), ops, dtype=np.float64)
+        model = make_model(blocks(wrap), (16,), ops, dtype=np.float64)
         numbers = [layer for layer in model.walk() if isinstance(layer, Dropout)]
         for number, layer in enumerate(numbers):
             layer.number = number  # the same masks in both
@@ -225,7 +248,7 @@ def test_a_steady_step_allocates_next_to_nothing(rng: np.random.Generator) -> No
     from mpidl.backend.numpy_ops import NumpyOps
 
     ops = NumpyOps()
-    model = model_of(
+    model = make_model(
         [
             Conv2D(16, relu=True),
             MaxPool2D(2),

@@ -1,4 +1,4 @@
-"""Activations belong to a pass: several may be in flight, and what is gone is refused, not computed with."""
+"""Activations belong to a pass: several may be in flight, and what is gone is refused."""
 
 from __future__ import annotations
 

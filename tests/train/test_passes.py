@@ -73,9 +73,7 @@ def test_graphs_are_for_devices_and_layers_that_can() -> None:
         captures = True
 
     plain, fake = NumpyOps(), Fake()
-    assert not Passes(
-        Model([Dense(3)], (4,), plain), CrossEntropy(plain), graphs=True
-    ).graphs
+    assert not Passes(Model([Dense(3)], (4,), plain), CrossEntropy(plain), graphs=True).graphs
     assert Passes(Model([Dense(3)], (4,), fake), CrossEntropy(fake), graphs=True).graphs
     assert not Passes(
         Model([Dense(8), GroupNorm(2)], (4,), fake), CrossEntropy(fake), graphs=True

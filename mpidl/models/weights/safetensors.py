@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mpidl.errors import CheckpointError, ConfigError, errno_of, os_remedy, strerror
-from mpidl.files import beside, check_folder
+from mpidl.extras import load_extra
+from mpidl.files import check_folder, write_atomically
 from mpidl.models.weights.formats import Source, Tensor, Tensors, detect_format
 from mpidl.nn import Model
 
@@ -29,17 +30,16 @@ def save_weights(model: Model, path: Path | str) -> None:
         ConfigError: It has another suffix.
         CheckpointError: It cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     check_weights(Path(path))
+    save_file = load_extra("safetensors.numpy", "writing weights").save_file
+    error_type = load_extra("safetensors", "writing weights").SafetensorError
     flat = model.parameters
     names = [*flat.slots, *flat.state_slots]
     tensors = {name: np.array(model.ops.to_host(flat.value(name))) for name in names}
     try:
-        with beside(path) as partial:
+        with write_atomically(path) as partial:
             save_file(tensors, partial, metadata={"format": "mpidl"})
-    except (OSError, SafetensorError) as error:
+    except (OSError, error_type) as error:
         code = errno_of(error)
         what = strerror(code) if code else str(error)
         raise CheckpointError(
@@ -68,13 +68,12 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: It cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
-
+    safetensors = load_extra("safetensors", "reading weights")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(path, framework="numpy") as file:
             names = file.keys()  # file is no dictionary, and cannot be iterated
             return {name: np.asarray(file.get_tensor(name)) for name in names}
-    except (OSError, SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"cannot be read as safetensors: {error}", where=str(path), remedy="check the file"
         ) from error

@@ -1,4 +1,8 @@
-"""Reads tables of text (CSV): separator, header and decimal commas are found out, and every problem names its line."""
+"""Tables of text (CSV): separator, header and decimal commas are detected; errors name the line.
+
+NumPy's and pyarrow's readers do none of this, and accept files that a person would not: ragged
+rows, unbalanced quotes, commas that group thousands.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +13,70 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpidl.data.formats.source import LABEL_NAMES, Importer, Source, source_from_arrays
+from mpidl.data.manifest import Arrays
 from mpidl.errors import DataError
 from mpidl.files import reading
+from mpidl.options import Section
 
-LABEL_NAMES = {"label", "labels", "y", "target", "targets", "class", "classes"}
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}
-SAMPLE = 200  # lines that are looked at to find separator and header
+SAMPLE = 200  # lines that are read to detect separator and header
 _WHOLE = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(
     r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE
 )
 
 
+class CsvImporter(Importer):
+    """A table: its numeric columns become one vector "features", the label column "label"."""
+
+    INPUT = "one table with a line per sample and any usual separator, gzipped or not"
+    SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+
+    class Options(Section, frozen=True):
+        """How to read a table.
+
+        Attributes:
+            header: Whether the first line names the columns (default: detected).
+        """
+
+        header: bool | None = None
+
+    @classmethod
+    def open(cls, paths: Sequence[Path], label: str | None, options: Options) -> Source:
+        """See `Importer.open`."""
+        (path,) = paths
+        table = read_table(path, label, options.header)
+        arrays: Arrays = {"features": table.features}
+        if table.label is not None:
+            arrays["label"] = table.label
+        return replace(
+            source_from_arrays(arrays, str(path)),
+            class_names=table.class_names,
+            label=None if table.label is None else "label",
+            candidates=table.candidates,
+            notes=table.notes,
+        )
+
+
 @dataclass(frozen=True)
 class Table:
-    """columns: names of the features; features: (n, c) float32. label: (n,) int64 classes, or float32 real numbers, or None.
+    """A table in numbers.
 
-    candidates: columns that could be the label, where there is none. notes: what was assumed, for people.
+    Attributes:
+        columns: Names of the feature columns.
+        features: (n, c) float32.
+        label: (n,) int64 classes, or float32 real numbers, or None.
+        class_names: Names of the classes, where the labels are words.
+        candidates: Columns that could be the label, where there is none.
+        notes: What was assumed, for people.
     """
 
     columns: tuple[str, ...]
@@ -45,7 +89,14 @@ class Table:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The cells of a file; lines[i]: the number of the line where cells[i] ends."""
+    """The cells of a file.
+
+    Attributes:
+        path: The file, for messages.
+        separator: Between columns.
+        cells: The rows.
+        lines: lines[i] is the number of the line where row i ends.
+    """
 
     path: Path
     separator: str
@@ -53,23 +104,30 @@ class _Rows:
     lines: list[int]
 
     def error(self, what: str, remedy: str) -> DataError:
+        """An error about this file."""
         return DataError(what, where=str(self.path), remedy=remedy)
 
     def is_number(self, cell: str) -> bool:
-        return _NUMBER.fullmatch(self.plain(cell)) is not None
+        """Whether a cell holds a number."""
+        return _NUMBER.fullmatch(self.with_point(cell)) is not None
 
-    def plain(self, cell: str) -> str:
-        """A number with a decimal point."""
+    def with_point(self, cell: str) -> str:
+        """The cell with a decimal point in place of a decimal comma."""
         return cell.strip() if self.separator == "," else cell.strip().replace(",", ".")
 
 
 def read_table(path: Path, label: str | None = None, header: bool | None = None) -> Table:
-    """Numeric columns become features; the label column may hold whole numbers, real numbers or words.
+    """Read a table: numeric columns are features; labels are whole or real numbers, or words.
 
-    label: its name (default: a column with a usual name, see LABEL_NAMES). header: whether the first line names the columns
-    (None: find out). Raises DataError naming file, line and column.
+    Args:
+        path: The file, gzipped if it ends in .gz.
+        label: Name of the label column (default: a usual name, see `LABEL_NAMES`).
+        header: Whether the first line names the columns (None: detected).
+
+    Raises:
+        DataError: It is no such table; the message names file, line and column.
     """
-    rows = _rows(path)
+    rows = _read_rows(path)
     notes = []
     has_header = _has_header(rows) if header is None else header
     if has_header:
@@ -79,27 +137,35 @@ def read_table(path: Path, label: str | None = None, header: bool | None = None)
         names = [f"column{number}" for number in range(1, len(rows.cells[0]) + 1)]
         if header is None:
             notes.append(
-                f"the first line is no header: the columns are named column1 to {names[-1]} (--header if it is one)"
+                f"the first line is no header: the columns are named column1 to {names[-1]} "
+                "(--header if it is one)"
             )
     if not rows.cells:
         raise rows.error("has no samples below its header", "check the file; or add --no-header")
     if rows.separator != "," and _has_decimal_commas(rows):
         notes.append("commas within numbers are taken for decimal commas: 1,5 is 1.5")
-    place = _label_place(rows, names, label)
-    kept = [column for column in range(len(names)) if column != place]
-    features = _features(rows, names, kept)
+    label_column = _find_label(rows, names, label)
+    kept = [column for column in range(len(names)) if column != label_column]
+    features = _parse_features(rows, names, kept)
     columns = tuple(names[column] for column in kept)
-    if place is None:
+    if label_column is None:
         return Table(
             columns, features, candidates=_candidates(columns, features), notes=tuple(notes)
         )
-    values, classes = _label(rows, names[place], place)
+    values, classes = _parse_label(rows, names[label_column], label_column)
     return Table(columns, features, values, classes, notes=tuple(notes))
 
 
-def _rows(path: Path) -> _Rows:
-    """All lines that are not empty, cut at the separator. Raises DataError unless all have equally many columns."""
-    remedy = "save it as UTF-8 text (iconv -f latin1 -t utf-8), with columns separated by comma, semicolon, tab or |"
+def _read_rows(path: Path) -> _Rows:
+    """All lines that are not empty, split at the separator.
+
+    Raises:
+        DataError: They do not have equally many columns.
+    """
+    remedy = (
+        "save it as UTF-8 text (iconv -f latin1 -t utf-8), with columns separated by comma, "
+        "semicolon, tab or |"
+    )
     try:
         with (
             reading(path),
@@ -107,7 +173,7 @@ def _rows(path: Path) -> _Rows:
         ):
             text = file.read().decode("utf-8-sig")
         separator = _separator(text)
-        numbered = _cut(text, separator)
+        numbered = _split_rows(text, separator)
     except (UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
         raise DataError(
             f"cannot be read as a table: {error}", where=str(path), remedy=remedy
@@ -127,9 +193,14 @@ def _rows(path: Path) -> _Rows:
     return rows
 
 
-def _cut(text: str, separator: str) -> list[tuple[list[str], int]]:
-    """Rows that are not empty, with the lines where they end. Raises csv.Error, also for a quote that would swallow lines."""
-    reader, found = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), []
+def _split_rows(text: str, separator: str) -> list[tuple[list[str], int]]:
+    """Rows that are not empty, with the lines where they end.
+
+    Raises:
+        csv.Error: A row is malformed, or a quote would swallow the lines behind it.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    found: list[tuple[list[str], int]] = []
     begins = 1
     try:
         for row in reader:
@@ -138,23 +209,24 @@ def _cut(text: str, separator: str) -> list[tuple[list[str], int]]:
             begins = reader.line_num + 1
     except csv.Error as error:
         raise csv.Error(
-            f"the row from line {begins} on has a quote too many or too few, or a huge cell ({error})"
+            f"the row from line {begins} on has a quote too many or too few, or a huge cell "
+            f"({error})"
         ) from error
     return found
 
 
 def _separator(text: str) -> str:
-    """The separator that cuts most lines alike; where several do, the one that leaves the most numbers."""
+    """The separator that splits most lines alike; of several, the one that leaves most numbers."""
     lines = text.splitlines()[:SAMPLE]
 
     def score(separator: str) -> tuple[float, float, int]:
-        cut = [row for row in csv.reader(lines, delimiter=separator) if row]
-        width, count = Counter(map(len, cut)).most_common(1)[0] if cut else (0, 0)
+        split = [row for row in csv.reader(lines, delimiter=separator) if row]
+        width, count = Counter(map(len, split)).most_common(1)[0] if split else (0, 0)
         if width < 2:
             return 0.0, 0.0, 0
-        some = _Rows(Path(), separator, cut, [])
-        cells = [cell for row in cut for cell in row]
-        return count / len(cut), sum(map(some.is_number, cells)) / len(cells), width
+        rows = _Rows(Path(), separator, split, [])
+        cells = [cell for row in split for cell in row]
+        return count / len(split), sum(map(rows.is_number, cells)) / len(cells), width
 
     return max(SEPARATORS, key=score)
 
@@ -183,7 +255,11 @@ def _has_header(rows: _Rows) -> bool:
 
 
 def _has_decimal_commas(rows: _Rows) -> bool:
-    """Whether there are numbers with commas. Raises DataError where others have points: then a comma may mean thousands."""
+    """Whether there are numbers with commas.
+
+    Raises:
+        DataError: Others have points: then a comma may group thousands.
+    """
     found: dict[str, tuple[int, str]] = {}
     for line, row in zip(rows.lines, rows.cells, strict=True):
         for cell in row:
@@ -200,8 +276,8 @@ def _has_decimal_commas(rows: _Rows) -> bool:
     return "," in found
 
 
-def _label_place(rows: _Rows, names: Sequence[str], label: str | None) -> int | None:
-    """The label's column, None for a table without one."""
+def _find_label(rows: _Rows, names: Sequence[str], label: str | None) -> int | None:
+    """The position of the label column, None for a table without one."""
     if label is None:
         usual = [column for column, name in enumerate(names) if name.lower() in LABEL_NAMES]
         if len(usual) > 1:
@@ -220,7 +296,7 @@ def _label_place(rows: _Rows, names: Sequence[str], label: str | None) -> int | 
     return found[0]
 
 
-def _features(rows: _Rows, names: Sequence[str], kept: Sequence[int]) -> NDArray[np.float32]:
+def _parse_features(rows: _Rows, names: Sequence[str], kept: Sequence[int]) -> NDArray[np.float32]:
     if not kept:
         raise rows.error("has a label but no other column", "add columns with numbers")
     features = np.empty((len(rows.cells), len(kept)), np.float32)
@@ -231,7 +307,7 @@ def _features(rows: _Rows, names: Sequence[str], kept: Sequence[int]) -> NDArray
                 raise ValueError  # which Python would take for numbers: 1_000
             with np.errstate(over="ignore"):  # beyond float32 is infinity, which the writer refuses
                 features[number] = (
-                    cells if rows.separator == "," else [rows.plain(cell) for cell in cells]
+                    cells if rows.separator == "," else [rows.with_point(cell) for cell in cells]
                 )
         except ValueError:
             raise _not_numeric(rows, names, kept, number) from None
@@ -252,16 +328,26 @@ def _not_numeric(rows: _Rows, names: Sequence[str], kept: Sequence[int], number:
     numbers = sum(rows.is_number(row[column]) for row in rows.cells)
     remedy = f"correct that cell: {numbers} of {len(rows.cells)} values in this column are numbers"
     if not numbers:
-        remedy = f"if it is the label, add --label {names[column]}; otherwise write the column in numbers or leave it out"
+        remedy = (
+            f"if it is the label, add --label {names[column]}; "
+            "otherwise write the column in numbers or leave it out"
+        )
     return rows.error(
-        f"line {rows.lines[number]} has {cell!r} in column {names[column]!r}, which is not a number",
+        f"line {rows.lines[number]} has {cell!r} in column {names[column]!r}, "
+        "which is not a number",
         remedy,
     )
 
 
-def _label(rows: _Rows, name: str, place: int) -> tuple[NDArray[Any], tuple[str, ...] | None]:
-    """Whole numbers as they are, real numbers as float32, words numbered in alphabetical order (with their names)."""
-    cells = [row[place].strip() for row in rows.cells]
+def _parse_label(
+    rows: _Rows, name: str, column: int
+) -> tuple[NDArray[Any], tuple[str, ...] | None]:
+    """Whole numbers as they are, real numbers as float32, words numbered alphabetically.
+
+    Returns:
+        The labels, (n,), and the words, if they are words.
+    """
+    cells = [row[column].strip() for row in rows.cells]
     numeric = [rows.is_number(cell) for cell in cells]
     if not all(cells):
         what = f"line {rows.lines[cells.index('')]} has no label in column {name!r}"
@@ -269,18 +355,21 @@ def _label(rows: _Rows, name: str, place: int) -> tuple[NDArray[Any], tuple[str,
     if any(numeric) and not all(numeric):
         number, word = numeric.index(True), numeric.index(False)
         raise rows.error(
-            f"the label column {name!r} mixes numbers (line {rows.lines[number]}: {cells[number]!r}) "
-            f"and words (line {rows.lines[word]}: {cells[word]!r})",
+            f"the label column {name!r} mixes numbers (line {rows.lines[number]}: "
+            f"{cells[number]!r}) and words (line {rows.lines[word]}: {cells[word]!r})",
             "repair these lines; where all of them are names of classes, write them as words",
         )
     if not any(numeric):
         classes = {word: index for index, word in enumerate(sorted(set(cells)))}
         return np.array([classes[word] for word in cells], np.int64), tuple(classes)
-    values = np.array([float(rows.plain(cell)) for cell in cells])
+    values = np.array([float(rows.with_point(cell)) for cell in cells])
     if not np.isfinite(values).all():
         number = int(np.flatnonzero(~np.isfinite(values))[0])
-        what = f"line {rows.lines[number]} has the label {cells[number][:40]!r} in column {name!r}, which is not finite"
-        raise rows.error(what, "correct that label, or leave out that line")
+        raise rows.error(
+            f"line {rows.lines[number]} has the label {cells[number][:40]!r} in column {name!r}, "
+            "which is not finite",
+            "correct that label, or leave out that line",
+        )
     if (values != np.rint(values)).any():
         return values.astype(np.float32), None
     if np.abs(values).max() >= 2.0**63:

@@ -16,7 +16,7 @@ import pytest
 from mpidl.data import Reader, hdf5
 from mpidl.data.hdf5 import h5py, open_file
 from mpidl.errors import ENOTSUPP, DataError, MpidlError, UnreadableError, errno_of, wrap
-from mpidl.files import beside, read_error, write_beside
+from mpidl.files import read_error, write_atomically, write_file
 
 NOW = {
     errno.EAGAIN: "HDF5_USE_FILE_LOCKING", errno.ENOLCK: "HDF5_USE_FILE_LOCKING", ENOTSUPP: "HDF5_USE_FILE_LOCKING",
@@ -179,13 +179,13 @@ def test_a_full_disk_in_the_words_of_hdf5_and_rust() -> None:
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    write_beside(path, b"old")
-    with pytest.raises(ValueError, match="no"), beside(path) as partial:
+    write_file(path, b"old")
+    with pytest.raises(ValueError, match="no"), write_atomically(path) as partial:
         partial.write_bytes(b"half")
         raise ValueError("no")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError):
-        write_beside(tmp_path / "none" / "a.txt", b"")
+        write_file(tmp_path / "none" / "a.txt", b"")
 
 
 def test_hdf5_without_the_locking_property_still_opens(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpidl.data.tables import read_table
+from mpidl.data.formats.csv import read_table
 from mpidl.errors import DataError
 
 

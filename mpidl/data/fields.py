@@ -1,0 +1,200 @@
+"""What a data set's fields are: roles and dtypes from the first sample, classes and statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from mpidl.data.formats.source import Source, infer_role
+from mpidl.data.manifest import MAX_CLASSES, Field, Statistics, plain_name
+from mpidl.errors import DataError
+
+# Labels with more classes must use a tenth of them, or they are something else: years, postcodes
+SPARSE_CLASSES = 1000
+MANY = 20_000  # different labels that a rank counts and sends to the others
+Note = Callable[[str], None]
+
+
+@dataclass
+class Tally:
+    """What one rank learns of a field while it writes its samples.
+
+    Attributes:
+        total: Sum of the elements of a feature.
+        squares: Sum of their squares.
+        count: Their number.
+        lowest: Of labels.
+        highest: Of labels.
+        values: Different labels, up to `MANY`.
+        smallest: Of features.
+        largest: Of features.
+    """
+
+    total: float = 0.0
+    squares: float = 0.0
+    count: int = 0
+    lowest: int = 0
+    highest: int = -1
+    values: set[int] = dataclasses.field(default_factory=set)
+    smallest: float = math.inf
+    largest: float = -math.inf
+
+    def add(self, array: NDArray[Any], role: str) -> None:
+        """Count the elements of some samples."""
+        if role == "label" and array.size and array.dtype.kind in "iu":
+            self.lowest = min(self.lowest, int(array.min()))
+            self.highest = max(self.highest, int(array.max()))
+            if len(self.values) <= MANY:
+                self.values.update(np.unique(array)[: MANY + 1].tolist())
+        elif role == "feature" and array.size:
+            self.smallest = min(self.smallest, float(array.min()))
+            self.largest = max(self.largest, float(array.max()))
+            exact = array.astype(np.float64, copy=False).reshape(-1)
+            self.total += float(exact.sum())
+            self.squares += float(exact @ exact)
+            self.count += exact.size
+
+
+def infer_fields(source: Source, label: str | None) -> dict[str, Field]:
+    """The fields of a source, from its first sample; without classes and statistics.
+
+    Args:
+        source: Raw data.
+        label: The label field that the user names.
+
+    Raises:
+        DataError: There are no samples, or a field cannot be stored.
+    """
+    if source.samples < 1:
+        raise DataError("the source holds no samples", remedy="check the input files")
+    fields = {}
+    for name, array in source.read(0, 1).items():
+        stored = to_storable(array)
+        if not plain_name(name):
+            raise DataError(
+                f"field {name!r} cannot have this name", remedy="choose a name without slashes"
+            )
+        if stored.dtype.kind not in "biuf":
+            raise DataError(
+                f"field {name!r} has dtype {array.dtype}, which cannot be trained on",
+                remedy="convert it to numbers; names of classes with "
+                "numpy.unique(y, return_inverse=True)[1]",
+            )
+        role = infer_role(name, array, source.label or label)
+        fields[name] = Field(stored.dtype.name, array.shape[1:], role)
+    return fields
+
+
+def to_storable(array: NDArray[Any]) -> NDArray[Any]:
+    """Booleans as bytes, anything else in native byte order."""
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def complete_fields(
+    fields: Mapping[str, Field], parts: Sequence[Mapping[str, Tally]], source: Source, note: Note
+) -> dict[str, Field]:
+    """Add what was learnt: classes of labels, mean and standard deviation of features.
+
+    Args:
+        fields: From `infer_fields`.
+        parts: The tallies of all ranks.
+        source: Raw data.
+        note: Told what is odd about the data.
+
+    Raises:
+        DataError: Labels cannot be classes.
+    """
+    completed = {}
+    for name, field in fields.items():
+        tallies = [part[name] for part in parts]
+        if field.role == "label":
+            classes = _count_classes(name, field, tallies, source, note)
+            names = source.class_names if classes else None
+            field = msgspec.structs.replace(field, classes=classes, class_names=names)
+        elif field.role == "feature":
+            statistics = _statistics(name, tallies, note)
+            field = msgspec.structs.replace(field, statistics=statistics)
+        completed[name] = field
+    if not any(field.role == "label" for field in fields.values()):
+        others = [name for name, field in fields.items() if field.role == "other"]
+        known = ", ".join(source.candidates or others or fields)
+        note(
+            "no field is a label, and mpidl train needs one: shard again with --label NAME, "
+            f"one of {known}"
+        )
+    return completed
+
+
+def _statistics(name: str, tallies: list[Tally], note: Note) -> Statistics:
+    count = sum(tally.count for tally in tallies)
+    mean = sum(tally.total for tally in tallies) / count
+    variance = sum(tally.squares for tally in tallies) / count - mean * mean
+    smallest = min(tally.smallest for tally in tallies)
+    largest = max(tally.largest for tally in tallies)
+    if smallest == largest:  # the variance of such sums may be a little above 0
+        note(f"the feature {name!r} is {smallest:g} in all samples: nothing can be learnt from it")
+        return Statistics.with_checksum(smallest, 0.0)
+    return Statistics.with_checksum(mean, float(np.sqrt(max(variance, 0.0))))
+
+
+def _count_classes(
+    name: str, field: Field, tallies: list[Tally], source: Source, note: Note
+) -> int | None:
+    """The number of classes of a label; None for real numbers.
+
+    Raises:
+        DataError: These numbers cannot be meant as classes.
+    """
+    if np.dtype(field.dtype).kind == "f":
+        note(
+            f"the label {name!r} holds real numbers, not classes: mpidl train cannot use it "
+            "(it trains classifiers; regression: docs/models.md)"
+        )
+        return None
+    lowest = min(tally.lowest for tally in tallies)
+    highest = max(tally.highest for tally in tallies)
+    if lowest < 0:
+        raise DataError(
+            f"label {name!r} has the negative value {lowest}", remedy="number the classes from 0"
+        )
+    values: set[int] = set().union(*(tally.values for tally in tallies))
+    classes = max(highest + 1, len(source.class_names or ()))
+    scalar = math.prod(field.shape) == 1  # one label a sample, not one for each step or pixel
+    counted = scalar and len(values) <= MANY
+    if classes > MAX_CLASSES or (counted and classes > max(SPARSE_CLASSES, 10 * len(values))):
+        raise _too_sparse(name, values, highest, classes, counted)
+    if counted and len(values) < classes:
+        empty = [str(value) for value in range(classes) if value not in values]
+        shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
+        note(f"{len(empty)} of the {classes} classes in {name!r} have no sample: {shown}")
+    if scalar and source.samples >= 20 and 2 * len(values) > source.samples:
+        number = f"{'' if counted else 'at least '}{len(values):,}"
+        note(
+            f"{name!r} has {number} different values in {source.samples:,} samples: with one or "
+            "two samples a class nothing can be learnt; numbers to be predicted (regression) are "
+            "not classes"
+        )
+    return classes
+
+
+def _too_sparse(
+    name: str, values: set[int], highest: int, classes: int, counted: bool
+) -> DataError:
+    some = f"{len(values):,} different values" if counted else "values"
+    rest = f", of which {classes - len(values):,} have no sample" if counted else ""
+    return DataError(
+        f"label {name!r} has {some} from {min(values):,} to {highest:,}: as classes numbered from "
+        f"0 they would be {classes:,}{rest}",
+        remedy="number the classes from 0 without gaps: "
+        "numpy.unique(y, return_inverse=True)[1]; numbers to be predicted (regression) are not "
+        "classes",
+    )

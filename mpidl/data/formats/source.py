@@ -1,0 +1,146 @@
+"""What a format gives: a `Source` of samples; and the base class of the importers."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from mpidl.data.manifest import Arrays, Role
+from mpidl.errors import DataError, errno_of, unreadable
+from mpidl.options import Section
+from mpidl.registry import NoOptions
+
+LABEL_NAMES = {"label", "labels", "y", "target", "targets", "class", "classes"}
+MALFORMED = (ValueError, OSError, EOFError, KeyError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Raw data with random access to its samples.
+
+    Attributes:
+        samples: Number of samples.
+        read: (start, stop) -> an array (stop - start, *shape) for each field.
+        class_names: Names of the classes, where the format has them.
+        label: The label field, where it is known.
+        candidates: Fields or columns that could be the label, where it is not known.
+        notes: What was assumed in reading, for people.
+    """
+
+    samples: int
+    read: Callable[[int, int], Arrays]
+    class_names: tuple[str, ...] | None = None
+    label: str | None = None
+    candidates: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Importer(ABC):
+    """Base class of the formats of raw data. A subclass declares what it accepts.
+
+    Attributes:
+        INPUT: What the user gives, for help and documentation.
+        SUFFIXES: Ends of file names that mean this format.
+        SEVERAL_FILES: Whether it takes more than one path.
+        Options: What it can be told; each option becomes one of the command line.
+    """
+
+    INPUT: ClassVar[str]
+    SUFFIXES: ClassVar[tuple[str, ...]] = ()
+    SEVERAL_FILES: ClassVar[bool] = False
+    Options: ClassVar[type[Section]] = NoOptions
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether `path` looks like this format."""
+        return path.is_file() and path.name.lower().endswith(cls.SUFFIXES)
+
+    @classmethod
+    @abstractmethod
+    def open(cls, paths: Sequence[Path], label: str | None, options: Any) -> Source:
+        """The samples in files of this format.
+
+        Args:
+            paths: The files; exactly one unless `SEVERAL_FILES`.
+            label: Name of the label field or column, where the user gives one.
+            options: An instance of `Options`.
+
+        Raises:
+            DataError: A file cannot be read; the message names it.
+        """
+
+
+def source_from_arrays(arrays: Arrays, where: str) -> Source:
+    """A source over arrays, or HDF5 datasets, of equal length.
+
+    Args:
+        arrays: Field -> (n, *shape).
+        where: The files, for messages.
+
+    Raises:
+        DataError: The lengths differ.
+    """
+    counts = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
+    if not counts or len(set(counts.values())) != 1 or min(counts.values()) < 0:
+        raise DataError(
+            f"the arrays have different numbers of samples: {counts}",
+            where=where,
+            remedy="make them equal",
+        )
+    return Source(
+        next(iter(counts.values())),
+        lambda start, stop: {name: array[start:stop] for name, array in arrays.items()},
+    )
+
+
+def source_from_files(
+    paths: Sequence[Path], load: Callable[[Path], NDArray[Any]], remedy: str
+) -> Source:
+    """A source over files of one array each: the features, the labels, then other fields.
+
+    Args:
+        paths: The files in this order.
+        load: Reads one.
+        remedy: For a file that cannot be read.
+
+    Raises:
+        DataError: A file cannot be read, or the lengths differ.
+    """
+    names = ["image", "label", *(f"field{index}" for index in range(2, len(paths)))]
+    arrays: Arrays = {}
+    for name, path in zip(names, paths, strict=False):
+        try:
+            arrays[name] = load(path)
+        except MALFORMED as error:
+            raise unusable(error, path, remedy) from error
+    if arrays["image"].ndim < 3:
+        arrays = {"features" if name == "image" else name: array for name, array in arrays.items()}
+    return source_from_arrays(arrays, ", ".join(map(str, paths)))
+
+
+def unusable(error: Exception, path: Path, remedy: str) -> DataError:
+    """The error for a file that could not be read as what it should be."""
+    return unreadable(errno_of(error), str(path)) or DataError(
+        f"cannot be read: {error}", where=str(path), remedy=remedy
+    )
+
+
+def infer_role(name: str, array: NDArray[Any], label: str | None) -> Role:
+    """The role of a field: the label by its name, a feature by its shape or dtype.
+
+    Args:
+        name: The field's name.
+        array: Some samples of it, (n, *shape).
+        label: The name of the label field, where it is known; else usual names count.
+    """
+    if name == label or (label is None and name.lower() in LABEL_NAMES):
+        return "label"
+    return "feature" if array.ndim > 1 or array.dtype.kind == "f" else "other"
