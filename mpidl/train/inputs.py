@@ -167,7 +167,7 @@ def _normalization(
     std = config.std if config.std is not None else statistics.std
     if std == 0:
         note(
-            f"the feature {name!r} is {statistics.mean:g} in all samples: nothing can be learnt from it"
+            f"the feature {name!r} is {statistics.mean:g} in all samples: nothing can be learned from it"
         )
     return config.mean if config.mean is not None else statistics.mean, std or 1.0
 

@@ -91,6 +91,6 @@ def test_a_constant_feature_is_said(tmp_path: Path, context: Any, value: float) 
     write_dataset(
         source, tmp_path / "set", WriteOptions(2), context, lambda count: None, note=notes.append
     )
-    assert notes == [f"the feature 'x' is {value:g} in all samples: nothing can be learnt from it"]
+    assert notes == [f"the feature 'x' is {value:g} in all samples: nothing can be learned from it"]
     statistics = load_manifest(tmp_path / "set").fields["x"].statistics
     assert statistics is not None and (statistics.mean, statistics.std) == (value, 0.0)
