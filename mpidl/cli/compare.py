@@ -51,11 +51,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     context = init()
     with context.fail_together("reading the command line"):
         specs, slow = split_specs(args.strategies), _slow(args.slow, context.size)
-    say = (
-        (lambda text: print(text, file=sys.stderr, flush=True))
-        if context.is_root
-        else (lambda text: None)
-    )
+
+    def say(text: str) -> None:
+        if context.is_root:
+            print(text, file=sys.stderr, flush=True)
+
     outcomes = compare(args.config, args.overrides, specs, args.out, context, slow=slow, say=say)
     rows = [asdict(outcome) for outcome in outcomes]
 
