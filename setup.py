@@ -1,6 +1,6 @@
-"""Builds the C kernels of kernels/cpu as plain shared libraries, one for each instruction-set level.
+"""Builds the C kernels of kernels/cpu as shared libraries, one for each instruction-set level.
 
-The libraries do not depend on Python; mpidl.backend.kernels loads the best one that the processor can run.
+The libraries do not depend on Python; mpidl.backend.kernels loads the best one for the processor.
 Where no compiler is found the package installs without them and mpidl runs on NumPy alone.
 """
 

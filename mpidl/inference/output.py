@@ -23,7 +23,7 @@ def check_target(path: Path) -> None:
     """
     if path.suffix not in WRITERS:
         raise ConfigError(
-            f"unknown kind of file {path.suffix!r}",
+            f"unknown suffix {path.suffix!r}",
             where=str(path),
             remedy=f"use one of {', '.join(WRITERS)}",
         )

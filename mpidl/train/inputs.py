@@ -231,7 +231,7 @@ def _normalization(field: Field, name: str, data: DataConfig, note: Note) -> tup
     std = data.std if data.std is not None else statistics.std
     if std == 0:
         note(
-            f"the feature {name!r} is {statistics.mean:g} in all samples: nothing can be learnt "
+            f"the feature {name!r} is {statistics.mean:g} in all samples: nothing can be learned "
             "from it"
         )
     return data.mean if data.mean is not None else statistics.mean, std or 1.0
