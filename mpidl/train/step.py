@@ -81,7 +81,8 @@ class StepGradients:
 
     def _stage(self, batch: Batch, low: int, high: int) -> tuple[Array, Array] | None:
         """Features and labels of samples [low, high) on their way to the device; None where there are none."""
-        if low == high and not self.model.needs_collective:
+        together = self.model.needs_collective or self.model.parameters.gathers_in_passes
+        if low == high and not together:
             return None
         spec = self.inputs.spec
         features = self.inputs.features(batch.arrays[spec.feature][low:high])

@@ -112,9 +112,17 @@ def _launcher(pid: int, ancestor: int) -> bool:
 
 def test_compare(run_folder: Path) -> None:
     job = mpidl(
-        3, "compare", str(run_folder / "run.toml"), "--strategies", "allreduce local_sgd:steps=4 hogwild parameter_server",
-        "--slow", "1:3", "--out", str(run_folder / "compared"), "--json",
-    )  # fmt: skip
+        3,
+        "compare",
+        str(run_folder / "run.toml"),
+        "--strategies",
+        "allreduce local_sgd:steps=4 hogwild parameter_server",
+        "--slow",
+        "1:3",
+        "--out",
+        str(run_folder / "compared"),
+        "--json",
+    )
     assert job.status == 0, job.err
     outcomes = job.result["outcomes"]
     assert [one["name"] for one in outcomes] == [

@@ -16,7 +16,7 @@ EVENTS = st.lists(
 
 
 class Remote:
-    """One worker as the network sees it: it computes, its gradient arrives some time, an answer comes or gets lost."""
+    """One worker as the network sees it: gradients arrive late, answers come or get lost."""
 
     def __init__(self) -> None:
         self.number, self.computing, self.gone = 0, False, False
@@ -80,7 +80,7 @@ def test_the_bound_holds_and_every_gradient_counts_once(
 @given(st.integers(2, 6), st.integers(0, 3), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
 def test_everybody_gets_on_whatever_the_delays(count: int, staleness: int, random: object) -> None:
-    """No deadlock: as long as anybody computes, the slowest can go on; and all finish as many steps as they want."""
+    """No deadlock: as long as anybody computes, the slowest can go on, and all finish."""
     clocks, steps = Clocks(staleness), [0] * count
     for index in range(count):
         clocks.join(index)
