@@ -108,19 +108,21 @@ def _describe_run(trainer: Trainer) -> str:
         f"{len(parts.reader):,} samples in {len(parts.reader.manifest.shards)} shard(s); "
         f"{context.size} rank(s) on {context.nodes} node(s), {context.threads} thread(s) each, "
         f"on {context.cores.used} of {context.cores.allotted} allotted core(s); "
-        f"{parts.ops.describe()}"
+        f"{parts.model.ops.describe()}"
     )
 
 
 def _describe_result(result: Result, output: Path) -> str:
     from mpidl.train.evaluate import describe
 
+    curves = output / "training.png"
+    shown = f"; curves: {curves}" if curves.is_file() else ""
     return (
         f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): "
         f"{result.evaluated_on} {describe(result.loss, result.accuracy)} on "
         f"{result.samples:,} samples; {result.seconds:.1f} s, "
         f"{result.samples_per_second:,.0f} samples/s\n"
-        f"checkpoint: {result.checkpoint}; curves: {output / 'training.png'}"
+        f"checkpoint: {result.checkpoint}{shown}"
     )
 
 
@@ -135,11 +137,11 @@ def describe_report(report: dict[str, Any]) -> str:
     texts = []
     if report.get("sent_bytes"):
         texts.append(f"{report['sent_bytes'] / MIB:,.1f} MiB sent by a rank")
-    if "part_bytes" in report:
+    if "shard_bytes" in report:
         texts.append(
             f"a rank holds {report['parameter_bytes'] / MIB:,.2f} MiB of parameters, "
             f"{report['gradient_bytes'] / MIB:,.2f} of gradients and "
-            f"{report['part_bytes'] / MIB:,.2f} of each optimizer buffer, "
+            f"{report['shard_bytes'] / MIB:,.2f} of each optimizer buffer, "
             f"of {report['whole_bytes'] / MIB:,.2f} each"
         )
     if "spectral_gap" in report:

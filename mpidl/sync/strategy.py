@@ -19,8 +19,7 @@ from mpidl.backend import Array
 from mpidl.collectives import Group, all_reduce
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
-from mpidl.nn import FlatParameters
-from mpidl.nn.parameters import FlatPart
+from mpidl.nn import FlatParameters, ParameterShard
 from mpidl.optim import Optimizer, RunState
 from mpidl.options import Section
 
@@ -120,8 +119,17 @@ class StepScalars:
 class Strategy(ABC):
     """One way of combining the work of all ranks over the flat buffers.
 
+    Args:
+        parameters: Of the model. A strategy that partitions or shares them lets them use another
+            storage.
+        context: The ranks.
+        options: Of the class `Options`; None: the defaults.
+        run: What is known of the run; None: only ranks and backend.
+
+    Raises:
+        ConfigError: See `check`.
+
     Attributes:
-        parameters: Of the model.
         shard: The parameters that this rank's optimizer changes, and the gradients it takes.
         optimizer: Of this rank, on the shard. Set by whoever makes both: an optimizer can be made
             only when the strategy has said what its shard is.
@@ -139,18 +147,22 @@ class Strategy(ABC):
     # Gradients leave during backward; so the passes cannot be one graph of the device
     overlaps: bool = False
 
-    def __init__(self, parameters: FlatParameters) -> None:
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        context: Context,
+        options: Any = None,
+        run: RunInfo | None = None,
+    ) -> None:
         self.parameters = parameters
-        self.shard: FlatParameters | FlatPart = parameters
+        self.context = context
+        self.options = options or self.Options()
+        on_host = parameters.ops.name == "numpy"
+        self.run = run or RunInfo(ranks=context.size, host_memory=on_host)
+        self.check(self.options, self.run)
+        self.shard: FlatParameters | ParameterShard = parameters
         self.optimizer: Optimizer | None = None
         self.sent = 0
-
-    @classmethod
-    @abstractmethod
-    def create(
-        cls, options: Any, parameters: FlatParameters, context: Context, run: RunInfo
-    ) -> Strategy:
-        """The strategy with `options`. Collective."""
 
     @classmethod
     def check(cls, options: Any, run: RunInfo) -> None:
@@ -179,6 +191,10 @@ class Strategy(ABC):
     def training_ranks(cls, options: Any, ranks: int) -> int:
         """How many of `ranks` train: the first ones."""
         return ranks
+
+    def count_all_reduce(self, array: Array, group: Group) -> None:
+        """Add to `sent` what a rank sends of an all-reduced array."""
+        self.sent += 2 * (group.size - 1) * array.nbytes // group.size
 
     @abstractmethod
     def start(self) -> None:

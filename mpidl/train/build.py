@@ -106,5 +106,5 @@ def build_strategy(
     config: SyncConfig, parameters: FlatParameters, context: Context, run: RunInfo
 ) -> AnyStrategy:
     """The strategy. Collective."""
-    strategy: AnyStrategy = config.chosen.create(config.options, parameters, context, run)
+    strategy: AnyStrategy = config.chosen(parameters, context, config.options, run)
     return strategy

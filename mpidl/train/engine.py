@@ -151,6 +151,7 @@ class TrainingStep:
         self.model = model
         self.loss = loss
         self.strategy = strategy
+        self.optimizer = optimizer
         self.context = context
         self.observers = observers
         self.micro_batches = options.micro_batches
@@ -237,7 +238,7 @@ class TrainingStep:
             last = self._tree.at_last  # only then are gradients final
             result = self._run_pass(current, divisor, self._on_final if last else None)
             if not last:
-                self.scaler.unscale(*parameters.gradient_range(0, parameters.length))
+                self.scaler.unscale(*parameters.storage.gradient_range(0, parameters.length))
             count = len(current[1]) if current is not None else 0
             # before the result is read, which waits for the device
             current = next(staged) if index + 1 < self.micro_batches else None
@@ -261,7 +262,7 @@ class TrainingStep:
 
     def _on_final(self, start: int, stop: int) -> None:
         """Gradients [start, stop) of the last micro-batch are computed."""
-        self.scaler.unscale(*self.model.parameters.gradient_range(start, stop))
+        self.scaler.unscale(*self.model.parameters.storage.gradient_range(start, stop))
         self._tree.add_part(start, stop)
         self.strategy.on_gradients_ready(start, stop)
 

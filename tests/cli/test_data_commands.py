@@ -1,4 +1,4 @@
-"""`mpidl shard`, `train`, `evaluate`, `predict` and `export` in one process, on data as people bring it."""
+"""`mpidl shard`, `train`, `evaluate`, `predict` and `export` in one process, on data of users."""
 
 from __future__ import annotations
 
@@ -296,7 +296,10 @@ def test_what_is_no_checkpoint_is_not_to_be_sharded_again(trained: Path, mpidl: 
 
 
 def test_words_that_would_be_numbered_otherwise(tmp_path: Path, mpidl: Run) -> None:
-    """A test table without one of the classes numbers the others from 0 on its own: its accuracy would be wrong."""
+    """A test table without one of the classes numbers the others from 0 again.
+
+    Its accuracy would be wrong.
+    """
     table(tmp_path / "a.csv", ("cat", "dog", "emu"), "label")
     table(tmp_path / "b.csv", ("dog", "emu", "emu"), "label")
     for name, out in (("a.csv", "data"), ("b.csv", "test")):

@@ -140,32 +140,63 @@ def misshapen(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "a flipped bit": (lambda folder: flip_a_bit(folder / "shard-00001.h5"), "shard-00001.h5.*damaged"),
-    "a truncated shard": (lambda folder: (folder / "shard-00002.h5").open("r+b").truncate(900), "shard-00002.h5.*900 bytes"),
-    "a missing shard": (lambda folder: (folder / "shard-00000.h5").unlink(), "shard-00000.h5.*missing"),
-    "a missing manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json.*cannot read"),
-    "a manifest that is not JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json"),
+    "a flipped bit": (
+        lambda folder: flip_a_bit(folder / "shard-00001.h5"),
+        "shard-00001.h5.*damaged",
+    ),
+    "a truncated shard": (
+        lambda folder: (folder / "shard-00002.h5").open("r+b").truncate(900),
+        "shard-00002.h5.*900 bytes",
+    ),
+    "a missing shard": (
+        lambda folder: (folder / "shard-00000.h5").unlink(),
+        "shard-00000.h5.*missing",
+    ),
+    "a missing manifest": (
+        lambda folder: (folder / "manifest.json").unlink(),
+        "manifest.json.*cannot read",
+    ),
+    "a manifest that is not JSON": (
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        "manifest.json",
+    ),
     "another format": (edit_manifest(lambda tree: tree.update(format="x")), "not a manifest"),
     "a later version": (edit_manifest(lambda tree: tree.update(version=99)), "version 99"),
     "a wrong total": (edit_manifest(lambda tree: tree.update(samples=51)), "claims 51 samples"),
     "a wrong count": (
-        edit_manifest(lambda tree: (tree["shards"][0].update(samples=17), tree["shards"][1].update(samples=16))),
+        edit_manifest(
+            lambda tree: (
+                tree["shards"][0].update(samples=17),
+                tree["shards"][1].update(samples=16),
+            )
+        ),
         "manifest says",
     ),
-    "a wrong dtype": (edit_manifest(lambda tree: tree["fields"]["x"].update(dtype="float64")), "float32.*float64"),
-    "an unknown dtype": (edit_manifest(lambda tree: tree["fields"]["x"].update(dtype="floaty")), "floaty"),
-    "a shard twice": (
-        edit_manifest(lambda tree: tree["shards"][1].update(tree["shards"][0], samples=17)), "names a shard file twice",
+    "a wrong dtype": (
+        edit_manifest(lambda tree: tree["fields"]["x"].update(dtype="float64")),
+        "float32.*float64",
     ),
-    "a path out of the folder": (edit_manifest(lambda tree: tree["shards"][0].update(file="../a.h5")), "plain file name"),
+    "an unknown dtype": (
+        edit_manifest(lambda tree: tree["fields"]["x"].update(dtype="floaty")),
+        "floaty",
+    ),
+    "a shard twice": (
+        edit_manifest(lambda tree: tree["shards"][1].update(tree["shards"][0], samples=17)),
+        "names a shard file twice",
+    ),
+    "a path out of the folder": (
+        edit_manifest(lambda tree: tree["shards"][0].update(file="../a.h5")),
+        "plain file name",
+    ),
     "a field that is not there": (
-        edit_manifest(lambda tree: tree["fields"].update(z=tree["fields"]["x"])), "no dataset 'z'",
+        edit_manifest(lambda tree: tree["fields"].update(z=tree["fields"]["x"])),
+        "no dataset 'z'",
     ),
     "a virtual dataset": (virtual, "other files"),
     "external storage": (external, "other files"),
     "an external link": (linked, "link"),
     "another shape": (misshapen, r"\[16, 3, 4\]"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -315,7 +346,7 @@ def test_a_data_set_without_label_says_what_could_be_one(tmp_path: Path, context
 
 @pytest.mark.parametrize("value", [7.0, 0.1, -1e6 / 3])
 def test_a_constant_feature_is_said(tmp_path: Path, context: Any, value: float) -> None:
-    """Sums of squares round: the deviation of 0.1 is not quite 0, and dividing by it would be noise."""
+    """Sums of squares round: the deviation of 0.1 is not quite 0, and dividing by it is noise."""
     notes: list[str] = []
     source = Source(
         600, lambda low, high: {"x": np.full((high - low, 3), value), "y": np.arange(low, high) % 2}
@@ -329,10 +360,19 @@ def test_a_constant_feature_is_said(tmp_path: Path, context: Any, value: float) 
 
 
 IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "negative classes": (lambda t: t["fields"]["label"].update(classes=-1), r"int >= 1 in fields\.\*\.classes"),
+    "negative classes": (
+        lambda t: t["fields"]["label"].update(classes=-1),
+        r"int >= 1 in fields\.\*\.classes",
+    ),
     "a billion classes": (lambda t: t["fields"]["label"].update(classes=10**9), "classes"),
-    "more names than classes": (lambda t: t["fields"]["label"].update(class_names=list("abcdef")), "6 class names for 5"),
-    "a path for a name": (lambda t: t["fields"].update({"g/x": t["fields"]["x"]}), "leads into groups"),
+    "more names than classes": (
+        lambda t: t["fields"]["label"].update(class_names=list("abcdef")),
+        "6 class names for 5",
+    ),
+    "a path for a name": (
+        lambda t: t["fields"].update({"g/x": t["fields"]["x"]}),
+        "leads into groups",
+    ),
     "a negative count": (lambda t: t["shards"][0].update(samples=-1), "samples"),
     "a negative size": (lambda t: t["shards"][0].update(bytes=-1), "bytes"),
     "a checksum that is none": (lambda t: t["shards"][0].update(sha256="x"), "sha256"),
@@ -343,10 +383,16 @@ IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a structure as dtype": (lambda t: t["fields"]["x"].update(dtype="f4,f4"), "unknown dtype"),
     "a broken dtype": (lambda t: t["fields"]["x"].update(dtype="(2"), "unknown dtype"),
     "a negative std": (lambda t: t["fields"]["x"]["statistics"].update(std=-1.0), "std"),
-    "a mean that was changed": (lambda t: t["fields"]["x"]["statistics"].update(mean=0.5), "checksum does not fit"),
-    "a std that was changed": (lambda t: t["fields"]["x"]["statistics"].update(std=0.5), "checksum does not fit"),
+    "a mean that was changed": (
+        lambda t: t["fields"]["x"]["statistics"].update(mean=0.5),
+        "checksum does not fit",
+    ),
+    "a std that was changed": (
+        lambda t: t["fields"]["x"]["statistics"].update(std=0.5),
+        "checksum does not fit",
+    ),
     "fields as a list": (lambda t: t.update(fields=[]), "fields"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)

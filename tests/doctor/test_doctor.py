@@ -16,9 +16,14 @@ from mpidl.doctor.libraries import check_hdf5, check_launcher, check_mpi, check_
 def run(**environment: str) -> tuple[int, dict[str, dict[str, str]]]:
     done = subprocess.run(
         [sys.executable, "-m", "mpidl", "doctor", "--json"],
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | environment,
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+        env=os.environ
+        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        | environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     report = json.loads(done.stdout.splitlines()[-1])
     return done.returncode, {finding["name"]: finding for finding in report["findings"]}
 

@@ -34,7 +34,10 @@ def newest(folder: Path) -> ckpt.Checkpoint:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_residual_networks_learn_and_resume(run_folder: Path, optimizer: str) -> None:
-    """Batch norm over the ranks, running statistics in the checkpoint: a resumed run ends with the bits of a straight one."""
+    """Batch norm over the ranks, running statistics in the checkpoint.
+
+    A resumed run ends with the bits of a straight one.
+    """
     options = (str(run_folder / "run.toml"), *RESNET, *EXTRAS, "--set", f"optim.name={optimizer}")
     straight = mpidl(2, "train", *options, "--json")
     assert straight.status == 0, straight.err

@@ -316,21 +316,22 @@ def test_residuals_of_bucket_sizes_that_were_tried_are_forgotten(
 ) -> None:
     """Else each rank would hold, and each checkpoint too, a residual of the whole model for each size."""
     from mpidl.backend.numpy_ops import NumpyOps
-    from mpidl.compression import create
     from mpidl.nn import Dense, Model
+    from mpidl.options import Place
     from mpidl.sync import AllReduce, StepScalars
 
     skip_unless(context, 2)
     model = Model([Dense(512), Dense(512), Dense(8)], (256,), NumpyOps())
-    compressor = create("topk")
-    strategy = AllReduce(
-        model.parameters, context, overlap="layers", tune_buckets=True, compression=compressor
+    options = AllReduce.Options.read(
+        {"overlap": "layers", "tune_buckets": True, "compression": "topk"}, Place()
     )
+    strategy = AllReduce(model.parameters, context, options)
     assert strategy.tuner is not None
     while strategy.tuner.best is None:
         model.parameters.gradients[...] = 1.0
         strategy.step(StepScalars(count=1.0), lambda: None)
-    assert set(compressor._residuals) == {bucket.name for bucket in strategy.departures.buckets}
+    names = {bucket.name for bucket in strategy.dispatcher.buckets}
+    assert {name.partition(":")[2] for name in strategy.state().own if "residual" in name} == names
 
 
 def test_another_order_of_the_data_within_an_epoch_is_said(context: Any, folder: Path) -> None:

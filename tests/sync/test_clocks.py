@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpidl.sync.asynchronous.clocks import Clocks
+from mpidl.sync.asynchronous.parameter_server.clocks import Clocks
 
 EVENTS = st.lists(
     st.tuples(st.sampled_from(["go", "go", "go", "lose", "back", "again"]), st.integers(0, 4)),
@@ -15,7 +15,7 @@ EVENTS = st.lists(
 )
 
 
-class CommunicationThread:
+class Remote:
     """One worker as the network sees it: it computes, its gradient arrives some time, an answer comes or gets lost."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ def test_the_bound_holds_and_every_gradient_counts_once(
 ) -> None:
     clocks, workers, arrived = (
         Clocks(staleness),
-        [CommunicationThread() for _ in range(count)],
+        [Remote() for _ in range(count)],
         Counter[tuple[int, int]](),
     )
     used: list[tuple[int, int]] = []
@@ -54,13 +54,13 @@ def test_the_bound_holds_and_every_gradient_counts_once(
             worker.number += 1
             worker.computing = False
             arrived[index, worker.number] += 1
-            if clocks.take(index, worker.number):
+            if clocks.accept(index, worker.number):
                 used.append((index, worker.number))
         elif (
             what == "again" and not worker.gone and worker.number
         ):  # the same gradient, sent a second time
             arrived[index, worker.number] += 1
-            if clocks.take(index, worker.number):
+            if clocks.accept(index, worker.number):
                 used.append((index, worker.number))
             if worker.computing:
                 clocks.waiting.discard(index)
@@ -91,7 +91,7 @@ def test_everybody_gets_on_whatever_the_delays(count: int, staleness: int, rando
         index = random.choice(sorted(computing))  # type: ignore[attr-defined]
         computing.discard(index)
         steps[index] += 1
-        assert clocks.take(index, steps[index])
+        assert clocks.accept(index, steps[index])
         assert max(clocks.clocks.values()) - min(clocks.clocks.values()) <= staleness + 1
         computing |= set(clocks.release())
 
@@ -101,9 +101,9 @@ def test_staleness_zero_goes_in_rounds() -> None:
     for worker in range(3):
         clocks.join(worker)
     for worker in (2, 0):
-        assert clocks.take(worker, 1)
+        assert clocks.accept(worker, 1)
         assert clocks.release() == [] and not clocks.complete
-    assert clocks.take(1, 1)
+    assert clocks.accept(1, 1)
     assert clocks.complete and clocks.release() == [0, 1, 2]
 
 
@@ -111,8 +111,8 @@ def test_a_worker_that_leaves_holds_nobody_up() -> None:
     clocks = Clocks(0)
     for worker in range(3):
         clocks.join(worker)
-    clocks.take(0, 1)
-    clocks.take(1, 1)
+    clocks.accept(0, 1)
+    clocks.accept(1, 1)
     assert clocks.release() == []
     clocks.leave(2)
     assert clocks.complete and clocks.release() == [0, 1]

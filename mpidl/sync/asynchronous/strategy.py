@@ -1,4 +1,4 @@
-"""Strategies in which every rank goes its own pace: what the trainer asks of them, and how they share out the steps."""
+"""The contract of strategies whose ranks take steps without waiting for each other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class AsynchronousStrategy(Strategy):
         strategy.end_epoch()
 
     Attributes:
-        workers: Ranks that train.
+        workers: Ranks that train: the first ones.
+        group: All ranks.
         staleness: How many updates of others came between a step's reading the parameters and its
             own update, counted.
     """
@@ -43,13 +44,15 @@ class AsynchronousStrategy(Strategy):
     host_only: ClassVar[bool] = True  # works on parameters in host memory only
 
     def __init__(
-        self, parameters: FlatParameters, context: Context, workers: int, name: str
+        self,
+        parameters: FlatParameters,
+        context: Context,
+        options: Any = None,
+        run: RunInfo | None = None,
     ) -> None:
-        super().__init__(parameters)
-        if self.host_only:
-            check_host_memory(parameters.ops.name == "numpy", name)
-        self.context, self.workers = context, workers
-        self.group = Group(context.comm, name=name)
+        super().__init__(parameters, context, options, run)
+        self.workers = self.training_ranks(self.options, context.size)
+        self.group = Group(context.comm, name=type(self).__name__)
         self.staleness: Counter[int] = Counter()
 
     @classmethod
@@ -78,7 +81,12 @@ class AsynchronousStrategy(Strategy):
                 remedy='set data.driver = "auto"',
             )
         if cls.host_only and not run.host_memory:
-            check_host_memory(False, cls.__name__)
+            raise ConfigError(
+                f"{cls.__name__} shares host memory among ranks, but the backend computes on GPUs",
+                where="sync.strategy",
+                remedy='set backend.name = "numpy", or a strategy that sends messages: '
+                "parameter_server, gossip",
+            )
 
     @classmethod
     def runs_in_lockstep(cls, options: Any) -> bool:
@@ -89,6 +97,7 @@ class AsynchronousStrategy(Strategy):
         broadcast(self.parameters.values, comm=self.group, name="parameters")
         self.load_values(self.parameters.values)
 
+    # --- an epoch ---
     @abstractmethod
     def begin_epoch(self, budget: int) -> None:
         """Begin an epoch of `budget` steps of single ranks. Collective."""
@@ -118,6 +127,7 @@ class AsynchronousStrategy(Strategy):
     def end_epoch(self) -> None:
         """This rank takes no more steps, be the budget used up or not."""
 
+    # --- figures ---
     def meet(self, scalars: StepScalars) -> StepScalars:
         """Sums over all ranks. Collective."""
         total = StepScalars()
@@ -137,25 +147,13 @@ class AsynchronousStrategy(Strategy):
         }
 
 
-def check_host_memory(host: bool, name: str) -> None:
-    """ConfigError for a strategy that reads the memory of other ranks where that is a GPU's."""
-    if not host:
-        raise ConfigError(
-            f"{name} shares host memory among ranks, but the backend computes on GPUs",
-            where="sync.strategy",
-            remedy='set backend.name = "numpy", or a strategy that sends messages: parameter_server, gossip in mode sync',
-        )
-
-
 def mean_and_largest(report: dict[str, Any]) -> tuple[float, int] | None:
     """Of the staleness in a strategy's report; None where there is none."""
     counted = {int(late): times for late, times in report.get("staleness", {}).items()}
     total = sum(counted.values())
-    return (
-        (sum(late * times for late, times in counted.items()) / total, max(counted))
-        if total
-        else None
-    )
+    if not total:
+        return None
+    return sum(late * times for late, times in counted.items()) / total, max(counted)
 
 
 class Window:
