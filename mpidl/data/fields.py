@@ -156,8 +156,8 @@ def _count_classes(
     """
     if np.dtype(field.dtype).kind == "f":
         note(
-            f"the label {name!r} holds real numbers, not classes: mpidl train cannot use it "
-            "(it trains classifiers; regression: docs/models.md)"
+            f"the label {name!r} holds real numbers, not classes: train a regression, with "
+            'loss.name = "mse" or another loss of real values'
         )
         return None
     lowest = min(tally.lowest for tally in tallies)

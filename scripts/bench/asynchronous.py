@@ -1,6 +1,9 @@
-"""All-reduces of many small arrays, one by one, asynchronously and grouped: mpirun -n 2 python scripts/bench/asynchronous.py
+"""All-reduces of many small arrays, one by one, asynchronously and grouped.
 
-Prints the median over interleaved runs, of the slowest rank, and how often asynchronous ones take as long as synchronous ones.
+    mpirun -n 2 python scripts/bench/asynchronous.py
+
+Prints the median over interleaved runs, of the slowest rank, and the ratio of asynchronous to
+synchronous times.
 """
 
 from __future__ import annotations

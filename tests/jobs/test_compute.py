@@ -22,7 +22,7 @@ EXTRAS = (
     "--set",
     "optim.clip_norm=1.0",
     "--set",
-    "train.label_smoothing=0.1",
+    "loss.label_smoothing=0.1",
     "--set",
     "optim.weight_decay=0.01",
 )

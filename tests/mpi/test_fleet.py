@@ -40,8 +40,7 @@ def test_a_loop_of_ones_own(
         with pytest.raises(ConfigError, match="leave no worker"):
             fleet.DistributedOptimizer(Adam(model.parameters, model.ops), model)
         return
-    model = fleet.distributed_model(model)
-    optimizer = fleet.distributed_optimizer(optimizer_of(model.parameters, model.ops))
+    optimizer = fleet.distributed_optimizer(optimizer_of(model.parameters, model.ops), model)
     loss, rng = CrossEntropy(model.ops), np.random.default_rng(context.rank)
     assert fleet.is_worker() != fleet.is_server() and fleet.worker_num() in (
         context.size,

@@ -17,6 +17,7 @@ import pytest
 
 from mpidl.compression import COMPRESSORS
 from mpidl.config import build_config
+from mpidl.data import hdf5
 from mpidl.data.formats.source import Source
 from mpidl.data.writer import WriteOptions, write_dataset
 from mpidl.errors import CheckpointError
@@ -24,7 +25,9 @@ from mpidl.observe.metrics import read_metrics
 from mpidl.optim import OPTIMIZERS
 from mpidl.sync import STRATEGIES, SynchronousStrategy
 from mpidl.train import checkpoint as ckpt
-from mpidl.train.trainer import Trainer
+from mpidl.train.checkpoint import writer
+from mpidl.train.events import Observer
+from mpidl.train.trainer import Trainer, usual_observers
 
 pytestmark = pytest.mark.mpi
 SAMPLES, BATCH, EPOCH = 250, 12, 21  # the last batch of an epoch has 10 samples
@@ -115,26 +118,25 @@ def train(
         section, _, option = key.partition("_")
         tree[section] = tree.get(section, {}) | {option: value}
     said: list[str] = []
-    trainer = Trainer(build_config(tree, "test"), context, say=said.append)
+    config = build_config(tree, "test")
+    observers = usual_observers(config, context, said.append, quiet=True)
+    trainer = Trainer(config, context, say=said.append, observers=observers)
     trainer.prepare(resume=resume, overwrite=not resume)
-    trainer.run(quiet=True)
+    trainer.run()
     trainer.close()
     return said
 
 
-class Signal:
+class Signal(Observer):
     """Stands for `StopRequest`; `after` steps asked for, a signal comes."""
 
     def __init__(self, after: int) -> None:
         self.after = after
 
     @property
-    def requested(self) -> bool:
+    def stop_requested(self) -> bool:
         self.after -= 1
         return self.after < 0
-
-    def release(self) -> None:
-        pass
 
 
 def assert_equal(context: Any, folder: Path, first: str, second: str) -> None:
@@ -272,7 +274,7 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up(
             for one in ("straight", "signalled")
         )
         assert ckpt.read(straight).meta.metrics == ckpt.read(signalled).meta.metrics
-        assert ckpt.read(straight).meta.best_accuracy == ckpt.read(signalled).meta.best_accuracy
+        assert ckpt.read(straight).meta.best_score == ckpt.read(signalled).meta.best_score
 
 
 def test_a_checkpoint_just_before_the_last_evaluation_gets_it(context: Any, folder: Path) -> None:
@@ -382,14 +384,14 @@ def test_a_write_that_fails_on_one_rank_fails_on_all_and_leaves_nothing_open(
     """HDF5 would close the file when the process ends: collectively, after the end of MPI."""
     skip_unless(context, 2, 3)
     train(context, folder, "allreduce", "full", train_max_steps=STOP)
-    write = ckpt._write_piece
+    write = writer._write_piece
 
     def failing(file: Any, name: str, start: int, array: Any) -> Any:
         if context.rank == 1 and name == "parameters":
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(file, name, start, array)
 
-    monkeypatch.setattr(ckpt, "_write_piece", failing)
+    monkeypatch.setattr(writer, "_write_piece", failing)
     before = open_files()
     with pytest.raises(CheckpointError, match="No space left"):
         train(context, folder, "allreduce", "full", resume=True)
@@ -402,5 +404,5 @@ def test_a_write_that_fails_on_one_rank_fails_on_all_and_leaves_nothing_open(
 
 
 def open_files() -> int:
-    h5f = ckpt.hdf5.h5py.h5f
+    h5f = hdf5.h5py.h5f
     return sum(b".partial" in h5f.get_name(one) for one in h5f.get_obj_ids(types=h5f.OBJ_FILE))
