@@ -60,7 +60,7 @@ class Hogwild(AsynchronousStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)
@@ -155,6 +155,6 @@ class Hogwild(AsynchronousStrategy):
         if self.leaders is not None:
             values = self.parameters.values
             all_reduce(values, comm=self.leaders, op="mean", name="parameters of nodes")
-        self.average_optimizers(self.group)
+        self.average_optimizers()
         self.context.barrier()
         return StepScalars()
