@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Needs no MPI launcher."""
-    from mpidl.errors import ConfigError
+    from mpidl.errors import ConfigError, notice
     from mpidl.observe.plot import check_plot, plot_plan
     from mpidl.performance.step import plan_step, rank_counts
 
@@ -93,7 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         show(machine, args, steps)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        notice(note)
     if args.plot:
         plot_plan(
             steps,

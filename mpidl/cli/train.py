@@ -108,7 +108,7 @@ def _describe_run(trainer: Trainer) -> str:
         f"{len(parts.reader):,} samples in {len(parts.reader.manifest.shards)} shard(s); "
         f"{context.size} rank(s) on {context.nodes} node(s), {context.threads} thread(s) each, "
         f"on {context.cores.used} of {context.cores.allotted} allotted core(s); "
-        f"{parts.ops.describe()}"
+        f"{parts.model.ops.describe()}"
     )
 
 

@@ -8,7 +8,6 @@ the head of its queue, and the smallest number of them is taken everywhere.
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 import time
 import zlib
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from mpidl.collectives import Group, all_reduce
 from mpidl.collectives.engine.reduction import FLOAT16, NUMBERS, OP_CODES
 from mpidl.comm import mpi
-from mpidl.errors import CollectiveError, MpidlError, wrap
+from mpidl.errors import CollectiveError, MpidlError, notice, wrap
 
 try:
     from mpidl._kernels.fast_shared import address as _fast_address
@@ -150,7 +149,7 @@ class Channel:
         errors = [_unseen(handle) for handle in self.failed]
         own = [error for error in errors if not error.agreed or self.group.rank == 0]
         for error in own:
-            print(f"mpidl: error on rank {self.group.rank}: {error}", file=sys.stderr, flush=True)
+            notice(str(error), f"error on rank {self.group.rank}")
         if not own:
             time.sleep(1.0)  # rank 0 speaks for all
         mpi.load().COMM_WORLD.Abort(1)

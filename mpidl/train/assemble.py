@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from mpidl.backend import Ops, create_ops
+from mpidl.backend import create_ops
 from mpidl.collectives.safety import watchdog
 from mpidl.comm.context import Context
 from mpidl.config import Config
 from mpidl.data import LaneSampler, Loader, Reader
 from mpidl.data.manifest import Manifest
 from mpidl.data.sampler import window_steps
-from mpidl.nn import Loss, Model
-from mpidl.optim import LearningRate, Optimizer
+from mpidl.nn import Model
+from mpidl.optim import LearningRate
 from mpidl.train.build import build_for_data, build_loss, build_optimizer, build_strategy
 from mpidl.train.engine import AnyStrategy, StepOptions, TrainingStep
 from mpidl.train.events import Observers
@@ -31,31 +31,32 @@ class Parts:
         reader: The training data.
         test: The test data, if there are any.
         spec: What the model expects of a data set.
-        ops: The backend.
-        model: The model.
-        inputs: Turns samples into inputs and targets.
-        sampler: The order of the data.
-        feed: Batches on the device.
-        loss: The loss.
-        strategy: How the ranks combine their work.
-        optimizer: Of this rank.
-        step: Takes the steps.
+        feed: Batches on the device, in the order of its sampler.
+        step: Takes the steps; it has model, loss, strategy and optimizer.
         rate: The learning rate.
     """
 
     reader: Reader
     test: Reader | None
     spec: InputSpec
-    ops: Ops
-    model: Model
-    inputs: Inputs
-    sampler: LaneSampler
     feed: Feed
-    loss: Loss
-    strategy: AnyStrategy
-    optimizer: Optimizer
     step: TrainingStep
     rate: LearningRate
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.step.model
+
+    @property
+    def strategy(self) -> AnyStrategy:
+        """How the ranks combine their work."""
+        return self.step.strategy
+
+    @property
+    def sampler(self) -> LaneSampler:
+        """The order of the data."""
+        return self.feed.sampler
 
     @property
     def steps(self) -> int:
@@ -89,42 +90,31 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
         config.sync.chosen.check(config.sync.options, run)
         sampler = _build_sampler(config, reader.manifest, context)
     test = _open_test(config, spec, context)
-    inputs = Inputs(spec, model)
-    loader = Loader(reader, sampler, context=context)
     feed = Feed(
-        loader,
+        Loader(reader, sampler, context=context),
         sampler,
-        inputs,
+        Inputs(spec, model),
         config.train.micro_batches,
         stages_empty=model.needs_collective,
     )
     watchdog.start(context.comm, config.sync.watchdog)
-    run = replace(run, epoch_steps=loader.steps)
+    run = replace(run, epoch_steps=feed.loader.steps)
     strategy = build_strategy(config.sync, model.parameters, context, run)
+    feed.stages_empty |= model.parameters.gathers_in_passes
     optimizer = build_optimizer(config.optim, strategy.shard, ops)
     loss = build_loss(config.loss, ops)
-    options = StepOptions(
+    options = _step_options(config, feed)
+    step = TrainingStep(model, loss, strategy, optimizer, context, options, observers)
+    return Parts(reader, test, spec, feed, step, _build_rate(config, feed.loader.steps))
+
+
+def _step_options(config: Config, feed: Feed) -> StepOptions:
+    return StepOptions(
         micro_batches=feed.own_micro_batches,
         clip_norm=config.optim.clip_norm,
         scale_loss=config.train.precision == "float16",
         graphs=config.backend.graphs,
         seed=config.train.seed,
-    )
-    step = TrainingStep(model, loss, strategy, optimizer, context, options, observers)
-    return Parts(
-        reader=reader,
-        test=test,
-        spec=spec,
-        ops=ops,
-        model=model,
-        inputs=inputs,
-        sampler=sampler,
-        feed=feed,
-        loss=loss,
-        strategy=strategy,
-        optimizer=optimizer,
-        step=step,
-        rate=_build_rate(config, loader.steps),
     )
 
 

@@ -151,6 +151,7 @@ class TrainingStep:
         self.model = model
         self.loss = loss
         self.strategy = strategy
+        self.optimizer = optimizer
         self.context = context
         self.observers = observers
         self.micro_batches = options.micro_batches

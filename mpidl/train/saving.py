@@ -64,7 +64,7 @@ class Saver:
         self.context = context
         self.spec = parts.spec
         self.model = parts.model
-        self.optimizer = parts.optimizer
+        self.optimizer = parts.step.optimizer
         self.strategy = parts.strategy
         self.say = say
         self.stateful: dict[str, Stateful] = {

@@ -107,7 +107,7 @@ class Trainer:
             resume_from: Resume from this file.
             overwrite: Delete an earlier run in the output folder.
         """
-        strategy, optimizer = self.parts.strategy, self.parts.optimizer
+        strategy, optimizer = self.parts.strategy, self.parts.step.optimizer
         state: RunState | None = None
         if resume or resume_from is not None or (auto_resume and self.saver.exists()):
             self.at, state = self.saver.restore(resume_from)
@@ -277,8 +277,9 @@ class Trainer:
         if parts.test is None:
             return
         self._synchronize()
+        inputs = parts.feed.inputs
         found = evaluate(
-            parts.model, parts.loss, parts.inputs, parts.test, self.context, EVALUATION_BATCH
+            parts.model, parts.step.loss, inputs, parts.test, self.context, EVALUATION_BATCH
         )
         self.at.last = found
         self.at.evaluated = step

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mpidl.compression import COMPRESSORS
 from tests.jobs.helpers import Job, finish, mpidl, start
 
 HEAD = """
@@ -101,10 +102,10 @@ import os, signal, sys
 from mpidl.cli.main import main
 from mpidl.sync.synchronous.allreduce import AllReduce
 steps, step = [], AllReduce.step
-def stop(self, *args):
+def stop(self, scalars, update):
     steps.append(1)
     if len(steps) == 3 and self.context.rank == 1: os.kill(os.getpid(), signal.SIGSTOP)
-    return step(self, *args)
+    return step(self, scalars, update)
 AllReduce.step = stop
 sys.exit(main(["train", "{run_folder}/run.toml", "--set", "sync.watchdog=2"]))
 """
@@ -147,7 +148,7 @@ sys.exit(main(["train", "{run_folder}/run.toml", "--set", "sync.overlap=thread",
     assert ended.status == 1 and "broken layer" in ended.err, ended.err
 
 
-@pytest.mark.parametrize("name", ["fp16", "bf16", "int8", "sign", "topk", "powersgd"])
+@pytest.mark.parametrize("name", COMPRESSORS)
 def test_compressed_training_learns(run_folder: Path, name: str) -> None:
     options = [
         "--set",

@@ -7,10 +7,11 @@ from typing import Any, Literal
 import numpy as np
 
 from mpidl.collectives import all_reduce
+from mpidl.collectives.window import Window
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
 from mpidl.options import Positive, Section
-from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Update, Window
+from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Update
 from mpidl.sync.asynchronous.tickets import Tickets
 from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.topology import Graph
@@ -44,7 +45,7 @@ class AsyncGossip(AsynchronousStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)
@@ -81,7 +82,7 @@ class AsyncGossip(AsynchronousStrategy):
 
     def apply_gradients(self, lr: float, update: Update) -> None:
         update(lr)
-        self._window.add(self.context.rank, self.parameters.values - self._before)
+        self._window.accumulate(self.context.rank, self.parameters.values - self._before)
         self.staleness[self._tickets.updates(self.context.rank) - self._seen] += 1
         self._steps += 1
         if self._steps % self.options.period == 0 and self.context.size > 1:
@@ -98,8 +99,8 @@ class AsyncGossip(AsynchronousStrategy):
         self._window.get(self.context.rank, self._before)
         self._other -= self._before
         self._other *= self._other.dtype.type(0.5)
-        self._window.add(self.context.rank, self._other)
-        self._window.add(partner, -self._other)
+        self._window.accumulate(self.context.rank, self._other)
+        self._window.accumulate(partner, -self._other)
         self._tickets.count_update(partner)
         self.sent += 2 * self._other.nbytes
 
@@ -111,7 +112,7 @@ class AsyncGossip(AsynchronousStrategy):
         values[...] = self._before
         all_reduce(values, comm=self.group, op="mean", name="parameters")
         self._put_own(values)
-        self.average_optimizers(self.group)
+        self.average_optimizers()
         return StepScalars()
 
     def report(self) -> dict[str, Any]:

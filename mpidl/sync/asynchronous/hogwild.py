@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.collectives.window import Window
 from mpidl.comm import mpi
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters, WholeStorage
 from mpidl.options import Positive, Section
-from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Update, Window
+from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Update
 from mpidl.sync.asynchronous.tickets import Tickets
 from mpidl.sync.strategy import RunInfo, StepScalars
 
@@ -59,12 +60,12 @@ class Hogwild(AsynchronousStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)
         MPI = mpi.load()
-        self.node = context.comm.Split_type(MPI.COMM_TYPE_SHARED, context.rank)
+        self.node = MPI.Intracomm(context.comm.Split_type(MPI.COMM_TYPE_SHARED, context.rank))
         self.leads = self.node.Get_rank() == 0
         leaders = context.comm.Split(0 if self.leads else MPI.UNDEFINED, context.rank)
         several = self.leads and context.nodes > 1
@@ -72,7 +73,7 @@ class Hogwild(AsynchronousStrategy):
         self._tickets = Tickets(self.node)
         count = parameters.length if self.leads else 0
         self._memory = Window(self.node, count, parameters.dtype, shared=True)
-        shared = self._memory.of(0)
+        shared = self._memory.shared_memory(0)
         if self.leads:
             shared[...] = parameters.values
         self.node.Barrier()
@@ -154,6 +155,6 @@ class Hogwild(AsynchronousStrategy):
         if self.leaders is not None:
             values = self.parameters.values
             all_reduce(values, comm=self.leaders, op="mean", name="parameters of nodes")
-        self.average_optimizers(self.group)
+        self.average_optimizers()
         self.context.barrier()
         return StepScalars()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpidl.sync.asynchronous.strategy import Window
+from mpidl.collectives.window import Window
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -50,19 +50,19 @@ class Tickets:
 
     def take(self) -> int:
         """The number of the next step; the budget or more where all are taken."""
-        return self._counters.count_up(self.home, TICKETS)
+        return self._counters.fetch_and_add(self.home, TICKETS)
 
     def updates(self, rank: int | None = None) -> int:
         """Updates so far, as counted at the home, or at `rank`."""
-        return self._counters.read(self.home if rank is None else rank, UPDATES)
+        return self._counters.fetch(self.home if rank is None else rank, UPDATES)
 
     def count_update(self, rank: int | None = None) -> int:
         """One more update, at the home or at `rank`; returns how many there were before."""
-        return self._counters.count_up(self.home if rank is None else rank, UPDATES)
+        return self._counters.fetch_and_add(self.home if rank is None else rank, UPDATES)
 
     def advance(self, by: int = 1) -> None:
         """Raise this rank's clock."""
-        self._counters.count_up(self.home, OWN + self.rank, by)
+        self._counters.fetch_and_add(self.home, OWN + self.rank, by)
 
     def slowest(self) -> int:
         """The lowest of all clocks."""

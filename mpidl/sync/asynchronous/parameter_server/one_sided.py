@@ -9,11 +9,12 @@ import numpy as np
 
 from mpidl.backend import Array
 from mpidl.collectives import all_reduce
+from mpidl.collectives.window import Window
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
-from mpidl.options import Positive
+from mpidl.options import Positive, Section
 from mpidl.sync.asynchronous.parameter_server.roles import ServerOptions, ServerStrategy
-from mpidl.sync.asynchronous.strategy import Update, Window
+from mpidl.sync.asynchronous.strategy import Update
 from mpidl.sync.asynchronous.tickets import Tickets
 from mpidl.sync.strategy import RunInfo, StepScalars
 
@@ -48,7 +49,7 @@ class OneSidedParameterServer(ServerStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)
@@ -119,7 +120,7 @@ class OneSidedParameterServer(ServerStrategy):
         self._before -= self.parameters.values
         self._before *= -1
         for server, (start, stop) in enumerate(self.ranges, self.workers):
-            self._memory.add(server, self._before[start:stop])
+            self._memory.accumulate(server, self._before[start:stop])
             self.sent += 2 * (stop - start) * self._before.itemsize
         self._clock += 1
         self.tickets.advance()
