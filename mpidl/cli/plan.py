@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def read_machine(args: argparse.Namespace) -> tuple[Any, list[str]]:
     """The machine file with the command line's changes; and what had to be assumed, for people."""
     from mpidl.errors import ConfigError
-    from mpidl.performance.cost import Machine
+    from mpidl.performance.machine import Machine
 
     known = {field.name for field in fields(Machine)}
     try:
