@@ -12,10 +12,10 @@ from mpidl.errors import ConfigError
 from mpidl.performance.machine import Machine
 
 
-def test_plan_shows_its_working(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_plan_shows_its_calculation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["plan", "--ranks", "2..1024", "--plot", str(tmp_path / "plan.png")]) == 0
     text = capsys.readouterr().out
-    assert "working, 1024 ranks" in text and "rabenseifner" in text and " 1024" in text
+    assert "calculation for 1024 ranks" in text and "rabenseifner" in text and " 1024" in text
     assert (tmp_path / "plan.png").stat().st_size > 10_000
     assert (
         main(["plan", "--ranks", "64", "--json", "--bandwidth-gbit", "10", "--ranks-per-node", "4"])
