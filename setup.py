@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
@@ -98,6 +98,9 @@ class BuildKernels(build_ext):
 
 
 setup(
+    # kernels/ is the package mpidl._kernels, which no search below mpidl/ can find
+    packages=find_packages(include=["mpidl", "mpidl.*"], exclude=["mpidl._kernels"])
+    + ["mpidl._kernels"],
     ext_modules=[
         Extension(f"mpidl._kernels.libmpidl_cpu_{level}", SOURCES, optional=True)
         for level in LEVELS

@@ -100,12 +100,12 @@ def test_training_with_a_stopped_rank_ends(run_folder: Path) -> None:
 import os, signal, sys
 from mpidl.cli.main import main
 from mpidl.sync.synchronous.allreduce import AllReduce
-steps, finish = [], AllReduce.finish
-def stop(self):
+steps, step = [], AllReduce.step
+def stop(self, *args):
     steps.append(1)
     if len(steps) == 3 and self.context.rank == 1: os.kill(os.getpid(), signal.SIGSTOP)
-    return finish(self)
-AllReduce.finish = stop
+    return step(self, *args)
+AllReduce.step = stop
 sys.exit(main(["train", "{run_folder}/run.toml", "--set", "sync.watchdog=2"]))
 """
     ended = finish(start(2, "python", "-c", code))

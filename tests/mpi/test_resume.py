@@ -266,7 +266,7 @@ OTHER = {
     "rank": (
         {"compression": {"name": "powersgd", "rank": 2}},
         {"compression": {"name": "powersgd", "rank": 4}},
-        "compression.inner.factor",
+        "compression.factor",
     ),
     "feedback": (
         {"compression": "topk"},
