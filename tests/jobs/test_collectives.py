@@ -1,4 +1,4 @@
-"""Collectives in whole jobs: ranks that do not come, die, stop or disagree; measuring commands."""
+"""Collectives in whole jobs: ranks that never arrive, die, stop or disagree; measuring."""
 
 from __future__ import annotations
 
