@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterable
 
 
@@ -114,6 +115,16 @@ _REMEDIES = _UNREACHABLE | {
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ELOOP: "its links lead in a circle: check the path",
 }
+
+
+def notice(text: str, kind: str = "note") -> None:
+    """Print a message for people on stderr; stdout is for results.
+
+    Args:
+        text: The message.
+        kind: "note", "error" or "error on rank 3".
+    """
+    print(f"mpidl: {kind}: {text}", file=sys.stderr, flush=True)
 
 
 def wrap(error: Exception, doing: str) -> MpidlError:

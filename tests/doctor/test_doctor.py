@@ -10,15 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from mpidl.doctor import checks as doctor
+from mpidl.doctor.libraries import check_hdf5, check_launcher, check_mpi, check_mpirun
 
 
 def run(**environment: str) -> tuple[int, dict[str, dict[str, str]]]:
     done = subprocess.run(
         [sys.executable, "-m", "mpidl", "doctor", "--json"],
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | environment,
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+        env=os.environ
+        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        | environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     report = json.loads(done.stdout.splitlines()[-1])
     return done.returncode, {finding["name"]: finding for finding in report["findings"]}
 
@@ -37,6 +42,7 @@ def test_a_healthy_machine() -> None:
         "C kernels",
         "GPU",
         "threads",
+        "optional packages",
     ):
         assert found[name]["value"]
         assert found[name]["state"] != "problem"
@@ -61,16 +67,16 @@ def test_two_mpi_libraries_are_a_problem() -> None:
         "gpu": False,
         "libmpi": ["/a/libmpi.so.40", "/b/libmpi.so.40"],
     }
-    found = {finding.name: finding for finding in doctor._mpi(probe)}
+    found = {finding.name: finding for finding in check_mpi(probe)}
     assert found["libmpi"].state == "problem" and "rebuild h5py" in found["libmpi"].advice
 
 
 def test_an_mpi_that_does_not_start_is_a_problem() -> None:
-    assert doctor._mpi({"error": "no libmpi"})[0].state == "problem"
+    assert check_mpi({"error": "no libmpi"})[0].state == "problem"
 
 
 def test_a_serial_h5py_says_what_is_lost() -> None:
-    finding = doctor._hdf5({"h5py": ["3.16", "1.14", False]})[0]
+    finding = check_hdf5({"h5py": ["3.16", "1.14", False]})[0]
     assert (
         finding.state == "note"
         and "HDF5_MPI=ON" in finding.advice
@@ -85,8 +91,8 @@ def test_a_launcher_of_another_mpi_is_a_problem(
     fake.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 4.1.4'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert doctor._mpirun("Open MPI 5.0.11").state == "problem"
-    assert doctor._mpirun("Open MPI 4.1.4").state == "ok"
+    assert check_mpirun("Open MPI 5.0.11").state == "problem"
+    assert check_mpirun("Open MPI 4.1.4").state == "ok"
 
 
 def test_help_does_not_start_mpi() -> None:
@@ -107,9 +113,9 @@ def test_srun_without_a_connection_is_a_problem(monkeypatch: pytest.MonkeyPatch)
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    assert [finding.state for finding in doctor._launcher("Open MPI v5.0.11")] == ["ok", "problem"]
-    assert [finding.state for finding in doctor._launcher("")] == [
+    assert [finding.state for finding in check_launcher("Open MPI v5.0.11")] == ["ok", "problem"]
+    assert [finding.state for finding in check_launcher("")] == [
         "ok"
     ]  # MPI itself is the problem then
     monkeypatch.setenv("PMIX_RANK", "0")
-    assert [finding.state for finding in doctor._launcher("Open MPI v5.0.11")] == ["ok"]
+    assert [finding.state for finding in check_launcher("Open MPI v5.0.11")] == ["ok"]
