@@ -433,7 +433,8 @@ def test_agrees_with_plain_numpy(
     device = on_device(ops, name, args, dtype)
     ops.launch(name, *device)
     PLAIN[name](*args)
-    tolerance = 3e-4 if dtype == np.float32 else 1e-9
+    single = dtype == np.float32 or KERNELS[name].real_position is None  # kernels of float32 only
+    tolerance = 3e-4 if single else 1e-9
     for index, (wanted, got) in enumerate(zip(args, device, strict=True)):
         if isinstance(wanted, np.ndarray) and wanted.dtype.names is None:
             result = ops.to_host(got)
