@@ -80,12 +80,11 @@ def singletons_error(library: str) -> PlatformError:
         "use the mpirun of the same MPI library "
         "(activate the environment first; 'mpidl doctor' shows both)"
     )
-    error = PlatformError(
+    return PlatformError(
         f"{starter} started {count} processes, but MPI ({name}) sees only one",
         remedy=_srun_remedy(name, count) if by_srun else remedy,
+        agreed=True,  # every process finds the same
     )
-    error.agreed = True  # every process finds the same
-    return error
 
 
 def _srun_remedy(library: str, count: int) -> str:

@@ -310,10 +310,5 @@ def _unseen(handle: Handle) -> MpidlError:
     if not isinstance(error, Exception):
         error = RuntimeError(repr(error))
     found = wrap(error, "running an asynchronous operation")
-    told = type(found)(
-        f"an asynchronous operation that nobody has waited for failed: {found.what}",
-        where=found.where,
-        remedy=found.remedy,
-    )
-    told.agreed = found.agreed
-    return told
+    what = f"an asynchronous operation that nobody has waited for failed: {found.what}"
+    return found.replace(what=what)

@@ -236,11 +236,9 @@ def _announce_shape(array: Any, members: Group, root: int) -> tuple[tuple[int, .
             _check_divisible(array, members.size, "scatter")
             told = tuple(array.shape), array.dtype
         except CollectiveError as error:
-            error.where = error.where or f"rank {root}"
-            told = error
+            told = error.replace(where=error.where or f"rank {root}", agreed=True)
     told = members.comm.bcast(told, root=root)
     if isinstance(told, CollectiveError):
-        told.agreed = True
         raise told
     shape, dtype = told
     return shape, dtype
