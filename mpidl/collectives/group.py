@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from functools import cache
 from itertools import chain, islice
@@ -16,7 +15,7 @@ from mpidl.collectives.schedule import Algorithm, Exchange, Round
 from mpidl.comm import mpi
 from mpidl.comm.activity import Activity, watched
 from mpidl.comm.transport import array_module, gpu_aware
-from mpidl.errors import CollectiveError
+from mpidl.errors import CollectiveError, notice
 
 GUARD_VARIABLE = "MPIDL_GUARD"
 PLANS, LONGEST = 256, 64  # schedules that a group keeps, and rounds that a kept one may have
@@ -76,7 +75,7 @@ class Group(Activity):
         MPI = mpi.load()
         room = self.comm.allreduce(int(has_room(self.node_comm.Get_size())), op=MPI.MIN)
         if not room and self.rank == 0:
-            _say_once(
+            _notice_once(
                 f"{FOLDER} has no room for shared windows on some node: slower collectives by messages instead"
             )
         return bool(room)
@@ -114,9 +113,7 @@ class Group(Activity):
         self.comm.Free()
 
 
-@cache
-def _say_once(note: str) -> None:
-    print(f"mpidl: note: {note}", file=sys.stderr, flush=True)
+_notice_once = cache(notice)
 
 
 def group_of(comm: Any) -> Group:

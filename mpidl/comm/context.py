@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from mpidl.comm import binding, launcher, mpi
 from mpidl.comm.activity import Activity, watched
 from mpidl.comm.binding import Cores
-from mpidl.errors import MpidlError, wrap
+from mpidl.errors import MpidlError, notice, wrap
 
 T = TypeVar("T")
 _context: Context | None = None
@@ -76,9 +76,8 @@ class Context:
         payload = (
             pickle.dumps(_portable(wrap(error, doing), self.rank)) if error is not None else b""
         )
-        agreed: MpidlError = pickle.loads(self.comm.bcast(payload, root=first))
-        agreed.agreed = True
-        raise agreed from error
+        shared: MpidlError = pickle.loads(self.comm.bcast(payload, root=first))
+        raise shared from error
 
     @contextmanager
     def fail_together(self, doing: str) -> Iterator[None]:
@@ -117,7 +116,7 @@ def _portable(error: MpidlError, rank: int) -> MpidlError:
         if error.where.startswith("rank ")
         else f"rank {rank}" + (f", {error.where}" if error.where else "")
     )
-    return type(error)(error.what, where=where, remedy=error.remedy)
+    return type(error)(error.what, where=where, remedy=error.remedy, agreed=True)
 
 
 def current() -> Context | None:
@@ -159,7 +158,7 @@ def init(comm: Any = None) -> Context:
     )
     node_comm.Free()
     if context.is_root and (problem := context.cores.problem()):
-        print(f"mpidl: note: {problem}", file=sys.stderr, flush=True)
+        notice(str(problem))
     if comm is None:
         _context = context
         if context.size > 1:

@@ -65,14 +65,13 @@ def singletons(library: str) -> PlatformError:
     """The error that N processes without a connection deserve: who started them, and the command that works."""
     name, count = library.splitlines()[0].strip("\0 ,"), number(SIZE_VARIABLES, 1)
     by_srun = "SLURM_STEP_NUM_TASKS" in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ
-    error = PlatformError(
+    return PlatformError(
         f"{'srun' if by_srun else 'the launcher'} started {count} processes, but MPI ({name}) sees only one",
         remedy=_srun_remedy(name, count)
         if by_srun
         else "use the mpirun of the same MPI library (activate the environment first; 'mpidl doctor' shows both)",
+        agreed=True,  # every process finds the same
     )
-    error.agreed = True  # every process finds the same
-    return error
 
 
 def _srun_remedy(library: str, count: int) -> str:

@@ -280,10 +280,9 @@ def _unseen(handle: Handle) -> MpidlError:
         handle._error if isinstance(handle._error, Exception) else RuntimeError(repr(handle._error))
     )
     found = wrap(error, "running an asynchronous operation")
-    told = type(found)(
+    return type(found)(
         f"an asynchronous operation that nobody has waited for failed: {found.what}",
         where=found.where,
         remedy=found.remedy,
+        agreed=found.agreed,
     )
-    told.agreed = found.agreed
-    return told

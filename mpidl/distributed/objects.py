@@ -63,13 +63,12 @@ def _packed(value: Any) -> tuple[bytes, str]:
 
 
 def _refused(where: str, reason: str) -> CollectiveError:
-    error = CollectiveError(
+    return CollectiveError(
         f"cannot send an object that cannot be pickled: {reason}",
         where=where,
         remedy="send plain data (lists, arrays, numbers)",
+        agreed=True,
     )
-    error.agreed = True
-    return error
 
 
 def _broadcast_bytes(packed: bytes, length: int, root: int, members: Group) -> Any:
@@ -139,5 +138,6 @@ def _check_equal(own: dict[str, tuple[str, str, CollectiveError | None]], member
                     remedy="build the same model on every rank",
                 )
             if error is not None:
-                error.agreed = True
-                raise error
+                raise CollectiveError(
+                    error.what, where=error.where, remedy=error.remedy, agreed=True
+                )

@@ -186,11 +186,10 @@ def _announce_shape(array: Any, members: Group, root: int) -> tuple[tuple[int, .
             _divides(array, members.size, "scatter")
             told = tuple(array.shape), array.dtype
         except CollectiveError as error:
-            error.where = error.where or f"rank {root}"
-            told = error
+            where = error.where or f"rank {root}"
+            told = CollectiveError(error.what, where=where, remedy=error.remedy, agreed=True)
     told = members.comm.bcast(told, root=root)
     if isinstance(told, CollectiveError):
-        told.agreed = True
         raise told
     shape, dtype = told
     return shape, dtype

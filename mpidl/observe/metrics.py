@@ -6,19 +6,13 @@ Rank 0 only; files are appended to.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mpidl.errors import PlatformError
+from mpidl.errors import PlatformError, notice
 from mpidl.extras import load_extra
-
-
-def print_note(text: str) -> None:
-    """A note on stderr."""
-    print(f"mpidl: note: {text}", file=sys.stderr, flush=True)
 
 
 class MetricsLog:
@@ -29,7 +23,7 @@ class MetricsLog:
         note: Told once where TensorBoard events cannot be written.
     """
 
-    def __init__(self, folder: Path, note: Callable[[str], None] = print_note) -> None:
+    def __init__(self, folder: Path, note: Callable[[str], None] = notice) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / "metrics.jsonl", "a", buffering=1)
         self._broken = False
@@ -60,7 +54,7 @@ class MetricsLog:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:
             self._broken = True
-            print_note(f"metrics are no longer written: {error}")
+            notice(f"metrics are no longer written: {error}")
 
     def close(self) -> None:
         """Flush and close all files."""

@@ -195,9 +195,8 @@ class SharedNode:
 def disagreement(ranks: Iterable[int], calls: Iterable[str]) -> CollectiveError:
     """The error for ranks that do different things; calls: what each of them does."""
     listed = "; ".join(f"rank {rank}: {call}" for rank, call in zip(ranks, calls, strict=True))
-    error = CollectiveError(
+    return CollectiveError(
         f"the ranks disagree on the collective: {listed}",
         remedy="all ranks must call the same collectives in the same order, with equal lengths, dtypes, operations and roots",
+        agreed=True,
     )
-    error.agreed = True
-    return error

@@ -157,13 +157,12 @@ def _refuse_overflow(value: Any, group: Group, name: str) -> None:
     peaks = group.comm.allgather(peak)
     if sum(peaks) > np.iinfo(value.dtype).max:
         rank = int(np.argmax(np.array(peaks, object)))
-        error = CollectiveError(
+        raise CollectiveError(
             f"the mean of {value.dtype} values over {group.size} ranks could overflow: rank {rank} holds {peaks[rank]}",
             where=name,
             remedy="convert to int64 or float64 first",
+            agreed=True,
         )
-        error.agreed = True
-        raise error
 
 
 @contextmanager
@@ -195,11 +194,10 @@ def refuse_overflowed(
     peaks = group.comm.allgather(peak)
     if np.isfinite(peaks).all():
         at = f" at element {int(broken.argmax())}" if broken.any() else ""
-        error = CollectiveError(
+        raise CollectiveError(
             f"float16 overflow: the {op} over {group.size} ranks exceeds 65504{at}; "
             f"rank {int(np.argmax(peaks))} brought the largest value, {max(peaks):g}",
             where=name,
             remedy="use op='mean', bfloat16 or float32, or scale the values down first",
+            agreed=True,
         )
-        error.agreed = True
-        raise error
