@@ -5,12 +5,13 @@ PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MPIDL_VENV := $(VENV)
 
-# A laptop, a container or CI may have fewer cores than ranks, and may run as root: that is set here,
-# not in the library.
+# A laptop, a container or CI may have fewer cores than ranks, and may run as root: that is set
+# here, not in the library.
 # btl=^ofi: not used on one machine, but closing it takes Open MPI a second at each start.
 MPI_ENV := OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl=^ofi \
            PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe \
-           $(if $(filter 0,$(shell id -u)),OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1)
+           $(if $(filter 0,$(shell id -u)), \
+             OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1)
 export MPI_ENV
 RANKS ?= 2
 LIMIT ?= 900
@@ -24,10 +25,10 @@ CONFIG ?= scripts/configs/fashion-cnn.toml
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: ## make .venv ready: system packages, locked Python packages, parallel h5py, mpidl (idempotent)
+setup: ## make .venv ready: system and Python packages, parallel h5py, mpidl (idempotent)
 	@scripts/setup.sh
 
-data: setup $(SAMPLE)/train/manifest.json $(SAMPLE)/test/manifest.json ## shard the sample data (Fashion-MNIST)
+data: setup $(addprefix $(SAMPLE)/, train/manifest.json test/manifest.json) ## shard Fashion-MNIST
 
 # Shard again where the format of manifests may have changed
 $(SAMPLE)/%/manifest.json: mpidl/data/manifest.py

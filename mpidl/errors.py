@@ -137,6 +137,16 @@ _REMEDIES = _UNREACHABLE | {
 }
 
 
+def notice(text: str, kind: str = "note") -> None:
+    """Print a message for people on stderr; stdout is for results.
+
+    Args:
+        text: The message.
+        kind: "note", "error" or "error on rank 3".
+    """
+    print(f"mpidl: {kind}: {text}", file=sys.stderr, flush=True)
+
+
 def wrap(error: Exception, doing: str) -> MpidlError:
     """An MpidlError for any error.
 
@@ -220,8 +230,3 @@ def nearest(word: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(word, names, 1, cutoff=0.5)
     return (f"did you mean {close[0]!r}? " if close else "") + f"choose one of {', '.join(names)}"
-
-
-def notice(text: str) -> None:
-    """Tell the user something that stops nothing, on the error stream."""
-    print(f"mpidl: note: {text}", file=sys.stderr, flush=True)

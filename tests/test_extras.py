@@ -86,8 +86,14 @@ def test_a_run_needs_no_optional_package(
         assert main(command) == 1
         err = capsys.readouterr().err
         assert f"pip install '{remedy}'" in err and "Traceback" not in err
+    compare = ["compare", str(tmp_path / "run.toml"), "--strategies", "allreduce"]
+    assert main([*compare, "--out", str(tmp_path / "compared")]) == 0
+    assert "pip install 'mpidl[plot]'" in capsys.readouterr().err
+    names = {path.name for path in (tmp_path / "compared").iterdir()}
+    assert {"comparison.md", "comparison.json"} <= names and "comparison.png" not in names
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a.npz",
+        "compared",
         "data",
         "p.csv",
         "run",

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare. Collective."""
     from mpidl.comm.context import init
+    from mpidl.errors import PlatformError
     from mpidl.files import write_file
     from mpidl.observe.plot import plot_comparison
     from mpidl.train.compare import compare, split_specs, table
@@ -50,11 +51,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     context = init()
     with context.fail_together("reading the command line"):
         specs, slow = split_specs(args.strategies), _slow(args.slow, context.size)
-    say = (
-        (lambda text: print(text, file=sys.stderr, flush=True))
-        if context.is_root
-        else (lambda text: None)
-    )
+
+    def say(text: str) -> None:
+        if context.is_root:
+            print(text, file=sys.stderr, flush=True)
+
     outcomes = compare(args.config, args.overrides, specs, args.out, context, slow=slow, say=say)
     rows = [asdict(outcome) for outcome in outcomes]
 
@@ -62,7 +63,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         text = table(outcomes)
         write_file(args.out / "comparison.md", f"{text}\n".encode())
         write_file(args.out / "comparison.json", f"{json.dumps(rows, indent=1)}\n".encode())
-        plot_comparison(rows, args.out / "comparison.png", f"{context.size} ranks, {args.config}")
+        try:
+            title = f"{context.size} ranks, {args.config}"
+            plot_comparison(rows, args.out / "comparison.png", title)
+        except PlatformError as error:
+            say(f"note: {error}")
         if not args.json:
             print(text)
 

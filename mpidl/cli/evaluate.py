@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint on a sharded data set: mean loss and accuracy, exact on any rank count."""
+"""Evaluate a checkpoint on a sharded data set: mean loss and accuracy, exact on any rank count.
+
+The loss is that of the run; there is an accuracy where the labels are classes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.data import Reader
     from mpidl.errors import ConfigError
     from mpidl.inference.predict import Predictor
-    from mpidl.nn import CrossEntropy
+    from mpidl.train.build import build_loss
     from mpidl.train.evaluate import evaluate
 
     context = init()
@@ -41,13 +44,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     reader = Reader(folder, context=context, driver="posix")
     with context.fail_together("checking the data"):
         predictor.spec.check(reader.manifest, folder)
-    result = evaluate(
-        predictor.model, CrossEntropy(predictor.ops), predictor.inputs, reader, context, 256
-    )
+    loss = build_loss(predictor.config.loss, predictor.ops)
+    result = evaluate(predictor.model, loss, predictor.inputs, reader, context, 256)
     reader.close()
     if context.is_root and not args.json:
-        print(
-            f"accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} "
-            f"on {result.samples:,} samples of {folder}"
-        )
+        print(f"{result.describe()} on {result.samples:,} samples of {folder}")
     return asdict(result) | {"checkpoint": str(predictor.path)}

@@ -30,7 +30,7 @@ from mpidl.cli import (
 )
 from mpidl.comm import context as ranks
 from mpidl.comm import launcher
-from mpidl.errors import MpidlError, nearest, wrap
+from mpidl.errors import MpidlError, nearest, notice, wrap
 
 HEAD_START = 2.0  # seconds in which rank 0 prints its message, before others may end the job
 COMMANDS = (shard, train, compare, evaluate, predict, export, summary, plan, tune, bench, doctor)
@@ -139,11 +139,11 @@ def _fail(error: MpidlError) -> int:
             context.is_root if context is not None else launcher.rank() == 0 or not error.agreed
         )
         if prints:
-            print(f"mpidl: error: {error}", file=sys.stderr, flush=True)
+            notice(str(error), "error")
         elif context is None:
             time.sleep(HEAD_START)
         _wait_for_root()
         return 1
     assert context is not None
-    print(f"mpidl: error on rank {context.rank}: {error}", file=sys.stderr, flush=True)
+    notice(str(error), f"error on rank {context.rank}")
     context.abort(1)

@@ -1,4 +1,7 @@
-"""Predict class probabilities for a sharded data set, or for raw files as of `mpidl shard`."""
+"""Predict for a sharded data set, or for raw files as of `mpidl shard`.
+
+Writes class probabilities, or the values of a regression.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from mpidl.cli.arguments import (
 )
 
 NAME = "predict"
-HELP = "class probabilities for new data"
+HELP = "class probabilities or values for new data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Predict. Collective."""
     from mpidl.comm.context import init
-    from mpidl.inference.output import check_target, write_predictions
+    from mpidl.inference.output import check_target, write_predictions, write_values
     from mpidl.inference.predict import Predictor, open_samples, predict
 
     context = init()
@@ -43,13 +46,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
     with context.fail_together("opening the data"):
         samples = open_samples(args.data, predictor.spec, **source_options(args))
-    probabilities = predict(predictor, samples, context)
+    predictions = predict(predictor, samples, context)
+    classifies = predictor.spec.classes is not None
 
-    def write() -> list[int]:
-        assert probabilities is not None  # on rank 0
-        return write_predictions(args.out, probabilities)
+    def write() -> list[int] | None:
+        assert predictions is not None  # on rank 0
+        if classifies:
+            return write_predictions(args.out, predictions)
+        write_values(args.out, predictions)
+        return None
 
     counts = context.on_root(write, f"writing {args.out}")
+    found: dict[str, Any] = {"samples": len(samples), "out": str(args.out)}
+    if classifies:
+        found["per_class"] = counts
     if context.is_root and not args.json:
-        print(f"{len(samples):,} predictions written to {args.out}; samples per class: {counts}")
-    return {"samples": len(samples), "out": str(args.out), "per_class": counts}
+        classes = f"; samples per class: {counts}" if classifies else ""
+        print(f"{len(samples):,} predictions written to {args.out}{classes}")
+    return found

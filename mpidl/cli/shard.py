@@ -6,7 +6,6 @@ Under mpirun the ranks write their shards in parallel.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.data.formats import open_source
     from mpidl.data.manifest import describe
     from mpidl.data.writer import WriteOptions, write_dataset
+    from mpidl.errors import notice
     from mpidl.observe.progress import Progress
 
     context = init()
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     summary = describe(manifest) | {"out": str(args.out), "notes": notes}
     if context.is_root:
         for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+            notice(note)
     if context.is_root and not args.json:
         print(f"{manifest.samples:,} samples in {len(manifest.shards)} file(s) in {args.out}:")
         for name, text in summary["fields"].items():

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from mpidl.cli.arguments import add_config
 
 if TYPE_CHECKING:
-    from mpidl.train.trainer import Result, Trainer
+    from mpidl.train.events import Result
+    from mpidl.train.trainer import Trainer
 
 NAME = "train"
 HELP = "train a model from a TOML file"
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     result = trainer.run()
     trainer.close()
     say(_describe_result(result, trainer.output))
-    report = trainer.strategy.report()
+    report = trainer.parts.strategy.report()
     if figures := describe_report(report):
         say(f"{config.sync.strategy}: {figures}")
     return asdict(result) | {"strategy": report, "status": STOPPED if result.stopped else 0}
@@ -101,22 +102,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _describe_run(trainer: Trainer) -> str:
     """The first line: model, data, ranks and device."""
-    context = trainer.context
+    context, parts = trainer.context, trainer.parts
     return (
-        f"{trainer.config.model.name}: {trainer.model.parameters.count:,} parameters; "
-        f"{len(trainer.reader):,} samples in {len(trainer.reader.manifest.shards)} shard(s); "
+        f"{trainer.config.model.name}: {parts.model.parameters.count:,} parameters; "
+        f"{len(parts.reader):,} samples in {len(parts.reader.manifest.shards)} shard(s); "
         f"{context.size} rank(s) on {context.nodes} node(s), {context.threads} thread(s) each, "
         f"on {context.cores.used} of {context.cores.allotted} allotted core(s); "
-        f"{trainer.ops.describe()}"
+        f"{parts.model.ops.describe()}"
     )
 
 
 def _describe_result(result: Result, output: Path) -> str:
+    from mpidl.train.evaluate import describe
+
     curves = output / "training.png"
     shown = f"; curves: {curves}" if curves.is_file() else ""
     return (
         f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): "
-        f"{result.evaluated_on} accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} on "
+        f"{result.evaluated_on} {describe(result.loss, result.accuracy)} on "
         f"{result.samples:,} samples; {result.seconds:.1f} s, "
         f"{result.samples_per_second:,.0f} samples/s\n"
         f"checkpoint: {result.checkpoint}{shown}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from functools import cache
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +15,11 @@ from mpidl.comm import mpi
 from mpidl.comm.activity import Activity, watched
 from mpidl.comm.transport import array_module, gpu_aware
 from mpidl.errors import CollectiveError, notice
+from mpidl.settings import GUARD
 
-GUARD_VARIABLE = "MPIDL_GUARD"
+if TYPE_CHECKING:
+    from mpi4py import MPI as MPITypes
+
 PLANS, LONGEST = 256, 64  # schedules that a group keeps, and rounds that a kept one may have
 _keyval: int | None = None
 _latest: tuple[Any, Any] = (
@@ -41,12 +43,12 @@ class Group(Activity):
     memory; None for a rank that is alone on its node, and for all where one node has no room for that memory.
     """
 
-    def __init__(self, comm: Any, *, name: str = "world") -> None:
+    def __init__(self, comm: MPITypes.Comm, *, name: str = "world") -> None:
         super().__init__(comm, name)
         with self.during("making the group"):
             self._set_up(comm)
 
-    def _set_up(self, comm: Any) -> None:
+    def _set_up(self, comm: MPITypes.Comm) -> None:
         MPI = mpi.load()
         self.comm = watched(MPI.Intracomm(comm).Clone(), self)
         self.nobody = MPI.PROC_NULL
@@ -61,7 +63,7 @@ class Group(Activity):
         )
         self.shares = bool(self.comm.allreduce(int(self.shared is not None), op=MPI.MAX))
         self.gpu_aware = gpu_aware()
-        self.guard = os.environ.get(GUARD_VARIABLE, "auto")
+        self.guard = GUARD.value
         self.fast = (
             self.shared
             if self.node_count == 1 and self.shared is not None and self.shared.compiled
@@ -116,7 +118,7 @@ class Group(Activity):
 _notice_once = cache(notice)
 
 
-def group_of(comm: Any) -> Group:
+def group_of(comm: MPITypes.Intracomm) -> Group:
     """The group of an mpi4py communicator; made at the first call, which is collective. A Group is returned as it is."""
     global _keyval, _latest
     if comm is _latest[0]:

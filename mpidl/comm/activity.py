@@ -11,9 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpidl.comm import mpi
+
+if TYPE_CHECKING:
+    from mpi4py import MPI as MPITypes
 
 # what a watched communicator announces; messages between two ranks are announced by those who send them
 ANNOUNCED = (
@@ -67,7 +70,7 @@ class Activity:
     operations begun. doing: (operation, buffer or None, what it computes and with which root, name) or None.
     """
 
-    def __init__(self, comm: Any, name: str) -> None:
+    def __init__(self, comm: MPITypes.Comm, name: str) -> None:
         MPI = mpi.load()
         self.name, self.rank, self.size = name, int(comm.Get_rank()), int(comm.Get_size())
         self.world: list[int] = list(
@@ -106,7 +109,7 @@ def activities() -> list[Activity]:
         return list(_activities)
 
 
-def watched(comm: Any, activity: Activity) -> Any:
+def watched(comm: MPITypes.Intracomm, activity: Activity) -> Any:
     """The same communicator, with collectives that announce themselves in `activity` unless something else is under way.
 
     Collective: mpi4py's first `allreduce` of a communicator waits for all ranks with Python's lock held, so that no watchdog

@@ -105,8 +105,8 @@ def check_launcher(library: str) -> list[Finding]:
     else:
         value = "none (mpirun alone works)"
     findings = [Finding("batch system", value)]
-    if library and not launcher.connected(library):
-        error = launcher.singletons(library)
+    if library and not launcher.can_connect(library):
+        error = launcher.singletons_error(library)
         findings.append(Finding("launcher", error.what, "problem", error.remedy))
     return findings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def check_target(path: Path) -> None:
     """
     if path.suffix not in WRITERS:
         raise ConfigError(
-            f"unknown kind of file {path.suffix!r}",
+            f"unknown suffix {path.suffix!r}",
             where=str(path),
             remedy=f"use one of {', '.join(WRITERS)}",
         )
@@ -44,32 +45,51 @@ def write_predictions(path: Path, probabilities: NDArray[np.float32]) -> list[in
     """
     label = probabilities.argmax(axis=1)
     with writing(path), write_atomically(path) as partial:
-        WRITERS[path.suffix](partial, label, probabilities)
+        WRITERS[path.suffix](partial, {"label": label, "probability": probabilities})
     return [int(count) for count in np.bincount(label, minlength=probabilities.shape[1])]
 
 
-def _write_npz(path: Path, label: NDArray[Any], probability: NDArray[Any]) -> None:
+def write_values(path: Path, values: NDArray[np.float32]) -> None:
+    """Write the array "value", (n, ...) float32, the predictions of a regression.
+
+    Args:
+        path: The file; its suffix is one of `WRITERS`. A table has one column for each element.
+        values: (n, ...).
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    with writing(path), write_atomically(path) as partial:
+        WRITERS[path.suffix](partial, {"value": values})
+
+
+Columns = dict[str, NDArray[Any]]
+
+
+def _write_npz(path: Path, columns: Columns) -> None:
     with open(path, "wb") as file:
-        np.savez(file, label=label, probability=probability)
+        np.savez(file, allow_pickle=False, **columns)
 
 
-def _write_hdf5(path: Path, label: NDArray[Any], probability: NDArray[Any]) -> None:
+def _write_hdf5(path: Path, columns: Columns) -> None:
     with hdf5.open_file(path, "w") as file:
-        file["label"] = label
-        file["probability"] = probability
+        for name, array in columns.items():
+            file[name] = array
 
 
-def _write_csv(path: Path, label: NDArray[Any], probability: NDArray[Any]) -> None:
-    classes = probability.shape[1]
-    np.savetxt(
-        path,
-        np.column_stack([label, probability]),
-        fmt=["%d", *["%.6g"] * classes],
-        delimiter=",",
-        header="label," + ",".join(f"probability_{index}" for index in range(classes)),
-        comments="",
+def _write_csv(path: Path, columns: Columns) -> None:
+    names: list[str] = []
+    formats: list[str] = []
+    for name, array in columns.items():
+        size = math.prod(array.shape[1:])
+        names += [name] if array.ndim == 1 else [f"{name}_{index}" for index in range(size)]
+        formats += ["%d" if array.dtype.kind in "iu" else "%.6g"] * size
+    table = np.column_stack(
+        [array.reshape(len(array), math.prod(array.shape[1:])) for array in columns.values()]
     )
+    header = ",".join(names)
+    np.savetxt(path, table, fmt=formats, delimiter=",", header=header, comments="")
 
 
-Writer = Callable[[Path, NDArray[Any], NDArray[Any]], None]
+Writer = Callable[[Path, Columns], None]
 WRITERS: dict[str, Writer] = {".npz": _write_npz, ".h5": _write_hdf5, ".csv": _write_csv}

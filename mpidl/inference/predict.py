@@ -23,7 +23,7 @@ from mpidl.data.sampler import contiguous_batches
 from mpidl.errors import CheckpointError, DataError
 from mpidl.nn import Model
 from mpidl.train import checkpoint as ckpt
-from mpidl.train.build import build_classifier
+from mpidl.train.build import build_for_data
 from mpidl.train.inputs import Inputs, InputSpec
 
 BATCH = 256
@@ -48,8 +48,8 @@ class Predictor:
             self.config = build_config(saved.meta.config, str(saved.path))
             self.spec = msgspec.convert(saved.meta.inputs, InputSpec)
             self.ops: Ops = create_ops(backend, context.local_rank, context.threads)
-            self.model: Model = build_classifier(self.config.model, self.spec, self.ops)
-            self.inputs = Inputs(self.spec, self.ops)
+            self.model: Model = build_for_data(self.config.model, self.spec, self.ops)
+            self.inputs = Inputs(self.spec, self.model)
             values = self.model.parameters.values
             if values.shape != saved.buffers["parameters"].shape:
                 raise CheckpointError(
@@ -61,6 +61,26 @@ class Predictor:
             if self.model.parameters.state.size:
                 self.model.parameters.state[...] = self.ops.to_device(saved.buffers["state"])
         self.path = saved.path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the prediction for a sample: (classes,), or that of the target."""
+        return self.spec.target_shape if self.spec.classes is None else (self.spec.classes,)
+
+    def predict(self, raw: NDArray[Any]) -> NDArray[Any]:
+        """Probabilities of the classes, or the values of a regression.
+
+        Args:
+            raw: Samples as in the data set, (n, *field shape).
+
+        Returns:
+            (n, *shape) float32.
+        """
+        if self.spec.classes is not None:
+            return self.probabilities(raw)
+        outputs = self.model.forward(self.inputs.features(raw))[0]
+        # a copy: the next pass reuses the memory
+        return np.array(self.ops.to_host(outputs), np.float32).reshape(len(raw), *self.shape)
 
     def probabilities(self, raw: NDArray[Any]) -> NDArray[Any]:
         """Probabilities of the classes.
@@ -163,7 +183,7 @@ def open_samples(paths: Sequence[Path], spec: InputSpec, **options: Any) -> Samp
 
 
 def predict(predictor: Predictor, samples: Samples, context: Context) -> NDArray[np.float32] | None:
-    """Probabilities for a whole data set; each rank computes its part. Collective.
+    """Predictions for a whole data set; each rank computes its part. Collective.
 
     Args:
         predictor: The model.
@@ -171,19 +191,19 @@ def predict(predictor: Predictor, samples: Samples, context: Context) -> NDArray
         context: The ranks.
 
     Returns:
-        (samples, classes) on rank 0, None elsewhere.
+        (samples, *predictor.shape) on rank 0, None elsewhere.
     """
     own: list[NDArray[Any]] = []
     with context.fail_together("predicting"):
         for piece in contiguous_batches(len(samples), context.rank, context.size, BATCH):
-            own.append(predictor.probabilities(samples.read([piece])[predictor.spec.feature]))
-    local = np.concatenate(own) if own else np.empty((0, predictor.spec.classes), np.float32)
+            own.append(predictor.predict(samples.read([piece])[predictor.spec.feature]))
+    local = np.concatenate(own) if own else np.empty((0, *predictor.shape), np.float32)
     counts = context.allgather_object(local.size)
     if not context.is_root:
         if local.size:
             send(local.reshape(-1), 0, comm=context.comm)
         return None
-    result = np.empty((len(samples), predictor.spec.classes), np.float32)
+    result = np.empty((len(samples), *predictor.shape), np.float32)
     flat, end = result.reshape(-1), counts[0]
     flat[:end] = local.reshape(-1)
     for rank, count in enumerate(counts[1:], 1):

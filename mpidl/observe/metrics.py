@@ -20,7 +20,7 @@ class MetricsLog:
 
     Args:
         folder: Of the run; made if it is missing.
-        note: Told once where TensorBoard events cannot be written.
+        note: Called once where TensorBoard events cannot be written.
     """
 
     def __init__(self, folder: Path, note: Callable[[str], None] = notice) -> None:
@@ -37,8 +37,8 @@ class MetricsLog:
     def add(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write one record; numbers also go to TensorBoard under kind/name.
 
-        Where the disk is full this is said once, and nothing more is written: metrics must not end
-        the training.
+        A full disk is reported once, and nothing more is written: metrics must not end the
+        training.
 
         Args:
             kind: "step", "evaluation" or "resume".

@@ -26,10 +26,14 @@ def plot_run(records: list[dict[str, Any]], path: Path, title: str) -> None:
     plt = _pyplot()
     steps = [r for r in records if r["kind"] == "step"]
     tests = [r for r in records if r["kind"] == "evaluation"]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, name, label in zip(
-        axes, ("loss", "accuracy"), ("loss (mean cross-entropy)", "accuracy (%)"), strict=True
-    ):
+    labels = {"loss": "loss", "accuracy": "accuracy (%)"}
+    names = [name for name in labels if any(name in record for record in (*steps, *tests))]
+    size = (5 * max(len(names), 1), 4)
+    figure, grid = plt.subplots(
+        1, len(names) or 1, figsize=size, layout="constrained", squeeze=False
+    )
+    axes = grid[0]
+    for axis, name in zip(axes, names, strict=False):
         scale = 100 if name == "accuracy" else 1
         axis.plot(
             [r["step"] for r in steps],
@@ -46,7 +50,7 @@ def plot_run(records: list[dict[str, Any]], path: Path, title: str) -> None:
                 color="tab:blue",
                 label="test set",
             )
-        axis.set(xlabel="step", ylabel=label)
+        axis.set(xlabel="step", ylabel=labels[name])
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0].set_yscale("log")

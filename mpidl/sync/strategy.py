@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mpidl.backend import Array
-from mpidl.collectives import Group, all_reduce
+from mpidl.collectives import Group, all_reduce, broadcast
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters, ParameterShard
@@ -130,6 +130,7 @@ class Strategy(ABC):
         ConfigError: See `check`.
 
     Attributes:
+        group: All ranks.
         shard: The parameters that this rank's optimizer changes, and the gradients it takes.
         optimizer: Of this rank, on the shard. Set by whoever makes both: an optimizer can be made
             only when the strategy has said what its shard is.
@@ -151,7 +152,7 @@ class Strategy(ABC):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         self.parameters = parameters
@@ -160,6 +161,7 @@ class Strategy(ABC):
         on_host = parameters.ops.name == "numpy"
         self.run = run or RunInfo(ranks=context.size, host_memory=on_host)
         self.check(self.options, self.run)
+        self.group = Group(context.comm, name=type(self).__name__)
         self.shard: FlatParameters | ParameterShard = parameters
         self.optimizer: Optimizer | None = None
         self.sent = 0
@@ -196,9 +198,9 @@ class Strategy(ABC):
         """Add to `sent` what a rank sends of an all-reduced array."""
         self.sent += 2 * (group.size - 1) * array.nbytes // group.size
 
-    @abstractmethod
     def start(self) -> None:
-        """Make all replicas equal before the first step. Collective."""
+        """Before the first step: rank 0's parameters reach every rank. Collective."""
+        broadcast(self.parameters.values, comm=self.group, name="parameters")
 
     def on_gradients_ready(self, start: int, stop: int) -> None:
         """During backward: the gradients [start, stop) are final and may leave."""
@@ -213,10 +215,10 @@ class Strategy(ABC):
         """
         return StepScalars()
 
-    def average_optimizers(self, group: Group) -> None:
+    def average_optimizers(self) -> None:
         """Replace the states of whole optimizers, one on each rank, by their mean. Collective."""
         for name, array in (self.optimizer.state if self.optimizer else {}).items():
-            all_reduce(array, comm=group, op="mean", name=name)
+            all_reduce(array, comm=self.group, op="mean", name=name)
 
     # --- checkpoints: a buffer of the shard's length here, of the whole model's in the file ---
     def gather_full(self, array: Array) -> Array:

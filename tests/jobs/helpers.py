@@ -80,7 +80,8 @@ POOLS = Pools()
 def mpidl(ranks: int, *args: str, **extra: str) -> Job:
     """Run `mpidl ARGS` on ranks of a pool (tests/jobs/pool.py).
 
-    Where the environment is another one new ranks are started. MPIDL_TEST_POOL=0 starts new ones for each command (make test-fresh).
+    New ranks are started where the environment is another one, and for each command with
+    MPIDL_TEST_POOL=0 (make test-fresh).
     """
     done = (
         None

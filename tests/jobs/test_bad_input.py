@@ -220,7 +220,7 @@ def test_resuming_with_another_model_or_order_of_data(run_folder: Path) -> None:
 
 CRASH = """
 import sys, mpidl.cli.main
-from mpidl.train.step import StepGradients
+from mpidl.train.engine import TrainingStep
 from mpidl.train.trainer import Trainer
 from mpidl.comm.context import init
 original, calls = {method}, []
@@ -246,10 +246,10 @@ STRATEGIES = [
 @pytest.mark.parametrize(
     ("method", "error", "strategy"),
     [
-        ("StepGradients._micro_batch", "ValueError('a bug')", "allreduce"),
-        ("Trainer.report", "ValueError('a bug')", "allreduce"),
-        ("Trainer.report", "MemoryError()", "allreduce"),
-        *(("StepGradients._micro_batch", "MemoryError()", strategy) for strategy in STRATEGIES),
+        ("TrainingStep._run_pass", "ValueError('a bug')", "allreduce"),
+        ("Trainer._report", "ValueError('a bug')", "allreduce"),
+        ("Trainer._report", "MemoryError()", "allreduce"),
+        *(("TrainingStep._run_pass", "MemoryError()", strategy) for strategy in STRATEGIES),
     ],
 )
 def test_an_exception_on_one_rank_ends_the_job(

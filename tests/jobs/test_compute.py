@@ -22,7 +22,7 @@ EXTRAS = (
     "--set",
     "optim.clip_norm=1.0",
     "--set",
-    "train.label_smoothing=0.1",
+    "loss.label_smoothing=0.1",
     "--set",
     "optim.weight_decay=0.01",
 )
@@ -108,4 +108,4 @@ def test_summary_needs_no_launcher() -> None:
     assert job.result["totals"]["parameters"] == 25_557_032  # as published
     assert mpidl(1, "summary", "cnn", "--input", "a,b").err.count("mpidl: error") == 1
     refused = mpidl(1, "summary", "vit", "--input", "8,8,3")
-    assert refused.status == 1 and "patches of 16" in refused.err
+    assert refused.status == 1 and "a patch of 16" in refused.err

@@ -161,7 +161,7 @@ def test_an_array_without_axes_is_an_array(context: Any) -> None:
     assert x == dist.size()
     assert dist.all_gather(np.array(dist.rank())).tolist() == list(range(dist.size()))
     dist.broadcast(x, dist.size() - 1)
-    with pytest.raises(CollectiveError, match="equal parts"):
+    with pytest.raises(CollectiveError, match="equal blocks"):
         dist.scatter(x)
 
 

@@ -42,7 +42,7 @@ def build(seed: int = 0) -> Model:
 def train(
     context: Any, make: Any, optimizer_of: Any, steps: int, clip: float = 0.0
 ) -> tuple[Any, Strategy, Optimizer]:
-    """The parameters of the whole model after some synchronous steps, each rank with its part of a fixed batch."""
+    """The parameters of the whole model after some synchronous steps on a fixed batch."""
     model = build()
     strategy = make(model.parameters)
     optimizer = optimizer_of(strategy.shard, model.ops)
@@ -220,7 +220,7 @@ def test_a_server_uses_every_gradient_once(
 
 
 def test_staleness_zero_is_synchronous(context: Any) -> None:
-    """The mean of the workers' gradients in each round, used once with momentum: what an all-reduce among them would do."""
+    """Each round uses the mean of the workers' gradients once: what an all-reduce would do."""
     if context.size == 1:
         return
     parameters = flat_of(50)

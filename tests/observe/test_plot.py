@@ -10,7 +10,7 @@ import pytest
 
 from mpidl.errors import ConfigError
 from mpidl.observe import plot
-from mpidl.performance.cost import Machine
+from mpidl.performance.machine import Machine
 from mpidl.performance.step import plan_step
 
 RECORDS: list[dict[str, Any]] = [

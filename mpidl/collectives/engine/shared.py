@@ -7,7 +7,7 @@ import resource
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from mpidl.collectives.engine.reduction import (
 from mpidl.collectives.safety.watchdog import describe
 from mpidl.comm import binding, mpi
 from mpidl.errors import CollectiveError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI as MPITypes
 
 LINES, SLOT = (
     4096,
@@ -80,7 +83,7 @@ def has_room(ranks: int) -> bool:
 class SharedNode:
     """Collectives among the ranks of a node. `compiled` is False where there are no C kernels: NumPy and barriers then."""
 
-    def __init__(self, comm: Any, owner: Any) -> None:
+    def __init__(self, comm: MPITypes.Intracomm, owner: Any) -> None:
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
         self.owner = owner
         self.ranks: list[int] = comm.allgather(owner.rank)  # their numbers in the group

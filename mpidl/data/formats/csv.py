@@ -234,7 +234,7 @@ def _separator(text: str) -> str:
 def _has_header(rows: _Rows) -> bool:
     """Whether the first line names columns: no number in it, or words above a column of numbers.
 
-    Also where its numbers count from 0, as pandas numbers columns, beside names.
+    Also numbers that count from 0, as pandas numbers columns, next to names.
     """
     first, rest = rows.cells[0], rows.cells[1:SAMPLE]
     numeric = [rows.is_number(cell) for cell in first]

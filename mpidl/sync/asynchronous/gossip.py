@@ -45,7 +45,7 @@ class AsyncGossip(AsynchronousStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)
@@ -112,7 +112,7 @@ class AsyncGossip(AsynchronousStrategy):
         values[...] = self._before
         all_reduce(values, comm=self.group, op="mean", name="parameters")
         self._put_own(values)
-        self.average_optimizers(self.group)
+        self.average_optimizers()
         return StepScalars()
 
     def report(self) -> dict[str, Any]:

@@ -60,12 +60,12 @@ class Hogwild(AsynchronousStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)
         MPI = mpi.load()
-        self.node = context.comm.Split_type(MPI.COMM_TYPE_SHARED, context.rank)
+        self.node = MPI.Intracomm(context.comm.Split_type(MPI.COMM_TYPE_SHARED, context.rank))
         self.leads = self.node.Get_rank() == 0
         leaders = context.comm.Split(0 if self.leads else MPI.UNDEFINED, context.rank)
         several = self.leads and context.nodes > 1
@@ -155,6 +155,6 @@ class Hogwild(AsynchronousStrategy):
         if self.leaders is not None:
             values = self.parameters.values
             all_reduce(values, comm=self.leaders, op="mean", name="parameters of nodes")
-        self.average_optimizers(self.group)
+        self.average_optimizers()
         self.context.barrier()
         return StepScalars()

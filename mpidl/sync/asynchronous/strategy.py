@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from mpidl.collectives import Group, broadcast
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
+from mpidl.options import Section
 from mpidl.sync.strategy import RunInfo, StepScalars, Strategy
 
 Update = Callable[[float], None]
@@ -31,7 +31,6 @@ class AsynchronousStrategy(Strategy):
 
     Attributes:
         workers: Ranks that train: the first ones.
-        group: All ranks.
         staleness: How many updates of others came between a step's reading the parameters and its
             own update, counted.
     """
@@ -43,12 +42,11 @@ class AsynchronousStrategy(Strategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)
         self.workers = self.training_ranks(self.options, context.size)
-        self.group = Group(context.comm, name=type(self).__name__)
         self.staleness: Counter[int] = Counter()
 
     @classmethod
@@ -90,7 +88,7 @@ class AsynchronousStrategy(Strategy):
         return False
 
     def start(self) -> None:
-        broadcast(self.parameters.values, comm=self.group, name="parameters")
+        super().start()
         self.load_values(self.parameters.values)
 
     # --- an epoch ---

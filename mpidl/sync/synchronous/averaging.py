@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import astuple, replace
-from typing import Any
 
 import numpy as np
 
 from mpidl.backend import Array
-from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.collectives import all_reduce
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState
+from mpidl.options import Section
 from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.synchronous.strategy import SynchronousStrategy
 
@@ -28,17 +28,13 @@ class ParameterAveraging(SynchronousStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)
-        self.group = Group(context.comm, name=type(self).__name__)
         # parameters may differ; `replicas_differ` also where only the optimizers do
         self._diverged = False
         self._pending = StepScalars()
-
-    def start(self) -> None:
-        broadcast(self.parameters.values, comm=self.group, name="parameters")
 
     def remember(self, scalars: StepScalars) -> StepScalars:
         """Keep failures and stop requests for the next meeting.
@@ -82,7 +78,7 @@ class ParameterAveraging(SynchronousStrategy):
         if self._diverged:
             self.combine()
         if self.replicas_differ:
-            self.average_optimizers(self.group)
+            self.average_optimizers()
             self.replicas_differ = False
         return sums
 

@@ -12,6 +12,7 @@ from mpidl.comm.context import Context
 from mpidl.comm.transport import host_view
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState
+from mpidl.options import Section
 from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.synchronous.averaging import ParameterAveraging
 from mpidl.sync.synchronous.strategy import Update
@@ -56,7 +57,7 @@ class Gossip(ParameterAveraging):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)

@@ -12,7 +12,7 @@ from mpidl.collectives import all_reduce
 from mpidl.collectives.window import Window
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
-from mpidl.options import Positive
+from mpidl.options import Positive, Section
 from mpidl.sync.asynchronous.parameter_server.roles import ServerOptions, ServerStrategy
 from mpidl.sync.asynchronous.strategy import Update
 from mpidl.sync.asynchronous.tickets import Tickets
@@ -49,7 +49,7 @@ class OneSidedParameterServer(ServerStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)

@@ -11,7 +11,7 @@ from mpidl.collectives import broadcast
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
-from mpidl.options import NotNegativeNumber
+from mpidl.options import NotNegativeNumber, Section
 from mpidl.sync.asynchronous.parameter_server.roles import ServerOptions, ServerStrategy
 from mpidl.sync.asynchronous.parameter_server.server import Server
 from mpidl.sync.asynchronous.parameter_server.worker import Worker
@@ -62,7 +62,7 @@ class ParameterServer(ServerStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.collectives import all_reduce
 from mpidl.collectives.api import NAMES
 from mpidl.comm import mpi
 from mpidl.comm.context import Context
@@ -75,12 +75,11 @@ class AllReduce(SynchronousStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)
         chosen = self.options
-        self.group = Group(context.comm, name="gradients")
         if chosen.guard != "auto":
             self.group.guard = chosen.guard
         on_host = parameters.ops.xp is np
@@ -112,10 +111,6 @@ class AllReduce(SynchronousStrategy):
         else:
             buckets = cut(self.parameters, nbytes)
         self.dispatcher = BucketDispatcher(buckets, self._send)
-
-    def start(self) -> None:
-        """Rank 0's parameters reach every rank."""
-        broadcast(self.parameters.values, comm=self.group, name="parameters")
 
     # --- a step ---
     def on_gradients_ready(self, start: int, stop: int) -> None:

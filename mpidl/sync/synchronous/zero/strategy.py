@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend import Array
-from mpidl.collectives import Group, all_gather, all_reduce, broadcast, reduce_scatter
+from mpidl.collectives import all_gather, all_reduce, reduce_scatter
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
@@ -71,11 +71,10 @@ class Zero(SynchronousStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        options: Any = None,
+        options: Section | None = None,
         run: RunInfo | None = None,
     ) -> None:
         super().__init__(parameters, context, options, run)
-        self.group = Group(context.comm, name="gradients")
         nbytes = bucket_bytes(self.options.bucket_mib)
         self.layout = ShardLayout(parameters, nbytes, context.rank, context.size)
         self.shard = parameters.make_shard(self.layout.owned, self._sum_over_shards)
@@ -96,7 +95,7 @@ class Zero(SynchronousStrategy):
 
     def start(self) -> None:
         if self.options.stage < 3:
-            broadcast(self.parameters.values, comm=self.group, name="parameters")
+            super().start()
             self.load_shard(self.parameters.values, self.shard.values)
 
     # --- a step ---
