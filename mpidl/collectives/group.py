@@ -118,7 +118,7 @@ class Group(Activity):
 _notice_once = cache(notice)
 
 
-def group_of(comm: MPITypes.Intracomm) -> Group:
+def get_group(comm: MPITypes.Intracomm) -> Group:
     """The group of an mpi4py communicator; made at the first call, which is collective. A Group is returned as it is."""
     global _keyval, _latest
     if comm is _latest[0]:
