@@ -1,4 +1,7 @@
-"""One family of exceptions: every message says what is wrong, where, and what to do about it."""
+"""One family of exceptions: every message says what is wrong, where, and what to do about it.
+
+Also the one way to tell the user what is no error (`notice`).
+"""
 
 from __future__ import annotations
 

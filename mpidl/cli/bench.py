@@ -41,13 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure. Collective."""
-    from mpidl.collectives import group_of
+    from mpidl.collectives import get_group
     from mpidl.comm.context import init
 
     context = init()
     with context.fail_together("measuring"):
         _check(args, context.size)
-    group = group_of(context.comm)
+    group = get_group(context.comm)
     measure = _network if args.what == "network" else _collectives
     return measure(args, context, group)
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure. Collective."""
-    from mpidl.collectives import group_of
+    from mpidl.collectives import get_group
     from mpidl.collectives.engine.select import layout_key, table_path
     from mpidl.comm.context import init
     from mpidl.performance import tune
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     context = init()
     with context.fail_together("tuning"):
         _check(args, context.size)
-    group = group_of(context.comm)
+    group = get_group(context.comm)
     path = args.output or table_path()
     rows = tune.measure_sizes(group, int(args.largest_mib * (1 << 20)))
     table = tune.fastest_by_size(rows)

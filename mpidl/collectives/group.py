@@ -77,7 +77,7 @@ class Group(Activity):
         MPI = mpi.load()
         room = self.comm.allreduce(int(has_room(self.node_comm.Get_size())), op=MPI.MIN)
         if not room and self.rank == 0:
-            _say_once(
+            _notice_once(
                 f"{FOLDER} has no room for shared windows on some node: slower collectives by messages instead"
             )
         return bool(room)
@@ -115,12 +115,10 @@ class Group(Activity):
         self.comm.Free()
 
 
-@cache
-def _say_once(note: str) -> None:
-    notice(note)
+_notice_once = cache(notice)
 
 
-def group_of(comm: MPITypes.Intracomm) -> Group:
+def get_group(comm: MPITypes.Intracomm) -> Group:
     """The group of an mpi4py communicator; made at the first call, which is collective. A Group is returned as it is."""
     global _keyval, _latest
     if comm is _latest[0]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mpidl.backend import ops_for
 from mpidl.collectives import Group, all_reduce
+from mpidl.collectives.schedule import all_reduce_bytes
 from mpidl.compression.compressor import Compressor, Layout
 from mpidl.compression.error_feedback import Residuals, drop_nonfinite, take_arrays
 from mpidl.optim import RunState
@@ -86,7 +87,7 @@ class PowerSGD(Compressor):
         rows = [part.reshape(-1) for part in parts]
         flat = np.concatenate(rows) if rows else np.zeros(0, np.float32)
         all_reduce(flat, comm=group, name=key)
-        self.sent += 2 * (group.size - 1) * flat.nbytes // group.size
+        self.sent += all_reduce_bytes(flat.nbytes, group.size)
         ends = np.cumsum([part.size for part in parts])
         back = [
             flat[end - part.size : end].reshape(part.shape)

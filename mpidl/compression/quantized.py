@@ -143,9 +143,9 @@ class Quantized(Compressor):
         arrived = None  # index of a packet that has come
         for step in all_to_all(rank, size, len(packets) * len(packets[0])):
             assert isinstance(step, Exchange)
-            residual = residuals[step.to] if residuals is not None else None
+            residual = residuals[step.dest] if residuals is not None else None
             self._pack_part(
-                parts[step.to], packets[step.to], residual, self._packet_seed(rank, step.to)
+                parts[step.dest], packets[step.dest], residual, self._packet_seed(rank, step.dest)
             )
             yield step
             if arrived is not None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.collectives.api import NAMES, all_reduce
+from mpidl.collectives import all_reduce
+from mpidl.collectives.algorithms import ALL_REDUCE
 from mpidl.collectives.group import Group
 from mpidl.comm import mpi
 from mpidl.errors import ConfigError, nearest
@@ -31,7 +32,7 @@ def check_names(names: Iterable[str], where: str = "") -> None:
     Raises:
         ConfigError: There is no such algorithm.
     """
-    known = ("auto", *NAMES)
+    known = ("auto", *ALL_REDUCE)
     for name in names:
         if name not in known:
             what = f"unknown algorithm {name!r}"

@@ -47,7 +47,7 @@ def leaves_node(rank: int, step: Round | None, machine: Machine) -> bool:
     """Whether the message of `rank` in this round leaves its node."""
     if not isinstance(step, Exchange):
         return False
-    peer = step.to if _length(step.send) else step.source
+    peer = step.dest if _length(step.send) else step.source
     return rank // machine.ranks_per_node != peer // machine.ranks_per_node
 
 
@@ -64,7 +64,7 @@ def _seconds(
     if isinstance(step, Exchange):
         nbytes = max(_length(step.send), _length(step.receive)) * itemsize
         transfer = machine.message_seconds(nbytes, leaves_node(rank, step, machine), flows)
-        received = _length(step.receive) * itemsize if step.combine else 0
+        received = _length(step.receive) * itemsize if step.reduce else 0
         reduction = machine.reduce_seconds(received)
         # a large segment is reduced while the next one is in flight
         return max(transfer, reduction) if nbytes >= LARGE else transfer + reduction

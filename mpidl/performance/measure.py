@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.collectives.api import NAMES, all_reduce
+from mpidl.collectives import all_reduce
+from mpidl.collectives.algorithms import ALL_REDUCE
 from mpidl.collectives.group import Group
 from mpidl.comm import mpi
 from mpidl.performance.machine import Machine
@@ -23,7 +24,9 @@ Call = Callable[[], None]
 
 def usable_algorithms(group: Group) -> tuple[str, ...]:
     """The all-reduce algorithms that differ from the others on this placement of ranks."""
-    return tuple(name for name in NAMES if name != "hierarchical" or group.shares)
+    return tuple(
+        name for name, entry in ALL_REDUCE.items() if group.shares or not entry.shared_memory
+    )
 
 
 def time_interleaved(

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpidl.collectives.algorithms.hierarchical import hierarchical
-from mpidl.collectives.api import ALL_REDUCE
+from mpidl.collectives.algorithms import ALL_REDUCE
 from mpidl.collectives.schedule import Algorithm
 from mpidl.performance.cost import predict
 from mpidl.performance.machine import Machine
@@ -51,10 +50,13 @@ class Step:
 
 def candidates(machine: Machine, size: int) -> dict[str, Algorithm]:
     """The algorithms that can run with `size` ranks on this machine."""
-    found = {name: algorithm for name, algorithm in ALL_REDUCE.items() if name != "direct"}
-    if machine.ranks_per_node > 1:
-        found["hierarchical"] = hierarchical(machine.nodes(size))
-    return found
+    placement = machine.nodes(size)
+    return {
+        name: entry.make(placement)
+        for name, entry in ALL_REDUCE.items()
+        # the model gives "direct" the time of the ring, though its messages go to P - 1 peers
+        if name != "direct" and (machine.ranks_per_node > 1 or not entry.shared_memory)
+    }
 
 
 def plan_step(

@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 
 from mpidl.backend import Array
 from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.collectives.schedule import all_reduce_bytes
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters, ParameterShard
@@ -196,7 +197,7 @@ class Strategy(ABC):
 
     def count_all_reduce(self, array: Array, group: Group) -> None:
         """Add to `sent` what a rank sends of an all-reduced array."""
-        self.sent += 2 * (group.size - 1) * array.nbytes // group.size
+        self.sent += all_reduce_bytes(array.nbytes, group.size)
 
     def start(self) -> None:
         """Before the first step: rank 0's parameters reach every rank. Collective."""

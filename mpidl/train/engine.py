@@ -273,11 +273,9 @@ class TrainingStep:
         if not math.isfinite(sums.loss) and not self.strategy.averages_locally:
             broken = None if math.isfinite(own.loss) else self._not_finite(step)
             self.context.raise_on_all(broken, "training")
-            error = self._not_finite(step)  # finite losses whose sum is not
-            error.agreed = True
-            raise error
+            raise self._not_finite(step, agreed=True)  # finite losses whose sum is not
 
-    def _not_finite(self, step: int) -> NumericsError:
+    def _not_finite(self, step: int, *, agreed: bool = False) -> NumericsError:
         """Names what can be known: the first parameter that is not finite."""
         parameters = self.model.parameters
         name = parameters.first_nonfinite(parameters.values)
@@ -287,4 +285,5 @@ class TrainingStep:
             what,
             remedy="lower optim.lr or add optim.warmup_epochs; check the inputs; the last "
             "checkpoint is intact",
+            agreed=agreed,
         )

@@ -11,7 +11,7 @@ import msgspec
 from mpidl.backend import Array
 from mpidl.comm.context import Context
 from mpidl.config import Config, SyncConfig
-from mpidl.errors import CheckpointError, ConfigError, MpidlError, NumericsError
+from mpidl.errors import CheckpointError, ConfigError, NumericsError
 from mpidl.optim import RunState, Stateful
 from mpidl.options import Place
 from mpidl.train import checkpoint as ckpt
@@ -206,19 +206,19 @@ class Saver:
                 "resume with the configuration it was made with, or choose another train.output"
             )
             what = "belongs to another model or another kind of data"
-            raise _agreed(CheckpointError(what, where=where, remedy=remedy))
+            raise CheckpointError(what, where=where, remedy=remedy, agreed=True)
         before = meta.config["train"]
         for key in ("global_batch", "seed"):
             now = getattr(self.config.train, key)
             if before[key] != now:
                 what = f"train.{key} is {now}, but the run to resume has {before[key]}"
                 remedy = "the order of the data depends on it: keep it, or start a new run"
-                raise _agreed(ConfigError(what, where=where, remedy=remedy))
+                raise ConfigError(what, where=where, remedy=remedy, agreed=True)
         if self._names() != set(saved.buffers) - {"parameters"}:
             optim, had = self.config.optim.name, meta.config["optim"]["name"]
             what = f"optim.name is {optim!r}, but the run to resume has {had!r}"
             remedy = "resume with the optimizer it was made with, or start a new run"
-            raise _agreed(ConfigError(what, where=where, remedy=remedy))
+            raise ConfigError(what, where=where, remedy=remedy, agreed=True)
 
     def _layout(self) -> dict[str, tuple[int, list[int]]]:
         slots = self.model.parameters.slots
@@ -313,9 +313,3 @@ class Saver:
 def _compressor(sync: SyncConfig) -> str:
     """The name of the compressor; "none" also for strategies without."""
     return getattr(getattr(sync.options, "compression", None), "name", "none")
-
-
-def _agreed(error: MpidlError) -> MpidlError:
-    """Mark an error that every rank raises by itself."""
-    error.agreed = True
-    return error

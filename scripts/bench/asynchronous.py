@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 import mpidl.distributed as dist
-from mpidl.collectives import group_of
+from mpidl.collectives import get_group
 from mpidl.comm.context import init
 from mpidl.performance.measure import time_interleaved
 
@@ -45,7 +45,7 @@ def main() -> None:
         "asynchronous": asynchronous,
         "grouped": grouped,
     }
-    taken = time_interleaved(contenders, group_of(init().comm), seconds=args.seconds, least=15)
+    taken = time_interleaved(contenders, get_group(init().comm), seconds=args.seconds, least=15)
     if dist.rank() == 0:
         row = {f"{name}_us": round(1e6 * seconds, 1) for name, seconds in taken.items()}
         print(

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import mpidl  # noqa: F401  (MPI before anything else)
-from mpidl.collectives import group_of
+from mpidl.collectives import get_group
 from mpidl.comm.context import init
 from mpidl.observe.plot import plot_collectives
 from mpidl.performance import bench
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     context = init()
-    group = group_of(context.comm)
+    group = get_group(context.comm)
     from peers import gloo
 
     gloo.connect(group)

@@ -42,7 +42,7 @@ class Clocks:
             self.sent[rank] = True
             if self.sending(rank, step):
                 arrival = self.clock[rank] + self.sending(rank, step)
-                self.arrivals[rank, step.to].append(arrival)
+                self.arrivals[rank, step.dest].append(arrival)
         if nbytes(step.receive) and not self.arrivals[step.source, rank]:
             return sends
         self.clock[rank] = self.finish(rank, step)
@@ -65,7 +65,7 @@ class Clocks:
         if not received:
             return end
         end = max(end, self.arrivals[step.source, rank].popleft())
-        if not step.combine:
+        if not step.reduce:
             return end
         # a large segment is reduced while the next one is in flight
         reduction = self.machine.reduce_seconds(received)

@@ -18,12 +18,12 @@ from mpidl.collectives.engine.reduction import (
     MEAN,
     NUMBERS,
     OP_CODES,
+    call_hash,
     is_half,
-    mark_of,
     tree_reduce,
 )
-from mpidl.collectives.safety.watchdog import describe
 from mpidl.comm import binding, mpi
+from mpidl.comm.activity import Call
 from mpidl.errors import CollectiveError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ FAST = {
             if not is_half(dtype) and (op != MEAN or dtype.kind == "f")
         },
         op_code,
-        mark_of("all_reduce", op, ""),
+        call_hash(Call("all_reduce", None, op)),
     )
     for op, op_code in OP_CODES.items()
 }
@@ -132,9 +132,8 @@ class SharedNode:
 
     @property
     def mark(self) -> int:
-        """Of the collective that is under way."""
-        what, _, op, name = self.owner.doing or ("", None, "", "")
-        return mark_of(what, op, name)
+        """The hash of the collective in progress."""
+        return call_hash(self.owner.call)
 
     def run(self, buffer: NDArray[Any], op: str, what: str, root: int = 0) -> None:
         """Reduce or broadcast `buffer` (n,) in place; root: a rank of the node. Raises CollectiveError on a mismatch."""
@@ -165,13 +164,13 @@ class SharedNode:
         )
 
     def _mismatch(self) -> CollectiveError:
-        return disagreement(self.ranks, self.comm.allgather(describe(self.owner.doing)))
+        return disagreement(self.ranks, self.comm.allgather(str(self.owner.call or "")))
 
     def _without_kernels(
         self, buffer: NDArray[Any], op: str, what: str, root: int, mark: int
     ) -> None:
         calls = self.comm.allgather(
-            (buffer.size, str(buffer.dtype), mark, describe(self.owner.doing))
+            (buffer.size, str(buffer.dtype), mark, str(self.owner.call or ""))
         )
         if any(call[:3] != calls[0][:3] for call in calls):
             raise disagreement(self.ranks, [call[3] for call in calls])

@@ -34,15 +34,6 @@ class State(NamedTuple):
     stack: str
 
 
-def describe(doing: tuple[Any, ...] | None) -> str:
-    """A line for what `Activity.doing` holds."""
-    if doing is None:
-        return ""
-    what, buffer, op, name = doing
-    lengths = f" of {buffer.size} x {buffer.dtype}" if buffer is not None else ""
-    return f"{what}" + (f" ({op})" if op else "") + lengths + (f", {name}" if name else "")
-
-
 def start(comm: MPITypes.Intracomm, limit: float | None = None) -> None:
     """Start watching, once per process; collective. limit: seconds, by default MPIDL_WATCHDOG or 300; 0 turns it off."""
     global _watchdog
@@ -97,9 +88,9 @@ class Watchdog(threading.Thread):
         self.join()
 
     def _stalled(self, group: Activity) -> bool:
-        count, doing, now = group.count, group.doing, time.monotonic()
+        count, call, now = group.count, group.call, time.monotonic()
         before = self._since.get(group.key)
-        if doing is None or before is None or before[0] != count:
+        if call is None or before is None or before[0] != count:
             self._since[group.key] = (count, now)
             return False
         return now - before[1] > self.limit
@@ -111,7 +102,7 @@ class Watchdog(threading.Thread):
             for entry in traceback.extract_stack(frame)[:-4:-1]
         )
         group = next((group for group in activities() if group.key == key), None)
-        return State(group.count, describe(group.doing), stack) if group else State(-1, "", stack)
+        return State(group.count, str(group.call or ""), stack) if group else State(-1, "", stack)
 
     def _answer(self) -> None:
         MPI = mpi.load()
@@ -140,9 +131,9 @@ class Watchdog(threading.Thread):
         return answers
 
     def _report(self, group: Activity) -> None:
-        count, doing = group.count, describe(group.doing)
+        count, doing = group.count, str(group.call or "")
         answers = self._ask(group) if self.may_talk else {}
-        if group.doing is None or group.count != count:
+        if group.call is None or group.count != count:
             return  # it went on after all
         answers[group.rank] = State(count, doing, "")
         lines = []

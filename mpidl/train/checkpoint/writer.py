@@ -72,13 +72,12 @@ def save(
         if context.is_root:
             partial.unlink(missing_ok=True)
         remedy = error.remedy or "check the file system"
-        raised = CheckpointError(
+        raise CheckpointError(
             f"the checkpoint could not be written: {error.what}",
             where=str(path),
             remedy=f"{remedy}; earlier checkpoints in {folder} are intact: use --resume",
-        )
-        raised.agreed = error.agreed
-        raise raised from error
+            agreed=error.agreed,
+        ) from error
     return path
 
 

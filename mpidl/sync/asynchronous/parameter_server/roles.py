@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from mpidl.collectives.schedule import part
+from mpidl.collectives.schedule import block_range
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
@@ -67,6 +67,6 @@ class ServerStrategy(AsynchronousStrategy):
     ) -> None:
         super().__init__(parameters, context, options, run)
         servers = self.options.servers
-        self.ranges = [part(index, servers, parameters.length) for index in range(servers)]
+        self.ranges = [block_range(index, servers, parameters.length) for index in range(servers)]
         self.serves = context.rank >= self.workers
         self.own = self.ranges[context.rank - self.workers] if self.serves else (0, 0)

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from mpidl.collectives import Group, all_reduce
+from mpidl.collectives.schedule import all_reduce_bytes
 from mpidl.comm.context import Context
 from mpidl.comm.thread import CommunicationThread
 from mpidl.comm.transport import host_view
@@ -75,7 +76,7 @@ class BucketExchange:
         if self.compressor is not None:
             self._sum_compressed(part, bucket, self.compressor)
             return
-        self._sent += 2 * (self.group.size - 1) * part.nbytes // self.group.size
+        self._sent += all_reduce_bytes(part.nbytes, self.group.size)
         all_reduce(
             part, comm=self.group, algorithm=self.algorithm, exact=self.exact, name=bucket.name
         )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from mpidl.collectives import all_reduce
-from mpidl.collectives.api import NAMES
+from mpidl.collectives.algorithms import ALL_REDUCE
 from mpidl.comm import mpi
 from mpidl.comm.context import Context
 from mpidl.compression import Compressor
@@ -61,7 +61,7 @@ class AllReduce(SynchronousStrategy):
 
         EXCLUSIVE: ClassVar[tuple[str, ...]] = ("compression", "tune_buckets", "noise_scale")
 
-        algorithm: Annotated[str, OneOf(NAMES, "auto")] = "auto"
+        algorithm: Annotated[str, OneOf(ALL_REDUCE, "auto")] = "auto"
         overlap: Literal["auto", "thread", "layers", "off"] = "auto"
         bucket_mib: MebiBytes = 0.0
         tune_buckets: bool = False

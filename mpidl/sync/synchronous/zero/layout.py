@@ -6,7 +6,7 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
-from mpidl.collectives.schedule import part
+from mpidl.collectives.schedule import block_range
 from mpidl.nn import FlatParameters
 from mpidl.sync.synchronous.buckets import Bucket
 
@@ -46,7 +46,7 @@ class ShardLayout:
 
 
 def _piece(bucket: Bucket, rank: int, size: int) -> tuple[int, int]:
-    low, high = part(rank, size, bucket.stop - bucket.start)
+    low, high = block_range(rank, size, bucket.stop - bucket.start)
     return bucket.start + low, bucket.start + high
 
 
