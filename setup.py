@@ -1,6 +1,6 @@
-"""Builds the C kernels of kernels/cpu as plain shared libraries, one for each instruction-set level.
+"""Builds the C kernels of kernels/cpu as shared libraries, one for each instruction-set level.
 
-The libraries do not depend on Python; mpidl.backend.kernels loads the best one that the processor can run.
+The libraries do not depend on Python; mpidl.backend.kernels loads the best one for the processor.
 Where no compiler is found the package installs without them and mpidl runs on NumPy alone.
 """
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
@@ -98,6 +98,9 @@ class BuildKernels(build_ext):
 
 
 setup(
+    # kernels/ is the package mpidl._kernels, which no search below mpidl/ can find
+    packages=find_packages(include=["mpidl", "mpidl.*"], exclude=["mpidl._kernels"])
+    + ["mpidl._kernels"],
     ext_modules=[
         Extension(f"mpidl._kernels.libmpidl_cpu_{level}", SOURCES, optional=True)
         for level in LEVELS

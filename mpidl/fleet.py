@@ -1,18 +1,18 @@
-"""Training loops of your own with any strategy, by the names that users of PaddlePaddle Fleet and Horovod know (docs/fleet.md).
+"""Training loops of your own with any strategy, by names of PaddlePaddle Fleet and Horovod.
 
     from mpidl import fleet
 
     fleet.init("local_sgd", steps=8)
-    model = fleet.distributed_model(model)
-    optimizer = fleet.distributed_optimizer(Adam(model.parameters, model.ops))
+    optimizer = fleet.distributed_optimizer(Adam(model.parameters, model.ops), model)
     for x, y in batches:
-        logits, backward = model.forward(x, train=True)
-        result = loss(logits, y, optimizer.loss_divisor(len(x)))
+        outputs, backward = model.forward(x, train=True)
+        result = loss(outputs, y, optimizer.loss_divisor(len(x)))
         backward(result.gradient, optimizer.on_gradients_ready)
         optimizer.step(0.01, loss=result.total, count=len(x))
     optimizer.synchronize()
 
-One strategy a process; every rank calls the same functions in the same order.
+`docs/fleet.md` says more. One strategy a process; every rank calls the same functions in the same
+order. Where the loop need not be yours, `mpidl.train.engine.TrainingStep` takes whole steps.
 """
 
 from __future__ import annotations
@@ -23,24 +23,18 @@ from typing import Any
 
 from mpidl.backend import Array
 from mpidl.comm import context as ranks
-from mpidl.comm.context import Context
 from mpidl.config import SyncConfig
 from mpidl.errors import ConfigError
 from mpidl.nn import Model
 from mpidl.optim import Optimizer
 from mpidl.options import Place
-from mpidl.sync import (
-    STRATEGIES,
-    AsynchronousStrategy,
-    RunInfo,
-    StepScalars,
-    Strategy,
-    SynchronousStrategy,
-)
+from mpidl.sync import STRATEGIES, AsynchronousStrategy, RunInfo, StepScalars
 from mpidl.train.build import build_strategy
+from mpidl.train.engine import OptimizerStep
+from mpidl.train.shared_state import SharedState
 
+# the only state of the process: what later optimizers are made with
 _settings: SyncConfig | None = None
-_model: Model | None = None
 
 
 @dataclass
@@ -56,34 +50,42 @@ class DistributedStrategy:
     options: dict[str, Any] | None = None
 
     def settings(self) -> SyncConfig:
-        """Checked. Raises ConfigError."""
+        """The section [sync].
+
+        Raises:
+            ConfigError: There is no such strategy or option, or a value is impossible.
+        """
         tree = {"strategy": self.name, **(self.options or {})}
         remedy = "check the options (docs/strategies.md)"
         return SyncConfig.read(tree, Place(("sync",), lambda name: "fleet.init", remedy=remedy))
 
 
 def init(strategy: str | DistributedStrategy = "allreduce", /, **options: Any) -> None:
-    """Start MPI and choose the strategy; options as in its section of a configuration. Collective."""
-    global _settings, _model
+    """Start MPI and choose the strategy of optimizers that are made from now on. Collective.
+
+    Args:
+        strategy: Its name, or an object with name and options.
+        options: Of the strategy, as in the section [sync] of a configuration.
+
+    Raises:
+        ConfigError: There is no such strategy or option; on all ranks.
+    """
+    global _settings
     context = ranks.init()
-    chosen = (
-        strategy
-        if isinstance(strategy, DistributedStrategy)
-        else DistributedStrategy(strategy, options)
-    )
+    if not isinstance(strategy, DistributedStrategy):
+        strategy = DistributedStrategy(strategy, options)
     with context.fail_together("fleet.init"):
-        _settings = chosen.settings()
-    _model = None
+        _settings = strategy.settings()
 
 
-def _known() -> tuple[SyncConfig, Context]:
+def _chosen() -> SyncConfig:
     if _settings is None:
         raise ConfigError(
             "no strategy has been chosen",
             where="mpidl.fleet",
             remedy="call fleet.init with one of " + ", ".join(STRATEGIES),
         )
-    return _settings, ranks.init()
+    return _settings
 
 
 def worker_index() -> int:
@@ -92,10 +94,10 @@ def worker_index() -> int:
 
 
 def worker_num() -> int:
-    """How many ranks train."""
-    sync, context = _known()
-    ranks_: int = sync.chosen.training_ranks(sync.options, context.size)
-    return ranks_
+    """Number of ranks that train."""
+    sync = _chosen()
+    count: int = sync.chosen.training_ranks(sync.options, ranks.init().size)
+    return count
 
 
 def is_worker() -> bool:
@@ -113,27 +115,19 @@ def is_first_worker() -> bool:
     return ranks.init().is_root
 
 
-def distributed_model(model: Model) -> Model:
-    """The model to train. It stays the same object; `distributed_optimizer` gives all ranks equal parameters."""
-    global _model
-    _model = model
-    return model
-
-
-def distributed_optimizer(optimizer: Optimizer, model: Model | None = None) -> DistributedOptimizer:
-    """The optimizer with the chosen strategy around it. Collective; rank 0's parameters reach all ranks."""
-    chosen = model or _model
-    if chosen is None:
-        raise ConfigError(
-            "there is no model", where="mpidl.fleet", remedy="call fleet.distributed_model before"
-        )
-    return DistributedOptimizer(optimizer, chosen)
-
-
 class DistributedOptimizer:
-    """An optimizer whose steps the ranks take as their strategy says; also by Horovod's name.
+    """An optimizer whose steps the ranks take as their strategy says; Horovod's name for it.
 
-    The optimizer may be bound anew, to the part of the parameters that the strategy leaves to this rank.
+    Args:
+        optimizer: Bound anew to the shard of the parameters that the strategy leaves to this rank.
+        model: Rank 0's parameters reach all ranks.
+        epoch_steps: Steps of an epoch, for strategies that count epochs.
+        micro_batches: Backward passes before each `step`, over all ranks.
+        seed: Of random choices of the strategy and of random layers.
+
+    Raises:
+        ConfigError: There is no strategy, or it cannot work with this model, optimizer or number
+            of ranks; on all ranks.
     """
 
     def __init__(
@@ -145,7 +139,8 @@ class DistributedOptimizer:
         micro_batches: int = 1,
         seed: int = 0,
     ) -> None:
-        settings, self.context = _known()
+        settings = _chosen()
+        self.context = ranks.init()
         run = RunInfo(
             ranks=self.context.size,
             epoch_steps=epoch_steps,
@@ -159,14 +154,22 @@ class DistributedOptimizer:
         )
         with self.context.fail_together("setting up the strategy"):
             settings.chosen.check(settings.options, run)
-        self.model, self.optimizer = model, optimizer
-        values = model.parameters.values.copy()
-        self.strategy: Strategy = build_strategy(settings, model.parameters, self.context, run)
+        self.model = model
+        self.optimizer = optimizer
+        values = model.parameters.values.copy()  # the strategy may move the parameters
+        self.strategy = build_strategy(settings, model.parameters, self.context, run)
         if self.strategy.shard is not model.parameters:
             optimizer.bind(self.strategy.shard)
-        self.strategy.optimizer = optimizer
+        self._finish = OptimizerStep(self.strategy, optimizer)
+        self._shared = SharedState(model, self.context, seed)
+        self._begin(0)
         self.strategy.load_values(values)
         self.strategy.start()
+
+    def _begin(self, step: int) -> None:
+        """Random layers draw anew in each step."""
+        self._step = step
+        self._shared.begin(step, 0, 1)
 
     @property
     def state(self) -> dict[str, Array]:
@@ -174,28 +177,43 @@ class DistributedOptimizer:
         return self.optimizer.state
 
     def loss_divisor(self, own: int) -> int:
-        """By how many samples to divide: those of all ranks, or this rank's own, as the strategy wants it."""
+        """What the loss divides its gradient by.
+
+        Args:
+            own: Samples of this rank in the step; all ranks have as many.
+
+        Returns:
+            The samples of all ranks, or those of this rank, as the strategy combines gradients.
+        """
         return own if self.strategy.averages_locally else own * self.context.size
 
     def on_gradients_ready(self, start: int, stop: int) -> None:
-        """For `backward`: gradients [start, stop) are final."""
+        """For `backward`: gradients [start, stop) are final and may leave."""
         self.strategy.on_gradients_ready(start, stop)
 
     def step(
         self, lr: float, *, loss: float = 0.0, correct: float = 0.0, count: int = 0
     ) -> StepScalars:
-        """Exchange, and update. Returns sums of loss, correct and count over the ranks, where they meet in this step."""
-        if isinstance(self.strategy, AsynchronousStrategy):
-            self.strategy.apply_gradients(lr, self.optimizer.step)
-            return StepScalars(loss, correct, count=count)
-        assert isinstance(self.strategy, SynchronousStrategy)
-        own = StepScalars(loss, correct, count=count)
-        return self.strategy.step(own, lambda: self.optimizer.step(lr))
+        """Exchange, and update.
+
+        Args:
+            lr: Learning rate.
+            loss: Sum over this rank's samples.
+            correct: Number of correct samples of this rank.
+            count: Number of samples of this rank.
+
+        Returns:
+            Sums over the ranks, where they meet in this step; else this rank's own.
+        """
+        sums = self._finish.run(StepScalars(loss, correct, count=count), lr)
+        self._begin(self._step + 1)
+        return sums
 
     def iterate_steps(self, steps: int) -> Iterator[int]:
-        """For strategies whose ranks go their own pace: numbers of steps, until the ranks together have done `steps` each.
+        """Number the steps until the ranks together have done `steps` each. Collective.
 
-        Servers serve meanwhile, and get none. Collective at both ends. Other strategies get `steps` numbers.
+        Where ranks train asynchronously a fast one gets more of them; servers serve meanwhile and
+        get none.
         """
         if not isinstance(self.strategy, AsynchronousStrategy):
             yield from range(steps)
@@ -207,7 +225,8 @@ class DistributedOptimizer:
         self.strategy.end_epoch()
 
     def synchronize(self) -> None:
-        """All ranks get the same parameters: before evaluating or saving. Collective."""
+        """Give all ranks the same parameters: before evaluating or saving. Collective."""
+        self._shared.synchronize()
         self.strategy.synchronize()
 
     def values(self) -> Array:
@@ -217,3 +236,13 @@ class DistributedOptimizer:
     def report(self) -> dict[str, Any]:
         """Bytes, staleness, memory. Collective."""
         return self.strategy.report()
+
+
+def distributed_optimizer(optimizer: Optimizer, model: Model) -> DistributedOptimizer:
+    """The optimizer with the chosen strategy around it; Fleet's name for it. Collective.
+
+    Args:
+        optimizer: See `DistributedOptimizer`.
+        model: See `DistributedOptimizer`.
+    """
+    return DistributedOptimizer(optimizer, model)

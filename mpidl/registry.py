@@ -10,14 +10,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import msgspec
 
 from mpidl.errors import ConfigError, nearest
-from mpidl.options import Place, Positive, Section, Share, say_ineffective, unknown_key
+from mpidl.options import Place, Section, say_ineffective, unknown_key
 
 T = TypeVar("T")
 
@@ -83,9 +83,6 @@ class Registry(Mapping[str, T], Generic[T]):
         return options_of(self[name])
 
 
-_LIMITED: dict[Any, Any] = {int: Positive, float: Share, Sequence[int]: tuple[Positive, ...]}
-
-
 @cache
 def options_of(implementation: Any) -> type[Section]:
     """The options of a registered class (`Options`) or function (its keyword-only arguments)."""
@@ -97,11 +94,7 @@ def options_of(implementation: Any) -> type[Section]:
     function = getattr(implementation, "func", implementation)  # of a functools.partial
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(implementation).parameters.values()
-    fields = [
-        (p.name, _LIMITED.get(hints[p.name], hints[p.name]), p.default)
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY
-    ]
+    fields = [(p.name, hints[p.name], p.default) for p in parameters if p.kind is p.KEYWORD_ONLY]
     made = msgspec.defstruct(
         f"{function.__name__}_options", fields, bases=(Section,), frozen=True, kw_only=True
     )

@@ -1,4 +1,4 @@
-"""Help for tests of layers that users write."""
+"""Test utilities for custom layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Vector = NDArray[np.float64]
 
 
 class GradientError(AssertionError):
-    """A gradient is not the derivative of the forward pass."""
+    """A gradient does not agree with finite differences."""
 
 
 def check_gradients(
@@ -29,24 +29,24 @@ def check_gradients(
     rtol: float = 1e-5,
     atol: float = 1e-7,
 ) -> None:
-    """Compare backward passes with central differences of the forward passes, in float64.
+    """Compare the gradients of layers with central differences, in float64.
 
-    Every parameter tensor, and the input, is moved along a random direction, and in one random
-    element.
+    Checks the derivatives of every parameter tensor and of the input along a random direction and
+    with respect to one random element.
 
     Args:
         layers: One or more layers.
-        shape: Of one input sample.
+        shape: Shape of an input sample.
         batch: Number of samples.
-        ops: The backend; by default NumPy and the C kernels.
-        inputs: (n, *shape) to use instead of normal random numbers; integers have no gradient.
-        step: Length of the moves; take a smaller one for deep networks with ReLU, which have many
-            kinks.
+        ops: The backend; by default the CPU.
+        inputs: Inputs (n, *shape); by default normal random numbers. Integers have no gradient.
+        step: Step of the differences; choose a smaller one for deep networks with ReLU, which have
+            many kinks.
         rtol: Relative tolerance of the derivatives.
         atol: Absolute tolerance of the derivatives.
 
     Raises:
-        GradientError: A gradient is wrong; it names the tensor.
+        GradientError: A gradient is wrong; names the tensor.
     """
     from mpidl.backend.numpy_ops import NumpyOps
 
@@ -70,7 +70,7 @@ def check_gradients(
 
 
 class _Check:
-    """A model with random parameters; its loss is a weighted sum of the outputs."""
+    """A model with random parameters whose loss is a weighted sum of its outputs."""
 
     def __init__(self, model: Model, x: NDArray[Any], rng: np.random.Generator) -> None:
         self.model = model
@@ -79,28 +79,28 @@ class _Check:
         self.rng = rng
         flat = model.parameters
         flat.initialize(0)
-        noise = 0.1 * rng.standard_normal(flat.length)  # zeros hide mistakes
+        noise = 0.1 * rng.standard_normal(flat.length)  # zero parameters would hide mistakes
         self.start: Vector = self.ops.to_host(flat.values) + noise
         self.weights = rng.standard_normal((len(x), *model.output_shape))
 
     def part(self, name: str) -> slice:
-        """Where a parameter lies in the flat buffer."""
+        """Range of a parameter in the flat buffer."""
         slot = self.model.parameters.slots[name]
         return slice(slot.start, slot.stop)
 
     def directions(self, size: int) -> Iterator[Vector]:
-        """A random one, and one along a single element."""
+        """A random direction, and that of a random element."""
         single = np.zeros(size)
         single[self.rng.integers(size)] = 1
         yield from (self.rng.standard_normal(size), single)
 
     def gradients(self) -> tuple[Vector, Vector]:
-        """Of the input, and of the flat buffer, by the backward passes."""
+        """Gradients of the input and of the flat buffer, by the backward pass."""
         ops, flat = self.ops, self.model.parameters
         for layer in self.model.walk():
             layer.needs_input_gradient = True
         flat.values[...] = ops.to_device(self.start)
-        # every gradient must be written
+        # a gradient that is not written shows as NaN
         flat.gradients[...] = ops.to_device(np.full(flat.length, np.nan))
         steps = []
         y: Array = ops.to_device(self.x)
@@ -114,7 +114,12 @@ class _Check:
         return np.array(dx), ops.to_host(flat.gradients).copy()
 
     def difference(self, name: str | None, move: Vector) -> float:
-        """Half the difference of the losses on both sides of a move; None: of the input."""
+        """Half of the difference of the loss between both ends of a move.
+
+        Args:
+            name: The parameter that moves; None for the input.
+            move: Half of the move, (size,).
+        """
         losses = []
         for sign in (1, -1):
             values, x = self.start.copy(), self.x

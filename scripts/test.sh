@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# test.sh [lint|unit|mpi|jobs|slurm|peer]...: runs these sections of the tests; without an argument all but the peer's.
-# Every mpirun has a time limit, so that a hang fails fast. At the end: where the time went, the slowest tests of each section
-# (above), and whether all passed, which is also the exit status.
+# test.sh [lint|unit|mpi|jobs|slurm|peer]...: runs these sections of the tests (default: all but
+# peer). Every mpirun has a time limit, so that a hang fails fast. Each section ends with its
+# slowest tests; at the end: the time of each section, and whether all passed, which is also the
+# exit status.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ $# = 0 ] && set -- lint unit mpi jobs slurm
-for variable in ${MPI_ENV:-}; do export "${variable?}"; done # for tests that start MPI without a launcher
+# For tests that start MPI without a launcher
+for variable in ${MPI_ENV:-}; do export "${variable?}"; done
 failed=0 times=''
 
-section() {  # section NAME COMMAND...: run it, remember a failure and the time, go on
+section() {  # section NAME COMMAND...: run it, record failure and time
     local begin=$SECONDS result=passed
     printf '\n=== %s\n' "$1"
     "${@:2}" || { result=FAILED; failed=$((failed + 1)); printf '!!! failed: %s\n' "$1"; }
@@ -19,14 +21,20 @@ tests() { python -m pytest -q --durations=8 "$@"; }
 
 mpi_tests() {  # mpi_tests RANKS: rank 0 reports, the others are silent unless they fail
     timeout --signal=TERM --kill-after=20 "${LIMIT:-900}" \
-        mpirun -n "$1" scripts/pytest_rank.sh -q --durations=8 -m mpi tests/mpi | tr -d '\000' # pytest-mpi prints some
+        mpirun -n "$1" scripts/pytest_rank.sh -q --durations=8 -m mpi tests/mpi |
+        tr -d '\000' # pytest-mpi prints some
 }
 
 for what in "$@"; do
     case $what in
     lint) section "lint" make --no-print-directory lint ;;
-    unit) section "unit tests" tests -m "not mpi and not slurm and not peer" --ignore=tests/jobs tests ;;
-    mpi) for ranks in 1 2 3 4; do section "MPI tests, $ranks rank(s)" mpi_tests "$ranks"; done ;;
+    unit)
+        section "unit tests" \
+            tests -m "not mpi and not slurm and not peer" --ignore=tests/jobs tests
+        ;;
+    mpi)
+        for ranks in 1 2 3 4; do section "MPI tests, $ranks rank(s)" mpi_tests "$ranks"; done
+        ;;
     jobs) section "whole jobs under mpirun" tests --timeout=400 tests/jobs ;;
     slurm)
         scripts/setup.sh slurm
@@ -37,6 +45,6 @@ for what in "$@"; do
     esac
 done
 
-printf '\n=== where the time went (%d s)\n%s' "$SECONDS" "$times"
+printf '\n=== time of each section (%d s)\n%s' "$SECONDS" "$times"
 if [ "$failed" != 0 ]; then printf '\n%s section(s) failed\n' "$failed"; exit 1; fi
 printf '\nall sections passed\n'

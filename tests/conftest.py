@@ -41,7 +41,10 @@ def _numpy_ops(use_c: bool) -> Any:
 
 @pytest.fixture(params=["c", "numpy", "cupy"])
 def ops(request: pytest.FixtureRequest) -> Any:
-    """Every backend: NumPy with C kernels, pure NumPy, and CuPy (on a GPU if MPIDL_TEST_GPU=1, else the stand-in)."""
+    """Every backend: NumPy with C kernels, pure NumPy, and CuPy.
+
+    CuPy runs on a GPU if MPIDL_TEST_GPU=1, else on the stand-in.
+    """
     return _cupy_ops() if request.param == "cupy" else _numpy_ops(request.param == "c")
 
 

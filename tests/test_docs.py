@@ -78,7 +78,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
     if "decisions" in page.parts:  # they tell of their time
         return
     named = re.findall(r"`((?:mpidl|kernels|scripts|tests|docs)/[\w./*-]+)`", page.read_text())
-    for name in named:
+    for name in (name for name in named if "NAME" not in name):
         assert list(ROOT.glob(name.rstrip("/"))), name
 
 

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -137,7 +138,7 @@ def test_every_setting_is_documented(kind: type[Section]) -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     for key in kind.keys():
         assert documented(kind).get(key), f"{kind.__qualname__}.{key} is not described"
-        assert f"`{key}`" in text or f"[{key}" in text, f"docs/configuration.md lacks {key}"
+        assert re.search(rf"[`.]{key}`|\[{key}", text), f"docs/configuration.md lacks {key}"
     for key, (other, _) in kind.NEEDS.items():
         assert key in kind.keys() and other in kind.keys()
     assert set(kind.EXCLUSIVE) <= set(kind.keys())

@@ -3,32 +3,30 @@
 #define FOUR 4
 struct alignas(16) Four { ACC v[FOUR]; };
 
-// Four elements in registers, and where they go back to.
-struct Held {
-    Four four;
-    Four *home;
-};
-__device__ inline Held hold(ACC *buffer, i64 i) { return {((Four *)buffer)[i], (Four *)buffer + i}; }
-
-template <class F, class... H> __device__ inline void four_times(const F &f, Held p, const Four g, H... states) {
-    for (int k = 0; k < FOUR; k++) f(p.four.v[k], g.v[k], states.four.v[k]...);
-    *p.home = p.four;
-    ((*states.home = states.four), ...);
-}
-
-// Calls f(p, g, state...) on every element of the buffers, four at a time where all are aligned; p and
-// the states are changed in place.
-template <class F, class... S> __device__ inline void update(i64 n, const F &f, ACC *p, const ACC *g, S *...states) {
-    const i64 fours = packable(p, g, states...) ? n / FOUR : 0;
-    FOR_EACH(i, fours) four_times(f, hold(p, i), ((const Four *)g)[i], hold(states, i)...);
+// Calls f(p, g, a, b) on every element of the buffers, four at a time where all are aligned; p, a and
+// b are changed in place. b: null for rules with one state.
+template <class F>
+__device__ inline void update(i64 n, F f, ACC *p, const ACC *g, ACC *a, ACC *b = nullptr) {
+    const i64 fours = packable(p, g, a, b) ? n / FOUR : 0;
+    FOR_EACH(i, fours) {
+        Four pp = ((Four *)p)[i], aa = ((Four *)a)[i], bb = {};
+        const Four gg = ((const Four *)g)[i];
+        if (b) bb = ((Four *)b)[i];
+        for (int k = 0; k < FOUR; k++) f(pp.v[k], gg.v[k], aa.v[k], bb.v[k]);
+        ((Four *)p)[i] = pp;
+        ((Four *)a)[i] = aa;
+        if (b) ((Four *)b)[i] = bb;
+    }
     FOR_EACH(i, n - fours * FOUR) {
         const i64 at = fours * FOUR + i;
-        f(p[at], g[at], states[at]...);
+        ACC none = 0;
+        f(p[at], g[at], a[at], b ? b[at] : none);
     }
 }
 
-extern "C" __global__ void sgd_step(ACC *p, const ACC *g, ACC *v, i64 n, ACC lr, ACC momentum, ACC decay, int nesterov) {
-    const auto step = [=](ACC &value, ACC grad, ACC &velocity) {
+extern "C" __global__ void sgd_step(ACC *p, const ACC *g, ACC *v, i64 n, ACC lr, ACC momentum,
+                                    ACC decay, int nesterov) {
+    const auto step = [=](ACC &value, ACC grad, ACC &velocity, ACC &) {
         const ACC full = grad + decay * value;
         velocity = momentum * velocity + full;
         value -= lr * (nesterov ? full + momentum * velocity : velocity);

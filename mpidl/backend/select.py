@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from typing import Any
 
 from mpidl import settings
 from mpidl.backend.ops import Ops
-from mpidl.errors import BackendError
+from mpidl.errors import BackendError, notice
 
 BACKENDS = ("auto", "numpy", "cupy")
 
@@ -36,7 +35,7 @@ def create_ops(name: str = "auto", local_rank: int = 0, threads: int = 1) -> Ops
             f"the cupy backend was asked for, but {problem}", remedy="use backend.name = 'numpy'"
         )
     if name == "auto" and problem and "not installed" not in problem and local_rank == 0:
-        print(f"mpidl: note: computing on the CPU: {problem}", file=sys.stderr, flush=True)
+        notice(f"computing on the CPU: {problem}")
     if name != "numpy" and problem is None:
         from mpidl.backend.cupy_ops import CupyOps
 

@@ -1,4 +1,4 @@
-"""Measure collectives beside MPI's own and PyTorch's gloo, or the network for 'mpidl plan' (run it under mpirun)."""
+"""Compare the all-reduce algorithms, or measure the network for 'mpidl plan' (under mpirun)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import argparse
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpidl.collectives import Group
+    from mpidl.comm.context import Context
 
 NAME = "bench"
 HELP = "measure collectives or the network (run it under mpirun)"
@@ -20,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--largest-mib", type=float, default=256, help="largest message (default: %(default)s)"
     )
     parser.add_argument(
-        "--factor", type=int, default=4, help="between one size and the next (default: %(default)s)"
+        "--factor", type=int, default=4, help="between successive sizes (default: %(default)s)"
     )
     parser.add_argument(
         "--algorithms", help="names separated by commas (default: auto and all that can run)"
@@ -36,87 +40,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; all ranks call it together."""
-    from mpidl.collectives import group_of
+    """Measure. Collective."""
+    from mpidl.collectives import get_group
     from mpidl.comm.context import init
-    from mpidl.errors import ConfigError
 
     context = init()
     with context.fail_together("measuring"):
-        if context.size < 2:
-            raise ConfigError(
-                "one rank has nobody to talk to",
-                where="mpidl bench",
-                remedy="start it with mpirun -n 2 or more",
-            )
-        if (
-            args.factor < 2
-            or args.smallest < 4
-            or not 0 < args.largest_mib < math.inf
-            or not 0 < args.seconds < math.inf
-        ):
-            remedy = (
-                "--factor at least 2, --smallest at least 4, --largest-mib and --seconds above 0"
-            )
-            raise ConfigError(
-                "sizes must grow, and take some time", where="mpidl bench", remedy=remedy
-            )
-    group = group_of(context.comm)
-    return (
-        _network(args, context, group)
-        if args.what == "network"
-        else _collectives(args, context, group)
-    )
+        _check(args, context.size)
+    group = get_group(context.comm)
+    measure = _network if args.what == "network" else _collectives
+    return measure(args, context, group)
 
 
-def _network(args: argparse.Namespace, context: Any, group: Any) -> dict[str, Any]:
+def _check(args: argparse.Namespace, size: int) -> None:
+    from mpidl.errors import ConfigError
+
+    if size < 2:
+        raise ConfigError(
+            "collectives need at least two ranks",
+            where="mpidl bench",
+            remedy="start it with mpirun -n 2 or more",
+        )
+    growing = args.factor >= 2 and args.smallest >= 4
+    finite = 0 < args.largest_mib < math.inf and 0 < args.seconds < math.inf
+    if not growing or not finite:
+        raise ConfigError(
+            "sizes must grow, and measuring must take some time",
+            where="mpidl bench",
+            remedy="--factor at least 2, --smallest at least 4, "
+            "--largest-mib and --seconds above 0",
+        )
+
+
+def _network(args: argparse.Namespace, context: Context, group: Group) -> dict[str, Any]:
     from mpidl.files import check_folder, write_file
-    from mpidl.performance.measure import network
+    from mpidl.performance.measure import measure_machine
 
     if args.output:
         context.on_root(lambda: check_folder(args.output), "checking --output")
-
-    machine = network(group).to_json()
+    machine = measure_machine(group).to_json()
     text = json.dumps(machine, indent=1)
     if args.output:
-        context.on_root(
-            lambda: write_file(args.output, f"{text}\n".encode()), f"writing {args.output}"
-        )
+        content = f"{text}\n".encode()
+        context.on_root(lambda: write_file(args.output, content), f"writing {args.output}")
     if context.is_root and not args.json:
         print(text)
         if group.node_count == 1:
             print(
-                "one node only: latency_us and bandwidth_gb_s (between nodes) are defaults, not measured"
+                "one node only: latency_us and bandwidth_gb_s (between nodes) are defaults, "
+                "not measured"
             )
     return machine
 
 
-def _collectives(args: argparse.Namespace, context: Any, group: Any) -> dict[str, Any]:
+def _collectives(args: argparse.Namespace, context: Context, group: Group) -> dict[str, Any]:
     from mpidl.observe.plot import check_plot, plot_collectives
     from mpidl.performance import bench
 
     if args.plot:
         context.on_root(lambda: check_plot(args.plot), "checking --plot")
-    names = args.algorithms.split(",") if args.algorithms else None
+    names = args.algorithms.split(",") if args.algorithms else ()
     with context.fail_together("choosing algorithms"):
-        bench.check(names)
-    results = []
-    say = print if context.is_root and not args.json else lambda *text: None
-    contenders = bench.contenders(group, names)
-    say(
-        f"all-reduce, float32, {group.size} ranks on {group.node_count} node(s): median us of the slowest rank"
+        bench.check_names(names, "--algorithms")
+    results = bench.compare(
+        group,
+        bench.make_contenders(group, names),
+        bench.message_sizes(args.smallest, int(args.largest_mib * (1 << 20)), args.factor),
+        seconds=args.seconds,
+        say=print if context.is_root and not args.json else lambda line: None,
     )
-    say(
-        f"{'bytes':>10} "
-        + " ".join(f"{name:>13}" for name in contenders)
-        + "   best GB/s (algorithm, bus)"
-    )
-    for nbytes in bench.sizes(args.smallest, int(args.largest_mib * (1 << 20)), args.factor):
-        rows = bench.measure(group, contenders, nbytes, args.seconds)
-        results += rows
-        best = min(rows, key=lambda row: row["median_us"])
-        say(f"{nbytes:>10} " + " ".join(f"{row['median_us']:>13.1f}" for row in rows)
-            + f"   {best['algorithm_gb_s']:.3f}, {best['bus_gb_s']:.3f} ({best['algorithm']})")  # fmt: skip
     if args.plot:
         title = f"all-reduce, {group.size} ranks on {group.node_count} node(s)"
         context.on_root(lambda: plot_collectives(results, args.plot, title), f"writing {args.plot}")

@@ -1,4 +1,7 @@
-"""Train with several strategies on the same data, and compare loss over time, samples and bytes; run it under mpirun."""
+"""Train with several strategies on the same data; compare loss over time, samples and bytes.
+
+Run it under mpirun.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mpidl.cli.arguments import add_config
+
 NAME = "compare"
 HELP = "compare strategies on the same data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument("config", help="the run configuration, a TOML file (docs/configuration.md)")
+    from mpidl.sync import STRATEGIES
+
+    add_config(parser)
     parser.add_argument(
         "--strategies",
         required=True,
-        help='for example "allreduce,local_sgd,gossip", or with options "allreduce gossip:graph=ring,period=2"',
+        help='for example "allreduce,local_sgd,gossip", or with options '
+        f'"allreduce gossip:graph=ring,period=2"; names: {", ".join(STRATEGIES)}',
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/compare"), help="folder for runs, table and plot"
@@ -28,21 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slow",
         metavar="RANK:FACTOR",
-        help="train also with one rank slowed down, and show what others keep",
-    )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one value",
+        help="train also with one rank slowed down, and show how much speed the strategies keep",
     )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare; all ranks call it together."""
+    """Compare. Collective."""
     from mpidl.comm.context import init
+    from mpidl.errors import PlatformError
     from mpidl.files import write_file
     from mpidl.observe.plot import plot_comparison
     from mpidl.train.compare import compare, split_specs, table
@@ -50,11 +51,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     context = init()
     with context.fail_together("reading the command line"):
         specs, slow = split_specs(args.strategies), _slow(args.slow, context.size)
-    say = (
-        (lambda text: print(text, file=sys.stderr, flush=True))
-        if context.is_root
-        else (lambda text: None)
-    )
+
+    def say(text: str) -> None:
+        if context.is_root:
+            print(text, file=sys.stderr, flush=True)
+
     outcomes = compare(args.config, args.overrides, specs, args.out, context, slow=slow, say=say)
     rows = [asdict(outcome) for outcome in outcomes]
 
@@ -62,7 +63,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         text = table(outcomes)
         write_file(args.out / "comparison.md", f"{text}\n".encode())
         write_file(args.out / "comparison.json", f"{json.dumps(rows, indent=1)}\n".encode())
-        plot_comparison(rows, args.out / "comparison.png", f"{context.size} ranks, {args.config}")
+        try:
+            title = f"{context.size} ranks, {args.config}"
+            plot_comparison(rows, args.out / "comparison.png", title)
+        except PlatformError as error:
+            say(f"note: {error}")
         if not args.json:
             print(text)
 
@@ -74,6 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _slow(text: str | None, size: int) -> tuple[int, float] | None:
+    """The rank and its factor in RANK:FACTOR."""
     from mpidl.errors import ConfigError
 
     if text is None:

@@ -1,4 +1,4 @@
-"""Look at MPI, HDF5, BLAS, the C kernels and the GPU of this machine, and say what to do about each problem."""
+"""Check MPI, HDF5, BLAS, the C kernels and the GPU of this machine, and print remedies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 NAME = "doctor"
-HELP = "check this machine and say what to do"
+HELP = "check this machine; print remedies"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Examine this process's machine; does not initialize MPI here, so that it runs on a login node."""
+    """Check this machine; runs on login nodes, since MPI is initialized in a child process only."""
     from mpidl.comm import launcher
-    from mpidl.doctor.checks import examine
+    from mpidl.doctor.examine import examine
 
     if launcher.rank() != 0:
         return {}

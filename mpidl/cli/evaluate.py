@@ -1,11 +1,15 @@
-"""Evaluate a checkpoint on a sharded data set: mean loss and accuracy, exact over any number of ranks."""
+"""Evaluate a checkpoint on a sharded data set: mean loss and accuracy, exact on any rank count.
+
+The loss is that of the run; there is an accuracy where the labels are classes.
+"""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
+
+from mpidl.cli.arguments import add_backend, add_checkpoint
 
 NAME = "evaluate"
 HELP = "loss and accuracy of a checkpoint"
@@ -13,22 +17,18 @@ HELP = "loss and accuracy of a checkpoint"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        help="a checkpoint file, or the output folder of a run (its best checkpoint)",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--data", help="a sharded data set (default: the test data of the run)")
-    parser.add_argument("--backend", default="auto", help="auto, numpy or cupy")
+    add_backend(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate; all ranks call it together."""
+    """Evaluate. Collective."""
     from mpidl.comm.context import init
     from mpidl.data import Reader
     from mpidl.errors import ConfigError
     from mpidl.inference.predict import Predictor
-    from mpidl.nn import CrossEntropy
+    from mpidl.train.build import build_loss
     from mpidl.train.evaluate import evaluate
 
     context = init()
@@ -44,12 +44,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     reader = Reader(folder, context=context, driver="posix")
     with context.fail_together("checking the data"):
         predictor.spec.check(reader.manifest, folder)
-    result = evaluate(
-        predictor.model, CrossEntropy(predictor.ops), predictor.inputs, reader, context, 256
-    )
+    loss = build_loss(predictor.config.loss, predictor.ops)
+    result = evaluate(predictor.model, loss, predictor.inputs, reader, context, 256)
     reader.close()
     if context.is_root and not args.json:
-        print(
-            f"accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} on {result.samples:,} samples of {folder}"
-        )
+        print(f"{result.describe()} on {result.samples:,} samples of {folder}")
     return asdict(result) | {"checkpoint": str(predictor.path)}

@@ -6,22 +6,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mpidl.cli.arguments import add_checkpoint
+
 NAME = "export"
 HELP = "parameters of a checkpoint as safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        help="a checkpoint file, or the output folder of a run (its best checkpoint)",
-    )
+    add_checkpoint(parser)
     parser.add_argument("output", type=Path, help="the file to write (.safetensors)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Export; rank 0 writes."""
+    """Export. Collective; rank 0 writes."""
     from mpidl.comm.context import init
     from mpidl.inference.predict import Predictor
     from mpidl.models.weights import check_weights, save_weights
@@ -32,7 +30,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     context.on_root(lambda: save_weights(predictor.model, args.output), f"writing {args.output}")
     parameters = predictor.model.parameters
     if context.is_root and not args.json:
-        print(
-            f"{len(parameters.slots) + len(parameters.state_slots)} tensors, {parameters.count:,} parameters: {args.output}"
-        )
+        tensors = len(parameters.slots) + len(parameters.state_slots)
+        print(f"{tensors} tensors, {parameters.count:,} parameters: {args.output}")
     return {"output": str(args.output), "parameters": parameters.count}

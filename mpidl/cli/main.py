@@ -1,7 +1,7 @@
-"""`mpidl COMMAND ...`: parses the command line, runs the command, and ends all ranks together when it fails.
+"""`mpidl COMMAND ...`: parses the command line, runs the command, ends all ranks when it fails.
 
-Exit status: 0 success; 1 an error, with one message on stderr; 2 a wrong command line; 75 stopped by a signal after saving
-(go on with --resume).
+Exit status: 0 success; 1 an error, with one message on stderr; 2 a wrong command line; 75 stopped
+by a signal after saving (continue with --resume).
 """
 
 from __future__ import annotations
@@ -30,14 +30,28 @@ from mpidl.cli import (
 )
 from mpidl.comm import context as ranks
 from mpidl.comm import launcher
-from mpidl.errors import MpidlError, nearest, wrap
+from mpidl.errors import MpidlError, nearest, notice, wrap
 
-HEAD_START = 2.0  # seconds; before MPI is initialized rank 0 can only be given time to speak first
+HEAD_START = 2.0  # seconds in which rank 0 prints its message, before others may end the job
 COMMANDS = (shard, train, compare, evaluate, predict, export, summary, plan, tune, bench, doctor)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Complains on rank 0 only; before MPI is initialized the launcher's environment tells the rank."""
+    """Prints errors on rank 0 only: the launcher's environment tells the rank before MPI starts."""
+
+    def __init__(self, *args: Any, module: Any = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._module = module
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; a command's arguments are added when it is the one to run.
+
+        Their choices come from registries, and importing those of all commands takes time.
+        """
+        if self._module is not None:
+            module, self._module = self._module, None
+            module.add_arguments(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         if launcher.rank() == 0:
@@ -62,8 +76,9 @@ def make_parser() -> argparse.ArgumentParser:
         dest="command", required=True, metavar="COMMAND", parser_class=_Parser
     )
     for module in COMMANDS:
-        command = commands.add_parser(module.NAME, help=module.HELP, description=module.__doc__)
-        module.add_arguments(command)
+        command = commands.add_parser(
+            module.NAME, help=module.HELP, description=module.__doc__, module=module
+        )
         command.add_argument(
             "--json", action="store_true", help="print one JSON object as the last line of stdout"
         )
@@ -72,7 +87,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command.
+
+    Args:
+        argv: Its command line (default: of this process).
+
+    Returns:
+        The exit status.
+    """
     args = make_parser().parse_args(argv)
     try:
         result: dict[str, Any] | None = args.run(args)
@@ -99,26 +121,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _wait_for_root() -> None:
-    """A launcher kills all ranks when the first one fails: let rank 0 finish speaking."""
+    """Let rank 0 print its message: a launcher kills all ranks when the first one fails."""
     context = ranks.current()
     if context is not None:
         context.barrier()
 
 
 def _fail(error: MpidlError) -> int:
-    """One message. An error that all ranks know of ends them in order; one that they do not know of aborts the job."""
+    """Print one message, and end the ranks.
+
+    An error that all ranks know of ends each of them in order; any other one aborts the job.
+    """
     context = ranks.current()
     alone = context is None or context.size == 1
     if alone or error.agreed:
-        speaks = (
+        prints = (
             context.is_root if context is not None else launcher.rank() == 0 or not error.agreed
         )
-        if speaks:
-            print(f"mpidl: error: {error}", file=sys.stderr, flush=True)
+        if prints:
+            notice(str(error), "error")
         elif context is None:
             time.sleep(HEAD_START)
         _wait_for_root()
         return 1
     assert context is not None
-    print(f"mpidl: error on rank {context.rank}: {error}", file=sys.stderr, flush=True)
+    notice(str(error), f"error on rank {context.rank}")
     context.abort(1)

@@ -1,22 +1,26 @@
-"""Predict step time and weak-scaling efficiency for a model on a described machine, before anybody gets the allocation."""
+"""Predict step time and weak-scaling efficiency on a described machine, before the allocation."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpidl.performance.machine import Machine
+    from mpidl.performance.step import Step
 
 NAME = "plan"
 HELP = "predicted step time and efficiency at up to thousands of ranks"
 MIB = 1 << 20
 LARGEST = 1 << 20  # ranks
-ONE_RANK_A_NODE = (
-    "nothing says how many ranks a node has: one is assumed, so that every message crosses the network and no link is "
-    "shared; give --ranks-per-node, or --machine with what 'mpidl bench network --output FILE' measured"
+ONE_RANK_PER_NODE = (
+    "the ranks per node are not given: one is assumed, so that every message crosses the network "
+    "and no link is shared; give --ranks-per-node, or --machine with what "
+    "'mpidl bench network --output FILE' measured"
 )
 
 
@@ -57,26 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Needs no MPI launcher."""
-    from mpidl.errors import ConfigError
+    """Predict; needs no MPI launcher."""
+    from mpidl.errors import notice
     from mpidl.observe.plot import check_plot, plot_plan
     from mpidl.performance.step import plan_step, rank_counts
 
-    machine, notes = read_machine(args)
-    first, _, last = args.ranks.partition("..")
-    if (
-        not first.isdigit()
-        or not (last or first).isdigit()
-        or not 1 <= int(first) <= int(last or first) <= LARGEST
-    ):
-        remedy = f"write 64, or 2..4096; at most {LARGEST:,}"
-        raise ConfigError(f"cannot understand {args.ranks!r}", where="--ranks", remedy=remedy)
-    for name in ("gradient_mb", "compute_ms", "bucket_mib"):
-        if not 0 < getattr(args, name) < math.inf:
-            where = "--" + name.replace("_", "-")
-            raise ConfigError(
-                f"cannot use {getattr(args, name)}", where=where, remedy="give a positive number"
-            )
+    machine, notes = _read_machine(args)
+    first, last = _read_ranks(args.ranks)
+    _check_positive(args)
     if args.plot:
         check_plot(args.plot)
     steps = [
@@ -88,39 +80,60 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             bucket_bytes=int(args.bucket_mib * MIB),
             overlap=not args.no_overlap,
         )
-        for size in rank_counts(int(first), int(last or first))
+        for size in rank_counts(first, last)
     ]
     if not args.json:
-        show(machine, args, steps)
+        _print_plan(machine, args, steps)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        notice(note)
     if args.plot:
-        plot_plan(
-            steps,
-            args.plot,
-            f"{args.gradient_mb:g} MB of gradients, {args.compute_ms:g} ms of compute a step",
-        )
+        title = f"{args.gradient_mb:g} MB of gradients, {args.compute_ms:g} ms of compute a step"
+        plot_plan(steps, args.plot, title)
     return {"machine": machine.to_json(), "steps": [asdict(step) for step in steps], "notes": notes}
 
 
-def read_machine(args: argparse.Namespace) -> tuple[Any, list[str]]:
-    """The machine file with the command line's changes; and what had to be assumed, for people."""
+def _read_ranks(text: str) -> tuple[int, int]:
+    """The first and the last number of ranks in "64" or "2..4096"."""
     from mpidl.errors import ConfigError
-    from mpidl.performance.cost import Machine
+
+    first, _, last = text.partition("..")
+    last = last or first
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last) <= LARGEST):
+        remedy = f"write 64, or 2..4096; at most {LARGEST:,}"
+        raise ConfigError(f"cannot understand {text!r}", where="--ranks", remedy=remedy)
+    return int(first), int(last)
+
+
+def _check_positive(args: argparse.Namespace) -> None:
+    from mpidl.errors import ConfigError
+
+    for name in ("gradient_mb", "compute_ms", "bucket_mib"):
+        value = getattr(args, name)
+        if not 0 < value < math.inf:
+            where = "--" + name.replace("_", "-")
+            raise ConfigError(f"cannot use {value}", where=where, remedy="give a positive number")
+
+
+def _read_machine(args: argparse.Namespace) -> tuple[Machine, list[str]]:
+    """The machine file with the command line's changes, and notes on what was assumed."""
+    from mpidl.errors import ConfigError
+    from mpidl.performance.machine import Machine
 
     known = {field.name for field in fields(Machine)}
+    gbit = args.bandwidth_gbit
+    overrides = {
+        "ranks_per_node": args.ranks_per_node,
+        "latency_us": args.latency_us,
+        "bandwidth_gb_s": gbit / 8 if gbit is not None else None,
+    }
     try:
-        held = json.loads(args.machine.read_text()) if args.machine else {}
-        if unknown := set(held) - known:
+        given = json.loads(args.machine.read_text()) if args.machine else {}
+        if unknown := set(given) - known:
             raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
-        changes = {"ranks_per_node": args.ranks_per_node, "latency_us": args.latency_us}
-        changes["bandwidth_gb_s"] = (
-            args.bandwidth_gbit / 8 if args.bandwidth_gbit is not None else None
-        )
-        told = held | {key: value for key, value in changes.items() if value is not None}
-        if not isinstance(told.get("ranks_per_node", 1), int):
+        given |= {key: value for key, value in overrides.items() if value is not None}
+        if not isinstance(given.get("ranks_per_node", 1), int):
             raise ValueError("ranks_per_node must be a whole number")
-        return Machine(**told), [] if "ranks_per_node" in told else [ONE_RANK_A_NODE]
+        return Machine(**given), [] if "ranks_per_node" in given else [ONE_RANK_PER_NODE]
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"cannot be used: {error}",
@@ -129,50 +142,46 @@ def read_machine(args: argparse.Namespace) -> tuple[Any, list[str]]:
         ) from error
 
 
-def show(machine: Any, args: argparse.Namespace, steps: list[Any]) -> None:
-    """The table, which algorithm wins where, and the working for the largest run."""
+def _print_plan(machine: Machine, args: argparse.Namespace, steps: list[Step]) -> None:
+    """The predicted steps, the algorithms compared, and the calculation of the last step."""
     link = f"{8 * machine.bandwidth_gb_s:g} Gbit/s and {machine.latency_us:g} us between nodes"
-    print(
-        f"machine: {machine.ranks_per_node} rank(s) a node, {link}, reducing {machine.reduce_gb_s:g} GB/s"
-    )
-    print(
-        f"{'ranks':>6} {'nodes':>6}  {'algorithm':<12} {'exchange':>10} {'exposed':>10} {'step':>10} {'efficiency':>10}"
-    )
+    reducing = f"reducing {machine.reduce_gb_s:g} GB/s"
+    print(f"machine: {machine.ranks_per_node} rank(s) a node, {link}, {reducing}")
+    columns = f"{'exchange':>10} {'exposed':>10} {'step':>10} {'efficiency':>10}"
+    print(f"{'ranks':>6} {'nodes':>6}  {'algorithm':<12} {columns}")
     for step in steps:
-        times = " ".join(
-            f"{1e3 * value:>7.2f} ms" for value in (step.communication, step.exposed, step.seconds)
-        )
-        print(
-            f"{step.ranks:>6} {step.nodes:>6}  {step.algorithm:<12} {times} {100 * step.efficiency:>9.1f}%"
-        )
+        seconds = (step.communication, step.exposed, step.seconds)
+        times = " ".join(f"{1e3 * value:>7.2f} ms" for value in seconds)
+        efficiency = f"{100 * step.efficiency:>9.1f}%"
+        print(f"{step.ranks:>6} {step.nodes:>6}  {step.algorithm:<12} {times} {efficiency}")
     names = sorted({name for step in steps for name in step.algorithms})
-    print(
-        f"\nseconds of one bucket's exchange, in ms; * wins\n{'ranks':>6} "
-        + " ".join(f"{name:>14}" for name in names)
-    )
+    print("\none bucket's all-reduce in ms; * marks the fastest")
+    print(f"{'ranks':>6} " + " ".join(f"{name:>14}" for name in names))
     for step in steps:
-        cells = (
-            f"{1e3 * step.algorithms[n]:>12.3f} {'*' if n == step.algorithm else ' '}"
-            if n in step.algorithms
-            else ""
-            for n in names
-        )
-        print(f"{step.ranks:>6} " + " ".join(f"{cell:>14}" for cell in cells))
-    working(args, steps[-1])
+        print(f"{step.ranks:>6} " + " ".join(f"{_cell(step, name):>14}" for name in names))
+    _print_calculation(args, steps[-1])
 
 
-def working(args: argparse.Namespace, step: Any) -> None:
-    """How the last row came about."""
-    forward, backward = args.compute_ms / 3, args.compute_ms * 2 / 3
-    hidden = (
-        "after backward"
-        if args.no_overlap
-        else f"when ready, every {backward / step.buckets:.2f} ms of backward"
-    )
+def _cell(step: Step, name: str) -> str:
+    if name not in step.algorithms:
+        return ""
+    return f"{1e3 * step.algorithms[name]:>12.3f} {'*' if name == step.algorithm else ' '}"
+
+
+def _print_calculation(args: argparse.Namespace, step: Step) -> None:
+    """How a row of the table is calculated."""
+    forward = args.compute_ms / 3
+    backward = args.compute_ms * 2 / 3
+    start = f"as they are ready, every {backward / step.buckets:.2f} ms of backward"
+    start = "after backward" if args.no_overlap else start
+    total = 1e3 * step.seconds
     print(
-        f"\nworking, {step.ranks} ranks: forward {forward:.1f} ms + backward {backward:.1f} ms; {step.buckets} bucket(s) of "
-        f"{step.bucket_bytes / 1e6:.1f} MB leave {hidden};\n  each takes {1e3 * step.bucket_seconds:.2f} ms "
-        f"({step.algorithm}), one after another: {1e3 * step.communication:.2f} ms, of which {1e3 * step.exposed:.2f} ms are "
-        f"left after backward;\n  step {1e3 * step.seconds:.2f} ms, efficiency "
-        f"{args.compute_ms:g} / {1e3 * step.seconds:.2f} = {100 * step.efficiency:.1f} %"
+        f"\ncalculation for {step.ranks} ranks: "
+        f"forward {forward:.1f} ms + backward {backward:.1f} ms;\n"
+        f"  {step.buckets} bucket(s) of {step.bucket_bytes / 1e6:.1f} MB leave {start};\n"
+        f"  each takes {1e3 * step.bucket_seconds:.2f} ms ({step.algorithm}), "
+        f"all of them {1e3 * step.communication:.2f} ms, "
+        f"of which {1e3 * step.exposed:.2f} ms are exposed;\n"
+        f"  step {total:.2f} ms, "
+        f"efficiency {args.compute_ms:g} / {total:.2f} = {100 * step.efficiency:.1f} %"
     )

@@ -1,4 +1,7 @@
-"""Predict class probabilities for a sharded data set or a raw file (.npy, .npz, IDX, CSV, images, HDF5)."""
+"""Predict for a sharded data set, or for raw files as of `mpidl shard`.
+
+Writes class probabilities, or the values of a regression.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,36 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mpidl.cli.source import add_source_arguments, source_options
+from mpidl.cli.arguments import (
+    add_backend,
+    add_checkpoint,
+    add_source_options,
+    source_options,
+)
 
 NAME = "predict"
-HELP = "class probabilities for new data"
+HELP = "class probabilities or values for new data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        help="a checkpoint file, or the output folder of a run (its best checkpoint)",
-    )
+    from mpidl.inference.output import WRITERS
+
+    add_checkpoint(parser)
     parser.add_argument(
         "data", type=Path, nargs="+", help="a sharded data set, or raw files as for 'mpidl shard'"
     )
-    parser.add_argument("--out", type=Path, required=True, help="where to write: .npz, .h5 or .csv")
-    add_source_arguments(parser)
-    parser.add_argument("--backend", default="auto", help="auto, numpy or cupy")
+    parser.add_argument(
+        "--out", type=Path, required=True, help=f"file to write: {', '.join(WRITERS)}"
+    )
+    add_source_options(parser)
+    add_backend(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Predict; all ranks call it together."""
+    """Predict. Collective."""
     from mpidl.comm.context import init
-    from mpidl.inference.output import check_target, write_predictions
+    from mpidl.inference.output import check_target, write_predictions, write_values
     from mpidl.inference.predict import Predictor, open_samples, predict
 
     context = init()
@@ -38,10 +46,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
     with context.fail_together("opening the data"):
         samples = open_samples(args.data, predictor.spec, **source_options(args))
-    probabilities = predict(predictor, samples, context)
-    counts = context.on_root(
-        lambda: write_predictions(args.out, probabilities), f"writing {args.out}"
-    )
+    predictions = predict(predictor, samples, context)
+    classifies = predictor.spec.classes is not None
+
+    def write() -> list[int] | None:
+        assert predictions is not None  # on rank 0
+        if classifies:
+            return write_predictions(args.out, predictions)
+        write_values(args.out, predictions)
+        return None
+
+    counts = context.on_root(write, f"writing {args.out}")
+    found: dict[str, Any] = {"samples": len(samples), "out": str(args.out)}
+    if classifies:
+        found["per_class"] = counts
     if context.is_root and not args.json:
-        print(f"{len(samples):,} predictions written to {args.out}; samples per class: {counts}")
-    return {"samples": len(samples), "out": str(args.out), "per_class": counts}
+        classes = f"; samples per class: {counts}" if classifies else ""
+        print(f"{len(samples):,} predictions written to {args.out}{classes}")
+    return found

@@ -1,13 +1,15 @@
-"""Turn raw data into a sharded data set: shard files and manifest.json. Under mpirun, ranks write their shards in parallel."""
+"""Turn raw data into a sharded data set: shard files and manifest.json.
+
+Under mpirun the ranks write their shards in parallel.
+"""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from mpidl.cli.source import add_source_arguments, source_options
+from mpidl.cli.arguments import add_source_options, source_options
 
 NAME = "shard"
 HELP = "make a sharded data set from raw files"
@@ -15,13 +17,15 @@ HELP = "make a sharded data set from raw files"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
+    from mpidl.data.formats import describe_formats
+
     parser.add_argument(
         "source",
         type=Path,
         nargs="+",
-        help="IDX(.gz) or .npy files (features, then labels), one .npz, .csv, .tsv or HDF5 file, or class folders with images",
+        help=f"raw files or a folder: {describe_formats()}",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
     parser.add_argument(
         "--shards",
         type=int,
@@ -30,16 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shared", action="store_true", help="one file that all ranks share")
     parser.add_argument("--compress", choices=("gzip", "lzf"), help="compress the shards")
-    add_source_arguments(parser)
+    add_source_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Shard; all ranks call it together."""
+    """Shard. Collective."""
     from mpidl.comm.context import init
     from mpidl.data.formats import open_source
     from mpidl.data.manifest import describe
     from mpidl.data.writer import WriteOptions, write_dataset
+    from mpidl.errors import notice
     from mpidl.observe.progress import Progress
 
     context = init()
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     summary = describe(manifest) | {"out": str(args.out), "notes": notes}
     if context.is_root:
         for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+            notice(note)
     if context.is_root and not args.json:
         print(f"{manifest.samples:,} samples in {len(manifest.shards)} file(s) in {args.out}:")
         for name, text in summary["fields"].items():

@@ -1,4 +1,4 @@
-"""Train a model as a TOML file says; run it under mpirun for several ranks."""
+"""Train a model from a TOML file; run it under mpirun for several ranks."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mpidl.cli.arguments import add_config
+
+if TYPE_CHECKING:
+    from mpidl.train.events import Result
+    from mpidl.train.trainer import Trainer
 
 NAME = "train"
 HELP = "train a model from a TOML file"
-STOPPED = 75
+STOPPED = 75  # exit status after a signal
+MIB = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument("config", help="the run configuration, a TOML file (docs/configuration.md)")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one value, e.g. optim.lr=0.1",
-    )
+    add_config(parser)
     parser.add_argument(
         "--subfolder",
         type=folder_name,
@@ -35,23 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the newest intact checkpoint in train.output",
+        help="resume from the latest intact checkpoint in train.output",
     )
     start.add_argument(
         "--auto-resume",
         action="store_true",
-        help="as --resume where there is a checkpoint, else start anew",
+        help="as --resume where there is a checkpoint, else start from scratch",
     )
     start.add_argument(
-        "--resume-from", type=Path, metavar="FILE", help="go on from this checkpoint file"
+        "--resume-from", type=Path, metavar="FILE", help="resume from this checkpoint file"
     )
     start.add_argument(
-        "--overwrite", action="store_true", help="throw away an earlier run in train.output"
+        "--overwrite", action="store_true", help="delete an earlier run in train.output"
     )
 
 
 def folder_name(text: str) -> str:
-    """A name that stays within its folder."""
+    """A name that stays within its folder.
+
+    Raises:
+        argparse.ArgumentTypeError: It could lead elsewhere.
+    """
     if not re.fullmatch(r"\w[\w.-]{0,99}", text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a name of letters, digits, '_', '-' and '.'"
@@ -60,7 +63,7 @@ def folder_name(text: str) -> str:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train; all ranks call it together."""
+    """Train. Collective."""
     from msgspec.structs import replace
 
     from mpidl.comm.context import init
@@ -72,24 +75,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if context.is_root:
             print(text, file=sys.stderr, flush=True)
 
-    def note(text: str) -> None:
-        say(f"note: {text}")
-
-    config = load_on_root(context, args.config, args.overrides, note=note)
+    config = load_on_root(
+        context, args.config, args.overrides, note=lambda text: say(f"note: {text}")
+    )
     if args.subfolder:
-        config = replace(
-            config,
-            train=replace(config.train, output=str(Path(config.train.output) / args.subfolder)),
-        )
+        output = str(Path(config.train.output) / args.subfolder)
+        config = replace(config, train=replace(config.train, output=output))
     from mpidl.train.trainer import Trainer
 
     trainer = Trainer(config, context, say=say)
-    say(
-        f"{config.model.name}: {trainer.model.parameters.count:,} parameters; {len(trainer.reader):,} samples in "
-        f"{len(trainer.reader.manifest.shards)} shard(s); {context.size} rank(s) on {context.nodes} node(s), "
-        f"{context.threads} thread(s) each, on {context.cores.used} of {context.cores.allotted} allotted core(s); "
-        f"{trainer.ops.describe()}"
-    )
+    say(_describe_run(trainer))
     trainer.prepare(
         resume=args.resume,
         auto_resume=args.auto_resume,
@@ -98,31 +93,56 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     result = trainer.run()
     trainer.close()
-    say(
-        f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): {result.evaluated_on} accuracy "
-        f"{100 * result.accuracy:.2f} %, loss {result.loss:.4f} on {result.samples:,} samples; {result.seconds:.1f} s, "
-        f"{result.samples_per_second:,.0f} samples/s\n"
-        f"checkpoint: {result.checkpoint}; curves: {trainer.output / 'training.png'}"
-    )
-    report = trainer.strategy.report()
-    if notes := figures(report):
-        say(f"{config.sync.strategy}: {notes}")
+    say(_describe_result(result, trainer.output))
+    report = trainer.parts.strategy.report()
+    if figures := describe_report(report):
+        say(f"{config.sync.strategy}: {figures}")
     return asdict(result) | {"strategy": report, "status": STOPPED if result.stopped else 0}
 
 
-def figures(report: dict[str, Any]) -> str:
-    """What a strategy has to say of itself, in words."""
+def _describe_run(trainer: Trainer) -> str:
+    """The first line: model, data, ranks and device."""
+    context, parts = trainer.context, trainer.parts
+    return (
+        f"{trainer.config.model.name}: {parts.model.parameters.count:,} parameters; "
+        f"{len(parts.reader):,} samples in {len(parts.reader.manifest.shards)} shard(s); "
+        f"{context.size} rank(s) on {context.nodes} node(s), {context.threads} thread(s) each, "
+        f"on {context.cores.used} of {context.cores.allotted} allotted core(s); "
+        f"{parts.model.ops.describe()}"
+    )
+
+
+def _describe_result(result: Result, output: Path) -> str:
+    from mpidl.train.evaluate import describe
+
+    curves = output / "training.png"
+    shown = f"; curves: {curves}" if curves.is_file() else ""
+    return (
+        f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): "
+        f"{result.evaluated_on} {describe(result.loss, result.accuracy)} on "
+        f"{result.samples:,} samples; {result.seconds:.1f} s, "
+        f"{result.samples_per_second:,.0f} samples/s\n"
+        f"checkpoint: {result.checkpoint}{shown}"
+    )
+
+
+def describe_report(report: dict[str, Any]) -> str:
+    """The report of a strategy in one sentence, empty if there is nothing to say.
+
+    Args:
+        report: From `Strategy.report`.
+    """
     from mpidl.sync import mean_and_largest
 
-    mebibyte = 1 << 20
     texts = []
     if report.get("sent_bytes"):
-        texts.append(f"{report['sent_bytes'] / mebibyte:,.1f} MiB sent by a rank")
-    if "part_bytes" in report:
+        texts.append(f"{report['sent_bytes'] / MIB:,.1f} MiB sent by a rank")
+    if "shard_bytes" in report:
         texts.append(
-            f"a rank holds {report['parameter_bytes'] / mebibyte:,.2f} MiB of parameters, "
-            f"{report['gradient_bytes'] / mebibyte:,.2f} of gradients and {report['part_bytes'] / mebibyte:,.2f} of each "
-            f"optimizer buffer, of {report['whole_bytes'] / mebibyte:,.2f} each"
+            f"a rank holds {report['parameter_bytes'] / MIB:,.2f} MiB of parameters, "
+            f"{report['gradient_bytes'] / MIB:,.2f} of gradients and "
+            f"{report['shard_bytes'] / MIB:,.2f} of each optimizer buffer, "
+            f"of {report['whole_bytes'] / MIB:,.2f} each"
         )
     if "spectral_gap" in report:
         texts.append(f"spectral gap of the graph {report['spectral_gap']:.3f}")
@@ -130,6 +150,7 @@ def figures(report: dict[str, Any]) -> str:
         texts.append(f"staleness {late[0]:.2f} on average, {late[1]} at most")
     if "gradient_noise_scale" in report:
         texts.append(
-            f"gradient noise scale {report['gradient_noise_scale']:,.0f} samples: a global batch up to about that still pays"
+            f"gradient noise scale {report['gradient_noise_scale']:,.0f} samples: larger global "
+            "batches than that bring little"
         )
     return "; ".join(texts)

@@ -1,4 +1,4 @@
-"""Measure which all-reduce algorithm is fastest on these ranks at each message size, for 'auto' to use from now on."""
+"""Measure which all-reduce algorithm is fastest at each size, for 'auto' to use from now on."""
 
 from __future__ import annotations
 
@@ -22,46 +22,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; all ranks call it together."""
-    from mpidl.collectives import group_of
+    """Measure. Collective."""
+    from mpidl.collectives import get_group
+    from mpidl.collectives.engine.select import layout_key, table_path
     from mpidl.comm.context import init
-    from mpidl.errors import ConfigError
     from mpidl.performance import tune
 
     context = init()
     with context.fail_together("tuning"):
-        if context.size < 2:
-            raise ConfigError(
-                "one rank has nobody to talk to",
-                where="mpidl tune",
-                remedy="start it with mpirun -n 2 or more",
-            )
-        if not 0 < args.largest_mib < math.inf:
-            raise ConfigError(
-                f"cannot use {args.largest_mib}",
-                where="--largest-mib",
-                remedy="give a positive number",
-            )
-    group, path = group_of(context.comm), args.output or tune.table_path()
+        _check(args, context.size)
+    group = get_group(context.comm)
+    path = args.output or table_path()
     rows = tune.measure_sizes(group, int(args.largest_mib * (1 << 20)))
-    table = tune.table_of(rows)
-    layout = tune.layout_key(group.nodes)
-    context.on_root(
-        lambda: tune.save(path, layout, table, {"ranks": group.size, "nodes": group.node_count}),
-        f"writing {path}",
-    )
+    table = tune.fastest_by_size(rows)
+    layout = layout_key(group.nodes)
+    machine = {"ranks": group.size, "nodes": group.node_count}
+    context.on_root(lambda: tune.save_table(path, layout, table, machine), f"writing {path}")
     if context.is_root and not args.json:
-        for nbytes, taken in rows:
-            print(
-                f"{nbytes:>12} B  "
-                + "  ".join(
-                    f"{name} {1e6 * taken[name]:.1f} us"
-                    for name in sorted(taken, key=taken.__getitem__)
-                )
-            )
-        print(
-            f"{layout} (ranks x nodes): "
-            + ", ".join(f"{name} from {nbytes} B" for nbytes, name in table)
-            + f"; written to {path}"
-        )
+        for nbytes, times in rows:
+            ranking = sorted(times, key=times.__getitem__)
+            print(f"{nbytes:>12} B ", *(f" {name} {1e6 * times[name]:.1f} us" for name in ranking))
+        choices = ", ".join(f"{name} from {nbytes} B" for nbytes, name in table)
+        print(f"{layout} (ranks x nodes): {choices}; written to {path}")
     return {"layout": layout, "table": table, "path": str(path)}
+
+
+def _check(args: argparse.Namespace, size: int) -> None:
+    from mpidl.errors import ConfigError
+
+    if size < 2:
+        raise ConfigError(
+            "collectives need at least two ranks",
+            where="mpidl tune",
+            remedy="start it with mpirun -n 2 or more",
+        )
+    if not 0 < args.largest_mib < math.inf:
+        raise ConfigError(
+            f"cannot use {args.largest_mib}",
+            where="--largest-mib",
+            remedy="give a positive number",
+        )

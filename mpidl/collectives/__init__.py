@@ -14,7 +14,7 @@ from mpidl.collectives.api import (
     scatter,
     send,
 )
-from mpidl.collectives.group import Group, group_of
+from mpidl.collectives.group import Group, get_group
 
 __all__ = [
     "Group",
@@ -24,7 +24,7 @@ __all__ = [
     "barrier",
     "broadcast",
     "gather",
-    "group_of",
+    "get_group",
     "recv",
     "reduce",
     "reduce_scatter",

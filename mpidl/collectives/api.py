@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from mpidl.collectives.algorithms import pairwise, ring, tree
-from mpidl.collectives.algorithms.hierarchical import hierarchical, in_fixed_order
+from mpidl.collectives.algorithms import ALL_REDUCE, pairwise, ring, tree
+from mpidl.collectives.algorithms.hierarchical import fixed_order, hierarchical
 from mpidl.collectives.algorithms.native import native
 from mpidl.collectives.algorithms.rabenseifner import rabenseifner
-from mpidl.collectives.algorithms.recursive_doubling import recursive_doubling
-from mpidl.collectives.engine.execute import execute, tag_of
-from mpidl.collectives.engine.reduction import FLOAT16, MEAN, NUMBERS, is_half, mark_of
+from mpidl.collectives.engine.execute import execute, message_tag
+from mpidl.collectives.engine.reduction import FLOAT16, MEAN, NUMBERS, call_hash, is_half
 from mpidl.collectives.engine.select import choose, load_table, table_path
 from mpidl.collectives.engine.shared import FAST
-from mpidl.collectives.group import Group, group_of
+from mpidl.collectives.group import Group, get_group
 from mpidl.collectives.safety import checks
-from mpidl.collectives.schedule import Algorithm, Round, Schedule, part, segments
+from mpidl.collectives.schedule import Algorithm, Round, Schedule, block_range, segments
 from mpidl.comm import mpi, transport
+from mpidl.comm.activity import Call
 from mpidl.comm.transport import CHUNK, array_module, host_view, in_chunks, is_device
 from mpidl.errors import CollectiveError
 
@@ -35,16 +35,9 @@ try:
 except ImportError:  # built without Python.h
     _call = None
 
-# by name; "hierarchical" depends on the placement of the ranks and is made by `algorithm_for`
-ALL_REDUCE: dict[str, Algorithm] = {
-    "ring": ring.ring,
-    "rabenseifner": rabenseifner,
-    "doubling": recursive_doubling,
-    "tree": tree.tree,
-    "direct": pairwise.direct,
-    "native": native,
-}
-NAMES = (*ALL_REDUCE, "hierarchical")
+ALL_GATHER: dict[str, Algorithm] = {"ring": ring.all_gather, "bruck": pairwise.bruck}
+SHORT_GATHER = 64 << 10  # bytes below which "auto" takes bruck
+_make_call = tuple.__new__  # four times faster than Call(...): a microsecond is all there is
 _SLOW: tuple[dict[int, int], int, int] = ({}, 0, 0)
 
 
@@ -61,13 +54,13 @@ def all_reduce(
 
     buffer: (n,) array, C-contiguous and writable, in host or device memory; the same length and dtype on every rank; float16 or
     bfloat16 (both added in float32), or any real or complex dtype. comm: an mpi4py communicator or a Group.
-    op: "sum", "mean", "product", "min" or "max". algorithm: "auto" or one of `NAMES`. exact: choose only among algorithms that
+    op: "sum", "mean", "product", "min" or "max". algorithm: "auto" or one of `ALL_REDUCE`. exact: choose only among algorithms that
     sum along one binary tree over the ranks (needs a power of two of them; see mpidl.train.accumulation).
     name: what the buffer is, for error messages.
     Raises CollectiveError for a buffer that cannot be reduced in place, an unknown name, an integer mean that would
     overflow, or a float16 sum that did.
     """
-    group = comm if type(comm) is Group else group_of(comm)
+    group = comm if type(comm) is Group else get_group(comm)
     fast = group.fast
     if (
         fast is not None
@@ -81,10 +74,10 @@ def all_reduce(
         code = codes.get(dtype.num)
         if code is not None and dtype.isnative:
             if name:
-                mark = mark_of("all_reduce", op, name)
-            before = group.doing
+                mark = call_hash(Call("all_reduce", None, op, name))
+            before = group.call
             group.count += 1
-            group.doing = ("all_reduce", buffer, op, name)
+            group.call = _make_call(Call, ("all_reduce", buffer, op, name))
             try:
                 status = _call(fast.kernel_address, fast.node_address, buffer, code, op_code, mark)
                 if status:
@@ -93,7 +86,7 @@ def all_reduce(
                 checks.buffer(buffer, "all_reduce", name)
                 raise CollectiveError(str(error), where=name) from error
             finally:
-                group.doing = before
+                group.call = before
             return
     _all_reduce(buffer, group, op, algorithm, exact, name)
 
@@ -101,18 +94,18 @@ def all_reduce(
 def _all_reduce(buffer: Any, group: Group, op: str, algorithm: str, exact: bool, name: str) -> None:
     checks.buffer(buffer, "all_reduce", name)
     checks.operation(op, buffer.dtype, name)
-    if algorithm != "auto" and algorithm not in NAMES:
+    if algorithm != "auto" and algorithm not in ALL_REDUCE:
         raise CollectiveError(
             f"unknown all-reduce algorithm {algorithm!r}",
             where=name,
-            remedy=f"choose one of {sorted(NAMES)}",
+            remedy=f"choose one of {sorted(ALL_REDUCE)}",
         )
     if group.size == 1 or not buffer.size:
         return
     chosen = algorithm_for(algorithm, buffer, group, exact)
     no_kernels = group.node_count == 1 and group.shared is not None and not group.shared.compiled
     guarded = group.guard == "on" or (group.guard != "off" and (chosen is native or no_kernels))
-    _guarded(chosen, buffer, group, op, ("all_reduce", buffer, op, name), guarded)
+    _guarded(chosen, buffer, group, op, Call("all_reduce", buffer, op, name), guarded)
 
 
 def _guarded(
@@ -120,22 +113,22 @@ def _guarded(
     buffer: Any,
     group: Group,
     op: str,
-    doing: tuple[str, Any, str, str],
+    call: Call,
     guarded: bool,
 ) -> None:
-    """Run a schedule with what its operation and kind of memory need around it. doing: see `Activity`."""
-    before = group.doing
-    group.count += 1
-    group.doing = doing  # not Activity.during, which takes a microsecond
-    try:
+    """Run a schedule with what its operation and kind of memory need around it.
+
+    Args:
+        call: What the watchdog and other ranks are told.
+        guarded: Ranks compare their calls before.
+    """
+    with group.during(*call):
         if guarded:
             checks.agreement(group, buffer)
         if op == MEAN or is_device(buffer) or buffer.dtype.num == FLOAT16.num:
-            _with_care(algorithm, buffer, group, op, doing[0], doing[3])
+            _with_care(algorithm, buffer, group, op, call.what, call.name)
         else:
             run(algorithm, buffer, group, op)
-    finally:
-        group.doing = before
 
 
 def _with_care(
@@ -162,7 +155,7 @@ def _divides(algorithm: Algorithm, dtype: np.dtype[Any], group: Group) -> bool:
         return False
     in_one_round = group.node_count == 1 and algorithm in (
         hierarchical(group.nodes),
-        in_fixed_order(group.nodes),
+        fixed_order(group.nodes),
     )
     return in_one_round or (
         is_half(dtype) and algorithm in (pairwise.direct, pairwise.direct_reduce_scatter)
@@ -171,18 +164,17 @@ def _divides(algorithm: Algorithm, dtype: np.dtype[Any], group: Group) -> bool:
 
 def algorithm_for(name: str, buffer: Any, group: Group, exact: bool = False) -> Algorithm:
     """The schedule for an all-reduce algorithm by name; "auto" chooses."""
-    half, shares = is_half(buffer.dtype), group.shares and not is_device(buffer)
+    half = is_half(buffer.dtype)
+    shares = group.shares and not is_device(buffer)
     if name == "auto" and exact:
-        tree_like = in_fixed_order(group.nodes) if shares else None
-        return tree_like or rabenseifner
+        return (fixed_order(group.nodes) if shares else None) or rabenseifner
     if name == "auto":
         table = load_table(table_path())
         name = choose(buffer.nbytes, group.nodes, half=half, shared=shares, table=table)
-    if name == "native" and half:
-        name = "direct"
-    if name == "hierarchical":
-        return hierarchical(group.nodes) if shares else ring.ring
-    return ALL_REDUCE[name]
+    chosen = ALL_REDUCE[name]
+    if (half and not chosen.half) or (chosen.shared_memory and not shares):
+        chosen = ALL_REDUCE[chosen.fallback]
+    return chosen.make(group.nodes)
 
 
 def reduce(buffer: Any, *, comm: Any, root: int = 0, op: str = "sum", name: str = "") -> None:
@@ -205,7 +197,7 @@ def gather(buffer: Any, *, comm: Any, root: int = 0, name: str = "") -> None:
 def scatter(buffer: Any, *, comm: Any, root: int = 0, name: str = "") -> Any:
     """Part r of the root's `buffer` (n,) reaches rank r; returns the view of it."""
     _rooted(tree.scatter, buffer, comm, root, "sum", "scatter", name)
-    return _own(buffer, group_of(comm))
+    return _own(buffer, get_group(comm))
 
 
 def reduce_scatter(buffer: Any, *, comm: Any, op: str = "sum", name: str = "") -> Any:
@@ -216,27 +208,26 @@ def reduce_scatter(buffer: Any, *, comm: Any, op: str = "sum", name: str = "") -
     checks.buffer(buffer, "reduce_scatter", name)
     schedule = pairwise.direct_reduce_scatter if is_half(buffer.dtype) else ring.reduce_scatter
     _in_place(schedule, buffer, comm, op, "reduce_scatter", name)
-    return _own(buffer, group_of(comm))
+    return _own(buffer, get_group(comm))
 
 
 def all_gather(buffer: Any, *, comm: Any, algorithm: str = "auto", name: str = "") -> None:
     """Part r of rank r's `buffer` (n,) reaches every rank. algorithm: "ring", "bruck", or "auto" (bruck below 64 KiB)."""
     checks.buffer(buffer, "all_gather", name)
-    known = {"ring": ring.all_gather, "bruck": pairwise.bruck}
-    if algorithm not in (*known, "auto"):
+    if algorithm not in (*ALL_GATHER, "auto"):
         raise CollectiveError(
             f"unknown all-gather algorithm {algorithm!r}",
             where=name,
-            remedy=f"choose one of {sorted(known)}",
+            remedy=f"choose one of {sorted(ALL_GATHER)}",
         )
     if algorithm == "auto":
-        algorithm = "bruck" if buffer.nbytes < 64 << 10 else "ring"
-    _in_place(known[algorithm], buffer, comm, "sum", "all_gather", name)
+        algorithm = "bruck" if buffer.nbytes < SHORT_GATHER else "ring"
+    _in_place(ALL_GATHER[algorithm], buffer, comm, "sum", "all_gather", name)
 
 
 def all_to_all(send: Any, receive: Any, *, comm: Any, name: str = "") -> None:
     """Part d of rank s's `send` (n,) becomes part s of rank d's `receive` (n,); n is a multiple of the number of ranks."""
-    group = group_of(comm)
+    group = get_group(comm)
     checks.buffer(send, "all_to_all", name, writable=False)
     checks.buffer(receive, "all_to_all", name)
     if send.size != receive.size or send.size % group.size or send.dtype != receive.dtype:
@@ -247,7 +238,7 @@ def all_to_all(send: Any, receive: Any, *, comm: Any, name: str = "") -> None:
         )
     both = array_module(send).empty(2 * send.size, send.dtype)
     both[: send.size] = send
-    low, high = part(group.rank, group.size, send.size)
+    low, high = block_range(group.rank, group.size, send.size)
     both[send.size + low : send.size + high] = send[low:high]
     _in_place(pairwise.all_to_all, both, group, "sum", "all_to_all", name)
     receive[...] = both[send.size :]
@@ -258,19 +249,19 @@ def barrier(*, comm: Any) -> None:
     _in_place(pairwise.dissemination, np.zeros(2, np.uint8), comm, "sum", "barrier", "")
 
 
-def send(buffer: Any, to: int, *, comm: Any, tag: int = 0) -> None:
-    """Send `buffer` (n,) to another rank `to`; returns once the buffer may be changed."""
-    group = group_of(comm)
+def send(buffer: Any, dest: int, *, comm: Any, tag: int = 0) -> None:
+    """Send `buffer` (n,) to another rank `dest`; returns once the buffer may be changed."""
+    group = get_group(comm)
     checks.buffer(buffer, "send", "", writable=False)
-    wire_tag = _message(to, tag, group, "send")
-    with group.during("send", buffer, f"to {to}"), host_view(buffer, group.gpu_aware) as host:
+    wire_tag = _message(dest, tag, group, "send")
+    with group.during("send", buffer, f"to {dest}"), host_view(buffer, group.gpu_aware) as host:
         for start, stop in segments((0, host.size), transport.MOST):
-            group.comm.Send(_wire(host[start:stop]), to, wire_tag)
+            group.comm.Send(_wire(host[start:stop]), dest, wire_tag)
 
 
 def recv(buffer: Any, source: int, *, comm: Any, tag: int = 0) -> None:
     """Receive into `buffer` (n,) from another rank `source`. Raises CollectiveError if the message has another length."""
-    group = group_of(comm)
+    group = get_group(comm)
     checks.buffer(buffer, "recv", "")
     wire_tag = _message(source, tag, group, "recv")
     with group.during("recv", buffer, f"from {source}"), host_view(buffer, group.gpu_aware) as host:
@@ -308,7 +299,7 @@ def run_rounds(
     """Execute rounds that replace (never combine) parts of `buffer` (n,). They are asked for one by one, each while the one
     before it is under way if that is large: what the caller does between them costs no time on a slow network.
     """
-    group = group_of(comm)
+    group = get_group(comm)
     checks.buffer(buffer, what, name)
     with group.during(what, buffer, "", name):
         execute(rounds, buffer, group, tag=_tag(buffer, group))
@@ -320,8 +311,7 @@ def run(algorithm: Algorithm, host: Any, group: Group, op: str) -> None:
 
 
 def _tag(host: Any, group: Group) -> int:
-    what, _, op, name = group.doing or ("", None, "", "")
-    return tag_of(host.size, NUMBERS.get(host.dtype.num, 15), mark_of(what, op, name))
+    return message_tag(host.size, NUMBERS.get(host.dtype.num, 15), call_hash(group.call))
 
 
 def _in_place(
@@ -335,19 +325,19 @@ def _in_place(
     root: int | None = None,
 ) -> None:
     """root: of collectives in which some ranks only send. These would not notice that the others do something else."""
-    group = group_of(comm)
+    group = get_group(comm)
     checks.buffer(buffer, what, name)
     checks.operation(op, buffer.dtype, name)
     one_way = root is not None
     if group.size == 1 or (not buffer.size and not one_way):
         return
-    doing = what, buffer, f"{op}, root {root}" if one_way else op, name
+    call = Call(what, buffer, f"{op}, root {root}" if one_way else op, name)
     _guarded(
         schedule,
         buffer,
         group,
         op,
-        doing,
+        call,
         group.guard == "on" or (one_way and group.guard != "off"),
     )
 
@@ -355,7 +345,7 @@ def _in_place(
 def _rooted(
     schedule: Callable[..., Any], buffer: Any, comm: Any, root: int, op: str, what: str, name: str
 ) -> None:
-    checks.peer(root, group_of(comm), what)
+    checks.peer(root, get_group(comm), what)
     _in_place(_with_root(schedule, int(root)), buffer, comm, op, what, name, root=int(root))
 
 
@@ -365,7 +355,7 @@ def _with_root(schedule: Callable[..., Schedule], root: int) -> Algorithm:
 
 
 def _own(buffer: Any, group: Group) -> Any:
-    low, high = part(group.rank, group.size, buffer.size)
+    low, high = block_range(group.rank, group.size, buffer.size)
     return buffer[low:high]
 
 

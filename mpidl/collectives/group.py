@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable
 from functools import cache
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +14,12 @@ from mpidl.collectives.schedule import Algorithm, Exchange, Round
 from mpidl.comm import mpi
 from mpidl.comm.activity import Activity, watched
 from mpidl.comm.transport import array_module, gpu_aware
-from mpidl.errors import CollectiveError
+from mpidl.errors import CollectiveError, notice
+from mpidl.settings import GUARD
 
-GUARD_VARIABLE = "MPIDL_GUARD"
+if TYPE_CHECKING:
+    from mpi4py import MPI as MPITypes
+
 PLANS, LONGEST = 256, 64  # schedules that a group keeps, and rounds that a kept one may have
 _keyval: int | None = None
 _latest: tuple[Any, Any] = (
@@ -42,12 +43,12 @@ class Group(Activity):
     memory; None for a rank that is alone on its node, and for all where one node has no room for that memory.
     """
 
-    def __init__(self, comm: Any, *, name: str = "world") -> None:
+    def __init__(self, comm: MPITypes.Comm, *, name: str = "world") -> None:
         super().__init__(comm, name)
         with self.during("making the group"):
             self._set_up(comm)
 
-    def _set_up(self, comm: Any) -> None:
+    def _set_up(self, comm: MPITypes.Comm) -> None:
         MPI = mpi.load()
         self.comm = watched(MPI.Intracomm(comm).Clone(), self)
         self.nobody = MPI.PROC_NULL
@@ -62,7 +63,7 @@ class Group(Activity):
         )
         self.shares = bool(self.comm.allreduce(int(self.shared is not None), op=MPI.MAX))
         self.gpu_aware = gpu_aware()
-        self.guard = os.environ.get(GUARD_VARIABLE, "auto")
+        self.guard = GUARD.value
         self.fast = (
             self.shared
             if self.node_count == 1 and self.shared is not None and self.shared.compiled
@@ -76,7 +77,7 @@ class Group(Activity):
         MPI = mpi.load()
         room = self.comm.allreduce(int(has_room(self.node_comm.Get_size())), op=MPI.MIN)
         if not room and self.rank == 0:
-            _say_once(
+            _notice_once(
                 f"{FOLDER} has no room for shared windows on some node: slower collectives by messages instead"
             )
         return bool(room)
@@ -114,12 +115,10 @@ class Group(Activity):
         self.comm.Free()
 
 
-@cache
-def _say_once(note: str) -> None:
-    print(f"mpidl: note: {note}", file=sys.stderr, flush=True)
+_notice_once = cache(notice)
 
 
-def group_of(comm: Any) -> Group:
+def get_group(comm: MPITypes.Intracomm) -> Group:
     """The group of an mpi4py communicator; made at the first call, which is collective. A Group is returned as it is."""
     global _keyval, _latest
     if comm is _latest[0]:

@@ -1,1 +1,1 @@
-"""Who we are among the ranks, and how buffers travel between them."""
+"""The ranks of a job, their placement, and how buffers reach MPI."""

@@ -1,6 +1,7 @@
-"""What a rank does together with the ranks of a communicator, so that a watchdog can tell who is missing.
+"""What a rank does together with the ranks of a communicator, for the watchdog.
 
-`mpidl.collectives.safety.watchdog` reads these records. The collectives of a watched communicator write theirs by themselves.
+`mpidl.collectives.safety.watchdog` reads these records, to tell which rank is missing. The
+collectives of a watched communicator record themselves.
 """
 
 from __future__ import annotations
@@ -8,108 +9,125 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpidl.comm import mpi
 
-# what a watched communicator announces; messages between two ranks are announced by those who send them
-ANNOUNCED = (
-    *(
-        "Barrier",
-        "Bcast",
-        "Gather",
-        "Gatherv",
-        "Scatter",
-        "Scatterv",
-        "Allgather",
-        "Allgatherv",
-        "Alltoall",
-        "Alltoallv",
-    ),
-    *(
-        "Reduce",
-        "Allreduce",
-        "Reduce_scatter",
-        "Scan",
-        "Exscan",
-        "barrier",
-        "bcast",
-        "gather",
-        "scatter",
-        "allgather",
-    ),
-    *(
-        "alltoall",
-        "reduce",
-        "allreduce",
-        "scan",
-        "exscan",
-        "Split",
-        "Split_type",
-        "Clone",
-        "Dup",
-        "Create",
-        "Free",
-    ),
+if TYPE_CHECKING:
+    from mpi4py import MPI as MPITypes
+
+# Methods of a watched communicator that record themselves; messages between two ranks are recorded
+# by those who send them.
+RECORDED = (
+    *("Barrier", "Bcast", "Gather", "Gatherv", "Scatter", "Scatterv", "Allgather", "Allgatherv"),
+    *("Alltoall", "Alltoallv", "Reduce", "Allreduce", "Reduce_scatter", "Scan", "Exscan"),
+    *("barrier", "bcast", "gather", "scatter", "allgather", "alltoall", "reduce", "allreduce"),
+    *("scan", "exscan", "Split", "Split_type", "Clone", "Dup", "Create", "Free"),
 )
+# Process-wide, as MPI's communicators: the watchdog looks at all of them.
 _made: Counter[Any] = Counter()
 _activities: weakref.WeakSet[Activity] = weakref.WeakSet()
 _lock = threading.Lock()
 
 
-class Activity:
-    """The operations that this rank has begun with the ranks of one communicator, and the one under way.
+class Call(NamedTuple):
+    """One operation that ranks do together; ranks that do it alike have equal words and lengths.
 
-    key: names the activity, alike on all its ranks, which make it together. world: their numbers in MPI.COMM_WORLD. count:
-    operations begun. doing: (operation, buffer or None, what it computes and with which root, name) or None.
+    Attributes:
+        what: The operation: "all_reduce".
+        buffer: Its array, where it has one.
+        op: What it computes, and with which root.
+        name: What the buffer is, for people.
     """
 
-    def __init__(self, comm: Any, name: str) -> None:
+    what: str
+    buffer: Any = None
+    op: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        """In one line: "all_reduce (sum) of 10 x float32, gradients"."""
+        text = self.what + (f" ({self.op})" if self.op else "")
+        if self.buffer is not None:
+            text += f" of {self.buffer.size} x {self.buffer.dtype}"
+        return text + (f", {self.name}" if self.name else "")
+
+
+class Activity:
+    """The operations that this rank has begun with the ranks of one communicator.
+
+    Args:
+        comm: The communicator.
+        name: For people, as "world".
+
+    Attributes:
+        rank: This process in the communicator.
+        size: Number of its ranks.
+        world: Their numbers in MPI.COMM_WORLD.
+        key: Names the activity, alike on all its ranks, which make it together.
+        count: Operations begun.
+        call: The one in progress.
+    """
+
+    def __init__(self, comm: MPITypes.Comm, name: str) -> None:
         MPI = mpi.load()
-        self.name, self.rank, self.size = name, int(comm.Get_rank()), int(comm.Get_size())
+        self.name = name
+        self.rank = int(comm.Get_rank())
+        self.size = int(comm.Get_size())
+        everyone = MPI.COMM_WORLD.Get_group()
         self.world: list[int] = list(
-            MPI.Group.Translate_ranks(
-                comm.Get_group(), list(range(self.size)), MPI.COMM_WORLD.Get_group()
-            )
+            MPI.Group.Translate_ranks(comm.Get_group(), list(range(self.size)), everyone)
         )
         same = (name, tuple(self.world))
         _made[same] += 1
         self.key: tuple[Any, ...] = (*same, _made[same])
         self.count = 0
-        self.doing: tuple[Any, ...] | None = None
+        self.call: Call | None = None
         with _lock:
             _activities.add(self)
 
-    @contextmanager
-    def during(self, what: str, buffer: Any = None, op: str = "", name: str = "") -> Iterator[None]:
-        """While all ranks do `what` together."""
-        before = self.doing
-        self.count += 1
-        self.doing = (what, buffer, op, name)
-        try:
-            yield
-        finally:
-            self.doing = before
+    def during(self, what: str, buffer: Any = None, op: str = "", name: str = "") -> _During:
+        """Context manager: record an operation while all ranks do it. Arguments as of `Call`."""
+        return _During(self, Call(what, buffer, op, name))
 
     def forget(self) -> None:
-        """Nobody watches this any more."""
+        """Take this out of what is watched."""
         with _lock:
             _activities.discard(self)
 
 
+class _During:
+    """A class, since a generator would add a microsecond to every collective."""
+
+    __slots__ = ("activity", "before", "call")
+
+    def __init__(self, activity: Activity, call: Call) -> None:
+        self.activity = activity
+        self.call = call
+
+    def __enter__(self) -> None:
+        activity = self.activity
+        self.before = activity.call
+        activity.count += 1
+        activity.call = self.call
+
+    def __exit__(self, *error: object) -> None:
+        self.activity.call = self.before
+
+
 def activities() -> list[Activity]:
-    """All of this process."""
+    """The activities of this process."""
     with _lock:
         return list(_activities)
 
 
-def watched(comm: Any, activity: Activity) -> Any:
-    """The same communicator, with collectives that announce themselves in `activity` unless something else is under way.
+def watched(comm: MPITypes.Intracomm, activity: Activity) -> Any:
+    """The same communicator, whose collectives record themselves in `activity`.
 
-    Collective: mpi4py's first `allreduce` of a communicator waits for all ranks with Python's lock held, so that no watchdog
+    A call within another recorded operation is part of that one. Collective: mpi4py's first
+    `allreduce` of a communicator waits for all ranks with Python's lock held, so that no watchdog
     could run; it is done here, where they meet anyway.
     """
     made = _watched_type()(comm)
@@ -121,14 +139,14 @@ def watched(comm: Any, activity: Activity) -> Any:
 @cache
 def _watched_type() -> Any:
     plain = mpi.load().Intracomm
-    methods = {name: _announcing(name, getattr(plain, name)) for name in ANNOUNCED}
+    methods = {name: _recording(name, getattr(plain, name)) for name in RECORDED}
     return type("Watched", (plain,), {"activity": None, **methods})
 
 
-def _announcing(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+def _recording(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         activity = self.activity
-        if activity is None or activity.doing is not None:
+        if activity is None or activity.call is not None:
             return method(self, *args, **kwargs)
         with activity.during(name):
             return method(self, *args, **kwargs)

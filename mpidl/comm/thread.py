@@ -1,4 +1,4 @@
-"""The communication thread: exchanges buckets in the order in which they were handed over, while backward goes on."""
+"""The communication thread: runs exchanges in submission order while backward continues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from mpidl.comm import mpi
 
 
 class CommunicationThread:
-    """Runs jobs one after another in a thread. The first error is raised by `drain`; the jobs after it are skipped."""
+    """Runs jobs one after another in a thread of its own.
+
+    `drain` raises the first error; the jobs after it are skipped.
+    """
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -22,12 +25,12 @@ class CommunicationThread:
         mpi.before_finalize(self.close)
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Hand a job over; returns at once."""
+        """Enqueue a job; returns immediately."""
         self._pending += 1
         self._jobs.put(job)
 
     def drain(self) -> None:
-        """Wait until all jobs are done; raise the first error among them."""
+        """Wait until all submitted jobs are done; raise the first error among them."""
         for _ in range(self._pending):
             self._done.acquire()
         self._pending = 0
@@ -36,7 +39,7 @@ class CommunicationThread:
             raise error
 
     def close(self) -> None:
-        """End the thread once its jobs are done."""
+        """End the thread after the jobs that are queued."""
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join(timeout=5)

@@ -1,5 +1,8 @@
-"""Brings buffers to where MPI can read them: host memory as it is, device memory through pinned host staging, or, with an MPI
-that is GPU-aware, device memory itself.
+"""Brings buffers to where MPI can read them.
+
+Host memory is passed as it is. Device memory is passed as it is to a GPU-aware MPI, else staged
+through pinned host memory. Staging memory comes from CuPy's pool of pinned memory: each caller has
+its own for as long as it needs it, so that threads may communicate at the same time.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-GPU_AWARE_VARIABLE = "MPIDL_GPU_AWARE"
+from mpidl.settings import GPU_AWARE
+
 CHUNK = 8 << 20  # bytes of each of the two pinned buffers
-MOST = (
-    1 << 30
-)  # elements of one message: MPI libraries count them in 32 bits (Open MPI 5 refuses 2^31)
+# Elements of one message: MPI libraries count them in 32 bits (Open MPI 5 refuses 2^31).
+MOST = 1 << 30
 _PROBE = """
 import cupy
 from mpi4py import MPI
@@ -48,14 +51,15 @@ def array_module(buffer: Any) -> Any:
 
 @cache
 def gpu_aware() -> bool:
-    """Whether MPI can read device memory. MPIDL_GPU_AWARE=1 or 0 says so; else the library is asked, and a copy is tried.
+    """Whether MPI can read device memory.
 
-    The trial runs in a process of its own: an MPI that only believes to be GPU-aware dies of it (mpi4py issues 36, 58, 115).
+    MPIDL_GPU_AWARE=1 or 0 decides; else the library is asked, and a copy is tried. The trial runs
+    in a separate process: an MPI that is wrong about it crashes (mpi4py issues 36, 58, 115).
     """
-    wanted = os.environ.get(GPU_AWARE_VARIABLE, "")
+    wanted = GPU_AWARE.value
     if wanted in ("0", "1"):
         return wanted == "1"
-    return _claims_cuda() and _trial()
+    return _claims_cuda() and _probe()
 
 
 def _claims_cuda() -> bool:
@@ -65,7 +69,7 @@ def _claims_cuda() -> bool:
         return False
 
 
-def _trial() -> bool:
+def _probe() -> bool:
     launched = ("OMPI_", "PMI", "PRTE", "SLURM")
     alone = {key: value for key, value in os.environ.items() if not key.startswith(launched)}
     try:
@@ -79,9 +83,13 @@ def _trial() -> bool:
 
 @contextmanager
 def host_view(buffer: Any, aware: bool = False) -> Iterator[Any]:
-    """`buffer` where MPI can read it: itself in host memory, or if `aware`; else a pinned copy, copied back at the end.
+    """`buffer` where MPI can read it: itself, or a pinned copy that is copied back at the end.
 
-    The device stream is synchronized before MPI may read, and before the copy is given back to CuPy's pool of pinned memory.
+    The device stream is synchronized before MPI may read, and before the copy returns to the pool.
+
+    Args:
+        buffer: Host or device array.
+        aware: MPI can read device memory.
     """
     if not is_device(buffer):
         yield buffer
@@ -98,14 +106,21 @@ def host_view(buffer: Any, aware: bool = False) -> Iterator[Any]:
 
 
 def in_chunks(buffer: Any, work: Callable[[NDArray[Any]], None], chunk: int = CHUNK) -> None:
-    """Do `work` on a device array (n,) piece by piece in host memory, in place; for work that treats elements alike.
+    """Do elementwise `work` on a device array chunk by chunk in host memory, in place.
 
-    Two pinned buffers of `chunk` bytes take turns: while one is worked on, the next piece comes from the device, and the piece
-    before it goes back. One stream does all copies, so that a buffer is not filled again before it has been emptied.
+    Double buffering: while one chunk is worked on, the next one comes from the device, and the
+    previous one returns. One stream does all copies, so that a buffer is not refilled before it
+    has been emptied.
+
+    Args:
+        buffer: (n,) device array.
+        work: Called with each chunk in turn.
+        chunk: Bytes of each of the two pinned buffers.
     """
     cupy = array_module(buffer)
     cupy.cuda.get_current_stream().synchronize()
-    stream, step = cupy.cuda.Stream(non_blocking=True), max(1, chunk // buffer.dtype.itemsize)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    step = max(1, chunk // buffer.dtype.itemsize)
     pieces = [buffer[at : at + step] for at in range(0, buffer.size, step)]
     turns = _pinned_like(buffer[:step]), _pinned_like(buffer[:step])
     hosts = [turn[: piece.size] for turn, piece in zip(cycle(turns), pieces, strict=False)]
@@ -122,13 +137,13 @@ def in_chunks(buffer: Any, work: Callable[[NDArray[Any]], None], chunk: int = CH
 
 
 def _fetch(piece: Any, host: NDArray[Any], stream: Any) -> Any:
-    """Start a copy from the device; returns the event of its end."""
+    """Start a copy from the device; returns the event that marks its end."""
     piece.get(out=host, stream=stream, blocking=False)
     return stream.record()
 
 
 def _pinned_like(buffer: Any) -> NDArray[Any]:
-    """Pinned memory of this caller alone, from CuPy's pool, which threads may use at once; it returns there when released."""
+    """Pinned memory from CuPy's pool, which is thread-safe; it returns there when released."""
     import cupyx
 
     host: NDArray[Any] = cupyx.empty_pinned(buffer.shape, buffer.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from mpidl.compression import COMPRESSORS, Compressor, create_from
+from mpidl.compression import COMPRESSORS, Compressor
 from mpidl.options import OneOf
 from mpidl.registry import Choice, Registry
 
@@ -22,7 +22,11 @@ class CompressionChoice(Choice, frozen=True):
     name: Annotated[str, OneOf(COMPRESSORS, "none")] = "none"
 
     def create(self, seed: int) -> Compressor | None:
-        """The compressor; None for none."""
+        """The compressor, or None.
+
+        Args:
+            seed: Of stochastic rounding and random factors.
+        """
         if self.name == self.NONE:
             return None
-        return create_from(self.name, self.options, seed=seed)
+        return COMPRESSORS[self.name](self.options, seed=seed)

@@ -1,16 +1,18 @@
-"""int8 with a scale per block and stochastic rounding (QSGD: Alistarh et al., 2017), and one bit with a scale (1-bit SGD: Seide
-et al., 2014), as a reduce-scatter and an all-gather of packets (1-bit Adam: Tang et al., 2021).
+"""The exchange of compressors that round every element: a reduce-scatter and an all-gather of
+packets.
 
-Every rank sends each other one its part, packed; adds what it gets in float32; and packs the sum for all. The owner of a part
-keeps what the second packing leaves out for the next time. Error feedback for the first packing is built in: it works part by
-part, while the part before it travels.
+Every rank sends each other one its part, packed; adds what it gets in float32; and packs the sum
+for all (1-bit Adam: Tang et al., 2021). What the first packing leaves out is a residual of the
+sender, what the second one leaves out a residual of the owner of the part.
 """
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,70 +23,84 @@ from mpidl.collectives.algorithms import ring
 from mpidl.collectives.algorithms.pairwise import all_to_all
 from mpidl.collectives.schedule import NOTHING, Exchange, Round
 from mpidl.comm.transport import array_module
-from mpidl.compression.compressor import Compressor, Layout, fitting, take_all, to_host
+from mpidl.compression.compressor import Compressor, Layout
+from mpidl.compression.error_feedback import Residuals, drop_nonfinite
 from mpidl.optim import RunState
 
-BLOCK = 1024  # elements that share a scale
 FLUSH = Exchange(0, NOTHING, 0, NOTHING, False)  # sends nothing, but completes what is under way
+
+Parts = Sequence[NDArray[Any]]
 
 
 class Quantized(Compressor):
-    """The exchange; what a packet is, is the business of the subclasses."""
+    """Two-phase exchange; subclasses define the packet format.
 
-    bits: int
+    Attributes:
+        bits: Of an element in a packet.
+        block: Elements that share a scale.
+    """
 
-    block = BLOCK
+    bits: ClassVar[int]
+    block: ClassVar[int] = 1024
+
+    options: Compressor.Options
 
     def __init__(self, options: Compressor.Options | None = None, *, seed: int = 0) -> None:
         super().__init__(options, seed=seed)
-        self.feedback = self.options.error_feedback
+        self.residuals = Residuals("residual")  # of this rank's parts, (P, part)
+        self.owner_residuals = Residuals("owner")  # of the sum of its own part, (part,)
         self._calls = 0
-        self._residuals: dict[str, NDArray[Any]] = {}  # left out by the first packing, (P, part)
-        self._late: dict[
-            str, NDArray[Any]
-        ] = {}  # left out by the second packing, at the owner of a part
-        self._held: dict[tuple[str, int], NDArray[Any]] = {}
+        self._scratch: dict[tuple[str, int], NDArray[Any]] = {}
 
-    def packet(self, count: int) -> int:
-        """Bytes of a packet of `count` elements, a multiple of the block."""
+    def packet_bytes(self, count: int) -> int:
+        """Bytes of a packet.
+
+        Args:
+            count: Elements in it, a multiple of the block.
+        """
         return count // self.block * 4 + count * self.bits // 8
 
     @abstractmethod
     def pack(self, x: NDArray[Any], packet: NDArray[Any], seed: int) -> None:
-        """x (count,) float32 into packet (bytes,) uint8."""
+        """Round a part.
+
+        Args:
+            x: (count,) float32.
+            packet: (bytes,) uint8, filled.
+            seed: Of stochastic rounding.
+        """
 
     @abstractmethod
     def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
-        """packet (bytes,) uint8 into y (count,) float32, or onto it, `sign` times."""
+        """Widen a packet.
+
+        Args:
+            packet: (bytes,) uint8.
+            y: (count,) float32.
+            sign: 0: y becomes the packet's values; 1 or -1: they are added or subtracted.
+        """
 
     def reduce(self, values: NDArray[Any], group: Group, key: str, layout: Layout = ()) -> None:
-        """Two exchanges of packets: 2 (P - 1) / P of the packed size sent per rank. Packing and unpacking go on meanwhile."""
-        size = group.size
+        """Two exchanges of packets: 2 (P - 1) / P of the packed size sent per rank.
+
+        Parts are packed and unpacked while others travel.
+        """
+        size, self._calls = group.size, self._calls + 1
         each = -(-values.size // (size * self.block)) * self.block
-        nbytes, self._calls = self.packet(each), self._calls + 1
-        whole = values
-        if values.size != size * each:
-            whole = self._borrow("whole", size * each, np.float32, values)
-            whole[: values.size] = values
-            whole[values.size :] = 0
+        nbytes = self.packet_bytes(each)
+        whole = self._padded(values, size * each)
         parts = list(whole.reshape(size, each))
-        both = self._borrow("both", 2 * size * nbytes, np.uint8)
+        both = self._borrow("packets", 2 * size * nbytes, np.uint8)
         packets = list(both.reshape(2 * size, nbytes))  # to the ranks, then from the ranks
-        late = self._kept(self._late, key, (each,), values)
-        owed = self._kept(self._residuals, key, (size, each), values)
+        total = self.owner_residuals.of(key, (each,), values)
         run_rounds(
-            self._scatter(parts, packets, late, owed, group),
+            self._scatter(parts, packets, total, self._sender_residual(key, parts), group),
             both,
             comm=group,
             what="compressed reduce-scatter",
             name=key,
         )
-        mine = packets[size + group.rank]
-        self.pack(late, mine, self._seed(group.rank, size))
-        self.unpack(mine, parts[group.rank])
-        with np.errstate(invalid="ignore"):  # infinite sums, see _forget
-            np.subtract(late, parts[group.rank], out=late)
-        self._forget(mine, late)
+        self._pack_total(total, packets[size + group.rank], parts[group.rank], group)
         run_rounds(
             self._gather(parts, packets[size:], group),
             both[size * nbytes :],
@@ -96,17 +112,40 @@ class Quantized(Compressor):
         if whole is not values:
             values[...] = whole[: values.size]
 
+    def _padded(self, values: NDArray[Any], length: int) -> NDArray[Any]:
+        """The bucket with zeros behind it, where its length is no multiple of the blocks."""
+        if values.size == length:
+            return values
+        whole = self._borrow("whole", length, np.float32, values)
+        whole[: values.size] = values
+        whole[values.size :] = 0
+        return whole
+
+    def _sender_residual(self, key: str, parts: Parts) -> Parts | None:
+        if not self.options.error_feedback:
+            return None
+        return list(self.residuals.of(key, (len(parts), parts[0].size), parts[0]))
+
     def _scatter(
-        self, parts: list[Any], packets: list[Any], total: Any, owed: Any, group: Group
+        self,
+        parts: Parts,
+        packets: Parts,
+        total: NDArray[Any],
+        residuals: Parts | None,
+        group: Group,
     ) -> Iterator[Exchange]:
-        """All-to-all; each packet is made just before it leaves, and added to the total while the next one travels."""
+        """All-to-all.
+
+        Each packet is made just before it leaves, and added to the total while the next travels.
+        """
         rank, size = group.rank, group.size
         total += parts[rank]  # this rank's own share need not be packed
         arrived = None  # index of a packet that has come
         for step in all_to_all(rank, size, len(packets) * len(packets[0])):
             assert isinstance(step, Exchange)
-            self._pack_owed(
-                parts[step.to], packets[step.to], owed[step.to], self._seed(rank, step.to)
+            residual = residuals[step.dest] if residuals is not None else None
+            self._pack_part(
+                parts[step.dest], packets[step.dest], residual, self._packet_seed(rank, step.dest)
             )
             yield step
             if arrived is not None:
@@ -116,36 +155,38 @@ class Quantized(Compressor):
         if arrived is not None:
             self.unpack(packets[arrived], total, 1)
 
-    def _pack_owed(
-        self, part: NDArray[Any], packet: NDArray[Any], owed: NDArray[Any], seed: int
+    def _pack_part(
+        self, part: NDArray[Any], packet: NDArray[Any], residual: NDArray[Any] | None, seed: int
     ) -> None:
-        """Pack a part with what is owed from before; what the packet does not say is owed the next time."""
-        if not self.feedback:
+        """Pack a part and what was left out before; what the packet lacks is the new residual."""
+        if residual is None:
             self.pack(part, packet, seed)
             return
-        ops_for(part).add_and_keep(part, owed)
+        ops_for(part).add_and_keep(part, residual)
         self.pack(part, packet, seed)
-        self.unpack(packet, owed, -1)
-        self._forget(packet, owed)
+        self.unpack(packet, residual, -1)
+        self._drop_nonfinite(packet, residual)
 
-    def _forget(self, packet: NDArray[Any], owed: NDArray[Any]) -> None:
-        """What is not finite is not owed."""
+    def _pack_total(
+        self, total: NDArray[Any], packet: NDArray[Any], part: NDArray[Any], group: Group
+    ) -> None:
+        """Pack the sum of this rank's part; `total` keeps what the packet lacks."""
+        self.pack(total, packet, self._packet_seed(group.rank, group.size))
+        self.unpack(packet, part)
+        with np.errstate(invalid="ignore"):  # infinite sums, dropped below
+            np.subtract(total, part, out=total)
+        self._drop_nonfinite(packet, total)
+
+    def _drop_nonfinite(self, packet: NDArray[Any], residual: NDArray[Any]) -> None:
+        """The scales tell cheaply whether there is anything to drop."""
         if not np.isfinite(self.scales(packet)).all():
-            owed[~np.isfinite(owed)] = 0
+            drop_nonfinite(residual)
 
-    def _kept(
-        self, held: dict[str, NDArray[Any]], key: str, shape: tuple[int, ...], like: NDArray[Any]
-    ) -> NDArray[Any]:
-        kept: NDArray[Any] = fitting(held.get(key), shape, like)
-        held[key] = kept
-        return kept
-
-    def _gather(self, parts: list[Any], packets: list[Any], group: Group) -> Iterator[Round]:
+    def _gather(self, parts: Parts, packets: Parts, group: Group) -> Iterator[Round]:
         """All-gather; each packet is unpacked while the next one travels."""
         rank, size, arrived = group.rank, group.size, None
-        for number, step in enumerate(
-            ring.all_gather(rank, size, size * len(packets[0]), len(packets[0]))
-        ):
+        schedule = ring.all_gather(rank, size, size * len(packets[0]), len(packets[0]))
+        for number, step in enumerate(schedule):
             yield step
             if arrived is not None:
                 self.unpack(packets[arrived], parts[arrived])
@@ -155,67 +196,32 @@ class Quantized(Compressor):
             self.unpack(packets[arrived], parts[arrived])
 
     def state(self) -> RunState:
-        """Both residuals, and the calls so far, which seed the noise of rounding."""
-        first = self._residuals if self.feedback else {}
-        state = RunState(own=to_host(first, "residual") | to_host(self._late, "owner"))
+        """Both residuals, and the calls so far, which seed stochastic rounding."""
+        state = RunState()
+        self.residuals.save(state)
+        self.owner_residuals.save(state)
         state.set_numbers(calls=self._calls)
         return state
 
     def load_state(self, state: RunState) -> None:
         """Go on from what `state` returned."""
         self._calls = int(state.take_number("calls", self._calls))
-        self._late = take_all(state, "owner")
-        if self.feedback:
-            self._residuals = take_all(state, "residual")
+        self.owner_residuals.load(state)
+        if self.options.error_feedback:
+            self.residuals.load(state)
 
     def scales(self, packet: NDArray[Any]) -> NDArray[Any]:
         """The scales at the head of a packet, (blocks,) float32."""
         return packet[: len(packet) * 8 // (32 + self.bits * self.block) * 4].view(np.float32)
 
-    def _seed(self, rank: int, part: int) -> int:
-        return hash((self.seed, self._calls, rank, part)) & 0xFFFFFFFF
+    def _packet_seed(self, rank: int, part: int) -> int:
+        """Another one for each packet of the run."""
+        text = struct.pack("<4Q", self.seed, self._calls, rank, part)
+        return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
 
     def _borrow(self, name: str, count: int, dtype: Any, like: Any = None) -> NDArray[Any]:
         """Reused memory, by name and length; on the device of `like`."""
-        held = self._held.get((name, count))
+        held = self._scratch.get((name, count))
         if held is None:
-            held = self._held[name, count] = array_module(like).empty(count, dtype)
+            held = self._scratch[name, count] = array_module(like).empty(count, dtype)
         return held
-
-
-class Int8(Quantized):
-    """A quarter of the bytes; unbiased."""
-
-    bits = 8
-
-    def pack(self, x: NDArray[Any], packet: NDArray[Any], seed: int) -> None:
-        """Scales, then bytes."""
-        cut = len(x) // self.block * 4
-        ops_for(x).int8_pack(
-            x, self.block, seed, packet[:cut].view(np.float32), packet[cut:].view(np.int8)
-        )
-
-    def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
-        """Bytes times scales."""
-        cut = len(y) // self.block * 4
-        ops_for(y).int8_unpack(
-            packet[:cut].view(np.float32), packet[cut:].view(np.int8), self.block, y, sign
-        )
-
-
-class Sign(Quantized):
-    """One bit and a share of a scale per element: 1/25 of the bytes; needs error feedback, and a lower learning rate."""
-
-    bits = 1
-
-    block = 128
-
-    def pack(self, x: NDArray[Any], packet: NDArray[Any], seed: int) -> None:
-        """Scales, then bits."""
-        cut = len(x) // self.block * 4
-        ops_for(x).sign_pack(x, self.block, packet[:cut].view(np.float32), packet[cut:])
-
-    def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
-        """Plus or minus the scale."""
-        cut = len(y) // self.block * 4
-        ops_for(y).sign_unpack(packet[:cut].view(np.float32), packet[cut:], self.block, y, sign)

@@ -12,6 +12,7 @@ from mpidl.config.sections import (
     BackendConfig,
     CheckpointConfig,
     DataConfig,
+    LossConfig,
     ModelConfig,
     OptimConfig,
     SyncConfig,
@@ -30,6 +31,7 @@ class Config(Section, frozen=True):
     Attributes:
         data: The data sets.
         model: The model.
+        loss: What is minimized.
         optim: The optimizer and the learning rate.
         train: Length, batch, precision, output.
         sync: The strategy.
@@ -39,6 +41,7 @@ class Config(Section, frozen=True):
 
     data: DataConfig
     model: ModelConfig = ModelConfig.read({}, Place())
+    loss: LossConfig = LossConfig.read({}, Place())
     optim: OptimConfig = OptimConfig.read({}, Place())
     train: TrainConfig = TrainConfig()
     sync: SyncConfig = SyncConfig.read({}, Place())

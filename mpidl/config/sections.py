@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from mpidl.errors import nearest
 from mpidl.models import MODELS
+from mpidl.nn import LOSSES
 from mpidl.optim import OPTIMIZERS
 from mpidl.options import (
     SET,
@@ -89,6 +90,19 @@ class ModelConfig(Choice, frozen=True):
         return super().read(tree, place)
 
 
+class LossConfig(Choice, frozen=True):
+    """The loss, with its own options in the same section.
+
+    Attributes:
+        name: cross_entropy trains classifiers; the others compare real values, labels of any shape
+            with outputs of the same shape (regression).
+    """
+
+    REGISTRY: ClassVar[Registry[Any]] = LOSSES
+
+    name: Annotated[str, OneOf(LOSSES)] = "cross_entropy"
+
+
 class OptimConfig(Choice, frozen=True):
     """The optimizer, with its own options in the same section, and the learning rate.
 
@@ -151,7 +165,6 @@ class TrainConfig(Section, frozen=True):
             gives the same bits; with fewer ranks each does several in turn (less memory).
         precision: Of activations and matrix products: 16 bits need a GPU; float16 scales its loss.
             Parameters and gradients stay float32.
-        label_smoothing: Share of the target that is spread over all classes.
         seed: Of the initial parameters and the order of the data.
         output: Folder of the run.
         log_every: Steps between records in metrics.jsonl.
@@ -162,7 +175,6 @@ class TrainConfig(Section, frozen=True):
     global_batch: Positive = 128
     micro_batches: Positive = 4
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     seed: NotNegative = 0
     output: str = "runs/default"
     log_every: Positive = 20
@@ -227,6 +239,7 @@ __all__ = [
     "BackendConfig",
     "CheckpointConfig",
     "DataConfig",
+    "LossConfig",
     "ModelConfig",
     "OptimConfig",
     "SyncConfig",

@@ -102,13 +102,13 @@ def to_storable(array: NDArray[Any]) -> NDArray[Any]:
 def complete_fields(
     fields: Mapping[str, Field], parts: Sequence[Mapping[str, Tally]], source: Source, note: Note
 ) -> dict[str, Field]:
-    """Add what was learnt: classes of labels, mean and standard deviation of features.
+    """Add what the tallies tell: classes of labels, mean and standard deviation of features.
 
     Args:
         fields: From `infer_fields`.
         parts: The tallies of all ranks.
         source: Raw data.
-        note: Told what is odd about the data.
+        note: Called with a sentence for each anomaly in the data.
 
     Raises:
         DataError: Labels cannot be classes.
@@ -141,7 +141,7 @@ def _statistics(name: str, tallies: list[Tally], note: Note) -> Statistics:
     smallest = min(tally.smallest for tally in tallies)
     largest = max(tally.largest for tally in tallies)
     if smallest == largest:  # the variance of such sums may be a little above 0
-        note(f"the feature {name!r} is {smallest:g} in all samples: nothing can be learnt from it")
+        note(f"the feature {name!r} is {smallest:g} in all samples: nothing can be learned from it")
         return Statistics.with_checksum(smallest, 0.0)
     return Statistics.with_checksum(mean, float(np.sqrt(max(variance, 0.0))))
 
@@ -156,8 +156,8 @@ def _count_classes(
     """
     if np.dtype(field.dtype).kind == "f":
         note(
-            f"the label {name!r} holds real numbers, not classes: mpidl train cannot use it "
-            "(it trains classifiers; regression: docs/models.md)"
+            f"the label {name!r} holds real numbers, not classes: train a regression, with "
+            'loss.name = "mse" or another loss of real values'
         )
         return None
     lowest = min(tally.lowest for tally in tallies)
@@ -180,7 +180,7 @@ def _count_classes(
         number = f"{'' if counted else 'at least '}{len(values):,}"
         note(
             f"{name!r} has {number} different values in {source.samples:,} samples: with one or "
-            "two samples a class nothing can be learnt; numbers to be predicted (regression) are "
+            "two samples a class nothing can be learned; numbers to be predicted (regression) are "
             "not classes"
         )
     return classes

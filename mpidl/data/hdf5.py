@@ -184,7 +184,7 @@ def open_file(
         path: The file.
         mode: "r", "r+" or "w".
         comm: Its ranks open the file together through the mpio driver; None: this process alone.
-        chunk_cache: False: large reads of uncompressed chunks go straight into the caller's memory.
+        chunk_cache: False: large reads of uncompressed chunks bypass the cache.
         remedy: Where the file is damaged.
 
     Returns:

@@ -146,8 +146,8 @@ class Reader:
 
         Args:
             pieces: (start, stop) ranges, ascending.
-            memory: What an earlier read returned and nobody uses any more; used again where it is
-                large enough.
+            memory: What an earlier read returned and is no longer in use; reused where it is large
+                enough.
 
         Returns:
             The samples one after another, (n, *shape) for each field.

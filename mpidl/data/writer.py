@@ -61,8 +61,8 @@ def write_dataset(
         folder: The data set to make.
         options: How.
         context: The ranks.
-        progress: Told the number of samples written, on every rank.
-        note: Told what is odd about the data, on every rank.
+        progress: Called on every rank, with the number of samples written.
+        note: Called on every rank, with a sentence for each anomaly in the data.
 
     Returns:
         The manifest, on every rank.

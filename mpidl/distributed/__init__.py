@@ -1,4 +1,4 @@
-"""Collectives by the names that users of Horovod, PaddlePaddle Collective and torch.distributed know (docs/distributed.md).
+"""Collectives by the names of Horovod, PaddlePaddle and torch.distributed (docs/distributed.md).
 
     import numpy as np
     import mpidl.distributed as dist
@@ -7,8 +7,9 @@
     x = np.full(3, dist.rank(), np.float32)
     dist.all_reduce(x, op=dist.MEAN)
 
-Arrays are NumPy or CuPy, C-contiguous, of any shape. Every rank of a group must call the same operations in the same order. An
-uncaught exception on one rank ends the job; ranks that wait too long for others end it too and say for whom (MPIDL_WATCHDOG).
+Arrays are NumPy or CuPy, C-contiguous, of any shape. Every rank of a group must call the same
+operations in the same order. An uncaught exception on one rank ends the job; a rank that waits too
+long for others ends it too, and names them (MPIDL_WATCHDOG).
 """
 
 from mpidl.distributed.groups import (

@@ -1,11 +1,12 @@
-"""Starting up, who is who, and groups of ranks (process sets)."""
+"""Initialization, ranks, and groups of ranks (process sets)."""
 
 from __future__ import annotations
 
+import itertools
 import operator
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,27 +17,52 @@ from mpidl.comm import mpi
 from mpidl.distributed.channel import Channel
 from mpidl.errors import CollectiveError
 
+if TYPE_CHECKING:
+    from mpi4py import MPI as MPITypes
+
+# One per process, as COMM_WORLD: the functions of this package have no object to find it in.
 _world: ProcessGroup | None = None
-_made = 0
-_making = threading.Lock()
+_numbers = itertools.count(1)
+_starting = threading.Lock()  # several threads may submit a first asynchronous operation at once
 
 
 class ProcessGroup:
-    """Ranks that communicate. ranks: their numbers in the world; rank: this process in the group, -1 if it is not in it.
+    """Ranks that communicate.
 
-    Synchronous and asynchronous operations have communicators of their own, so that they cannot meet. active: in a joinable
-    world, which ranks had not joined when the ranks last met.
+    Synchronous and asynchronous operations have separate communicators, so that their messages
+    cannot be mixed up.
+
+    Args:
+        comm: Their communicator; None in a process that is not one of them.
+        members: Their ranks in the world, ascending.
+        name: For messages.
+        threads: Whether asynchronous operations may run in a thread of their own.
+        joinable: Whether ranks may run out of data before others (see `join`).
+
+    Attributes:
+        ranks: The members' ranks in the world.
+        rank: Of this process in the group, -1 if it is not a member.
+        active: (P,) booleans: which ranks of a joinable world had not joined at the last exchange.
     """
 
     def __init__(
-        self, comm: Any, members: Sequence[int], name: str, *, threads: bool, joinable: bool = False
+        self,
+        comm: MPITypes.Comm | None,
+        members: Sequence[int],
+        name: str,
+        *,
+        threads: bool,
+        joinable: bool = False,
     ) -> None:
-        self.ranks, self.name, self.joinable = tuple(members), name, joinable
-        self._group = Group(comm, name=name) if comm is not None else None
-        self._behind = (
-            Group(comm, name=f"{name}, asynchronous") if comm is not None and threads else None
-        )
-        self._channel: Channel | None = None
+        self.ranks = tuple(members)
+        self.name = name
+        self.joinable = joinable
+        self._group: Group | None = None
+        self._async_group: Group | None = None
+        if comm is not None:
+            self._group = Group(comm, name=name)
+            self._async_group = Group(comm, name=f"{name}, asynchronous") if threads else None
+        self._async_channel: Channel | None = None
         self._freed = False
         self.rank = self._group.rank if self._group is not None else -1
         self.active = np.ones(len(self.ranks), bool)
@@ -51,53 +77,71 @@ class ProcessGroup:
         return self._group is not None
 
     def group(self) -> Group:
-        """What the collectives work with.
+        """The group that the collectives use.
 
-        Raises CollectiveError in a process that is not in the group, and the error of an asynchronous operation that nobody has
-        waited for.
+        Raises:
+            CollectiveError: This process is not a member, the group has been freed, or an
+                asynchronous operation failed whose handle was never waited for.
         """
         if self._group is None:
-            raise CollectiveError(
-                f"group {self.name!r} has been freed"
-                if self._freed
-                else f"this process is not in group {self.name!r} of ranks {list(self.ranks)}",
-                where=f"rank {rank()}",
-                remedy="make a new one"
-                if self._freed
-                else "ask group.included() before you call an operation of the group",
-            )
-        if self._channel is not None and self._channel.failed:
-            self._channel.raise_failed()
+            raise self._unusable()
+        if self._async_channel is not None and self._async_channel.failed:
+            self._async_channel.raise_failed()
         return self._group
 
-    def channel(self) -> Channel:
-        """The thread of the asynchronous operations."""
+    def _unusable(self) -> CollectiveError:
+        where = f"rank {rank()}"
+        if self._freed:
+            what = f"group {self.name!r} has been freed"
+            return CollectiveError(what, where=where, remedy="make a new one")
+        return CollectiveError(
+            f"this process is not in group {self.name!r} of ranks {list(self.ranks)}",
+            where=where,
+            remedy="check group.included() before calling an operation of the group",
+        )
+
+    def async_channel(self) -> Channel:
+        """The channel of the asynchronous operations; its thread starts at the first of them."""
         group = self.group()
-        if self._channel is None:
-            with _making:  # several threads may begin at once
-                if self._channel is None:
-                    self._channel = Channel(self._behind or group, thread=self._behind is not None)
-        return self._channel
+        if self._async_channel is None:
+            with _starting:
+                if self._async_channel is None:
+                    threaded = self._async_group is not None
+                    self._async_channel = Channel(self._async_group or group, thread=threaded)
+        return self._async_channel
 
     def free(self) -> None:
-        """Give everything back. Collective among the ranks of the group. Raises errors that nobody has waited for."""
-        if self._channel is not None:
-            self._channel.close()
-        for group in (self._behind, self._group):
+        """Free communicators and memory. Collective among the ranks of the group.
+
+        Raises:
+            CollectiveError: An asynchronous operation failed whose handle was never waited for.
+        """
+        if self._async_channel is not None:
+            self._async_channel.close()
+        for group in (self._async_group, self._group):
             if group is not None:
                 group.free()
-        self._group, self._behind, self._freed = None, None, True
-        if self._channel is not None:
-            self._channel.raise_failed()
+        self._group = None
+        self._async_group = None
+        self._freed = True
+        if self._async_channel is not None:
+            self._async_channel.raise_failed()
 
 
 def init(
-    comm: Any = None, *, watchdog_seconds: float | None = None, joinable: bool = False
+    comm: MPITypes.Intracomm | None = None,
+    *,
+    watchdog_seconds: float | None = None,
+    joinable: bool = False,
 ) -> None:
-    """Start; collective, and harmless the second time.
+    """Start. Collective; later calls have no effect.
 
-    comm: an mpi4py communicator instead of all ranks. watchdog_seconds: see mpidl.collectives.safety.watchdog. joinable: ranks may run
-    out of data before others and call `join`; costs a small exchange before every all-reduce.
+    Args:
+        comm: Used instead of all ranks.
+        watchdog_seconds: How long a rank waits for others before the job ends; 0 for ever, None
+            for MPIDL_WATCHDOG or 300.
+        joinable: Ranks may run out of data before others and call `join`; costs a small exchange
+            before every all-reduce.
     """
     global _world
     if _world is not None:
@@ -114,7 +158,7 @@ def init(
 
 
 def shutdown() -> None:
-    """Free the world group; collective. MPI itself ends with the process. Raises errors that nobody has waited for."""
+    """Free the world group, as `ProcessGroup.free`. Collective. MPI ends with the process."""
     global _world
     own, _world = world(), None
     own.free()
@@ -135,17 +179,21 @@ def world() -> ProcessGroup:
 
 
 def rank(group: ProcessGroup | None = None) -> int:
-    """This process's number in the group, by default among all."""
-    return chosen(group).rank
+    """The rank of this process in the group, by default in the world; -1 if it is no member."""
+    return resolve_group(group).rank
 
 
 def size(group: ProcessGroup | None = None) -> int:
-    """The number of ranks in the group, by default of all."""
-    return chosen(group).size
+    """The number of ranks in the group, by default in the world."""
+    return resolve_group(group).size
 
 
-def chosen(group: ProcessGroup | None) -> ProcessGroup:
-    """The group that an operation is given, by default the world."""
+def resolve_group(group: ProcessGroup | None) -> ProcessGroup:
+    """The group that an operation is called with, by default the world.
+
+    Raises:
+        CollectiveError: It is no group, or there is no world yet.
+    """
     if group is None:
         return world()
     if not isinstance(group, ProcessGroup):
@@ -157,7 +205,7 @@ def chosen(group: ProcessGroup | None) -> ProcessGroup:
 
 
 def local_rank() -> int:
-    """This process's number on its node."""
+    """The rank of this process among those of its node."""
     world()
     return ranks.init().local_rank
 
@@ -169,21 +217,26 @@ def local_size() -> int:
 
 
 def new_group(members: Iterable[int], name: str = "") -> ProcessGroup:
-    """A group of some ranks, in the order of their numbers. Called by all ranks of the world, with the same ranks and names.
+    """A group of some ranks of the world. Collective among all ranks of the world.
 
-    Raises CollectiveError for ranks that are not in the world or named twice, and on all ranks where these disagree.
+    Args:
+        members: Ranks in the world, the same on all ranks; the group has them in ascending order.
+        name: For messages, the same on all ranks.
+
+    Raises:
+        CollectiveError: A rank is not in the world or named twice; on all ranks where these pass
+            different arguments.
     """
-    global _made
     everyone = world().group()
     named = _ranks(members, everyone.size)
-    _made += 1
-    included, MPI = everyone.rank in named, mpi.load()
+    included = everyone.rank in named
+    MPI = mpi.load()
     with everyone.during("new_group", None, f"ranks {named}", name):
         checks.agreement(everyone)
         comm = everyone.comm.Split(0 if included else MPI.UNDEFINED, everyone.rank)
     threads = ranks.init().threads_allowed
     made = ProcessGroup(
-        comm if included else None, named, name or f"group {_made}", threads=threads
+        comm if included else None, named, name or f"group {next(_numbers)}", threads=threads
     )
     if included:
         comm.Free()

@@ -1,4 +1,4 @@
-"""Starting operations, at once or asynchronously."""
+"""Starting operations, synchronously or asynchronously."""
 
 from __future__ import annotations
 
@@ -31,5 +31,11 @@ def _handle(handle: Any) -> Handle:
 
 
 def launch(operation: Operation, group: ProcessGroup, async_op: bool) -> Any:
-    """Run now, or in the group's thread and return a Handle; where threads are not allowed it is already done."""
-    return group.channel().submit(operation) if async_op else operation(group.group())
+    """Run an operation now, or hand it to the group's channel.
+
+    Args:
+        operation: Called with the group that it communicates in.
+        group: The ranks.
+        async_op: Return a Handle at once; where MPI does not allow threads it is already done.
+    """
+    return group.async_channel().submit(operation) if async_op else operation(group.group())

@@ -1,6 +1,7 @@
-"""Uneven data: a rank that has nothing left joins, and takes part with neutral elements until all others have joined too.
+"""Uneven data: a rank that runs out joins, and contributes neutral elements until all have joined.
 
-In a joinable world (`init(joinable=True)`) every all-reduce begins with a small exchange of what each rank is about to do.
+In a joinable world (`init(joinable=True)`) every all-reduce begins with a small exchange of what
+each rank is about to do.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ JOINED = 1
 
 
 def join() -> int:
-    """This rank has no more data. Returns, on all ranks, when the last one has joined: the number of that rank, and of the
-    highest one where several were the last.
+    """Declare that this rank has no more data, and wait until all have joined.
 
-    Only all-reduces may go on meanwhile, in the world, and not asynchronously.
+    Other ranks may meanwhile only call all-reduces, in the world, and not asynchronously.
+
+    Returns:
+        The last rank to join, on all ranks; the highest where several were the last.
+
+    Raises:
+        CollectiveError: The world is not joinable.
     """
     own = world()
     if not own.joinable:
@@ -40,8 +46,12 @@ def join() -> int:
         _contribute(group, table[np.flatnonzero(own.active)[0]], int(own.active.sum()))
 
 
-def announced(array: Any, op: str, own: ProcessGroup) -> int:
-    """Before an all-reduce in a joinable world: the number of ranks that have not joined."""
+def announce(array: Any, op: str, own: ProcessGroup) -> int:
+    """Tell joined ranks which all-reduce comes next; returns how many have not joined.
+
+    Raises:
+        CollectiveError: The array or operation cannot be reduced.
+    """
     checks.buffer(array, "all_reduce", "")
     checks.operation(op, array.dtype, "")
     if array.dtype.num not in NUMBERS:
@@ -54,7 +64,14 @@ def announced(array: Any, op: str, own: ProcessGroup) -> int:
 
 
 def reduce_among_active(array: Any, op: str, group: Group, active: int) -> None:
-    """All-reduce in which joined ranks bring neutral elements; the mean is that of the others."""
+    """All-reduce to which joined ranks contribute neutral elements.
+
+    Args:
+        array: (n,), changed in place.
+        op: The operation; a mean is taken over the active ranks.
+        group: All ranks.
+        active: How many of them have not joined.
+    """
 
     def add(buffer: Any) -> None:
         all_reduce(buffer, comm=group, op="sum" if op == MEAN else op, name="joined")
@@ -67,7 +84,7 @@ def reduce_among_active(array: Any, op: str, group: Group, active: int) -> None:
 
 
 def _exchange(own: ProcessGroup, group: Group, mine: tuple[int, ...]) -> NDArray[Any]:
-    """What each rank is about to do; notes which of them have not joined."""
+    """What each rank is about to do, (P, len(mine)); updates `own.active`."""
     table = np.zeros((group.size, len(mine)), np.int64)
     with group.during("join, or announcement of an all-reduce in a joinable world"):
         group.comm.Allgather(np.array(mine, np.int64), table)

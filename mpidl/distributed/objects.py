@@ -13,18 +13,24 @@ from mpidl.collectives import Group
 from mpidl.collectives.safety import checks
 from mpidl.collectives.schedule import segments
 from mpidl.comm import transport
-from mpidl.distributed.groups import ProcessGroup, chosen
+from mpidl.distributed.groups import ProcessGroup, resolve_group
 from mpidl.errors import CollectiveError
 
 FAILED = -1  # instead of the length of an object that cannot be pickled
 
 
 def broadcast_object(value: Any, root: int = 0, *, group: ProcessGroup | None = None) -> Any:
-    """The root's `value` (pickled), on every rank; what the others pass is ignored.
+    """The root's `value`, pickled, on every rank.
 
-    Raises CollectiveError on every rank if it cannot be pickled, or if roots differ.
+    Args:
+        value: Any object that can be pickled; ignored on other ranks.
+        root: A rank of the group.
+        group: The ranks, by default all.
+
+    Raises:
+        CollectiveError: On every rank: the value cannot be pickled, or roots differ.
     """
-    members = chosen(group).group()
+    members = resolve_group(group).group()
     checks.peer(root, members, "broadcast_object")
     with members.during("broadcast_object", None, f"root {root}"):
         if members.guard != "off":
@@ -37,11 +43,12 @@ def broadcast_object(value: Any, root: int = 0, *, group: ProcessGroup | None = 
 
 
 def all_gather_object(value: Any, *, group: ProcessGroup | None = None) -> list[Any]:
-    """Every rank's `value` (pickled), in the order of ranks.
+    """Every rank's `value`, pickled, in rank order.
 
-    Raises CollectiveError on every rank if one of them cannot be pickled.
+    Raises:
+        CollectiveError: On every rank: one of the values cannot be pickled.
     """
-    members = chosen(group).group()
+    members = resolve_group(group).group()
     with members.during("all_gather_object"):
         packed, reason = _packed(value)
         lengths = members.comm.allgather(FAILED if reason else len(packed))
@@ -63,13 +70,12 @@ def _packed(value: Any) -> tuple[bytes, str]:
 
 
 def _refused(where: str, reason: str) -> CollectiveError:
-    error = CollectiveError(
+    return CollectiveError(
         f"cannot send an object that cannot be pickled: {reason}",
         where=where,
         remedy="send plain data (lists, arrays, numbers)",
+        agreed=True,
     )
-    error.agreed = True
-    return error
 
 
 def _broadcast_bytes(packed: bytes, length: int, root: int, members: Group) -> Any:
@@ -83,12 +89,19 @@ def _broadcast_bytes(packed: bytes, length: int, root: int, members: Group) -> A
 def broadcast_parameters(
     parameters: Any, root: int = 0, *, group: ProcessGroup | None = None
 ) -> None:
-    """The root's parameters reach every rank, in place.
+    """Copy the root's parameters to every rank, in place.
 
-    parameters: a mapping of names to contiguous arrays; an mpidl model or its FlatParameters (one message for all of them).
-    Raises CollectiveError on every rank if names, shapes or dtypes differ between ranks, or an array cannot be sent.
+    Args:
+        parameters: {name: contiguous array}; or an mpidl model or its FlatParameters, which take
+            one message.
+        root: A rank of the group.
+        group: The ranks, by default all.
+
+    Raises:
+        CollectiveError: On every rank: names, shapes or dtypes differ between ranks, or an array
+            cannot be sent.
     """
-    members = chosen(group).group()
+    members = resolve_group(group).group()
     checks.peer(root, members, "broadcast_parameters")
     flat = getattr(getattr(parameters, "parameters", parameters), "values", None)
     if flat is not None and hasattr(flat, "dtype"):
@@ -109,7 +122,13 @@ def broadcast_parameters(
 def broadcast_optimizer_state(
     optimizer: Any, root: int = 0, *, group: ProcessGroup | None = None
 ) -> None:
-    """The root's optimizer state reaches every rank: a mapping of arrays, or an object with one as `state`."""
+    """Copy the root's optimizer state to every rank, in place.
+
+    Args:
+        optimizer: {name: array}, or an object with that as `state`.
+        root: A rank of the group.
+        group: The ranks, by default all.
+    """
     broadcast_parameters(getattr(optimizer, "state", optimizer), root, group=group)
 
 
@@ -139,5 +158,4 @@ def _check_equal(own: dict[str, tuple[str, str, CollectiveError | None]], member
                     remedy="build the same model on every rank",
                 )
             if error is not None:
-                error.agreed = True
-                raise error
+                raise error.replace(agreed=True)

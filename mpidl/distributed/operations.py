@@ -12,9 +12,9 @@ from mpidl.collectives import Group
 from mpidl.collectives.safety import checks
 from mpidl.comm.transport import array_module
 from mpidl.distributed.channel import Reduction, checksum
-from mpidl.distributed.groups import ProcessGroup, chosen
+from mpidl.distributed.groups import ProcessGroup, resolve_group
 from mpidl.distributed.handles import launch
-from mpidl.distributed.joining import announced, reduce_among_active
+from mpidl.distributed.joining import announce, reduce_among_active
 from mpidl.errors import CollectiveError
 
 
@@ -26,22 +26,35 @@ def all_reduce(
     async_op: bool = False,
     name: str = "",
 ) -> Any:
-    """Reduce `array` over the group, in place. Returns it, or a Handle.
+    """Reduce `array` over the group, in place.
 
-    Asynchronous ones of up to 64 KiB that wait for their turn together travel in one message.
+    Asynchronous all-reduces of up to 64 KiB that are queued together are fused into one message.
+
+    Args:
+        array: Of any shape, equal in shape and dtype on all ranks.
+        op: "sum", "mean", "product", "min" or "max".
+        group: The ranks, by default all.
+        async_op: Return a Handle at once.
+        name: For error messages.
+
+    Returns:
+        `array`, or a Handle.
+
+    Raises:
+        CollectiveError: The array cannot be reduced, or the ranks disagree.
     """
-    own, flat = chosen(group), _flat(array, "all_reduce", name)
+    own, flat = resolve_group(group), _flat(array, "all_reduce", name)
     if own.joinable:
         if async_op:
             raise CollectiveError(
                 "a joinable world has no asynchronous all-reduce", remedy="use async_op=False"
             )
-        active = announced(flat, op, own)
+        active = announce(flat, op, own)
         if active < own.size:
             reduce_among_active(flat, op, own.group(), active)
             return array
     elif async_op:
-        return own.channel().submit(Reduction(array, flat, op, name))
+        return own.async_channel().submit(Reduction(array, flat, op, name))
     collectives.all_reduce(flat, comm=own.group(), op=op, name=name)
     return array
 
@@ -54,7 +67,18 @@ def grouped_all_reduce(
     async_op: bool = False,
     name: str = "",
 ) -> Any:
-    """Reduce several arrays as one message for each dtype, in place. Returns them, or a Handle."""
+    """Reduce several arrays as one message for each dtype, in place.
+
+    Args:
+        arrays: As in `all_reduce`, the same on all ranks.
+        op: As in `all_reduce`.
+        group: The ranks, by default all.
+        async_op: Return a Handle at once.
+        name: For error messages.
+
+    Returns:
+        The arrays, or a Handle.
+    """
     flats = [
         _flat(array, "grouped_all_reduce", name) for array in _several(arrays, "grouped_all_reduce")
     ]
@@ -62,19 +86,18 @@ def grouped_all_reduce(
     def operate(members: Group) -> Any:
         for dtype in dict.fromkeys(flat.dtype for flat in flats):
             alike = [flat for flat in flats if flat.dtype == dtype]
-            fused, sizes = array_module(alike[0]).concatenate(alike), [flat.size for flat in alike]
-            mark = (
-                f"{len(sizes)} arrays together {checksum(sizes, [])}"  # not only of the same total
-            )
-            collectives.all_reduce(
-                fused, comm=members, op=op, name=f"{name} ({mark})" if name else mark
-            )
+            fused = array_module(alike[0]).concatenate(alike)
+            sizes = [flat.size for flat in alike]
+            # ranks compare names: other arrays of the same total length must differ in it
+            mark = f"{len(sizes)} arrays fused {checksum(sizes, [])}"
+            label = f"{name} ({mark})" if name else mark
+            collectives.all_reduce(fused, comm=members, op=op, name=label)
             ends = np.cumsum(sizes)
             for flat, end in zip(alike, ends, strict=True):
                 flat[...] = fused[int(end) - flat.size : int(end)]
         return list(arrays)
 
-    return launch(operate, chosen(group), async_op)
+    return launch(operate, resolve_group(group), async_op)
 
 
 def reduce(
@@ -85,8 +108,12 @@ def reduce(
     group: ProcessGroup | None = None,
     async_op: bool = False,
 ) -> Any:
-    """Reduce into the root's `array`; the others' are left as they were. Returns it, or a Handle."""
-    own = chosen(group)
+    """Reduce into the root's `array`; those of other ranks are unchanged.
+
+    Returns:
+        `array`, or a Handle.
+    """
+    own = resolve_group(group)
     flat = _flat(array, "reduce")
 
     def operate(members: Group) -> Any:
@@ -100,24 +127,28 @@ def reduce(
 def broadcast(
     array: Any, root: int = 0, *, group: ProcessGroup | None = None, async_op: bool = False
 ) -> Any:
-    """The root's `array` reaches every rank, in place. Returns it, or a Handle."""
+    """Copy the root's `array` to every rank, in place; returns it, or a Handle."""
     flat = _flat(array, "broadcast")
 
     def operate(members: Group) -> Any:
         collectives.broadcast(flat, comm=members, root=root)
         return array
 
-    return launch(operate, chosen(group), async_op)
+    return launch(operate, resolve_group(group), async_op)
 
 
 def all_gather(array: Any, *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:
-    """Every rank's `array`, stacked: (P, *shape). Shapes and dtypes are equal on all ranks. Returns it, or a Handle."""
+    """Gather the arrays of all ranks, equal in shape and dtype, on every rank.
+
+    Returns:
+        (P, *shape) in rank order, or a Handle.
+    """
     flat = _flat(array, "all_gather", writable=False)
 
     def operate(members: Group) -> Any:
         return _all_gathered(array, flat, members)
 
-    return launch(operate, chosen(group), async_op)
+    return launch(operate, resolve_group(group), async_op)
 
 
 def grouped_all_gather(
@@ -134,7 +165,7 @@ def grouped_all_gather(
             _all_gathered(array, flat, members) for array, flat in zip(arrays, flats, strict=True)
         ]
 
-    return launch(operate, chosen(group), async_op)
+    return launch(operate, resolve_group(group), async_op)
 
 
 def _all_gathered(array: Any, flat: Any, members: Group) -> Any:
@@ -147,9 +178,19 @@ def _all_gathered(array: Any, flat: Any, members: Group) -> Any:
 def reduce_scatter(
     array: Any, op: str = "sum", *, group: ProcessGroup | None = None, async_op: bool = False
 ) -> Any:
-    """Reduce, and keep one of P equal parts along the first axis: (n / P, ...), a new array. Returns it, or a Handle."""
-    flat, own = _flat(array, "reduce_scatter", writable=False), chosen(group)
-    _divides(array, own.size, "reduce_scatter")
+    """Reduce, and keep one of P equal blocks along the first axis.
+
+    Args:
+        array: (n, ...), n a multiple of P; unchanged.
+        op: As in `all_reduce`.
+        group: The ranks, by default all.
+        async_op: Return a Handle at once.
+
+    Returns:
+        Block r on rank r, (n / P, ...), a new array; or a Handle.
+    """
+    flat, own = _flat(array, "reduce_scatter", writable=False), resolve_group(group)
+    _check_divisible(array, own.size, "reduce_scatter")
 
     def operate(members: Group) -> Any:
         part = collectives.reduce_scatter(flat.copy(), comm=members, op=op)
@@ -159,11 +200,20 @@ def reduce_scatter(
 
 
 def scatter(array: Any, root: int = 0, *, group: ProcessGroup | None = None) -> Any:
-    """One of P equal parts of the root's `array` along the first axis, a new array; the others may pass None.
+    """Distribute P equal blocks of the root's `array` along the first axis.
 
-    Raises CollectiveError on every rank if the root's array cannot be cut and sent, or if roots differ.
+    Args:
+        array: (n, ...), n a multiple of P; other ranks may pass None.
+        root: A rank of the group.
+        group: The ranks, by default all.
+
+    Returns:
+        Block r on rank r, (n / P, ...), a new array.
+
+    Raises:
+        CollectiveError: On every rank: the root's array cannot be divided or sent, or roots differ.
     """
-    members = chosen(group).group()
+    members = resolve_group(group).group()
     checks.peer(root, members, "scatter")
     with members.during("scatter", None, f"root {root}"):
         if members.guard != "off":
@@ -178,27 +228,25 @@ def scatter(array: Any, root: int = 0, *, group: ProcessGroup | None = None) -> 
 
 
 def _announce_shape(array: Any, members: Group, root: int) -> tuple[tuple[int, ...], Any]:
-    """Shape and dtype of the root's array; its error if there is something wrong with it."""
+    """Shape and dtype of the root's array, on all ranks; or its error is raised on all."""
     told: Any = None
     if members.rank == root:
         try:
             _flat(array, "scatter", writable=False)
-            _divides(array, members.size, "scatter")
+            _check_divisible(array, members.size, "scatter")
             told = tuple(array.shape), array.dtype
         except CollectiveError as error:
-            error.where = error.where or f"rank {root}"
-            told = error
+            told = error.replace(where=error.where or f"rank {root}", agreed=True)
     told = members.comm.bcast(told, root=root)
     if isinstance(told, CollectiveError):
-        told.agreed = True
         raise told
     shape, dtype = told
     return shape, dtype
 
 
 def gather(array: Any, root: int = 0, *, group: ProcessGroup | None = None) -> Any:
-    """Every rank's `array`, stacked, on the root: (P, *shape); None on the others."""
-    members, flat = chosen(group).group(), _flat(array, "gather", writable=False)
+    """The arrays of all ranks, stacked, on the root: (P, *shape); None on other ranks."""
+    members, flat = resolve_group(group).group(), _flat(array, "gather", writable=False)
     whole = array_module(array).empty((members.size, flat.size), flat.dtype)
     whole[members.rank] = flat
     collectives.gather(whole.reshape(-1), comm=members, root=root)
@@ -206,9 +254,18 @@ def gather(array: Any, root: int = 0, *, group: ProcessGroup | None = None) -> A
 
 
 def alltoall(array: Any, *, group: ProcessGroup | None = None, async_op: bool = False) -> Any:
-    """Part d of rank s along the first axis becomes part s of rank d; a new array of the same shape, or a Handle."""
-    flat, own = _flat(array, "alltoall", writable=False), chosen(group)
-    _divides(array, own.size, "alltoall")
+    """Block d of rank s along the first axis becomes block s of rank d.
+
+    Args:
+        array: (n, ...), n a multiple of P; unchanged.
+        group: The ranks, by default all.
+        async_op: Return a Handle at once.
+
+    Returns:
+        A new array of the same shape, or a Handle.
+    """
+    flat, own = _flat(array, "alltoall", writable=False), resolve_group(group)
+    _check_divisible(array, own.size, "alltoall")
 
     def operate(members: Group) -> Any:
         received = array_module(array).empty_like(flat)
@@ -218,26 +275,29 @@ def alltoall(array: Any, *, group: ProcessGroup | None = None, async_op: bool = 
     return launch(operate, own, async_op)
 
 
-def send(array: Any, to: int, *, tag: int = 0, group: ProcessGroup | None = None) -> None:
-    """Send to rank `to` of the group; returns once the array may be changed."""
-    collectives.send(_flat(array, "send", writable=False), to, comm=chosen(group).group(), tag=tag)
+def send(array: Any, dest: int, *, tag: int = 0, group: ProcessGroup | None = None) -> None:
+    """Send to rank `dest` of the group; returns once the array may be changed."""
+    collectives.send(
+        _flat(array, "send", writable=False), dest, comm=resolve_group(group).group(), tag=tag
+    )
 
 
 def recv(array: Any, source: int, *, tag: int = 0, group: ProcessGroup | None = None) -> Any:
     """Receive into `array`, of the sender's size and dtype. Returns it."""
-    collectives.recv(_flat(array, "recv"), source, comm=chosen(group).group(), tag=tag)
+    collectives.recv(_flat(array, "recv"), source, comm=resolve_group(group).group(), tag=tag)
     return array
 
 
 def barrier(*, group: ProcessGroup | None = None) -> None:
     """Return once every rank of the group has called it."""
-    collectives.barrier(comm=chosen(group).group())
+    collectives.barrier(comm=resolve_group(group).group())
 
 
-def _divides(array: Any, size: int, what: str) -> None:
+def _check_divisible(array: Any, size: int, what: str) -> None:
     if array.ndim == 0 or array.shape[0] % size:
         raise CollectiveError(
-            f"{what} cannot cut an array of shape {array.shape} into {size} equal parts along its first axis",
+            f"{what} cannot divide an array of shape {array.shape} "
+            f"into {size} equal blocks along its first axis",
             remedy=f"make the first axis a multiple of {size}",
         )
 

@@ -1,1 +1,1 @@
-"""Looks at a machine and says what would keep jobs from running on it."""
+"""Checks a machine for what would keep jobs from running on it; one module for each subject."""

@@ -1,7 +1,9 @@
-"""Writes predictions where people want them: .npz, .h5 or .csv."""
+"""Writes predictions as files: the suffix chooses the format."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +14,82 @@ from mpidl.data import hdf5
 from mpidl.errors import ConfigError
 from mpidl.files import check_folder, write_atomically, writing
 
-SUFFIXES = (".npz", ".h5", ".csv")
-
 
 def check_target(path: Path) -> None:
-    """ConfigError before any work if the file could not be written."""
-    if path.suffix not in SUFFIXES:
+    """Refuse a file that could not be written, before any work.
+
+    Raises:
+        ConfigError: Its suffix is none of `WRITERS`, or its folder does not exist.
+    """
+    if path.suffix not in WRITERS:
         raise ConfigError(
-            f"unknown kind of file {path.suffix!r}",
+            f"unknown suffix {path.suffix!r}",
             where=str(path),
-            remedy=f"use one of {', '.join(SUFFIXES)}",
+            remedy=f"use one of {', '.join(WRITERS)}",
         )
     check_folder(path)
 
 
-def write_predictions(path: Path, probabilities: NDArray[Any] | None) -> list[int]:
-    """Write "label" (n,) int64 and "probability" (n, classes) float32; returns the samples per predicted class."""
-    assert probabilities is not None
+def write_predictions(path: Path, probabilities: NDArray[np.float32]) -> list[int]:
+    """Write the arrays "label", (n,) int64, and "probability", (n, classes) float32.
+
+    Args:
+        path: The file; its suffix is one of `WRITERS`.
+        probabilities: (n, classes).
+
+    Returns:
+        The number of samples predicted for each class.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
     label = probabilities.argmax(axis=1)
     with writing(path), write_atomically(path) as partial:
-        if path.suffix == ".npz":
-            with open(partial, "wb") as raw:
-                np.savez(raw, label=label, probability=probabilities)
-        elif path.suffix == ".h5":
-            with hdf5.open_file(partial, "w") as file:
-                file["label"], file["probability"] = label, probabilities
-        else:
-            classes = probabilities.shape[1]
-            header = "label," + ",".join(f"probability_{index}" for index in range(classes))
-            table = np.column_stack([label, probabilities])
-            np.savetxt(
-                partial,
-                table,
-                fmt=["%d", *["%.6g"] * classes],
-                delimiter=",",
-                header=header,
-                comments="",
-            )
+        WRITERS[path.suffix](partial, {"label": label, "probability": probabilities})
     return [int(count) for count in np.bincount(label, minlength=probabilities.shape[1])]
+
+
+def write_values(path: Path, values: NDArray[np.float32]) -> None:
+    """Write the array "value", (n, ...) float32, the predictions of a regression.
+
+    Args:
+        path: The file; its suffix is one of `WRITERS`. A table has one column for each element.
+        values: (n, ...).
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    with writing(path), write_atomically(path) as partial:
+        WRITERS[path.suffix](partial, {"value": values})
+
+
+Columns = dict[str, NDArray[Any]]
+
+
+def _write_npz(path: Path, columns: Columns) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, allow_pickle=False, **columns)
+
+
+def _write_hdf5(path: Path, columns: Columns) -> None:
+    with hdf5.open_file(path, "w") as file:
+        for name, array in columns.items():
+            file[name] = array
+
+
+def _write_csv(path: Path, columns: Columns) -> None:
+    names: list[str] = []
+    formats: list[str] = []
+    for name, array in columns.items():
+        size = math.prod(array.shape[1:])
+        names += [name] if array.ndim == 1 else [f"{name}_{index}" for index in range(size)]
+        formats += ["%d" if array.dtype.kind in "iu" else "%.6g"] * size
+    table = np.column_stack(
+        [array.reshape(len(array), math.prod(array.shape[1:])) for array in columns.values()]
+    )
+    header = ",".join(names)
+    np.savetxt(path, table, fmt=formats, delimiter=",", header=header, comments="")
+
+
+Writer = Callable[[Path, Columns], None]
+WRITERS: dict[str, Writer] = {".npz": _write_npz, ".h5": _write_hdf5, ".csv": _write_csv}

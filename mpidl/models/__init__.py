@@ -1,4 +1,4 @@
-"""Ready-made models, by name, each in a tiny and a real size."""
+"""Ready-made models and their registry."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ __all__ = ["MODELS", "ModelFunction", "Samples", "build_layers"]
 def build_layers(
     name: str, input_shape: tuple[int, ...], outputs: int, options: Mapping[str, Any]
 ) -> list[Layer]:
-    """The layers of a model.
+    """Build the layers of a model.
 
     Args:
         name: A key of MODELS.
-        input_shape: Of one sample.
-        outputs: Number of classes, or of channels of a field.
-        options: The model's own, and "size".
+        input_shape: Shape of an input sample.
+        outputs: Number of classes, or of channels of the output.
+        options: Options of the model, and "size" for a preset.
 
     Raises:
-        ConfigError: There is no such model, size or option, or an option is impossible.
-        ShapeError: The model does not take such samples.
+        ConfigError: The model, the preset or an option is unknown, or an option is out of range.
+        ShapeError: The model does not accept such samples.
     """
     MODELS.check(name)
     given = dict(options)

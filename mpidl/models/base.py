@@ -1,4 +1,4 @@
-"""What a ready-made model is: a function that returns layers, with what must be known of it."""
+"""The model interface: a function that returns layers, and metadata about it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, Literal, Protocol, cast
 from mpidl.nn import Layer
 
 Shape = tuple[int, ...]
-# What a sample is: a field (a, b) is a gray image (h, w), or a series (t, c); "any": as it comes
+# How samples (a, b) are read: as gray images (h, w), or as series (t, c); "any": unchanged
 Samples = Literal["image", "series", "any"]
 
 
 class ModelFunction(Protocol):
-    """A model: called with the shape of a sample, the outputs (classes or channels) and options.
+    """A model: takes the shape of a sample, the number of classes or channels, and options.
 
-    Its options are its keyword-only arguments, whose types carry their limits and whose meaning its
-    docstring tells (`Args:`); `mpidl.registry.options_of` makes a section of settings of them.
+    The options are its keyword-only arguments: their types have limits, and the docstring describes
+    them (`Args:`). `mpidl.registry.options_of` turns them into a section of settings.
 
     Attributes:
-        samples: What a sample is.
-        sizes: Options by the name of a size: "tiny", what a laptop trains in seconds, and "real",
-            what papers use.
+        samples: Kind of samples that the model takes.
+        sizes: Presets of options: "tiny", which a laptop trains in seconds, and "real", as in
+            papers.
     """
 
     samples: Samples
@@ -34,12 +34,12 @@ class ModelFunction(Protocol):
 def model(
     *, samples: Samples, tiny: Mapping[str, Any], real: Mapping[str, Any] | None = None
 ) -> Callable[[Callable[..., list[Layer]]], ModelFunction]:
-    """Decorator of a function that returns the layers of a model.
+    """Decorate a function that returns the layers of a model.
 
     Args:
-        samples: What a sample is.
-        tiny: Options of the tiny size.
-        real: Options of the real size, where they are not the defaults.
+        samples: Kind of samples that the model takes.
+        tiny: Options of the tiny preset.
+        real: Options of the real preset; by default the defaults.
     """
 
     def describe(function: Callable[..., list[Layer]]) -> ModelFunction:

@@ -18,8 +18,8 @@ def cnn(
     """Convolutions with max-pooling, then dense layers.
 
     Args:
-        channels: For each a 3x3 convolution with ReLU and a 2x2 max-pool.
-        hidden: Sizes of the dense layers with ReLU behind them.
+        channels: Channels of the 3x3 convolutions, each with ReLU and a 2x2 max-pool.
+        hidden: Sizes of the hidden dense layers.
     """
     layers: list[Layer] = []
     for count in channels:

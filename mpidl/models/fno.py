@@ -16,14 +16,14 @@ def fno(
     modes: Positive = 16,
     depth: Positive = 4,
 ) -> list[Layer]:
-    """Fields (size, c) or (h, w, c) to fields of other channels on the same grid.
+    """Fourier neural operator (Li et al., 2021) on fields (size, c) or (h, w, c).
 
-    Li et al., 2021: blocks of a spectral and a pointwise convolution with GELU, between pointwise
-    networks.
+    Each block adds a spectral and a pointwise convolution; pointwise layers lift the input to the
+    channels of the blocks and project the result to the outputs.
 
     Args:
         width: Channels of the blocks.
-        modes: Fourier modes kept on each axis; at most half of its size.
+        modes: Fourier modes kept per axis; at most half of its size.
         depth: Number of blocks.
     """
     point = Conv1D if len(input_shape) == 2 else Conv2D

@@ -11,9 +11,9 @@ from mpidl.options import Positive
 def mlp(
     input_shape: tuple[int, ...], outputs: int, *, hidden: tuple[Positive, ...] = (256, 256)
 ) -> list[Layer]:
-    """Samples flattened, dense layers with ReLU, and one for the outputs.
+    """Multi-layer perceptron with ReLU on flattened samples.
 
     Args:
-        hidden: Sizes of the dense layers with ReLU.
+        hidden: Sizes of the hidden layers.
     """
     return [Flatten(), *(Dense(units, relu=True) for units in hidden), Dense(outputs)]

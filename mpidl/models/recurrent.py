@@ -20,14 +20,14 @@ def lstm(
 ) -> list[Layer]:
     """Stacked LSTMs for tokens (t,) or series (t, c).
 
-    Tokens are embedded and give logits for the token after each.
+    Tokens are embedded; the outputs are logits of the next token.
 
     Args:
         units: Size of the state.
-        depth: Number of LSTMs.
-        embedding: Size of the vectors of tokens.
-        sequences: An output for every step; by default for tokens only, and one for each series.
-        dropout: Probability of dropping outputs of an LSTM.
+        depth: Number of LSTM layers.
+        embedding: Size of the token embeddings.
+        sequences: Return an output for every step; by default for tokens, but not for series.
+        dropout: Dropout rate of the output of each LSTM layer.
     """
     tokens = len(input_shape) == 1
     every = tokens if sequences is None else sequences

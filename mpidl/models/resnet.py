@@ -18,7 +18,7 @@ BLOCKS = {
     101: (3, 4, 23, 3),
 }
 BOTTLENECKS_FROM = 50  # depth
-SMALL = 64  # pixels: up to here the stem keeps the resolution
+SMALL = 64  # pixels: up to this size the stem keeps the resolution
 Norm = Callable[..., BatchNorm]
 
 
@@ -36,15 +36,15 @@ def _body(inner: int, outer: int, stride: int, norm: Norm, *, bottleneck: bool) 
 def _stage(
     inner: int, blocks: int, stride: int, channels: int, norm: Norm, *, bottleneck: bool
 ) -> list[Layer]:
-    """Residual blocks of one resolution; only the first has a stride and needs a projection.
+    """Residual blocks of one resolution; at most the first has a projection shortcut.
 
     Args:
         inner: Channels of the 3x3 convolutions.
-        blocks: Their number.
-        stride: Of the first.
-        channels: Of the input.
-        norm: Makes a normalization.
-        bottleneck: Blocks of three convolutions instead of two.
+        blocks: Number of blocks.
+        stride: Stride of the first block.
+        channels: Channels of the input.
+        norm: Creates a normalization layer.
+        bottleneck: Use three convolutions per block instead of two.
     """
     outer = 4 * inner if bottleneck else inner
     layers: list[Layer] = []
@@ -68,13 +68,13 @@ def resnet(
     stem: Literal["auto", "imagenet", "small"] = "auto",
     synchronized: bool = True,
 ) -> list[Layer]:
-    """Stem, four stages of residual blocks, average, dense; as torchvision's, channels last.
+    """Residual network as in torchvision, with channels last.
 
     Args:
-        depth: Number of convolutions; from 50 on blocks are bottlenecks.
+        depth: Number of layers with weights; from 50 on the blocks are bottlenecks.
         width: Channels of the first stage.
-        stem: "imagenet" (7x7 stride 2, then pooling), "small" (3x3), or by the image's size.
-        synchronized: Batch norm over the batches of all ranks.
+        stem: "imagenet" (7x7 with stride 2 and pooling), "small" (3x3), or "auto" by image size.
+        synchronized: Synchronize batch norm over the ranks.
     """
     norm = partial(BatchNorm, relu=True, synchronized=synchronized)
     if stem == "small" or (stem == "auto" and max(input_shape[:2]) <= SMALL):

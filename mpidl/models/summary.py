@@ -1,4 +1,4 @@
-"""What a model is made of: parameters, floating-point operations, memory."""
+"""Summary of a model: parameters, floating-point operations and memory of its layers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Row:
     """One layer of a model.
 
     Attributes:
-        name: Its name in the model.
-        output: Shape of one output sample.
-        parameters: Their number.
-        flops: Floating-point operations of the forward pass for one sample.
-        activation_bytes: Kept for one sample until the backward pass.
+        name: Name of the layer.
+        output: Shape of an output sample.
+        parameters: Number of parameters.
+        flops: Floating-point operations of the forward pass per sample.
+        activation_bytes: Memory per sample until the backward pass.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Row:
 
 
 def summarize(model: Model) -> Iterator[Row]:
-    """A row for each layer of the model; those inside others are counted with them."""
+    """One row per layer of the model; nested layers are counted with the layer around them."""
     shape = model.input_shape
     for layer in model.layers:
         output = layer.output_shape(shape)
@@ -56,16 +56,16 @@ class Totals:
     activation_bytes: int
 
     def training_flops(self, batch: int) -> float:
-        """Forward and backward passes: the gradient of each product takes two more."""
+        """Of forward and backward passes: the gradient of a product takes two products."""
         return 3 * self.flops * batch
 
     def memory(self, batch: int, states: int, itemsize: int = 4) -> int:
-        """Bytes for training: parameters, gradients, optimizer state, activations, their gradients.
+        """Bytes needed for training: parameters, gradients, optimizer state, activations.
 
         Args:
-            batch: Samples.
-            states: Buffers of the optimizer (1 for momentum, 2 for Adam).
-            itemsize: Bytes of a parameter.
+            batch: Number of samples.
+            states: Number of buffers of the optimizer (1 for momentum, 2 for Adam).
+            itemsize: Bytes per parameter.
         """
         return self.parameters * itemsize * (2 + states) + 2 * self.activation_bytes * batch
 

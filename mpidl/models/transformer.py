@@ -52,14 +52,14 @@ def gpt(
     dropout: Share = 0.0,
     recompute: bool = False,
 ) -> list[Layer]:
-    """Decoder (Radford et al., 2019): tokens (t,) to logits (t, outputs) for the token after each.
+    """GPT-2 (Radford et al., 2019): tokens (t,) to logits (t, outputs) of the next token.
 
     Args:
-        width: Size of the vectors of tokens.
+        width: Size of the token embeddings.
         depth: Number of blocks.
-        heads: Of the attention; a divisor of width.
-        dropout: Probability of dropping outputs of attention and feed-forward networks.
-        recompute: Compute activations again in the backward pass, to keep less memory.
+        heads: Number of attention heads; must divide the width.
+        dropout: Dropout rate of attention and feed-forward outputs.
+        recompute: Recompute activations in the backward pass to save memory.
     """
     blocks = _blocks(
         width, depth, heads, causal=True, gelu="gelu_tanh", dropout=dropout, recompute=recompute
@@ -87,20 +87,20 @@ def vit(
     """Vision transformer (Dosovitskiy et al., 2021) with mean pooling, for images (h, w, c).
 
     Args:
-        patch: Height and width of the patches, which are the tokens.
-        width: Size of their vectors.
+        patch: Height and width of the patches.
+        width: Size of the patch embeddings.
         depth: Number of blocks.
-        heads: Of the attention; a divisor of width.
-        dropout: Probability of dropping outputs of attention and feed-forward networks.
-        recompute: Compute activations again in the backward pass, to keep less memory.
+        heads: Number of attention heads; must divide the width.
+        dropout: Dropout rate of attention and feed-forward outputs.
+        recompute: Recompute activations in the backward pass to save memory.
 
     Raises:
-        ShapeError: No patch fits into the images.
+        ShapeError: The images are smaller than a patch.
     """
     rows, columns = input_shape[0] // patch, input_shape[1] // patch
     if not rows or not columns:
         raise ShapeError(
-            f"patches of {patch} do not fit into images of {input_shape}",
+            f"images {input_shape} are smaller than a patch of {patch} x {patch}",
             where="model vit",
             remedy="choose a smaller patch",
         )

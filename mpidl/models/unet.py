@@ -30,25 +30,25 @@ def unet(
     channels: tuple[Positive, ...] = (64, 128, 256, 512),
     groups: Positive = 8,
 ) -> list[Layer]:
-    """Fields (h, w, c) to fields (h, w, outputs) (Ronneberger et al., 2015), with group norm.
+    """U-Net (Ronneberger et al., 2015) with group norm: (h, w, c) to (h, w, outputs).
 
-    Trained as a regression, or with cross-entropy for every pixel.
+    For regression of fields, or for segmentation with a cross-entropy at every pixel.
 
     Args:
-        channels: Of the levels; each level halves the resolution, so height and width must be
-            divisible by 2^(levels - 1).
-        groups: Of the group norms; a divisor of every number of channels.
+        channels: Channels of the levels, each of half the resolution of the one before: height and
+            width must be divisible by 2^(levels - 1).
+        groups: Groups of the group norms; must divide all channels.
 
     Raises:
-        ShapeError: Height or width cannot be halved so often.
+        ShapeError: Height or width is not divisible.
     """
     step = 1 << (len(channels) - 1)
     if input_shape[0] % step or input_shape[1] % step:
         raise ShapeError(
-            f"{len(channels)} levels need a height and width that {step} divides, not "
+            f"with {len(channels)} levels height and width must be divisible by {step}, not "
             f"{input_shape[:2]}",
             where="model unet",
-            remedy="set fewer channels, or pad the images",
+            remedy="set fewer levels (model.channels), or pad the images",
         )
     inner = _double_conv(channels[-1], groups)
     for here in reversed(channels[:-1]):

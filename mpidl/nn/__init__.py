@@ -22,7 +22,8 @@ from mpidl.nn.losses.mae import MAELoss
 from mpidl.nn.losses.mse import MSELoss
 from mpidl.nn.losses.relative_l2 import RelativeL2Loss
 from mpidl.nn.model import GradientsReady, Model
-from mpidl.nn.parameters import FlatParameters, FlatPart, ParameterSpec
+from mpidl.nn.parameters import FlatParameters, ParameterShard, ParameterSpec
+from mpidl.nn.storage import Storage, WholeStorage
 
 __all__ = [
     "GRU",
@@ -43,7 +44,6 @@ __all__ = [
     "Dropout",
     "Embedding",
     "FlatParameters",
-    "FlatPart",
     "Flatten",
     "GlobalAvgPool",
     "GradientsReady",
@@ -58,6 +58,7 @@ __all__ = [
     "MSELoss",
     "MaxPool2D",
     "Model",
+    "ParameterShard",
     "ParameterSpec",
     "PositionalEmbedding",
     "RMSNorm",
@@ -71,4 +72,6 @@ __all__ = [
     "Sequential",
     "Softmax",
     "SpectralConv",
+    "Storage",
+    "WholeStorage",
 ]

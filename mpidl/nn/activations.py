@@ -1,4 +1,4 @@
-"""The memory of passes: activations belong to a forward and a backward pass, not to layers."""
+"""Memory of activations, which belong to a forward and backward pass, not to layers."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ MaskKey = tuple[int, int, int]  # seed, step and micro-batch, see Runtime
 
 
 class Activations:
-    """The arrays of one pass: a workspace for each layer, by name.
+    """Activations of one pass: one workspace per layer.
 
     Attributes:
-        uses: Forward passes that have begun in this memory.
+        uses: Number of forward passes that have started in this memory.
     """
 
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
         self.uses = 0
-        self._spaces: dict[str, Workspace] = {}
+        self._workspaces: dict[str, Workspace] = {}
 
-    def space(self, name: str) -> Workspace:
-        """The workspace of a layer."""
-        held = self._spaces.get(name)
+    def workspace(self, name: str) -> Workspace:
+        """Workspace of a layer."""
+        held = self._workspaces.get(name)
         if held is None:
-            held = self._spaces[name] = self.ops.workspace()
+            held = self._workspaces[name] = self.ops.workspace()
         return held
 
 
 class Pass:
-    """One forward pass and its right to a backward pass.
+    """One forward pass and the memory that its backward pass needs.
 
-    A training pass keeps its memory until its backward pass is over, or until nobody can call that
-    any more. Any other pass gives it back at once: its output stays valid until the next forward
-    pass of the model.
+    A training pass holds its memory until its backward pass has finished, or until the backward
+    closure is garbage-collected. Any other pass releases it at once: its output stays valid until
+    the next forward pass of the model.
     """
 
     def __init__(self, pool: ActivationPool, activations: Activations, key: MaskKey) -> None:
@@ -46,26 +46,26 @@ class Pass:
         self._done = False
 
     def begin_backward(self) -> None:
-        """Use up the right to a backward pass.
+        """Mark the activations as consumed.
 
         Raises:
-            BackendError: The backward pass is over, or its activations have been overwritten.
+            BackendError: They are: the backward pass has run, or another pass overwrote them.
         """
         if self._done or self.activations.uses != self._use:
             what = (
                 "was called twice"
                 if self._done
-                else "comes after another forward pass has used its memory"
+                else "follows another forward pass, which reused its memory"
             )
             raise BackendError(
-                f"the backward pass {what}: its activations are gone",
+                f"the backward pass {what}: its activations are no longer available",
                 where="model",
                 remedy="call forward again, with train=True where several passes are in flight",
             )
         self._done = True
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Return the memory to the pool."""
         if self._held:
             self._held = False
             self._pool.free.append(self.activations)
@@ -75,12 +75,12 @@ class Pass:
 
 
 class ActivationPool:
-    """Memory for the passes of a model; as many sets as there were ever passes in flight."""
+    """Memory for the passes of a model: as many sets as passes were ever in flight at once."""
 
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
         self.free = [Activations(ops)]
 
     def begin(self, key: MaskKey) -> Pass:
-        """Memory for a pass: what was given back last."""
+        """Start a pass, in the memory that was released last."""
         return Pass(self, self.free.pop() if self.free else Activations(self.ops), key)

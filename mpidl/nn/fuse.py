@@ -1,4 +1,4 @@
-"""Fusion: neighboring layers of a list share one pass over a large array."""
+"""Fusion of adjacent layers, which saves a pass over a large array."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mpidl.nn.layers.pool import MaxPool2D
 
 
 def fuse(layers: Sequence[Layer]) -> None:
-    """Fuse layers that follow one another; every list of layers comes here once.
+    """Fuse adjacent layers of a sequence; called once for every sequence of layers.
 
-    A max-pool right behind a convolution with ReLU applies the gradient of that ReLU while it
-    scatters its own: one pass over the array of the larger resolution instead of two.
+    A max-pool that directly follows a convolution with ReLU applies the gradient of that ReLU while
+    it scatters its own gradient: one pass over the large array instead of two.
     """
-    for layer in layers:  # may come from a model that is gone, where its neighbors were others
+    for layer in layers:  # it may have been fused in a former model, with another neighbor
         if isinstance(layer, Conv2D):
             layer.relu_gradient_is_fused = False
         elif isinstance(layer, MaxPool2D):

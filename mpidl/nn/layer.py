@@ -1,5 +1,7 @@
-"""What a layer is: it declares parameters for an input shape; its forward pass returns the output
-and a closure that propagates the gradient back.
+"""The layer interface.
+
+A layer declares its parameters for an input shape; its forward pass returns the output and a
+closure that computes gradients.
 """
 
 from __future__ import annotations
@@ -22,24 +24,24 @@ from mpidl.nn.parameters import FlatParameters, ParameterSpec
 
 Shape = tuple[int, ...]
 # Takes the gradient of the output, which it may overwrite; writes parameter gradients into the flat
-# buffer; returns the gradient of the input, or None where nobody needs it.
+# buffer; returns the gradient of the input, or None where it is not needed.
 Backward = Callable[[Array], "Array | None"]
 
 
 @dataclass
 class Runtime:
-    """What layers need to know of the run around them; one for each model, kept by whoever trains.
+    """State of a run that layers depend on; one per model, updated by the training loop.
 
     Attributes:
-        activations: Of the current pass.
-        seed: Part of the key of random masks.
-        step: Part of the key of random masks.
-        micro_batch: Part of the key of random masks: the number of the micro-batch in its step over
-            all ranks, so that masks do not depend on the number of ranks.
-        reduce: Sums a float64 host array (n,) over the ranks, in place; None on one rank.
-        recomputing: Whether a forward pass is repeated for its gradients, so that running
-            statistics stay as they are.
-        model: Whose layers these are.
+        activations: Activations of the current pass.
+        seed: Seed of the run; like the next two part of the key of random masks.
+        step: Number of the training step.
+        micro_batch: Number of the micro-batch in its step, counted over all ranks, so that random
+            masks do not depend on the number of ranks.
+        reduce: Sums a float64 host array (n,) over the ranks in place; None on a single rank.
+        recomputing: True while a forward pass is repeated for its gradients: running statistics
+            must not be updated again.
+        model: The model that owns the layers.
     """
 
     activations: Activations
@@ -62,7 +64,7 @@ class Runtime:
         self.seed, self.step, self.micro_batch = value
 
     def rng_key(self, ops: Ops) -> Array:
-        """The key where kernels read it: (3,) int64, always the same memory."""
+        """The key in memory that kernels read, (3,) int64: the same memory in every step."""
         if self._device_key is None:
             self._device_key = ops.xp.zeros(3, np.int64)
         if self.key != self._written:
@@ -72,19 +74,20 @@ class Runtime:
 
 
 class Layer(ABC):
-    """A layer at one place of one model.
+    """Base class of layers. A layer object is used at one position of one model.
 
     Attributes:
-        kind: What parameter names and checkpoints call it. Subclasses must define it.
-        name: Unique in the model.
-        number: Unique in the model; part of the key of random masks.
-        memory: The name of its workspace in the memory of a pass.
-        needs_input_gradient: False for the first layers of a model, up to the first parameters.
-        has_relu: Whether the output has passed through a ReLU.
-        needs_collective: Whether a training pass waits for the other ranks.
-        takes_ids: Whether the inputs are whole numbers: rows of a table.
-        capturable: Whether passes only launch kernels of the table and products, with the same
-            arguments every time, so that a CUDA graph can replay them.
+        kind: Name of this type of layer in parameter names and checkpoints; every layer class
+            defines it.
+        name: Name of this layer, unique in the model.
+        number: Index of this layer in the model; part of the key of random masks.
+        workspace_name: Name of its workspace among the activations of a pass.
+        needs_input_gradient: False for the layers before the first parameters of a model.
+        has_relu: Whether the layer applies a ReLU to its output.
+        needs_collective: Whether a training pass communicates with the other ranks.
+        takes_ids: Whether the inputs are integers: indices of embeddings.
+        capturable: Whether a CUDA graph can replay passes: they only launch kernels and matrix
+            products, with the same arguments every time.
     """
 
     kind: str
@@ -94,19 +97,24 @@ class Layer(ABC):
     capturable = False
 
     def __init_subclass__(cls, *, base: bool = False, **kwargs: Any) -> None:
-        """Refuse a layer without a `kind`; base: the class is a base of layers, not a layer."""
+        """Check that the class defines `kind`, unless it is only a base class (`base=True`).
+
+        Raises:
+            ConfigError: It does not.
+        """
         super().__init_subclass__(**kwargs)
         if not base and not isinstance(getattr(cls, "kind", None), str):
             raise ConfigError(
-                f"the layer class {cls.__name__} has no kind",
+                f"the layer class {cls.__name__} does not define its kind",
                 where=f"class {cls.__module__}.{cls.__qualname__}",
-                remedy='add the name of its parameters in checkpoints: kind = "my_layer"',
+                remedy='name it as its parameters in checkpoints, for example kind = "my_layer"; '
+                "or declare a base class with class Base(Layer, base=True)",
             )
 
     def __init__(self) -> None:
         self.name = self.kind
         self.number = 0
-        self.memory = self.kind
+        self.workspace_name = self.kind
         self.needs_input_gradient = True
         self.runtime: Runtime
         self.ops: Ops
@@ -114,50 +122,51 @@ class Layer(ABC):
 
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:
-        """The shape of one output sample for one input sample of `shape`.
+        """Shape of an output sample for input samples of `shape`.
 
         Raises:
-            ShapeError: Such samples cannot be used; see `shape_error`.
+            ShapeError: The layer does not accept such samples; see `shape_error`.
         """
 
     def declare(self, shape: Shape) -> list[ParameterSpec]:
-        """The parameters for input samples of `shape`; names without the layer's name."""
+        """Parameters for input samples of `shape`, named without the name of the layer."""
         return []
 
     def bind(self, ops: Ops, parameters: FlatParameters, runtime: Runtime) -> None:
-        """Receive the backend and the flat buffer that holds the declared parameters.
+        """Attach the layer to a model.
 
         Args:
             ops: The backend.
-            parameters: Has each parameter under `<layer name>.<parameter name>`.
-            runtime: Of the model.
+            parameters: The flat buffers, which hold the declared parameters under `<layer
+                name>.<parameter name>`.
+            runtime: The runtime of the model.
 
         Raises:
-            ConfigError: The layer is part of a model already: its names and activations would be
-                those of both places.
+            ConfigError: The layer is part of a model already; two positions would share its name
+                and its activations.
         """
         before: Runtime | None = getattr(self, "runtime", None)
         if before is not None and (
             before is runtime or (before.model is not None and before.model() is not None)
         ):
             raise ConfigError(
-                f"this {type(self).__name__} object stands at two places "
-                + ("of the model" if before is runtime else "of two models"),
+                f"the same {type(self).__name__} object is used twice"
+                + ("" if before is runtime else ", in two models"),
                 where=f"layer {self.name}",
-                remedy="make an object for each place: [Dense(8), ReLU(), Dense(8), ReLU()]",
+                remedy="create one object per position: [Dense(8), ReLU(), Dense(8), ReLU()]",
             )
         self.ops = ops
         self.parameters = parameters
         self.runtime = runtime
-        self.memory = self.name
+        self.workspace_name = self.name
 
     @property
-    def space(self) -> Workspace:
-        """Arrays of this layer in the memory of the current pass, reused in every step."""
-        return self.runtime.activations.space(self.memory)
+    def workspace(self) -> Workspace:
+        """Arrays of this layer in the current pass; their memory is reused in every step."""
+        return self.runtime.activations.workspace(self.workspace_name)
 
     def children(self) -> list[tuple[str, Layer]]:
-        """Layers inside this one, with their names in it."""
+        """Layers inside this one and their names."""
         return []
 
     def walk(self) -> Iterator[Layer]:
@@ -169,40 +178,41 @@ class Layer(ABC):
     def flops(self, shape: Shape) -> float:
         """Floating-point operations of the forward pass for one sample of `shape`.
 
-        Operations that only pass over memory are not counted.
+        Elementwise operations, which are bound by memory bandwidth, are not counted.
         """
         return 0.0
 
     def activation_elements(self, shape: Shape) -> int:
-        """Elements that are kept for one sample of `shape` until the backward pass."""
+        """Number of elements stored per sample of `shape` until the backward pass."""
         return math.prod(self.output_shape(shape))
 
     @abstractmethod
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        """One forward pass.
+        """Compute the output of a batch.
 
         Args:
-            x: (n, *input shape), the batch.
-            train: Whether it is a pass of training: masks are drawn, statistics are updated.
+            x: The batch, (n, *input shape).
+            train: Whether this is a training pass: random masks are drawn and running statistics
+                updated.
 
         Returns:
-            The output, and the function that propagates its gradient back.
+            The output and the backward closure, which maps its gradient to that of `x`.
         """
 
     def value(self, name: str) -> Array:
-        """The parameter `name` of this layer, in the dtype that it computes with; a view."""
+        """View of the parameter `name` in the compute dtype."""
         return self.parameters.compute_value(f"{self.name}.{name}")
 
     def gradient(self, name: str) -> Array:
-        """The gradient of the parameter `name` of this layer, to be written; a view."""
+        """View of the gradient of the parameter `name`, for the backward closure to fill."""
         return self.parameters.gradient(f"{self.name}.{name}")
 
     def shape_error(self, shape: Shape, needed: str) -> ShapeError:
-        """The error for input samples that the layer cannot use.
+        """Error for input samples that the layer does not accept.
 
         Args:
-            shape: Of the samples.
-            needed: What the layer needs, a clause.
+            shape: Shape of the samples.
+            needed: What the layer needs, as a clause.
         """
         return ShapeError(
             f"input samples have shape {shape}, but {needed}",
@@ -212,7 +222,7 @@ class Layer(ABC):
 
 
 def number_layers(layers: Sequence[Layer]) -> list[str]:
-    """Names by kind and number: dense1, relu1, dense2."""
+    """Names of layers by kind and number: dense1, relu1, dense2."""
     numbers: Counter[str] = Counter()
     names = []
     for layer in layers:

@@ -1,4 +1,4 @@
-"""A model: layers in a row over one flat parameter buffer."""
+"""A model: a sequence of layers over one flat parameter buffer."""
 
 from __future__ import annotations
 
@@ -23,23 +23,28 @@ ModelBackward = Callable[[Array, GradientsReady | None], None]
 
 
 class Model:
-    """Layers applied one after another.
+    """A sequence of layers and their parameters.
 
     Args:
-        layers: They are named by kind and number (conv2d1, dense1, dense2, ...).
-        input_shape: The shape of one sample.
+        layers: The layers, which are named by kind and number (conv2d1, dense1, dense2, ...).
+        input_shape: Shape of an input sample.
         ops: The backend.
-        dtype: Of parameters and gradients, float32 or float64.
-        compute_dtype: Of activations and matrix products; 16-bit ones need a GPU.
+        dtype: Dtype of parameters and gradients, float32 or float64.
+        compute_dtype: Dtype of activations and matrix products; 16-bit dtypes need a GPU.
 
     Attributes:
-        output_shape: The shape of one output sample.
-        parameters: The flat buffers.
-        runtime: What the layers know of the run.
-        ranges: The first and the last trainable parameter of each layer, or None.
-        takes_ids: Whether inputs are whole numbers.
-        needs_collective: Whether a training pass waits for the other ranks.
+        output_shape: Shape of an output sample.
+        parameters: Flat buffers of parameters and gradients.
+        runtime: State of the run that the layers depend on.
+        ranges: First and last trainable parameter of each layer, or None.
+        takes_ids: Whether the inputs are integers.
+        needs_collective: Whether a training pass communicates with the other ranks.
         capturable: Whether a CUDA graph can replay a pass.
+
+    Raises:
+        BackendError: The backend cannot compute in these dtypes.
+        ConfigError: A layer object is used twice.
+        ShapeError: A layer does not accept the output of the one before it.
     """
 
     def __init__(
@@ -71,7 +76,7 @@ class Model:
         self.capturable = all(layer.capturable for layer in self.walk())
 
     def _declare(self) -> tuple[list[ParameterSpec], Shape]:
-        """Name the layers; the parameters of all of them, and the shape of an output sample."""
+        """Name the layers; returns their parameters and the shape of an output sample."""
         specs: list[ParameterSpec] = []
         shape = self.input_shape
         for layer, name in zip(self.layers, number_layers(self.layers), strict=True):
@@ -86,26 +91,26 @@ class Model:
         return specs, shape
 
     def walk(self) -> Iterator[Layer]:
-        """All layers, those inside others too."""
+        """All layers, including nested ones."""
         for layer in self.layers:
             yield from layer.walk()
 
     def forward(self, x: Array, *, train: bool = False) -> tuple[Array, ModelBackward]:
-        """One forward pass.
+        """Compute the output of a batch.
 
         Args:
-            x: (n, *input_shape); floats of another dtype, views, and host arrays for a GPU are
-                copied.
-            train: Keep the activations until the backward pass is over: several passes may be in
-                flight. Otherwise, and afterwards, the next forward pass may overwrite output and
-                activations.
+            x: The batch, (n, *input_shape). Views, other floating-point dtypes, and host arrays
+                for a GPU are copied.
+            train: Keep the activations until the backward pass has finished; several passes may be
+                in flight. Otherwise, and afterwards, the next forward pass may overwrite output
+                and activations.
 
         Returns:
-            The output, and its backward pass, which can be called once: it takes the gradient of
-            the output and perhaps a function to call as gradients become final.
+            The output and the backward pass, which can be called once. It takes the gradient of
+            the output and optionally a callback for gradients that have become final.
 
         Raises:
-            ShapeError: The samples have another shape, or are no numbers of the kind it takes.
+            ShapeError: The shape or the dtype of the samples does not fit the model.
         """
         x = self._usable(x)
         if tuple(x.shape[1:]) != self.input_shape:
@@ -118,10 +123,9 @@ class Model:
         this = self._passes.begin(self.runtime.key)
         self.runtime.activations = this.activations
         steps: list[Backward] = []
-        windows = self.parameters.windows
+        storage = self.parameters.storage
         for layer in self.layers:
-            if windows is not None:
-                windows.enter(layer.name)
+            storage.enter(layer.name)
             x, step = layer.forward(x, train=train)
             steps.append(step)
         if not train:
@@ -132,7 +136,7 @@ class Model:
             before, self.runtime.key = self.runtime.key, this.key
             self.runtime.activations = this.activations
             try:
-                # layers overwrite the gradient
+                # layers overwrite the gradient that they receive
                 writable = getattr(dy.flags, "writeable", True)
                 self._propagate(steps, dy if writable else dy.copy(), ready)
             finally:
@@ -144,14 +148,13 @@ class Model:
     def _propagate(
         self, steps: Sequence[Backward], dy: Array, ready: GradientsReady | None
     ) -> None:
-        """Run the backward passes of the layers, last first."""
-        windows = self.parameters.windows
+        """Run the backward closures of the layers in reverse order."""
+        storage = self.parameters.storage
         gradient: Array | None = dy
         for index in range(len(steps) - 1, -1, -1):
             if gradient is None:
                 break
-            if windows is not None:
-                windows.enter(self.layers[index].name)
+            storage.enter(self.layers[index].name)
             gradient = steps[index](gradient)
             names = self.ranges[index]
             if ready is not None and names is not None:
@@ -159,7 +162,7 @@ class Model:
                 ready(slots[names[0]].start, slots[names[1]].stop)
 
     def _usable(self, x: Any) -> Array:
-        """`x` as layers take it: on the device, contiguous, of the compute dtype, or int64 ids."""
+        """`x` as layers need it: contiguous on the device, in the compute dtype, or int64 ids."""
         xp = self.ops.xp
         if not isinstance(x, xp.ndarray):
             x = self.ops.to_device(np.asarray(x))

@@ -1,26 +1,35 @@
-"""The flat buffer: every parameter of a model is a view into one contiguous array, every gradient into a second."""
+"""The flat buffers: every parameter of a model is a view into one contiguous array, and every
+gradient into a second."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mpidl.backend import Array, Ops
 from mpidl.nn.init import INITIALIZERS
+from mpidl.nn.storage import Storage, WholeStorage
 
 ALIGNMENT = 16  # elements: each float32 parameter starts on a 64-byte line
 
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """What a layer declares: a name, a shape, an initializer (see mpidl.nn.init) and its fan-in.
+    """What a layer declares.
 
-    trainable: False for state without gradient, such as running means; it lies in a buffer of its own. exact: layers use it in
-    full precision where others multiply with a 16-bit copy; vectors always are.
+    Attributes:
+        name: Unique within the layer.
+        shape: Of the parameter.
+        init: The initializer (see mpidl.nn.init).
+        fan_in: Of the initializer.
+        trainable: False for state without gradient, such as running means; it lies in a buffer of
+            its own.
+        exact: Layers use it in full precision where they multiply with 16-bit copies of others;
+            vectors always are.
     """
 
     name: str
@@ -31,7 +40,7 @@ class ParameterSpec:
     exact: bool = False
 
     @property
-    def rounded(self) -> bool:
+    def has_copy(self) -> bool:
         """Whether a 16-bit copy of it is made where the model computes with one."""
         return self.trainable and not self.exact and len(self.shape) > 1
 
@@ -50,15 +59,22 @@ class Slot:
     stop: int
 
 
-Sum = Callable[[NDArray[np.float64]], None]
+Reduce = Callable[[NDArray[np.float64]], None]
 
 
 @dataclass
-class FlatPart:
-    """What an optimizer works on where that is not the whole model: parts of the flat buffers, put together.
+class ParameterShard:
+    """The parameters that one rank's optimizer updates, where those are not the whole model.
 
-    values, gradients: (length,). slots: every tensor, as the range of this part that holds some of it (it may be empty).
-    reduce: sums a float64 host array over the ranks that hold the other parts, in place.
+    Attributes:
+        ops: The backend of the arrays.
+        dtype: Of values and gradients.
+        values: (length,) pieces of the flat buffer, one behind the other.
+        gradients: (length,), likewise.
+        slots: Every tensor of the model, as the range of the shard that holds some of it (it may
+            be empty).
+        reduce: Sums a float64 host array over the ranks that hold the other shards, in place;
+            None where nothing that the optimizer computes is to be summed.
     """
 
     ops: Ops
@@ -66,7 +82,7 @@ class FlatPart:
     values: Array
     gradients: Array
     slots: dict[str, Slot]
-    reduce: Sum | None = None
+    reduce: Reduce | None = None
 
     @property
     def length(self) -> int:
@@ -74,34 +90,33 @@ class FlatPart:
         return int(self.values.size)
 
 
-class Windows(Protocol):
-    """Where parameters or gradients of a few layers lie for a while, if they do not lie in the flat buffers for good."""
-
-    def value(self, slot: Slot) -> Array | None:
-        """The values of a slot, flat; None: where they always are."""
-
-    def gradient(self, slot: Slot) -> Array | None:
-        """The gradients of a slot, flat; None: where they always are."""
-
-    def gradient_range(self, start: int, stop: int) -> list[Array]:
-        """Where the gradients [start, stop) lie."""
-
-    @property
-    def gathers_in_passes(self) -> bool:
-        """Whether the ranks gather parameters together in the middle of a pass."""
-
-    def enter(self, layer: str) -> None:
-        """The passes come to a layer (of the model itself, not one inside another)."""
-
-
 class FlatParameters:
-    """values: (n,) parameters; gradients: (n,); message: (n + spare,) gradients with `spare` elements behind them; state:
-    what is not trainable.
+    """The parameters of a model, and what belongs to them.
 
-    The spare elements let a training step send its scalars (loss, counts, flags) in the same message as its gradients.
-    Padding between parameters is always zero, in values as in gradients. compute_dtype: of activations; where it has 16
-    bits, the layers see rounded copies of the matrices, made by `refresh`, while `values` are the master weights
-    (Micikevicius et al., 2018).
+    Padding between parameters is always zero, in values as in gradients.
+
+    Args:
+        specs: Of all parameters, in the order of the layers.
+        ops: The backend.
+        dtype: Of values and gradients.
+        spare: Elements behind the gradients: a training step sends its scalars (loss, counts,
+            flags) in the same message as its gradients.
+        compute_dtype: Of activations. Where it has 16 bits, layers see rounded copies of the
+            matrices, made by `refresh`, while `values` are the master weights (Micikevicius et
+            al., 2018).
+
+    Attributes:
+        storage: Where values and gradients lie; `use` replaces it.
+        values: (n,) parameters; (0,) where the storage holds them elsewhere.
+        gradients: (n,) or (0,), likewise.
+        message: The gradients with the spare elements behind them.
+        spare: (spare,) the elements behind the gradients.
+        state: What is not trainable.
+        copies: (n,) 16-bit copies, or (0,).
+        slots: Where each parameter lies, by name.
+        state_slots: Where each part of `state` lies, by name.
+        length: n, a multiple of `ALIGNMENT`.
+        reduce: As of a `ParameterShard`: this is everything, so there is nothing to sum.
     """
 
     def __init__(
@@ -113,72 +128,73 @@ class FlatParameters:
         *,
         compute_dtype: DTypeLike | None = None,
     ) -> None:
-        self.ops, self.dtype = ops, np.dtype(dtype)
-        self.windows: Windows | None = None
-        self.reduce: Sum | None = None  # as in FlatPart: nothing to sum, this is everything
+        self.ops = ops
+        self.dtype = np.dtype(dtype)
         self.compute_dtype = self.dtype if compute_dtype is None else np.dtype(compute_dtype)
+        self.reduce: Reduce | None = None
         self.slots, self.length = _lay_out([spec for spec in specs if spec.trainable])
         self.state_slots, state_length = _lay_out([spec for spec in specs if not spec.trainable])
-        self.state: Array = ops.xp.zeros(state_length, self.dtype)
-        self.values: Array = ops.xp.zeros(self.length, self.dtype)
-        self.message: Array = ops.xp.zeros(self.length + spare, self.dtype)
-        self.gradients: Array = self.message[: self.length]
-        self.rounded: Array = ops.xp.zeros(
-            self.length if self.compute_dtype != self.dtype else 0, self.compute_dtype
-        )
-        self.spare: Array = self.message[self.length :]
+        zeros = ops.xp.zeros
+        self.state: Array = zeros(state_length, self.dtype)
+        copied = self.length if self.compute_dtype != self.dtype else 0
+        self.copies: Array = zeros(copied, self.compute_dtype)
+        values, message = zeros(self.length, self.dtype), zeros(self.length + spare, self.dtype)
+        self.use(WholeStorage(values, message))
+
+    def use(self, storage: Storage) -> None:
+        """Let values and gradients lie elsewhere from now on; they are not copied.
+
+        Strategies call this before the first step. Views of single parameters that were taken
+        before are out of date.
+        """
+        self.storage = storage
+        self.values: Array = storage.values
+        self.gradients: Array = storage.gradients
+        self.message: Array = storage.message
+        self.spare: Array = storage.message[storage.gradients.size :]
 
     @property
     def count(self) -> int:
         """Number of parameters, padding not counted."""
         return sum(slot.spec.size for slot in self.slots.values())
 
+    @property
+    def gathers_in_passes(self) -> bool:
+        """Whether the ranks gather parameters together in the middle of a pass (see `Storage`)."""
+        return self.storage.gathers_in_passes
+
     def value(self, name: str) -> Array:
         """The parameter or state `name` in its own shape, a view; of the master weights."""
         if name in self.state_slots:
             return _view(self.state, self.state_slots[name])
         slot = self.slots[name]
-        window = self.windows.value(slot) if self.windows is not None else None
-        return _view(self.values, slot) if window is None else window.reshape(slot.spec.shape)
+        return self.storage.value(slot).reshape(slot.spec.shape)
 
     def compute_value(self, name: str) -> Array:
         """The parameter or state `name` as layers compute with it."""
         slot = self.slots.get(name)
-        return (
-            _view(self.rounded, slot)
-            if slot is not None and self.rounded.size and slot.spec.rounded
-            else self.value(name)
-        )
+        if slot is not None and self.copies.size and slot.spec.has_copy:
+            return _view(self.copies, slot)
+        return self.value(name)
 
     def refresh(self) -> None:
         """Make the 16-bit copies again, after the values have changed."""
-        if self.rounded.size:
-            self.ops.round_copy(self.values, self.rounded)
+        if self.copies.size:
+            self.ops.round_copy(self.values, self.copies)
 
     def gradient(self, name: str) -> Array:
         """The gradient of `name` in its own shape, a view."""
         slot = self.slots[name]
-        window = self.windows.gradient(slot) if self.windows is not None else None
-        return _view(self.gradients, slot) if window is None else window.reshape(slot.spec.shape)
+        return self.storage.gradient(slot).reshape(slot.spec.shape)
 
-    def gradient_range(self, start: int, stop: int) -> list[Array]:
-        """Where the gradients [start, stop) lie, once backward has written them."""
-        if self.windows is None:
-            return [self.gradients[start:stop]]
-        return self.windows.gradient_range(start, stop)
+    def initialize(self, seed: int, names: Iterable[str] | None = None) -> None:
+        """Fill the values; the same on every rank and backend, whatever the number of ranks.
 
-    @property
-    def gathers_in_passes(self) -> bool:
-        """Whether the ranks gather parameters together in the middle of a pass.
-
-        Then all ranks run equally many passes, and an error on one of them cannot wait for the end
-        of the step: the others wait in the pass.
+        Args:
+            seed: Of the run.
+            names: Of the parameters and state to fill; None: all.
         """
-        return self.windows is not None and self.windows.gathers_in_passes
-
-    def initialize(self, seed: int) -> None:
-        """Fill the values; the same on every rank and backend, whatever the number of ranks."""
-        for name in (*self.slots, *self.state_slots):
+        for name in (*self.slots, *self.state_slots) if names is None else names:
             self.value(name)[...] = self.ops.to_device(self.initial(name, seed))
 
     def initial(self, name: str, seed: int) -> NDArray[Any]:
@@ -191,8 +207,29 @@ class FlatParameters:
         )
         return host.astype(self.dtype)
 
+    def make_shard(
+        self, pieces: Sequence[tuple[int, int]], reduce: Reduce | None = None
+    ) -> ParameterShard:
+        """A shard of some elements, in zeroed memory of its own.
+
+        Args:
+            pieces: Ranges [start, stop) of the flat buffer, one behind the other in the shard. All
+                elements of a tensor that are in the shard lie in one of them.
+            reduce: See `ParameterShard`.
+        """
+        slots = {name: replace(slot, start=0, stop=0) for name, slot in self.slots.items()}
+        low = 0
+        for start, stop in pieces:
+            for name, slot in self.slots.items():
+                first, last = max(slot.start, start), min(slot.stop, stop)
+                if first < last:
+                    slots[name] = replace(slot, start=low + first - start, stop=low + last - start)
+            low += stop - start
+        values, gradients = (self.ops.xp.zeros(low, self.dtype) for _ in range(2))
+        return ParameterShard(self.ops, self.dtype, values, gradients, slots, reduce)
+
     def first_nonfinite(self, flat: Array) -> str | None:
-        """The first parameter whose part of `flat` (values or gradients) holds a NaN or an infinity, or None."""
+        """The first parameter whose part of `flat` (n,) holds a NaN or an infinity, or None."""
         xp: Any = self.ops.xp
         for name, slot in self.slots.items():
             if not bool(xp.isfinite(flat[slot.start : slot.stop]).all()):

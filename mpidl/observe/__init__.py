@@ -1,1 +1,1 @@
-"""What a run shows: progress, metrics, plots, and the doctor."""
+"""What a run shows: progress, metrics and plots."""

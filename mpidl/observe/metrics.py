@@ -1,51 +1,78 @@
-"""Metrics of a run: one JSON object a line in metrics.jsonl, and TensorBoard events. Rank 0 only; files are appended to."""
+"""Metrics of a run: one JSON object a line in metrics.jsonl, and TensorBoard events.
+
+Rank 0 only; files are appended to.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mpidl.errors import PlatformError, notice
+from mpidl.extras import load_extra
+
 
 class MetricsLog:
-    """Writes `folder`/metrics.jsonl and `folder`/tensorboard. Each record has a "kind": step, evaluation or resume."""
+    """Writes `folder`/metrics.jsonl, and `folder`/tensorboard where tensorboardX is installed.
 
-    def __init__(self, folder: Path) -> None:
-        from tensorboardX import SummaryWriter
+    Args:
+        folder: Of the run; made if it is missing.
+        note: Called once where TensorBoard events cannot be written.
+    """
 
+    def __init__(self, folder: Path, note: Callable[[str], None] = notice) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / "metrics.jsonl", "a", buffering=1)
         self._broken = False
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._board: Any = None
+        try:
+            tensorboard = load_extra("tensorboardX", "writing TensorBoard events")
+            self._board = tensorboard.SummaryWriter(str(folder / "tensorboard"))
+        except PlatformError as error:
+            note(f"{error.what}; metrics.jsonl has all metrics ({error.remedy})")
 
     def add(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One record at `step`; numbers also go to TensorBoard under kind/name.
+        """Write one record; numbers also go to TensorBoard under kind/name.
 
-        A file that can no longer be written (a full disk) is said once and given up: it must not end the training.
+        A full disk is reported once, and nothing more is written: metrics must not end the
+        training.
+
+        Args:
+            kind: "step", "evaluation" or "resume".
+            step: Finished steps.
+            values: The metrics by name.
         """
         if self._broken:
             return
         try:
             self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             for name, value in values.items():
-                if isinstance(value, (int, float)) and name != "epoch":
+                if self._board and isinstance(value, (int, float)) and name != "epoch":
                     self._board.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:
             self._broken = True
-            print(f"mpidl: metrics are no longer written: {error}", file=sys.stderr, flush=True)
+            notice(f"metrics are no longer written: {error}")
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush and close all files."""
         with suppress(OSError):
             self._file.close()
-        with suppress(OSError):
-            self._board.close()
+        if self._board:
+            with suppress(OSError):
+                self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records that count: those of steps which a resumed job has run again are replaced by the later ones."""
+    """The records of a run in order.
+
+    Steps that a resumed job has run again count once, with their later records.
+
+    Args:
+        path: A metrics.jsonl.
+    """
     records: list[dict[str, Any]] = []
     for line in path.read_text().splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Pictures: a run's loss and accuracy, measured collectives, predicted scaling."""
+"""Plots: loss and accuracy of runs, measured collectives, predicted scaling. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -7,18 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from mpidl.errors import ConfigError
+from mpidl.extras import load_extra
 from mpidl.files import check_folder, write_atomically
 
 
 def plot_run(records: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw training loss and accuracy (from step records) and test loss and accuracy (from evaluations) into a PNG."""
+    """Draw loss and accuracy over steps, of training batches and of the test set.
+
+    Args:
+        records: From `read_metrics`.
+        path: The file; its suffix chooses the format.
+        title: Above the plot.
+
+    Raises:
+        PlatformError: matplotlib is missing.
+        OSError: The file cannot be written.
+    """
     plt = _pyplot()
     steps = [r for r in records if r["kind"] == "step"]
     tests = [r for r in records if r["kind"] == "evaluation"]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, name, label in zip(
-        axes, ("loss", "accuracy"), ("loss (mean cross-entropy)", "accuracy (%)"), strict=True
-    ):
+    labels = {"loss": "loss", "accuracy": "accuracy (%)"}
+    names = [name for name in labels if any(name in record for record in (*steps, *tests))]
+    size = (5 * max(len(names), 1), 4)
+    figure, grid = plt.subplots(
+        1, len(names) or 1, figsize=size, layout="constrained", squeeze=False
+    )
+    axes = grid[0]
+    for axis, name in zip(axes, names, strict=False):
         scale = 100 if name == "accuracy" else 1
         axis.plot(
             [r["step"] for r in steps],
@@ -35,7 +50,7 @@ def plot_run(records: list[dict[str, Any]], path: Path, title: str) -> None:
                 color="tab:blue",
                 label="test set",
             )
-        axis.set(xlabel="step", ylabel=label)
+        axis.set(xlabel="step", ylabel=labels[name])
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0].set_yscale("log")
@@ -43,7 +58,13 @@ def plot_run(records: list[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def plot_collectives(results: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw the rows of `mpidl bench collectives`: time and bus bandwidth over message size, a line for each algorithm."""
+    """Draw time and bus bandwidth over message size, a line for each algorithm.
+
+    Args:
+        results: The rows of `mpidl bench collectives`.
+        path: The file.
+        title: Above the plot.
+    """
     plt = _pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for name in dict.fromkeys(row["algorithm"] for row in results):
@@ -65,7 +86,13 @@ def plot_collectives(results: Sequence[dict[str, Any]], path: Path, title: str) 
 
 
 def plot_plan(steps: Sequence[Any], path: Path, title: str) -> None:
-    """Draw the steps of `mpidl plan`: efficiency over ranks, and the time of one bucket's exchange by algorithm."""
+    """Draw efficiency over ranks, and the time of one bucket's all-reduce by algorithm.
+
+    Args:
+        steps: Of `mpidl plan`.
+        path: The file.
+        title: Above the plot.
+    """
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     ranks = [step.ranks for step in steps]
@@ -79,7 +106,7 @@ def plot_plan(steps: Sequence[Any], path: Path, title: str) -> None:
             (step.ranks, 1e3 * step.algorithms[name]) for step in steps if name in step.algorithms
         ]
         right.plot(*zip(*rows, strict=True), "o-", ms=3, label=name)
-    right.set(xlabel="ranks", ylabel="one bucket's exchange (ms)", xscale="log", yscale="log")
+    right.set(xlabel="ranks", ylabel="all-reduce of one bucket (ms)", xscale="log", yscale="log")
     right.legend()
     for axis in (left, right):
         axis.set_xscale("log", base=2)
@@ -88,49 +115,24 @@ def plot_plan(steps: Sequence[Any], path: Path, title: str) -> None:
 
 
 def plot_comparison(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw the outcomes of `mpidl compare`: test and training loss over time, samples and bytes, and how stale updates were."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
-    keys = (
-        ("seconds", "wall time (s)"),
-        ("seen", "samples"),
-        ("sent_bytes", "bytes sent by a rank"),
-    )
-    for number, row in enumerate(rows):
-        color = f"C{number}"
-        steps = [r for r in row["records"] if r["kind"] == "step" and "seconds" in r]
-        tests = [r for r in row["records"] if r["kind"] == "evaluation"]
-        for axis, (key, _) in zip(axes.flat, keys, strict=False):
-            axis.plot(
-                [r[key] for r in steps],
-                _smooth([r["loss"] for r in steps]),
-                color=color,
-                alpha=0.35,
-                lw=1,
-            )
-            axis.plot(
-                [r[key] for r in tests],
-                [r["loss"] for r in tests],
-                "o-",
-                color=color,
-                ms=4,
-                label=row["name"],
-            )
-        staleness = {int(k): v for k, v in row["report"].get("staleness", {}).items()}
-        total = sum(staleness.values())
-        if total:
-            axes[1, 1].plot(
-                list(staleness),
-                [v / total for v in staleness.values()],
-                "o-",
-                color=color,
-                label=row["name"],
-            )
-    for axis, (_, label) in zip(axes.flat, keys, strict=False):
+    """Draw test and training loss over time, samples and bytes; and the staleness of updates.
+
+    Args:
+        rows: The outcomes of `mpidl compare`.
+        path: The file.
+        title: Above the plot.
+    """
+    figure, axes = _pyplot().subplots(2, 2, figsize=(12, 8), layout="constrained")
+    *by_cost, staleness = axes.flat
+    for axis, (key, label) in zip(by_cost, _COSTS.items(), strict=True):
+        for number, row in enumerate(rows):
+            _draw_loss(axis, row, key, f"C{number}")
         axis.set(xlabel=label, ylabel="loss (test set; thin: training batches)", yscale="log")
-    axes[1, 0].set_xscale("symlog", linthresh=1e4)
-    axes[1, 0].set_xlim(left=0)
-    axes[1, 1].set(
+    by_cost[-1].set_xscale("symlog", linthresh=1e4)  # bytes: some strategies send next to nothing
+    by_cost[-1].set_xlim(left=0)
+    for number, row in enumerate(rows):
+        _draw_staleness(staleness, row, f"C{number}")
+    staleness.set(
         xlabel="staleness (updates of others between reading and updating)",
         ylabel="share of updates",
     )
@@ -141,32 +143,55 @@ def plot_comparison(rows: Sequence[dict[str, Any]], path: Path, title: str) -> N
     _finish(figure, path, title)
 
 
-def _smooth(values: list[float], width: int = 9) -> list[float]:
-    """Running mean."""
-    return [
-        sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1])
-        for i in range(len(values))
-    ]
+_COSTS = {"seconds": "wall time (s)", "seen": "samples", "sent_bytes": "bytes sent by a rank"}
+
+
+def _draw_loss(axis: Any, row: dict[str, Any], key: str, color: str) -> None:
+    steps = [r for r in row["records"] if r["kind"] == "step" and "seconds" in r]
+    tests = [r for r in row["records"] if r["kind"] == "evaluation"]
+    losses = _running_mean([r["loss"] for r in steps])
+    axis.plot([r[key] for r in steps], losses, color=color, alpha=0.35, lw=1)
+    axis.plot(
+        [r[key] for r in tests],
+        [r["loss"] for r in tests],
+        "o-",
+        color=color,
+        ms=4,
+        label=row["name"],
+    )
+
+
+def _draw_staleness(axis: Any, row: dict[str, Any], color: str) -> None:
+    counts = {int(k): v for k, v in row["report"].get("staleness", {}).items()}
+    total = sum(counts.values())
+    if total:
+        shares = [count / total for count in counts.values()]
+        axis.plot(list(counts), shares, "o-", color=color, label=row["name"])
+
+
+def _running_mean(values: list[float], width: int = 9) -> list[float]:
+    parts = [values[max(0, i - width + 1) : i + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
 
 
 def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
+    load_extra("matplotlib", "drawing plots").use("Agg")
+    return load_extra("matplotlib.pyplot", "drawing plots")
 
 
 def check_plot(path: Path) -> None:
-    """ConfigError before any work if no picture can be written to `path`."""
-    from matplotlib.backend_bases import FigureCanvasBase
+    """Refuse a file that no plot can be written to, before any work.
 
-    kinds = FigureCanvasBase.get_supported_filetypes()
+    Raises:
+        PlatformError: matplotlib is missing.
+        ConfigError: Its suffix is unknown, or its folder does not exist.
+    """
+    bases = load_extra("matplotlib.backend_bases", "drawing plots")
+    kinds = bases.FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
         known = ", ".join(f".{kind}" for kind in sorted(kinds))
         raise ConfigError(
-            f"unknown kind of picture {path.suffix!r}",
+            f"unknown kind of plot {path.suffix!r}",
             where=str(path),
             remedy=f"use one of {known}",
         )

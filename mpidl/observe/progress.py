@@ -1,4 +1,4 @@
-"""Progress for people, on rank 0 and on stderr: a live bar on a terminal, plain lines elsewhere."""
+"""Progress on stderr, on rank 0: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from mpidl.errors import PlatformError
+from mpidl.extras import load_extra
+
 LINE_SECONDS = 10.0
 
 
 def find_terminal() -> TextIO | None:
-    """The terminal that stderr ends up on, for writing, or None.
+    """The terminal that shows stderr, open for writing, or None.
 
-    Under mpirun a rank's stderr is a pipe to its parent, the launcher. On the launcher's node it is written to directly if
-    that has a terminal: the launcher itself hands on whole lines only, which would swallow a live bar.
+    Under mpirun a rank's stderr is a pipe to its parent, the launcher, which forwards whole lines
+    only and would swallow a live bar. On the launcher's node its terminal is opened directly.
     """
     if sys.stderr.isatty():
         return sys.stderr
@@ -29,38 +32,52 @@ def find_terminal() -> TextIO | None:
 
 
 class Progress:
-    """Counts up to `total` units: a live bar where stderr ends up on a terminal, else a line now and then. quiet: nothing."""
+    """Counts units: a live bar on a terminal where tqdm is installed, else a line now and then.
+
+    Args:
+        total: Units when all is done.
+        unit: Their name in the plural.
+        label: In front of the numbers.
+        initial: Units that were done before.
+        quiet: Whether to show nothing.
+    """
 
     def __init__(
         self, total: int, unit: str, *, label: str = "", initial: int = 0, quiet: bool = False
     ) -> None:
-        self.total, self.unit, self.label, self.done, self.initial = (
-            total,
-            unit,
-            label,
-            initial,
-            initial,
-        )
+        self.total = total
+        self.unit = unit
+        self.label = label
+        self.initial = initial
+        self.done = initial
         self._quiet = quiet
-        self._started = self._last = time.monotonic()
+        self._started = time.monotonic()
+        self._last = self._started
         self._note = ""
-        self._bar: Any = None
         self._terminal = None if quiet else find_terminal()
-        if self._terminal is not None:
-            from tqdm import tqdm
+        self._bar = self._make_bar(self._terminal) if self._terminal is not None else None
 
-            columns = os.get_terminal_size(self._terminal.fileno()).columns
-            self._bar = tqdm(
-                total=total,
-                initial=initial,
-                unit=f" {unit}",
-                desc=label or None,
-                ncols=columns,
-                file=self._terminal,
-            )
+    def _make_bar(self, terminal: TextIO) -> Any:
+        try:
+            tqdm = load_extra("tqdm", "a live bar").tqdm
+        except PlatformError:
+            return None  # lines show the same numbers
+        return tqdm(
+            total=self.total,
+            initial=self.initial,
+            unit=f" {self.unit}",
+            desc=self.label or None,
+            ncols=os.get_terminal_size(terminal.fileno()).columns,
+            file=terminal,
+        )
 
     def advance(self, count: int, note: str = "") -> None:
-        """`count` more units are done; `note` is shown behind the numbers."""
+        """Count units that are done.
+
+        Args:
+            count: How many more.
+            note: Shown behind the numbers.
+        """
         self.done += count
         self._note = note or self._note
         if self._bar is not None:
@@ -76,10 +93,11 @@ class Progress:
         rate = (self.done - self.initial) / seconds if seconds > 0 else 0.0
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
         percent = 100 * self.done / max(1, self.total)
-        return f"{self.label + ': ' if self.label else ''}{percent:.0f} % ({rate:.0f} {self.unit}/s{left}) {self._note}".rstrip()
+        label = f"{self.label}: " if self.label else ""
+        return f"{label}{percent:.0f} % ({rate:.0f} {self.unit}/s{left}) {self._note}".rstrip()
 
     def say(self, text: str) -> None:
-        """A line of text that does not break the bar."""
+        """Print a line of text above the bar."""
         if self._quiet:
             return
         if self._bar is not None:

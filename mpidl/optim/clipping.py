@@ -11,7 +11,12 @@ from mpidl.optim.optimizer import Parameters
 
 
 def squared_norm(parameters: Parameters, flat: Array) -> float:
-    """Sum of squares of a buffer like the parameters', or a slice of it; over all shards."""
+    """Sum of squares of a buffer.
+
+    Args:
+        parameters: What the buffer belongs to; where it is a shard, the sum goes over all shards.
+        flat: (n,) values or gradients, or a slice of them.
+    """
     ops = parameters.ops
     start, stop = (ops.to_device(np.array([edge], np.int64)) for edge in (0, flat.size))
     square = ops.xp.zeros(1, np.float64)
@@ -24,6 +29,11 @@ def squared_norm(parameters: Parameters, flat: Array) -> float:
 
 def clip_by_global_norm(parameters: Parameters, ops: Ops, limit: float) -> float:
     """Scale all gradients so that their norm is at most `limit` (Pascanu et al., 2013).
+
+    Args:
+        parameters: Whose gradients are scaled, in place.
+        ops: The backend.
+        limit: The largest norm.
 
     Returns:
         The norm before.

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from mpidl.backend import Array, Ops
-from mpidl.nn import FlatParameters, FlatPart
+from mpidl.nn import FlatParameters, ParameterShard
 from mpidl.options import NotNegativeNumber, Place, Section
 
-Parameters = FlatParameters | FlatPart
+Parameters = FlatParameters | ParameterShard
 
 
 class Optimizer(ABC):

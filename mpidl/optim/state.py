@@ -71,4 +71,8 @@ class Stateful(Protocol):
         """Copies, or arrays that nobody changes before they are saved."""
 
     def load_state(self, state: RunState) -> None:
-        """Resume from what `state` returned, taking out what it uses; what is missing starts anew."""
+        """Resume from what `state` returned.
+
+        Args:
+            state: What is used is taken out of it; what is missing starts anew.
+        """

@@ -12,6 +12,10 @@ from mpidl.optim.optimizer import Optimizer, Parameters
 class Tensors:
     """Norms and factors of single tensors.
 
+    Args:
+        parameters: The flat buffer or a shard.
+        ops: The backend.
+
     Attributes:
         is_matrix: (tensors,) whether each has more than one axis; biases and scales of norms do
             not.
@@ -27,7 +31,14 @@ class Tensors:
         self._squares = ops.xp.zeros(len(slots), np.float64)
 
     def norms(self, flat: Array) -> NDArray[np.float64]:
-        """(tensors,) Euclidean norms, on the host; over all shards where there are several."""
+        """The Euclidean norm of each tensor.
+
+        Args:
+            flat: (n,) like the values.
+
+        Returns:
+            (tensors,) on the host; over all shards where there are several.
+        """
         self.ops.slot_squares(flat, self.starts, self.stops, self._squares)
         squares = np.array(self.ops.to_host(self._squares))
         if self.reduce is not None:
@@ -35,7 +46,12 @@ class Tensors:
         return np.asarray(np.sqrt(squares))
 
     def scale(self, flat: Array, factors: NDArray[np.float64]) -> None:
-        """Multiply each tensor by its factor."""
+        """Multiply each tensor by its factor.
+
+        Args:
+            flat: (n,) like the values, in place.
+            factors: (tensors,).
+        """
         on_device = self.ops.to_device(np.ascontiguousarray(factors, np.float64))
         self.ops.slot_scale(flat, self.starts, self.stops, on_device)
 

@@ -1,1 +1,1 @@
-"""Measures and predicts: machines, collectives, whole steps."""
+"""Measures and predicts: machines, collectives, whole training steps."""

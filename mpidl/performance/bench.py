@@ -1,123 +1,123 @@
-"""All-reduce beside the MPI library's own call and, where PyTorch is installed, gloo; in one run, taking turns.
+"""Compares the all-reduce algorithms with each other and with the MPI library, interleaved.
 
-Bandwidths by the convention of NCCL-tests: algorithm bandwidth is bytes / time; bus bandwidth is that times 2 (P - 1) / P, what
-each rank has to send at least.
+Bandwidths by the convention of NCCL-tests: algorithm bandwidth is bytes / time; bus bandwidth is
+that times 2 (P - 1) / P, the least that each rank has to send.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mpidl.collectives.api import NAMES, all_reduce
+from mpidl.collectives import all_reduce
+from mpidl.collectives.algorithms import ALL_REDUCE
 from mpidl.collectives.group import Group
 from mpidl.comm import mpi
-from mpidl.errors import ConfigError
-from mpidl.performance.measure import interleaved
+from mpidl.errors import ConfigError, nearest
+from mpidl.performance.measure import Call, time_interleaved, usable_algorithms
 
-PEERS = ("native", "gloo")  # native: the bare call of mpi4py, without us
+LIBRARY = "native"  # the bare call of mpi4py, without the algorithm of that name
 # a buffer of float32 -> a call that all-reduces it
-Contender = Callable[[Any], Callable[[], None]]
+Contender = Callable[[NDArray[np.float32]], Call]
+Row = dict[str, Any]
 
 
-def check(names: list[str] | None) -> None:
-    """Raise ConfigError for a name that is unknown."""
-    unknown = sorted(set(names or []) - {*NAMES, "auto", *PEERS})
-    if unknown:
-        raise ConfigError(
-            f"unknown algorithm {unknown[0]!r}",
-            where="--algorithms",
-            remedy=f"choose from {sorted({*NAMES, 'auto', *PEERS})}",
-        )
+def check_names(names: Iterable[str], where: str = "") -> None:
+    """Refuse names that are no algorithm.
+
+    Raises:
+        ConfigError: There is no such algorithm.
+    """
+    known = ("auto", *ALL_REDUCE)
+    for name in names:
+        if name not in known:
+            what = f"unknown algorithm {name!r}"
+            raise ConfigError(what, where=where, remedy=nearest(name, known))
 
 
-def sizes(smallest: int, largest: int, factor: int) -> list[int]:
+def message_sizes(smallest: int, largest: int, factor: int) -> Iterator[int]:
     """Message sizes in bytes, ascending."""
-    found = []
     while smallest <= largest:
-        found.append(smallest)
+        yield smallest
         smallest *= factor
-    return found
 
 
-def contenders(group: Group, names: list[str] | None) -> dict[str, Contender]:
-    """What is measured, by name. Collective: gloo connects its ranks."""
-    found: dict[str, Contender] = {}
-    for name in names or [
-        "auto",
-        *(name for name in NAMES if name != "hierarchical" or group.shares),
-        *PEERS,
-    ]:
-        if name == "native":
-            found[name] = partial(_native, group)
-        elif name == "gloo":
-            if _everywhere(group, importlib.util.find_spec("torch") is not None):
-                _connect_gloo(group)
-                found[name] = _gloo
-        else:
-            found[name] = partial(_ours, group, name)
-    return found
+def make_contenders(group: Group, names: Iterable[str] = ()) -> dict[str, Contender]:
+    """What is compared, by name.
+
+    Args:
+        group: The ranks.
+        names: Of algorithms; without any, "auto" and all that these ranks can use.
+    """
+    chosen = tuple(names) or ("auto", *usable_algorithms(group))
+    return {
+        name: partial(_library_call, group) if name == LIBRARY else partial(_call, group, name)
+        for name in chosen
+    }
 
 
-def measure(
-    group: Group, candidates: dict[str, Contender], nbytes: int, seconds: float
-) -> list[dict[str, Any]]:
-    """One row for each contender at one size. Collective."""
-    calls = {name: make(np.zeros(nbytes // 4, np.float32)) for name, make in candidates.items()}
+def _call(group: Group, name: str, buffer: NDArray[np.float32]) -> Call:
+    return lambda: all_reduce(buffer, comm=group, algorithm=name)
+
+
+def _library_call(group: Group, buffer: NDArray[np.float32]) -> Call:
+    MPI = mpi.load()
+    bare = MPI.Intracomm(group.comm)  # does not inform the watchdog
+    return lambda: bare.Allreduce(MPI.IN_PLACE, buffer, op=MPI.SUM)
+
+
+def compare(
+    group: Group,
+    contenders: Mapping[str, Contender],
+    sizes: Iterable[int],
+    *,
+    seconds: float = 1.0,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Row]:
+    """Time all contenders at each size. Collective.
+
+    Args:
+        group: The ranks.
+        contenders: As from `make_contenders`, and those of other libraries.
+        sizes: Bytes of the messages.
+        seconds: Measuring time for each size.
+        say: Receives the table, line by line.
+
+    Returns:
+        One row for each size and contender: bytes, algorithm, median_us (of the slowest rank),
+        algorithm_gb_s, bus_gb_s.
+    """
+    ranks = f"{group.size} ranks on {group.node_count} node(s)"
+    say(f"all-reduce, float32, {ranks}: median us of the slowest rank")
+    columns = " ".join(f"{name:>13}" for name in contenders)
+    say(f"{'bytes':>10} {columns}   best GB/s (algorithm, bus)")
+    results: list[Row] = []
+    for nbytes in sizes:
+        rows = _compare_at(group, contenders, nbytes, seconds)
+        best = min(rows, key=lambda row: float(row["median_us"]))
+        times = " ".join(f"{row['median_us']:>13.1f}" for row in rows)
+        rates = f"{best['algorithm_gb_s']:.3f}, {best['bus_gb_s']:.3f} ({best['algorithm']})"
+        say(f"{nbytes:>10} {times}   {rates}")
+        results += rows
+    return results
+
+
+def _compare_at(
+    group: Group, contenders: Mapping[str, Contender], nbytes: int, seconds: float
+) -> list[Row]:
+    calls = {name: make(np.zeros(nbytes // 4, np.float32)) for name, make in contenders.items()}
     share = 2 * (group.size - 1) / group.size
     return [
         {
             "bytes": nbytes,
             "algorithm": name,
-            "median_us": 1e6 * taken,
-            "algorithm_gb_s": nbytes / taken / 1e9,
-            "bus_gb_s": share * nbytes / taken / 1e9,
+            "median_us": 1e6 * median,
+            "algorithm_gb_s": nbytes / median / 1e9,
+            "bus_gb_s": share * nbytes / median / 1e9,
         }
-        for name, taken in interleaved(calls, group, seconds=seconds).items()
+        for name, median in time_interleaved(calls, group, seconds=seconds).items()
     ]
-
-
-def _ours(group: Group, name: str, buffer: Any) -> Callable[[], None]:
-    return lambda: all_reduce(buffer, comm=group, algorithm=name)
-
-
-def _native(group: Group, buffer: Any) -> Callable[[], None]:
-    MPI = mpi.load()
-    bare = MPI.Intracomm(group.comm)  # without what tells the watchdog
-    return lambda: bare.Allreduce(MPI.IN_PLACE, buffer, op=MPI.SUM)
-
-
-def _gloo(buffer: Any) -> Callable[[], None]:
-    import torch
-    import torch.distributed
-
-    tensor = torch.from_numpy(buffer)
-    return lambda: torch.distributed.all_reduce(tensor)
-
-
-def _everywhere(group: Group, fact: bool) -> bool:
-    return bool(group.comm.allreduce(int(fact), op=mpi.load().MIN))
-
-
-def _connect_gloo(group: Group) -> None:
-    import torch
-    import torch.distributed
-
-    torch.set_num_threads(1)
-    here = (socket.gethostname() if group.node_count > 1 else "127.0.0.1", _free_port())
-    host, port = group.comm.bcast(here, root=0)
-    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=group.rank, world_size=group.size)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -3,13 +3,8 @@
 from mpidl.registry import Registry
 from mpidl.sync.asynchronous.gossip import AsyncGossip
 from mpidl.sync.asynchronous.hogwild import Hogwild
-from mpidl.sync.asynchronous.one_sided_server import OneSidedParameterServer
-from mpidl.sync.asynchronous.parameter_server import ParameterServer, check_servers
-from mpidl.sync.asynchronous.strategy import (
-    AsynchronousStrategy,
-    check_host_memory,
-    mean_and_largest,
-)
+from mpidl.sync.asynchronous.parameter_server import OneSidedParameterServer, ParameterServer
+from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, mean_and_largest
 from mpidl.sync.strategy import RunInfo, StepScalars, Strategy
 from mpidl.sync.synchronous.allreduce import AllReduce
 from mpidl.sync.synchronous.averaging import ParameterAveraging
@@ -17,7 +12,7 @@ from mpidl.sync.synchronous.gossip import Gossip
 from mpidl.sync.synchronous.local_sgd import LocalSGD
 from mpidl.sync.synchronous.strategy import SynchronousStrategy
 from mpidl.sync.synchronous.zero import Zero
-from mpidl.sync.topology import Graph, check_graph
+from mpidl.sync.topology import Graph
 
 STRATEGIES: Registry[type[Strategy]] = Registry(
     "strategy",
@@ -30,7 +25,7 @@ STRATEGIES: Registry[type[Strategy]] = Registry(
         "async_gossip": "mpidl.sync.asynchronous.gossip:AsyncGossip",
         "hogwild": "mpidl.sync.asynchronous.hogwild:Hogwild",
         "parameter_server": "mpidl.sync.asynchronous.parameter_server:ParameterServer",
-        "one_sided_server": "mpidl.sync.asynchronous.one_sided_server:OneSidedParameterServer",
+        "one_sided_server": "mpidl.sync.asynchronous.parameter_server:OneSidedParameterServer",
     },
 )
 
@@ -51,8 +46,5 @@ __all__ = [
     "Strategy",
     "SynchronousStrategy",
     "Zero",
-    "check_graph",
-    "check_host_memory",
-    "check_servers",
     "mean_and_largest",
 ]

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mpidl.backend import Array
-from mpidl.collectives import Group, all_reduce
+from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.collectives.schedule import all_reduce_bytes
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
-from mpidl.nn import FlatParameters
-from mpidl.nn.parameters import FlatPart
+from mpidl.nn import FlatParameters, ParameterShard
 from mpidl.optim import Optimizer, RunState
 from mpidl.options import Section
 
@@ -120,8 +120,18 @@ class StepScalars:
 class Strategy(ABC):
     """One way of combining the work of all ranks over the flat buffers.
 
+    Args:
+        parameters: Of the model. A strategy that partitions or shares them lets them use another
+            storage.
+        context: The ranks.
+        options: Of the class `Options`; None: the defaults.
+        run: What is known of the run; None: only ranks and backend.
+
+    Raises:
+        ConfigError: See `check`.
+
     Attributes:
-        parameters: Of the model.
+        group: All ranks.
         shard: The parameters that this rank's optimizer changes, and the gradients it takes.
         optimizer: Of this rank, on the shard. Set by whoever makes both: an optimizer can be made
             only when the strategy has said what its shard is.
@@ -139,18 +149,23 @@ class Strategy(ABC):
     # Gradients leave during backward; so the passes cannot be one graph of the device
     overlaps: bool = False
 
-    def __init__(self, parameters: FlatParameters) -> None:
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        context: Context,
+        options: Section | None = None,
+        run: RunInfo | None = None,
+    ) -> None:
         self.parameters = parameters
-        self.shard: FlatParameters | FlatPart = parameters
+        self.context = context
+        self.options = options or self.Options()
+        on_host = parameters.ops.name == "numpy"
+        self.run = run or RunInfo(ranks=context.size, host_memory=on_host)
+        self.check(self.options, self.run)
+        self.group = Group(context.comm, name=type(self).__name__)
+        self.shard: FlatParameters | ParameterShard = parameters
         self.optimizer: Optimizer | None = None
         self.sent = 0
-
-    @classmethod
-    @abstractmethod
-    def create(
-        cls, options: Any, parameters: FlatParameters, context: Context, run: RunInfo
-    ) -> Strategy:
-        """The strategy with `options`. Collective."""
 
     @classmethod
     def check(cls, options: Any, run: RunInfo) -> None:
@@ -180,9 +195,13 @@ class Strategy(ABC):
         """How many of `ranks` train: the first ones."""
         return ranks
 
-    @abstractmethod
+    def count_all_reduce(self, array: Array, group: Group) -> None:
+        """Add to `sent` what a rank sends of an all-reduced array."""
+        self.sent += all_reduce_bytes(array.nbytes, group.size)
+
     def start(self) -> None:
-        """Make all replicas equal before the first step. Collective."""
+        """Before the first step: rank 0's parameters reach every rank. Collective."""
+        broadcast(self.parameters.values, comm=self.group, name="parameters")
 
     def on_gradients_ready(self, start: int, stop: int) -> None:
         """During backward: the gradients [start, stop) are final and may leave."""
@@ -197,10 +216,10 @@ class Strategy(ABC):
         """
         return StepScalars()
 
-    def average_optimizers(self, group: Group) -> None:
+    def average_optimizers(self) -> None:
         """Replace the states of whole optimizers, one on each rank, by their mean. Collective."""
         for name, array in (self.optimizer.state if self.optimizer else {}).items():
-            all_reduce(array, comm=group, op="mean", name=name)
+            all_reduce(array, comm=self.group, op="mean", name=name)
 
     # --- checkpoints: a buffer of the shard's length here, of the whole model's in the file ---
     def gather_full(self, array: Array) -> Array:

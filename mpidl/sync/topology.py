@@ -1,7 +1,9 @@
-"""Who averages with whom in gossip, in which step and with which weights; and how fast that makes replicas equal.
+"""Who averages with whom in gossip, in which step and with which weights; and how fast that makes
+replicas equal.
 
-Weights of what a rank sends away and keeps add up to 1 (columns of the mixing matrix). In all graphs but the directed random
-one those of what it receives do too, so the mean over the ranks stays what it is.
+Weights of what a rank sends away and keeps add up to 1 (columns of the mixing matrix). In all
+graphs but the directed random one those of what it receives do too, so the mean over the ranks
+stays what it is.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from numpy.typing import NDArray
 from mpidl.errors import ConfigError
 from mpidl.options import Place, Positive, Section
 
-GRAPHS = ("ring", "torus", "exponential", "random", "complete", "custom")
 Edges = Sequence[Sequence[int]]
 Columns = tuple[dict[int, float], ...]  # receiver -> weight, for each rank
 KEPT = 16  # steps whose weights are kept; periods are no longer, up to 65,536 ranks
@@ -26,7 +27,13 @@ KEPT = 16  # steps whose weights are kept; periods are no longer, up to 65,536 r
 
 @dataclass(frozen=True)
 class Mixing:
-    """One rank's part in one step. own: weight of what it keeps; sends: (to, weight); receives: from whom, ascending."""
+    """One rank's part in one step.
+
+    Attributes:
+        own: Weight of what it keeps.
+        sends: (dest, weight) of what it sends.
+        receives: Sources, ascending.
+    """
 
     own: float
     sends: tuple[tuple[int, float], ...]
@@ -35,10 +42,17 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Graph:
-    """kind: one of GRAPHS; edges: undirected, of "custom"; directed: whether "random" lets each rank push to one other (SGP).
+    """A communication graph over the ranks.
 
-    "exponential" (one peer a step, 1, 2, 4, ... ranks away: Assran et al., 2019) and "random" (a new matching in each step)
-    change with the step; the others are the same in every step.
+    "exponential" (one peer a step, 1, 2, 4, ... ranks away: Assran et al., 2019) and "random" (a
+    new matching in each step) change with the step; the others are the same in every step.
+
+    Attributes:
+        kind: "ring", "torus", "exponential", "random", "complete" or "custom".
+        size: Ranks.
+        seed: Of random graphs.
+        edges: Undirected, of "custom".
+        directed: Whether "random" lets each rank push to one other (SGP).
     """
 
     kind: str
@@ -61,12 +75,12 @@ class Graph:
     def mixing(self, rank: int, step: int) -> Mixing:
         """What `rank` does in `step`."""
         columns = self._columns(step)
-        column, row = (
-            columns[rank],
-            [other for other, weights in enumerate(columns) if weights.get(rank)],
+        own = columns[rank]
+        sends = tuple((other, weight) for other, weight in sorted(own.items()) if other != rank)
+        receives = tuple(
+            other for other, weights in enumerate(columns) if weights.get(rank) and other != rank
         )
-        sends = tuple((other, weight) for other, weight in sorted(column.items()) if other != rank)
-        return Mixing(column.get(rank, 0.0), sends, tuple(other for other in row if other != rank))
+        return Mixing(own.get(rank, 0.0), sends, receives)
 
     def _columns(self, step: int) -> Columns:
         """What becomes of each rank's value in a step."""
@@ -81,9 +95,10 @@ class Graph:
         return result
 
     def spectral_gap(self) -> float:
-        """1 - rate, where the distance from consensus shrinks by at least `rate` a step, on average over a period.
+        """How fast replicas become equal: 1 - rate.
 
-        For random graphs the rate is that of the mean square.
+        The distance from consensus is multiplied by at most `rate` in a step, on average over a
+        period. For random graphs the rate is that of the mean square.
         """
         if self.size == 1:
             return 1.0
@@ -98,8 +113,10 @@ class Graph:
         return 1.0 - min(rate, 1.0) if rate > 1e-9 else 1.0
 
     def _mean_square(self) -> float:
-        """Of random graphs: what is left of the squared distance after a step, on average (by symmetry, in all directions
-        alike)."""
+        """Of random graphs: what is left of the squared distance after a step, on average.
+
+        By symmetry it is the same in all directions.
+        """
         others = self.size - 1
         if self.directed:  # two columns meet where one pushes to the other, or both to a third
             return 0.5 - 1 / (2 * others) - (others - 1) / (4 * others**2)
@@ -193,7 +210,16 @@ class GraphOptions(Section, frozen=True):
 
 
 def check_graph(kind: str, edges: Edges, size: int | None = None) -> None:
-    """ConfigError for a custom graph that is not one, or falls apart. size: number of ranks, if it is known."""
+    """Check the edges of a custom graph.
+
+    Args:
+        kind: Of the graph.
+        edges: Pairs of ranks.
+        size: Number of ranks; None: not known yet.
+
+    Raises:
+        ConfigError: Edges are given for a graph that has its own, or do not connect all ranks.
+    """
     if kind != "custom":
         if edges:
             raise ConfigError(
@@ -215,16 +241,21 @@ def check_graph(kind: str, edges: Edges, size: int | None = None) -> None:
             where="sync.edges",
             remedy=f"use ranks below {size}",
         )
-    reached, border, count = {0}, [0], size or ranks
-    neighbors = _neighbors(Graph("custom", count, edges=tuple((a, b) for a, b in edges)))
+    _check_connected(Graph("custom", size or ranks, edges=tuple((a, b) for a, b in edges)))
+
+
+def _check_connected(graph: Graph) -> None:
+    reached, border = {0}, [0]
+    neighbors = _neighbors(graph)
     while border:
         fresh = neighbors[border.pop()] - reached
         reached |= fresh
         border += fresh
-    if len(reached) < count:
-        alone = min(set(range(count)) - reached)
+    if len(reached) < graph.size:
+        alone = min(set(range(graph.size)) - reached)
         raise ConfigError(
-            f"the graph is not connected: no path from rank 0 to rank {alone}, so their models would never agree",
+            f"the graph is not connected: no path from rank 0 to rank {alone}, so their models "
+            "would never agree",
             where="sync.edges",
             remedy=f"add an edge to rank {alone}",
         )

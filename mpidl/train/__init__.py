@@ -1,1 +1,1 @@
-"""Training: configuration, the loop, evaluation, checkpoints."""
+"""Training: the step, the loop, evaluation, checkpoints."""

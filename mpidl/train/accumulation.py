@@ -1,9 +1,11 @@
-"""Sums the gradients of micro-batches in one fixed order, so that the number of ranks does not change a single bit.
+"""Sums the gradients of micro-batches in one fixed order: no bit depends on the number of ranks.
 
-The global batch is cut at fixed places into M micro-batches, M a power of two. The gradient of the batch is their sum along
-one binary tree: ((g0 + g1) + (g2 + g3)) + ... Each rank adds its own part of the tree here; the upper part is added by an
-all-reduce that combines neighbors first (mpidl.collectives.algorithms.rabenseifner; with two ranks every all-reduce does). So for 1, 2,
-4, ... M ranks the result is the same to the last bit. Micro-batches also bound the memory for activations.
+The global batch is cut at fixed places into M micro-batches, M a power of two. The gradient of the
+batch is their sum along one binary tree: ((g0 + g1) + (g2 + g3)) + ... Each rank adds its own part
+of the tree here; the upper part is added by an all-reduce that combines neighbors first
+(mpidl.collectives.algorithms.rabenseifner; with two ranks every all-reduce does). So the result is
+the same to the last bit for 1, 2, 4, ... M ranks. Micro-batches also bound the memory for
+activations.
 """
 
 from __future__ import annotations
@@ -13,14 +15,20 @@ from mpidl.nn import FlatParameters
 
 
 class TreeSum:
-    """Adds up what is left in `parameters.message` after each of `count` micro-batches; count is a power of two or 1."""
+    """Adds up what is left in `parameters.message` after each micro-batch.
+
+    Args:
+        parameters: The flat buffers.
+        count: Micro-batches of this rank, a power of two or 1.
+    """
 
     def __init__(self, parameters: FlatParameters, count: int) -> None:
-        self._message, self._seen = parameters.message, 0
+        self._message = parameters.message
+        self._count = count
+        self._seen = 0
         self._partial: list[Array] = [
             parameters.ops.xp.empty_like(self._message) for _ in range(count.bit_length() - 1)
         ]
-        self._count = count
 
     @property
     def at_last(self) -> bool:
@@ -33,16 +41,19 @@ class TreeSum:
         self.advance()
 
     def add_part(self, start: int, stop: int) -> None:
-        """Take elements [start, stop) of the message as those of the next leaf, before `advance`; each element once."""
-        own, level, place = self._message[start:stop], 0, self._seen
+        """Take elements [start, stop) of the message as those of the next leaf, each once."""
+        own = self._message[start:stop]
+        level = 0
+        place = self._seen
         while place & 1:
             own += self._partial[level][start:stop]
-            level, place = level + 1, place >> 1
+            level += 1
+            place >>= 1
         if not self.at_last:
             self._partial[level][start:stop] = own
 
     def advance(self) -> None:
-        """The next leaf is complete."""
+        """Complete the leaf."""
         self._seen = (self._seen + 1) % self._count
 
     def reset(self) -> None:

@@ -1,7 +1,8 @@
-"""Trains the same model on the same data with several strategies, one after another in one job, and compares them."""
+"""Trains a model with several strategies, one after another in one job, and compares them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,22 @@ from typing import Any
 from mpidl.comm.context import Context
 from mpidl.config import Config, load_on_root
 from mpidl.observe.metrics import read_metrics
-from mpidl.sync import STRATEGIES, mean_and_largest
-from mpidl.train.trainer import Trainer
+from mpidl.sync import STRATEGIES, StepScalars, mean_and_largest
+from mpidl.train.evaluate import describe as describe_quality
+from mpidl.train.events import Observer
+from mpidl.train.observers import METRICS
+from mpidl.train.trainer import Trainer, usual_observers
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A strategy with options, as written on the command line: "gossip" or "gossip:graph=ring"."""
+    """A strategy with options, as written on the command line.
+
+    Attributes:
+        text: "gossip" or "gossip:graph=ring".
+        strategy: Its name.
+        overrides: The settings that choose it.
+    """
 
     text: str
     strategy: str
@@ -25,13 +35,26 @@ class Spec:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run. speeds: samples a second of each rank while it worked; kept: of the fastest speed of the ranks that were not
-    slowed, the share they kept when one was (None: not measured); report: the strategy's own figures.
+    """One run.
+
+    Attributes:
+        name: The text of its `Spec`.
+        loss: As `Result.loss`.
+        accuracy: As `Result.accuracy`.
+        evaluated_on: As `Result.evaluated_on`.
+        seconds: Time of the loop.
+        samples: That the ranks have trained on.
+        speeds: Samples a second of each rank while it worked.
+        kept: Mean share of its speed that a rank which was not slowed down kept while another was;
+            None: not measured.
+        slowest_kept: The smallest of these shares.
+        report: The strategy's own figures.
+        records: The metrics.
     """
 
     name: str
     loss: float
-    accuracy: float
+    accuracy: float | None
     evaluated_on: str
     seconds: float
     samples: int
@@ -42,8 +65,59 @@ class Outcome:
     records: list[dict[str, Any]]
 
 
+class SpeedMeter(Observer):
+    """Measures this rank while it works: from the start of each epoch to its last step in it.
+
+    Attributes:
+        samples: That it has trained on.
+        seconds: That it has taken.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.seconds = 0.0
+        self._begun = 0.0
+
+    def epoch_started(self) -> None:
+        """Start the clock."""
+        self._begun = time.monotonic()
+
+    def pass_finished(self, own: StepScalars) -> None:
+        """Count samples."""
+        self.samples += int(own.count)
+
+    def epoch_finished(self) -> None:
+        """Stop the clock."""
+        self.seconds += time.monotonic() - self._begun
+
+    @property
+    def speed(self) -> float:
+        """Samples a second."""
+        return self.samples / self.seconds if self.seconds else 0.0
+
+
+class SlowRank(Observer):
+    """Makes the passes of this rank take `factor` times as long, for experiments."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self._begun = 0.0
+
+    def pass_started(self) -> None:
+        """Start the clock."""
+        self._begun = time.monotonic()
+
+    def pass_finished(self, own: StepScalars) -> None:
+        """Sleep for the rest."""
+        time.sleep((self.factor - 1) * (time.monotonic() - self._begun))
+
+
 def read_spec(text: str) -> Spec:
-    """Raises ConfigError for an unknown strategy."""
+    """Read a strategy with options.
+
+    Raises:
+        ConfigError: There is no such strategy.
+    """
     name, _, options = text.partition(":")
     STRATEGIES.check(name, "--strategies")
     pairs = [pair for pair in options.split(",") if pair]
@@ -52,13 +126,11 @@ def read_spec(text: str) -> Spec:
 
 
 def split_specs(text: str) -> list[Spec]:
-    """Specs separated by spaces or semicolons; by commas where none has options."""
-    parts = (
-        text.replace(";", " ").split()
-        if ":" in text
-        else text.replace(",", " ").replace(";", " ").split()
-    )
-    return [read_spec(part) for part in parts]
+    """Read specs separated by spaces or semicolons; by commas where none has options."""
+    words = text.replace(";", " ")
+    if ":" not in text:
+        words = words.replace(",", " ")
+    return [read_spec(word) for word in words.split()]
 
 
 def compare(
@@ -71,7 +143,20 @@ def compare(
     slow: tuple[int, float] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Outcome]:
-    """One outcome for each strategy. slow: (rank, factor): repeat each run with that rank so many times slower. Collective."""
+    """Train once with each strategy. Collective.
+
+    Args:
+        path: Of the configuration.
+        overrides: Settings of all runs.
+        specs: The strategies.
+        out: Folder for the runs.
+        context: The ranks.
+        slow: (rank, factor): repeat each run with that rank so many times slower.
+        say: Told of each outcome.
+
+    Returns:
+        One outcome for each strategy.
+    """
     configs = [
         load_on_root(
             context,
@@ -82,64 +167,62 @@ def compare(
     ]
     outcomes = []
     for spec, config in zip(specs, configs, strict=True):
-        outcome = _run(spec, config, context, None)
+        outcome = _run(spec, config, context, 1.0)
         if slow is not None:
-            slowed = _run(spec, config, context, slow)
-            outcome = _kept(outcome, slowed, slow[0])
+            factor = slow[1] if context.rank == slow[0] else 1.0
+            outcome = _add_kept(outcome, _run(spec, config, context, factor), slow[0])
         outcomes.append(outcome)
         say(describe(outcome))
     return outcomes
 
 
-def _run(spec: Spec, config: Config, context: Context, slow: tuple[int, float] | None) -> Outcome:
-    trainer = Trainer(config, context)
+def _run(spec: Spec, config: Config, context: Context, factor: float) -> Outcome:
+    """Train once, this rank `factor` times slower. Collective."""
+    meter = SpeedMeter()
+    observers = [*usual_observers(config, context, lambda text: None), meter]
+    if factor > 1:
+        observers.append(SlowRank(factor))
+    trainer = Trainer(config, context, observers=observers)
     trainer.prepare(overwrite=True)
-    if slow is not None and context.rank == slow[0]:
-        trainer.gradients.slowdown = slow[1]
     result = trainer.run()
     trainer.close()
-    speed = trainer.worked.samples / trainer.worked.seconds if trainer.worked.seconds else 0.0
-    records = read_metrics(Path(config.train.output) / "metrics.jsonl") if context.is_root else []
+    records = read_metrics(Path(config.train.output) / METRICS) if context.is_root else []
     return Outcome(
         name=spec.text,
         loss=result.loss,
         accuracy=result.accuracy,
         evaluated_on=result.evaluated_on,
         seconds=result.seconds,
-        samples=int(sum(context.allgather_object(trainer.worked.samples))),
-        speeds=context.allgather_object(speed),
+        samples=sum(context.allgather_object(meter.samples)),
+        speeds=context.allgather_object(meter.speed),
         kept=None,
         slowest_kept=None,
-        report=trainer.strategy.report(),
+        report=trainer.parts.strategy.report(),
         records=records,
     )
 
 
-def _kept(plain: Outcome, slowed: Outcome, rank: int) -> Outcome:
-    """The plain outcome with the share of speed that the other ranks kept: on average, and the worst of them."""
+def _add_kept(outcome: Outcome, slowed: Outcome, rank: int) -> Outcome:
+    """Add the share of speed that the others kept when `rank` was slowed down."""
     shares = [
         after / before
-        for index, (before, after) in enumerate(zip(plain.speeds, slowed.speeds, strict=True))
+        for index, (before, after) in enumerate(zip(outcome.speeds, slowed.speeds, strict=True))
         if index != rank and before > 0
     ]
-    return (
-        replace(plain, kept=sum(shares) / len(shares), slowest_kept=min(shares))
-        if shares
-        else plain
-    )
+    if not shares:
+        return outcome
+    return replace(outcome, kept=sum(shares) / len(shares), slowest_kept=min(shares))
 
 
 def describe(outcome: Outcome) -> str:
     """A line for people."""
-    kept = (
-        f", others keep {100 * outcome.kept:.0f} % beside a slow rank"
-        if outcome.kept is not None
-        else ""
-    )
+    kept = ""
+    if outcome.kept is not None:
+        kept = f", others keep {100 * outcome.kept:.0f} % of their speed beside a slow rank"
     megabytes = outcome.report.get("sent_bytes", 0) / 1e6
+    quality = describe_quality(outcome.loss, outcome.accuracy)
     return (
-        f"{outcome.name}: {outcome.evaluated_on} accuracy {100 * outcome.accuracy:.2f} %, loss {outcome.loss:.4f}, "
-        f"{outcome.seconds:.1f} s, "
+        f"{outcome.name}: {outcome.evaluated_on} {quality}, {outcome.seconds:.1f} s, "
         f"{outcome.samples:,} samples, {megabytes:.1f} MB sent by a rank{kept}"
     )
 
@@ -156,19 +239,23 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "samples/s",
         "MB sent by a rank",
         "staleness mean (largest)",
+        *(["others keep beside a slow rank"] if slowed else []),
     ]
-    lines = [head + (["others keep beside a slow rank"] if slowed else [])]
-    for one in outcomes:
-        late = mean_and_largest(one.report)
-        mean = f"{late[0]:.2f} ({late[1]})" if late else "-"
-        cells = [one.name, f"{100 * one.accuracy:.2f} %", f"{one.loss:.4f}", f"{one.seconds:.1f}"]
-        cells += [
-            f"{one.samples / one.seconds:,.0f}",
-            f"{one.report.get('sent_bytes', 0) / 1e6:.1f}",
-            mean,
-        ]
-        lines.append(
-            cells + ([f"{100 * one.kept:.0f} %" if one.kept is not None else "-"] if slowed else [])
-        )
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rows = [head, ["---"] * len(head), *(_row(one, slowed) for one in outcomes)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _row(one: Outcome, slowed: bool) -> list[str]:
+    late = mean_and_largest(one.report)
+    cells = [
+        one.name,
+        "-" if one.accuracy is None else f"{100 * one.accuracy:.2f} %",
+        f"{one.loss:.4f}",
+        f"{one.seconds:.1f}",
+        f"{one.samples / one.seconds:,.0f}",
+        f"{one.report.get('sent_bytes', 0) / 1e6:.1f}",
+        f"{late[0]:.2f} ({late[1]})" if late else "-",
+    ]
+    if slowed:
+        cells.append("-" if one.kept is None else f"{100 * one.kept:.0f} %")
+    return cells

@@ -1,11 +1,10 @@
-"""Keeps a run in its output folder: claims the folder, writes checkpoints, and goes on from them."""
+"""Keeps a run in its output folder: reserves the folder, writes checkpoints, resumes from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -13,51 +12,67 @@ from mpidl.backend import Array
 from mpidl.comm.context import Context
 from mpidl.config import Config, SyncConfig
 from mpidl.errors import CheckpointError, ConfigError, NumericsError
-from mpidl.nn import Model
-from mpidl.optim import Optimizer, RunState, Stateful
+from mpidl.optim import RunState, Stateful
 from mpidl.options import Place
-from mpidl.sync import Strategy
 from mpidl.train import checkpoint as ckpt
+from mpidl.train.assemble import Parts
 from mpidl.train.evaluate import Evaluation
 from mpidl.train.inputs import InputSpec
+from mpidl.train.observers import METRICS
 
 
 @dataclass
 class Position:
-    """How far a run has come. last: the newest evaluation, at step `evaluated`; best_accuracy: of all, -1 before."""
+    """How far a run has come.
+
+    Attributes:
+        step: Finished steps.
+        best_score: Of all evaluations at the ends of epochs; None before the first.
+        last: The newest evaluation.
+        evaluated: Its step; -1 before the first.
+    """
 
     step: int = 0
-    best_accuracy: float = -1.0
+    best_score: float | None = None
     last: Evaluation | None = None
     evaluated: int = -1
 
 
 class Saver:
-    """Checkpoints of one run. saved: the newest one. Its methods are collective.
+    """Checkpoints of one run. Its methods are collective.
 
-    more: what has a state to save besides the strategy, by name.
+    Args:
+        config: Of the run.
+        context: The ranks.
+        parts: Of the run.
+        average: What else has a state, besides the parts.
+        say: Told what a user should know.
+
+    Attributes:
+        saved: The newest checkpoint.
     """
 
     def __init__(
         self,
         config: Config,
         context: Context,
-        spec: InputSpec,
-        model: Model,
-        optimizer: Optimizer,
-        strategy: Strategy,
-        more: dict[str, Stateful],
+        parts: Parts,
+        average: Stateful,
         say: Callable[[str], None],
     ) -> None:
-        self.config, self.context, self.spec, self.model, self.optimizer = (
-            config,
-            context,
-            spec,
-            model,
-            optimizer,
-        )
-        self.strategy, self.say = strategy, say
-        self.stateful: dict[str, Stateful] = {"strategy": strategy, **more}
+        self.config = config
+        self.context = context
+        self.spec = parts.spec
+        self.model = parts.model
+        self.optimizer = parts.step.optimizer
+        self.strategy = parts.strategy
+        self.say = say
+        self.stateful: dict[str, Stateful] = {
+            "strategy": parts.strategy,
+            "scaler": parts.step.scaler,
+            "statistics": parts.step.shared,
+            "average": average,
+        }
         self.output = Path(config.train.output)
         self.folder = self.output / "checkpoints"
         self.saved: Path | None = None
@@ -68,30 +83,34 @@ class Saver:
         return self._current == (position.step, position.evaluated)
 
     def exists(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return self.context.on_root(
             lambda: bool(ckpt.list_checkpoints(self.folder)), f"looking into {self.folder}"
         )
 
-    def claim(self, overwrite: bool) -> None:
-        """Make the output folder ready for a new run."""
-        self.context.on_root(lambda: self._claim(overwrite), f"preparing {self.output}")
+    # --- a new run ---
+    def prepare_folder(self, overwrite: bool) -> None:
+        """Make the output folder ready for a new run.
 
-    def _claim(self, overwrite: bool) -> None:
+        Args:
+            overwrite: Delete what an earlier run has left there.
+
+        Raises:
+            ConfigError: It has checkpoints of an earlier run.
+        """
+        self.context.on_root(lambda: self._prepare_folder(overwrite), f"preparing {self.output}")
+
+    def _prepare_folder(self, overwrite: bool) -> None:
         existing = ckpt.list_checkpoints(self.folder)
         if existing and not overwrite:
             raise ConfigError(
                 "holds the checkpoints of an earlier run",
                 where=str(self.output),
-                remedy="go on with --resume, throw them away with --overwrite, or choose another train.output",
+                remedy="resume it with --resume, delete them with --overwrite, or choose another "
+                "train.output",
             )
         superseded = self.folder.glob("*.superseded*")
-        for path in [
-            *existing,
-            *superseded,
-            self.folder / ckpt.BEST,
-            self.output / "metrics.jsonl",
-        ]:
+        for path in (*existing, *superseded, self.folder / ckpt.BEST, self.output / METRICS):
             path.unlink(missing_ok=True)
         for path in (self.output / "tensorboard").glob("events.*"):
             path.unlink()
@@ -99,8 +118,16 @@ class Saver:
         text = msgspec.json.format(msgspec.json.encode(self.config.to_tree()), indent=2)
         (self.output / "config.json").write_bytes(text + b"\n")
 
+    # --- resuming ---
     def restore(self, file: Path | None = None) -> tuple[Position, RunState]:
-        """Fill model and optimizer from the newest intact checkpoint, or from `file`. The state is for `load_state`."""
+        """Fill model and optimizer from a checkpoint.
+
+        Args:
+            file: The checkpoint; None: the newest intact one.
+
+        Returns:
+            Where the run resumes, and the state for `load_state`.
+        """
 
         def find() -> ckpt.Checkpoint:
             return ckpt.read(file) if file is not None else ckpt.load_latest(self.folder, self.say)
@@ -112,31 +139,34 @@ class Saver:
             lambda: ckpt.set_aside_later(self.folder, saved.path, meta.step, self.say),
             f"looking into {self.folder}",
         )
-        self.strategy.load_values(self.model.ops.to_device(saved.buffers["parameters"]))
-        for name, array in self.optimizer.state.items():
-            self.strategy.load_shard(saved.buffers[f"optimizer.{name}"], array)
-        if self.model.parameters.state.size:
-            self.model.parameters.state[...] = self.model.ops.to_device(saved.buffers["state"])
+        self._fill(saved.buffers)
         self.say(f"resuming at step {meta.step} (epoch {meta.epoch + 1}) from {saved.path}")
         self._say_reordered(meta)
-        at = Position(meta.step, meta.best_accuracy)
-        if "accuracy" in meta.metrics:
+        at = Position(meta.step, meta.best_score)
+        if "loss" in meta.metrics:
             at.last = Evaluation(
-                meta.metrics["loss"], meta.metrics["accuracy"], int(meta.metrics["samples"])
+                meta.metrics["loss"], meta.metrics.get("accuracy"), int(meta.metrics["samples"])
             )
             at.evaluated = int(meta.metrics.get("step", meta.step))
-        self.saved, self._current = saved.path, (at.step, at.evaluated)
+        self.saved = saved.path
+        self._current = (at.step, at.evaluated)
         return at, self._usable(saved)
 
+    def _fill(self, buffers: ckpt.Buffers) -> None:
+        parameters, to_device = self.model.parameters, self.model.ops.to_device
+        self.strategy.load_values(to_device(buffers["parameters"]))
+        for name, array in self.optimizer.state.items():
+            self.strategy.load_shard(buffers[f"optimizer.{name}"], array)
+        if parameters.state.size:
+            parameters.state[...] = to_device(buffers["state"])
+
     def _usable(self, saved: ckpt.Checkpoint) -> RunState:
-        """The state without what belongs to another strategy, compressor or number of ranks; says what that is."""
+        """The state without what belongs to other settings or ranks; says what that is."""
         meta, state, sync = saved.meta, saved.state, self.config.sync
         before = SyncConfig.read(meta.config["sync"], Place(("sync",)))
         if before.strategy != sync.strategy:
-            self._say_dropped(
-                state.take_section("strategy").names(),
-                f"the run had the strategy {before.strategy!r}",
-            )
+            dropped = state.take_section("strategy")
+            self._say_dropped(dropped.names(), f"the run had the strategy {before.strategy!r}")
         elif _compressor(before) != _compressor(sync):
             dropped = state.take_section("strategy.compression")
             self._say_dropped(dropped.names(), f"compression was {_compressor(before)!r}")
@@ -156,7 +186,8 @@ class Saver:
         ]
         if changed and meta.epoch_step:
             self.say(
-                f"note: {', '.join(changed)} changed: in this epoch some samples come twice, and others not at all"
+                f"note: {', '.join(changed)} changed: in this epoch some samples come twice, and "
+                "others not at all"
             )
 
     def _say_dropped(self, names: Iterable[str], why: str) -> None:
@@ -164,64 +195,111 @@ class Saver:
         if short:
             self.say(f"not used from the checkpoint: {', '.join(short)} ({why})")
 
+    def _check(self, saved: ckpt.Checkpoint) -> None:
+        """Refuse a checkpoint of another run. Every rank comes to the same result."""
+        meta, where = saved.meta, str(saved.path)
+        inputs = msgspec.convert(meta.inputs, InputSpec)
+        if inputs.class_names is None:  # of a data set with numbers for labels
+            inputs = msgspec.structs.replace(inputs, class_names=self.spec.class_names)
+        if meta.parameters != self._layout() or inputs != self.spec:
+            remedy = (
+                "resume with the configuration it was made with, or choose another train.output"
+            )
+            what = "belongs to another model or another kind of data"
+            raise CheckpointError(what, where=where, remedy=remedy, agreed=True)
+        before = meta.config["train"]
+        for key in ("global_batch", "seed"):
+            now = getattr(self.config.train, key)
+            if before[key] != now:
+                what = f"train.{key} is {now}, but the run to resume has {before[key]}"
+                remedy = "the order of the data depends on it: keep it, or start a new run"
+                raise ConfigError(what, where=where, remedy=remedy, agreed=True)
+        if self._names() != set(saved.buffers) - {"parameters"}:
+            optim, had = self.config.optim.name, meta.config["optim"]["name"]
+            what = f"optim.name is {optim!r}, but the run to resume has {had!r}"
+            remedy = "resume with the optimizer it was made with, or start a new run"
+            raise ConfigError(what, where=where, remedy=remedy, agreed=True)
+
+    def _layout(self) -> dict[str, tuple[int, list[int]]]:
+        slots = self.model.parameters.slots
+        return {name: (slot.start, list(slot.spec.shape)) for name, slot in slots.items()}
+
+    def _names(self) -> set[str]:
+        """What a checkpoint holds besides the parameters."""
+        state = {"state"} if self.model.parameters.state.size else set()
+        return {f"optimizer.{name}" for name in self.optimizer.state} | state
+
+    # --- saving ---
     def state(self) -> RunState:
-        """All that a resumed run needs besides the buffers, to go on bit for bit. Before `settle` (see Strategy.state)."""
+        """All that a resumed run needs besides the buffers, to be equal bit for bit.
+
+        Asked for before `synchronize` (see `Strategy.state`).
+        """
         state = RunState()
         for name, part in self.stateful.items():
             state.add(name, part.state())
         return state
 
     def load_state(self, state: RunState) -> None:
-        """Go on from what `state` returned, once the strategy has begun."""
+        """Resume from what `state` returned, once the strategy has started."""
         for name, part in self.stateful.items():
             section = state.take_section(name)
             part.load_state(section)
             self._say_dropped(section.names(), "the run has other buckets or settings now")
 
-    def _check(self, saved: ckpt.Checkpoint) -> None:
-        meta = saved.meta
-        inputs = msgspec.convert(meta.inputs, InputSpec)
-        if (
-            inputs.class_names is None
-        ):  # of a data set with numbers for labels, or of an older checkpoint
-            inputs = msgspec.structs.replace(inputs, class_names=self.spec.class_names)
-        if meta.parameters != self._layout() or inputs != self.spec:
-            raise agreed(
-                CheckpointError(
-                    "belongs to another model or another kind of data",
-                    where=str(saved.path),
-                    remedy="resume with the configuration it was made with, or choose another train.output",
-                )
-            )
-        before = meta.config["train"]
-        for key in ("global_batch", "seed"):
-            if before[key] != getattr(self.config.train, key):
-                raise agreed(
-                    ConfigError(
-                        f"train.{key} is {getattr(self.config.train, key)}, but the run to resume has {before[key]}",
-                        where=str(saved.path),
-                        remedy="the order of the data depends on it: keep it, or start anew",
-                    )
-                )
-        if self._names() != set(saved.buffers) - {"parameters"}:
-            raise agreed(
-                ConfigError(
-                    f"optim.name is {self.config.optim.name!r}, but the run to resume has {meta.config['optim']['name']!r}",
-                    where=str(saved.path),
-                    remedy="resume with the optimizer it was made with, or start anew",
-                )
-            )
+    def save(self, position: Position, steps: int, state: RunState) -> None:
+        """Write a checkpoint.
 
-    def _layout(self) -> dict[str, tuple[int, list[int]]]:
-        return {
-            name: (slot.start, list(slot.spec.shape))
-            for name, slot in self.model.parameters.slots.items()
-        }
+        Args:
+            position: How far the run has come; its best score is updated.
+            steps: Of one epoch.
+            state: From before the strategy synchronized.
+        """
+        step, last = position.step, position.last
+        values = self.strategy.values()
+        self._refuse_nonfinite(values, step)
+        best = False
+        if last is not None and step % steps == 0 and position.evaluated == step:
+            best = position.best_score is None or last.score > position.best_score
+            position.best_score = last.score if best else position.best_score
+        every = {"parameters": values} | self._buffers()
+        buffers = {name: self.model.ops.to_host(array) for name, array in every.items()}
+        self.saved = ckpt.save(
+            self.folder,
+            self._meta(position, steps),
+            buffers,
+            self.context,
+            keep=self.config.checkpoint.keep,
+            best=best,
+            state=state,
+        )
+        self._current = (step, position.evaluated)
 
-    def _names(self) -> set[str]:
-        """What a checkpoint holds besides the parameters."""
-        state = {"state"} if self.model.parameters.state.size else set()
-        return {f"optimizer.{name}" for name in self.optimizer.state} | state
+    def _refuse_nonfinite(self, values: Array, step: int) -> None:
+        broken = self.model.parameters.first_nonfinite(values)
+        if broken:
+            error = NumericsError(
+                f"parameter {broken} is not finite after step {step}; it was not saved",
+                remedy="lower optim.lr; resume from the last checkpoint with --resume",
+            )
+            self.context.raise_on_all(error, "checkpointing")
+
+    def _meta(self, position: Position, steps: int) -> ckpt.Meta:
+        metrics: dict[str, float] = {}
+        if position.last is not None:
+            found = asdict(position.last) | {"step": position.evaluated}
+            metrics = {name: value for name, value in found.items() if value is not None}
+        return ckpt.Meta(
+            version=ckpt.VERSION,
+            step=position.step,
+            epoch=position.step // steps,
+            epoch_step=position.step % steps,
+            config=self.config.to_tree(),
+            inputs=msgspec.to_builtins(self.spec),
+            parameters=self._layout(),
+            metrics=metrics,
+            best_score=position.best_score,
+        )
 
     def _buffers(self) -> dict[str, Array]:
         own = {
@@ -231,54 +309,7 @@ class Saver:
         state = self.model.parameters.state
         return own | ({"state": state} if state.size else {})
 
-    def save(self, position: Position, steps: int, state: RunState) -> None:
-        """Write a checkpoint; steps: of one epoch; state: from before the strategy settled."""
-        parameters, step, last = self.model.parameters, position.step, position.last
-        values = self.strategy.values()
-        broken = parameters.first_nonfinite(values)
-        if broken:
-            self.context.raise_on_all(
-                NumericsError(
-                    f"parameter {broken} is not finite after step {step}; it was not saved",
-                    remedy="lower optim.lr; go on from the last checkpoint with --resume",
-                ),
-                "checkpointing",
-            )
-        fresh = step % steps == 0 and position.evaluated == step
-        best = last is not None and fresh and last.accuracy > position.best_accuracy
-        if best and last is not None:
-            position.best_accuracy = last.accuracy
-        meta = ckpt.Meta(
-            version=ckpt.VERSION,
-            step=step,
-            epoch=step // steps,
-            epoch_step=step % steps,
-            config=self.config.to_tree(),
-            inputs=msgspec.to_builtins(self.spec),
-            parameters=self._layout(),
-            metrics=asdict(last) | {"step": position.evaluated} if last else {},
-            best_accuracy=position.best_accuracy,
-        )
-        every = {"parameters": values} | self._buffers()
-        buffers = {name: self.model.ops.to_host(array) for name, array in every.items()}
-        self.saved = ckpt.save(
-            self.folder,
-            meta,
-            buffers,
-            self.context,
-            keep=self.config.checkpoint.keep,
-            best=best,
-            state=state,
-        )
-        self._current = (step, position.evaluated)
-
 
 def _compressor(sync: SyncConfig) -> str:
     """The name of the compressor; "none" also for strategies without."""
     return getattr(getattr(sync.options, "compression", None), "name", "none")
-
-
-def agreed(error: Any) -> Any:
-    """Mark an error that every rank raises by itself."""
-    error.agreed = True
-    return error

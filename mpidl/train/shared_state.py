@@ -1,4 +1,4 @@
-"""What the layers of a model share with those of other ranks besides gradients: statistics and random masks."""
+"""What the layers of a model share across ranks besides gradients: statistics and random masks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,23 @@ from mpidl.optim import RunState
 
 
 class SharedState:
-    """Keeps `model.runtime`, sums the statistics of synchronized layers over the ranks, and averages those of the others."""
+    """Keeps `model.runtime` and the running statistics of batch norms.
+
+    Sums the batch statistics of synchronized layers over the ranks, and averages the running
+    statistics of the others.
+
+    Args:
+        model: The model.
+        context: The ranks.
+        seed: Of random masks.
+
+    Attributes:
+        replicas_differ: Whether each rank has running statistics of its own.
+    """
 
     def __init__(self, model: Model, context: Context, seed: int) -> None:
-        self.model, self.context = model, context
+        self.model = model
+        self.context = context
         model.runtime.seed = seed
         several = context.size > 1 and model.parameters.state.size > 0
         self.group = Group(context.comm, name="statistics") if several else None
@@ -28,32 +41,34 @@ class SharedState:
             model.runtime.reduce = self._sum
 
     def begin(self, step: int, index: int, count: int) -> None:
-        """Before micro-batch `index` of this rank's `count` in a step."""
-        self.model.runtime.step, self.model.runtime.micro_batch = (
-            step,
-            self.context.rank * count + index,
-        )
+        """Before a pass.
+
+        Args:
+            step: Of the run.
+            index: Of the micro-batch among those of this rank.
+            count: Micro-batches of this rank in a step.
+        """
+        self.model.runtime.step = step
+        self.model.runtime.micro_batch = self.context.rank * count + index
 
     def state(self) -> RunState:
-        """This rank's running statistics where they differ, copied: `settle` changes them."""
+        """This rank's running statistics where they differ, copied: `synchronize` changes them."""
         if self.group is None or not self.replicas_differ:
             return RunState()
-        return RunState(
-            own={"statistics": np.array(self.model.ops.to_host(self.model.parameters.state))}
-        )
+        statistics = self.model.ops.to_host(self.model.parameters.state)
+        return RunState(own={"statistics": np.array(statistics)})
 
     def load_state(self, state: RunState) -> None:
-        """Go on with saved statistics."""
+        """Resume from saved statistics."""
         saved = state.take("statistics") if self.replicas_differ else None
         if saved is not None:
             self.model.parameters.state[...] = self.model.ops.to_device(saved)
 
     def synchronize(self) -> None:
-        """Before state is used or saved: the mean of the ranks' running statistics where they differ. Collective."""
+        """Before state is used or saved: average the running statistics that differ. Collective."""
         if self.group is not None and self.replicas_differ:
-            all_reduce(
-                self.model.parameters.state, comm=self.group, op="mean", name="running statistics"
-            )
+            state = self.model.parameters.state
+            all_reduce(state, comm=self.group, op="mean", name="running statistics")
 
     def _sum(self, values: NDArray[Any]) -> None:
         all_reduce(values, comm=self.group, name="batch statistics")

@@ -1,163 +1,94 @@
-"""The training loop: read, forward, backward, exchange, update; evaluate and checkpoint; stop together."""
+"""Runs a training: epochs of steps, evaluation, checkpoints; all ranks stop together."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
 
-from mpidl.backend import create_ops
-from mpidl.collectives.safety import watchdog
 from mpidl.comm.context import Context
 from mpidl.config import Config
-from mpidl.data import Batch, LaneSampler, Loader, Reader
-from mpidl.data.sampler import window_steps
-from mpidl.errors import NumericsError, wrap
 from mpidl.models.weights import load_weights
-from mpidl.nn import CrossEntropy
-from mpidl.observe.metrics import MetricsLog, read_metrics
-from mpidl.observe.progress import Progress
-from mpidl.optim import (
-    LearningRate,
-    LossScaler,
-    Parameters,
-    RunState,
-    Stateful,
-    clip_by_global_norm,
-)
+from mpidl.optim import RunState
 from mpidl.sync import AsynchronousStrategy, StepScalars, SynchronousStrategy
-from mpidl.train.build import build_classifier, build_optimizer, build_strategy
+from mpidl.train.assemble import assemble
 from mpidl.train.evaluate import EpochAverage, evaluate
-from mpidl.train.independent import run_epoch
-from mpidl.train.inputs import Inputs, input_spec
-from mpidl.train.saving import Position, Saver, agreed
+from mpidl.train.events import (
+    EvaluationRecord,
+    Observer,
+    Result,
+    RunStart,
+    StepRecord,
+    Totals,
+)
+from mpidl.train.observers import CurvesObserver, MetricsObserver, ProgressObserver
+from mpidl.train.saving import Position, Saver
 from mpidl.train.signals import StopRequest
-from mpidl.train.step import StepGradients
 
 EVALUATION_BATCH = 256
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    loss, accuracy, samples: of the last evaluation on the "test" data; without one, of the last epoch's batches as they were
-    trained on ("training"); evaluated_on says which."""
-
-    loss: float
-    accuracy: float
-    evaluated_on: Literal["test", "training"]
-    samples: int
-    epochs: int
-    steps: int
-    seconds: float
-    samples_per_second: float
-    ranks: int
-    checkpoint: str | None
-    stopped: bool
-
-
-@dataclass
-class Work:
-    """What this rank has done: samples, and the seconds from the start of each epoch to its last step in it."""
-
-    samples: int = 0
-    seconds: float = 0.0
+def usual_observers(
+    config: Config, context: Context, say: Callable[[str], None], *, quiet: bool = False
+) -> list[Observer]:
+    """Signals on every rank; metrics, curves and, unless quiet, progress on rank 0."""
+    found: list[Observer] = [StopRequest()]
+    if context.is_root:
+        output = Path(config.train.output)
+        batch = config.train.global_batch
+        title = f"{config.model.name}, {context.size} rank(s), global batch {batch}"
+        found += [
+            MetricsObserver(output, config.train.log_every),
+            CurvesObserver(output, title, say),
+            *([] if quiet else [ProgressObserver()]),
+        ]
+    return found
 
 
 class Trainer:
-    """Trains one model as a configuration says. All ranks make one, and call `run`, together."""
+    """Trains one model as a configuration says. All ranks make one, and call `run`, together.
+
+    Args:
+        config: Of the run.
+        context: The ranks.
+        say: Told what a user should know.
+        observers: Told what happens; None: `usual_observers`.
+
+    Attributes:
+        parts: Of the run.
+        at: How far it has come.
+    """
 
     def __init__(
-        self, config: Config, context: Context, *, say: Callable[[str], None] = lambda text: None
+        self,
+        config: Config,
+        context: Context,
+        *,
+        say: Callable[[str], None] = lambda text: None,
+        observers: list[Observer] | None = None,
     ) -> None:
-        self.config, self.context, self.say = config, context, say
+        self.config = config
+        self.context = context
         self.output = Path(config.train.output)
-        data, driver = config.data, config.data.driver
-        self.reader = Reader(data.train, context=context, driver=driver, verify=data.verify)
-        with context.fail_together("setting up the model"):
-            self.spec = input_spec(
-                self.reader.manifest,
-                data,
-                data.train,
-                config.model.name,
-                lambda text: say(f"note: {text}"),
-            )
-            self.ops = create_ops(config.backend.name, context.local_rank, context.threads)
-            precision = config.train.precision
-            self.model = build_classifier(config.model, self.spec, self.ops, precision)
-            sync = config.sync
-            train_ranks = sync.chosen.training_ranks(sync.options, context.size)
-            run = config.run_info(
-                ranks=context.size,
-                needs_collective=self.model.needs_collective,
-                host_memory=self.ops.name == "numpy",
-            )
-            sync.chosen.check(sync.options, run)
-            self.inputs = Inputs(self.spec, self.ops, self.model.parameters.compute_dtype)
-            manifest, batch = self.reader.manifest, config.train.global_batch
-            self.sampler = LaneSampler(
-                manifest.samples,
-                batch,
-                min(context.rank, train_ranks - 1),
-                train_ranks,
-                seed=config.train.seed,
-                shuffle=data.shuffle,
-                window=window_steps(
-                    manifest.samples, batch, manifest.sample_bytes, data.window_bytes
-                ),
-            )
-        self.test: Reader | None = None
-        if data.test is not None:
-            self.test = Reader(data.test, context=context, driver="posix", verify=data.verify)
-            with context.fail_together("checking the test data"):
-                self.spec.check(self.test.manifest, data.test)
-        self.loader = Loader(self.reader, self.sampler, context=context)
-        self.loss = CrossEntropy(self.ops, label_smoothing=config.train.label_smoothing)
-        parameters, optim, train = self.model.parameters, config.optim, config.train
-        self.scaler = LossScaler(parameters, dynamic=train.precision == "float16")
-        watchdog.start(context.comm, config.sync.watchdog)
-        run = replace(run, epoch_steps=self.loader.steps)
-        self.strategy = build_strategy(sync, parameters, context, run)
-        self.optimizer = build_optimizer(optim, self.strategy.shard, self.ops)
-        self.strategy.optimizer = self.optimizer
-        parts = (
-            self.model,
-            self.inputs,
-            self.loss,
-            self.sampler,
-            self.strategy,
-            self.scaler,
-            context,
-        )
-        self.gradients = StepGradients(
-            *parts, train.micro_batches, train.seed, config.backend.graphs
-        )
-        steps = self.loader.steps
-        self.rate = LearningRate(
-            optim.peak_rate(train.global_batch),
-            steps * config.train.epochs,
-            optim.schedule,
-            int(optim.warmup_epochs * steps),
-            optim.floor,
-            [int(epoch * steps) for epoch in optim.milestones],
-            optim.gamma,
-        )
+        self.observers = usual_observers(config, context, say) if observers is None else observers
+        self.parts = assemble(config, context, self.observers, say)
         self.at = Position()
-        self._error: Exception | None = None  # of this rank, until the ranks meet
-        self._average = EpochAverage()
-        more: dict[str, Stateful] = {
-            "scaler": self.scaler,
-            "statistics": self.gradients.shared,
-            "average": self._average,
-        }
-        self.saver = Saver(
-            config, context, self.spec, self.model, self.optimizer, self.strategy, more, say
-        )
-        self.worked = Work()
+        self._average = EpochAverage(self.parts.spec.classes is not None)
+        self.saver = Saver(config, context, self.parts, self._average, say)
+        self._started = time.monotonic()
+
+    @property
+    def _steps(self) -> int:
+        """Steps of an epoch."""
+        return self.parts.steps
+
+    @property
+    def _total(self) -> int:
+        """Steps of the run."""
+        train = self.config.train
+        total = train.epochs * self._steps
+        return min(total, train.max_steps or total)
 
     # --- start and end ---
     def prepare(
@@ -168,272 +99,236 @@ class Trainer:
         resume_from: Path | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Start from fresh parameters, or from the newest intact checkpoint. Collective.
+        """Start from fresh parameters or from a checkpoint. Collective.
 
-        auto_resume: resume if the output folder has a checkpoint; resume_from: from this file; overwrite: throw away what is
-        there.
+        Args:
+            resume: Resume from the newest intact checkpoint in the output folder.
+            auto_resume: Resume if the output folder has a checkpoint.
+            resume_from: Resume from this file.
+            overwrite: Delete an earlier run in the output folder.
         """
+        strategy, optimizer = self.parts.strategy, self.parts.step.optimizer
         state: RunState | None = None
         if resume or resume_from is not None or (auto_resume and self.saver.exists()):
             self.at, state = self.saver.restore(resume_from)
         else:
-            self.saver.claim(overwrite)
-            self.strategy.initialize(self.config.train.seed)
+            self.saver.prepare_folder(overwrite)
+            strategy.initialize(self.config.train.seed)
             if self.config.model.weights:
                 with self.context.fail_together("loading weights"):
-                    load_weights(self.model, self.config.model.weights)
-        self.optimizer.count = self.at.step
-        self.strategy.start()
+                    load_weights(self.parts.model, self.config.model.weights)
+        optimizer.count = self.at.step
+        strategy.start()
         if state is not None:
             self.saver.load_state(state)
 
-    # --- the loop ---
-    def run(self, *, quiet: bool = False) -> Result:
-        """Train to the end, or until a signal asks to stop. Collective; returns the same on every rank."""
-        train, steps = self.config.train, self.loader.steps
-        total = min(train.epochs * steps, train.max_steps or train.epochs * steps)
-        metrics = MetricsLog(self.output) if self.context.is_root else None
-        if metrics and self.at.step:
-            metrics.add("resume", self.at.step, {"ranks": self.context.size})
-        progress = Progress(
-            self.sampler.seen(total),
-            "samples",
-            initial=self.sampler.seen(self.at.step),
-            quiet=quiet or not self.context.is_root,
-        )
-        request, started, first, stopped = StopRequest(), time.monotonic(), self.at.step, False
-        self.started = started
-        try:
-            if self.at.step and self._is_due(total):  # a signal came in the last step before it
-                state = None if self.at.step % steps == 0 else self.saver.state()
-                self._evaluate(metrics, progress)
-                self._save(state)
-            while self.at.step < total and not stopped:
-                stopped = self._epoch(
-                    self.at.step // steps, self.at.step % steps, total, request, metrics, progress
-                )
-                whole_epoch = self.at.step % steps == 0
-                # within an epoch a resumed run goes on from the replicas as they are, not from their mean
-                state = None if whole_epoch else self.saver.state()
-                stopped = bool(self._synchronize().stop) or stopped
-                if self._is_due(total) and not stopped:
-                    self._evaluate(metrics, progress)
-                if not self.saver.is_current(self.at):
-                    self._save(state)
-        finally:
-            request.release()
-            self.loader.close()
-            progress.close()
-            if metrics:
-                metrics.close()
-        return self._result(
-            time.monotonic() - started,
-            self.sampler.seen(self.at.step) - self.sampler.seen(first),
-            stopped,
-        )
-
     def close(self) -> None:
-        """Close the data sets. Collective: files that are open through mpio are closed by all ranks together."""
-        for reader in (self.reader, self.test):
+        """Close the data sets. Collective: all ranks close files that are open through mpio."""
+        for reader in (self.parts.reader, self.parts.test):
             if reader is not None:
                 reader.close()
 
-    def _epoch(
-        self,
-        epoch: int,
-        first: int,
-        total: int,
-        request: StopRequest,
-        metrics: MetricsLog | None,
-        progress: Progress,
-    ) -> bool:
-        """Steps of one epoch from `first` on; True when all ranks have agreed to stop."""
-        if isinstance(self.strategy, AsynchronousStrategy):
-            steps = min(self.loader.steps - first, total - self.at.step)
-            return bool(run_epoch(self, steps, request, metrics, progress).stop)
-        batches, begun = self.loader.epoch(epoch, first), time.monotonic()
+    # --- the loop ---
+    def run(self) -> Result:
+        """Train to the end, or until a signal asks to stop. Collective.
+
+        Returns:
+            The same on every rank.
+        """
+        sampler, first = self.parts.sampler, self.at.step
+        self._started = time.monotonic()
+        start = RunStart(first, self.context.size, sampler.seen(self._total), sampler.seen(first))
         try:
-            return self._steps(batches, first, total, request, metrics, progress)
+            for observer in self.observers:
+                observer.run_started(start)
+            stopped = self._run_epochs()
+            result = self._result(sampler.seen(self.at.step) - sampler.seen(first), stopped)
+            for observer in self.observers:
+                observer.run_finished(result)
         finally:
-            self.worked.seconds += time.monotonic() - begun
+            self.parts.feed.loader.close()
+            for observer in self.observers:
+                observer.close()
+        return result
 
-    def _steps(
-        self,
-        batches: Iterator[Batch],
-        first: int,
-        total: int,
-        request: StopRequest,
-        metrics: MetricsLog | None,
-        progress: Progress,
-    ) -> bool:
-        for _ in range(first, self.loader.steps):
-            if self.at.step >= total:
-                return False
-            sums = self._train_step(batches, request, progress, metrics)
-            if sums.stop:
-                progress.say(f"asked to stop by a signal: saving at step {self.at.step}")
-                return True
-            every = self.config.checkpoint.every_steps
-            if every and self.at.step % every == 0 and self.at.step % self.loader.steps:
+    def _run_epochs(self) -> bool:
+        """Train, evaluate and save to the end; whether the ranks have agreed to stop before."""
+        if self.at.step and self._is_due():  # a signal came in the last step before it
+            state = self._state_of_replicas()
+            self._evaluate()
+            self._save(state)
+        stopped = False
+        while self.at.step < self._total and not stopped:
+            if isinstance(self.parts.strategy, AsynchronousStrategy):
+                stopped = self._run_asynchronous_epoch(self.parts.strategy)
+            else:
+                stopped = self._run_epoch()
+            state = self._state_of_replicas()
+            stopped = bool(self._synchronize().stop) or stopped
+            if self._is_due() and not stopped:
+                self._evaluate()
+            if not self.saver.is_current(self.at):
+                self._save(state)
+        return stopped
+
+    def _run_epoch(self) -> bool:
+        """The steps of one epoch from here on; whether all ranks have agreed to stop."""
+        parts, every = self.parts, self.config.checkpoint.every_steps
+        epoch, first = divmod(self.at.step, self._steps)
+        self._notify_epoch_started()
+        batches = parts.feed.epoch(epoch, first)
+        stopped = False
+        for index in range(first, min(self._steps, first + self._total - self.at.step)):
+            step = self.at.step
+            lr = parts.rate.at(step)
+            sums = parts.step.run(batches, lr, step=step, stop=self._stop_requested)
+            self.at.step += 1
+            self._report(self.at.step, sums, lr, parts.sampler.count(index))
+            stopped = bool(sums.stop)
+            if stopped:
+                for observer in self.observers:
+                    observer.stopping(self.at.step)
+                break
+            if every and self.at.step % every == 0 and self.at.step % self._steps:
                 self._save_within()
-        return False
+        self._notify_epoch_finished()
+        return stopped
 
-    def _train_step(
-        self, batches: Any, request: StopRequest, progress: Progress, metrics: MetricsLog | None
-    ) -> StepScalars:
-        assert isinstance(self.strategy, SynchronousStrategy)
-        own = StepScalars(stop=float(request.requested))
-        try:
-            self.gradients.compute(self.at.step, next(batches), own)
-            if self.strategy.averages_locally and not math.isfinite(own.loss):
-                raise self.not_finite()
-        except Exception as caught:
-            if self.model.parameters.gathers_in_passes:
-                raise
-            self._error, own.failed = caught, 1.0
-            self.gradients.tree.reset()
-        self.worked.samples += int(own.count)
-        lr = self.rate.at(self.at.step)
-        sums = self.strategy.step(own, lambda: self._apply(lr))
-        self._check(sums, own)
-        self.at.step += 1
-        samples = self.sampler.count((self.at.step - 1) % self.loader.steps)
-        self.report(self.at.step, sums, lr, metrics, progress, samples)
-        return sums
+    def _run_asynchronous_epoch(self, strategy: AsynchronousStrategy) -> bool:
+        """As many steps as `_run_epoch` has, by single ranks: whoever is free takes the next.
 
-    def _apply(self, lr: float) -> None:
-        """The optimizer's step, unless 16-bit gradients have overflowed."""
-        if self.scaler.accept(self.strategy.shard):
-            self.clip(self.strategy.shard)
-            self.optimizer.step(lr)
+        An error on one rank is raised there and ends the job: the others do not wait for this one.
+        """
+        parts, first = self.parts, self.at.step
+        steps = min(self._steps - first % self._steps, self._total - first)
+        sums, done = StepScalars(), 0
+        strategy.begin_epoch(steps * strategy.workers)
+        self._notify_epoch_started()
+        batches = parts.feed.endless(first, self.config.train.epochs)
+        strategy.serve()
+        while not self._stop_requested:
+            ticket = strategy.next_step()
+            if ticket is None:
+                break
+            step = first + ticket // strategy.workers
+            lr = parts.rate.at(step)
+            own = parts.step.run(batches, lr, step=step)
+            sums.add(own)
+            done += 1
+            self._report(step + 1, own, lr, int(own.count) * strategy.workers)
+        self._notify_epoch_finished()
+        strategy.end_epoch()
+        sums.stop = float(self._stop_requested)
+        stopped = bool(strategy.meet(sums).stop)
+        finished = sum(self.context.allgather_object(done)) // strategy.workers
+        self.at.step = first + (min(finished, steps) if stopped else steps)
+        return stopped
 
-    def clip(self, part: Parameters | None = None) -> None:
-        """Clip the gradients of a part, or of all of this rank's, as the configuration says."""
-        if self.config.optim.clip_norm:
-            clip_by_global_norm(
-                part or self.model.parameters, self.ops, self.config.optim.clip_norm
-            )
+    @property
+    def _stop_requested(self) -> bool:
+        return any(observer.stop_requested for observer in self.observers)
 
-    def _check(self, sums: StepScalars, own: StepScalars) -> None:
-        """Where the ranks have met: raise on all of them what went wrong on any."""
-        if sums.failed:
-            self.context.raise_on_all(self._error, f"training step {self.at.step + 1}")
-        if not math.isfinite(sums.loss) and not self.strategy.averages_locally:
-            self.context.raise_on_all(
-                None if math.isfinite(own.loss) else self.not_finite(), "training"
-            )
-            raise agreed(self.not_finite())
+    def _notify_epoch_started(self) -> None:
+        for observer in self.observers:
+            observer.epoch_started()
 
-    def _synchronize(self) -> StepScalars:
-        """Before parameters are used or saved."""
-        self.gradients.shared.synchronize()
-        sums = self.strategy.synchronize()
-        self._check(sums, StepScalars())
-        return sums
+    def _notify_epoch_finished(self) -> None:
+        for observer in self.observers:
+            observer.epoch_finished()
 
-    def not_finite(self) -> NumericsError:
-        """Names what can be known: the first parameter that went wrong."""
-        parameters = self.model.parameters
-        broken = parameters.first_nonfinite(parameters.values)
-        what = f"the loss is not finite at step {self.at.step + 1}"
-        what += f"; parameter {broken} is not finite: the training diverged" if broken else ""
-        remedy = "lower optim.lr or add optim.warmup_epochs; check the inputs; the last checkpoint is intact"
-        return NumericsError(what, remedy=remedy)
+    def _report(self, step: int, sums: StepScalars, lr: float, samples: int) -> None:
+        """Tell observers of a step.
 
-    def report(
-        self,
-        step: int,
-        sums: StepScalars,
-        lr: float,
-        metrics: MetricsLog | None,
-        progress: Progress,
-        samples: int,
-    ) -> None:
-        """One record of a step. sums: of the ranks that have met in it; samples: of all ranks together, about."""
-        loss, accuracy = sums.loss / max(sums.count, 1), sums.correct / max(sums.count, 1)
+        Args:
+            step: Number of finished steps.
+            sums: Of the ranks that have met in it.
+            lr: Learning rate.
+            samples: Of all ranks together, about.
+        """
+        count = max(sums.count, 1)
         if sums.count:
-            self._average.add(
-                sums.loss, sums.correct, int(sums.count), first=(step - 1) % self.loader.steps == 0
-            )
-        epoch = (step - 1) // self.loader.steps
-        progress.advance(samples, f"epoch {epoch + 1}/{self.config.train.epochs} loss {loss:.4f}")
-        if metrics and (step % self.config.train.log_every == 0 or step == 1):
-            metrics.add(
-                "step",
-                step,
-                {
-                    "epoch": epoch,
-                    "loss": loss,
-                    "accuracy": accuracy,
-                    "lr": lr,
-                    **self._so_far(step),
-                },
-            )
+            first = (step - 1) % self._steps == 0
+            self._average.add(sums.loss, sums.correct, int(sums.count), first=first)
+        record = StepRecord(
+            step=step,
+            epoch=(step - 1) // self._steps,
+            epochs=self.config.train.epochs,
+            loss=sums.loss / count,
+            accuracy=sums.correct / count if self._average.classes else None,
+            lr=lr,
+            samples=samples,
+            totals=self._totals(step),
+        )
+        for observer in self.observers:
+            observer.step_finished(record)
 
-    def _so_far(self, step: int) -> dict[str, float]:
-        """For comparisons: seconds since the start of the run, samples over all ranks, bytes sent by this one."""
-        sent = self.strategy.report_sent()
-        return {
-            "seconds": time.monotonic() - self.started,
-            "seen": self.sampler.seen(step),
-            "sent_bytes": sent,
-        }
+    def _totals(self, step: int) -> Totals:
+        seconds = time.monotonic() - self._started
+        return Totals(seconds, self.parts.sampler.seen(step), self.parts.strategy.report_sent())
 
     # --- evaluation and checkpoints ---
-    def _is_due(self, total: int) -> bool:
+    def _is_due(self) -> bool:
         """Whether there should be an evaluation at this step, but is none."""
-        due = self.at.step % self.loader.steps == 0 or self.at.step == total
-        return self.test is not None and due and self.at.evaluated != self.at.step
+        due = self.at.step % self._steps == 0 or self.at.step == self._total
+        return self.parts.test is not None and due and self.at.evaluated != self.at.step
 
-    def _evaluate(self, metrics: MetricsLog | None, progress: Progress) -> None:
-        assert self.test is not None
+    def _evaluate(self) -> None:
+        parts, step = self.parts, self.at.step
+        if parts.test is None:
+            return
         self._synchronize()
-        self.at.last = evaluate(
-            self.model, self.loss, self.inputs, self.test, self.context, EVALUATION_BATCH
+        inputs = parts.feed.inputs
+        found = evaluate(
+            parts.model, parts.step.loss, inputs, parts.test, self.context, EVALUATION_BATCH
         )
-        self.at.evaluated = self.at.step
-        if metrics:
-            metrics.add(
-                "evaluation", self.at.step, asdict(self.at.last) | self._so_far(self.at.step)
-            )
-        done = math.ceil(self.at.step / self.loader.steps)
-        progress.say(
-            f"epoch {done}/{self.config.train.epochs}: test accuracy {100 * self.at.last.accuracy:.2f} %, "
-            f"test loss {self.at.last.loss:.4f}"
+        self.at.last = found
+        self.at.evaluated = step
+        record = EvaluationRecord(
+            step,
+            math.ceil(step / self._steps),
+            self.config.train.epochs,
+            found,
+            self._totals(step),
         )
+        for observer in self.observers:
+            observer.evaluated(record)
+
+    def _synchronize(self) -> StepScalars:
+        """Before parameters are used or saved. Collective."""
+        return self.parts.step.synchronize(self.at.step)
+
+    def _state_of_replicas(self) -> RunState | None:
+        """Within an epoch a resumed run goes on from the replicas as they are, not their mean."""
+        return self.saver.state() if self.at.step % self._steps else None
 
     def _save(self, state: RunState | None = None) -> None:
-        """state: from before the strategy settled, if it has."""
+        """Write a checkpoint; `state`: from before the strategy synchronized, if it has."""
         state = state or self.saver.state()
         self._synchronize()
-        self.saver.save(self.at, self.loader.steps, state)
+        self.saver.save(self.at, self._steps, state)
 
     def _save_within(self) -> None:
-        """A checkpoint within an epoch leaves the replicas as they are: when one is written changes no result."""
-        assert isinstance(self.strategy, SynchronousStrategy)
-        replicas_differ, state = (
-            self.strategy.replicas_differ or self.gradients.shared.replicas_differ,
-            self.saver.state(),
-        )
+        """Write a checkpoint within an epoch, and leave the replicas as they are.
+
+        So the time of checkpoints changes no result.
+        """
+        strategy = self.parts.strategy
+        differ = isinstance(strategy, SynchronousStrategy) and strategy.replicas_differ
+        differ = differ or self.parts.step.shared.replicas_differ
+        state = self.saver.state()
         self._save(state)
-        if replicas_differ:
+        if differ:
             self.saver.load_state(state)
 
-    def _result(self, seconds: float, samples: int, stopped: bool) -> Result:
+    def _result(self, samples: int, stopped: bool) -> Result:
+        seconds = time.monotonic() - self._started
         final = self.at.last or self._average.seen
-        if self.context.is_root:
-            try:
-                self._plot()
-            except (
-                OSError
-            ) as error:  # the run is done and saved: a picture is no reason to call it failed
-                self.say(f"note: the curves could not be drawn: {wrap(error, 'drawing')}")
         return Result(
             loss=final.loss,
             accuracy=final.accuracy,
             evaluated_on="test" if self.at.last else "training",
             samples=final.samples,
-            epochs=math.ceil(self.at.step / self.loader.steps),
+            epochs=math.ceil(self.at.step / self._steps),
             steps=self.at.step,
             seconds=seconds,
             samples_per_second=samples / seconds if seconds else 0.0,
@@ -441,10 +336,3 @@ class Trainer:
             checkpoint=str(self.saver.saved) if self.saver.saved else None,
             stopped=stopped,
         )
-
-    def _plot(self) -> None:
-        from mpidl.observe.plot import plot_run
-
-        records = read_metrics(self.output / "metrics.jsonl")
-        title = f"{self.config.model.name}, {self.context.size} rank(s), global batch {self.config.train.global_batch}"
-        plot_run(records, self.output / "training.png", title)

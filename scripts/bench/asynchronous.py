@@ -1,6 +1,9 @@
-"""All-reduces of many small arrays, one by one, asynchronously and grouped: mpirun -n 2 python scripts/bench/asynchronous.py
+"""All-reduces of many small arrays, one by one, asynchronously and grouped.
 
-Prints the median over interleaved runs, of the slowest rank, and how often asynchronous ones take as long as synchronous ones.
+    mpirun -n 2 python scripts/bench/asynchronous.py
+
+Prints the median over interleaved runs, of the slowest rank, and the ratio of asynchronous to
+synchronous times.
 """
 
 from __future__ import annotations
@@ -12,9 +15,9 @@ from collections.abc import Callable
 import numpy as np
 
 import mpidl.distributed as dist
-from mpidl.collectives import group_of
+from mpidl.collectives import get_group
 from mpidl.comm.context import init
-from mpidl.performance.measure import interleaved
+from mpidl.performance.measure import time_interleaved
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
         "asynchronous": asynchronous,
         "grouped": grouped,
     }
-    taken = interleaved(contenders, group_of(init().comm), seconds=args.seconds, least=15)
+    taken = time_interleaved(contenders, get_group(init().comm), seconds=args.seconds, least=15)
     if dist.rank() == 0:
         row = {f"{name}_us": round(1e6 * seconds, 1) for name, seconds in taken.items()}
         print(

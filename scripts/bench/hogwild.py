@@ -1,9 +1,10 @@
 """Hogwild! on sparse logistic regression: mpirun -n 2 python scripts/bench/hogwild.py --json
 
-Data of the shape of RCV1, the set of the paper (Recht et al., 2011): 47,236 features, about 76 of them in a document, their
-frequencies by Zipf's law; labels from a hidden linear model with noise. Every document is one update without a lock, of its own
-features only. The same rounds run on one rank and on all, in turn; prints the speed-up, the losses, and the paper's caveat: the
-share of updates that is lost when everybody changes everything (dense updates of one vector).
+Data of the shape of RCV1, the set of the paper (Recht et al., 2011): 47,236 features, about 76 of
+them in a document, their frequencies by Zipf's law; labels from a hidden linear model with noise.
+Every document is one update without a lock, of its own features only. The same rounds run on one
+rank and on all, in turn. Prints the speed-up, the losses, and the paper's caveat: the share of
+updates that is lost where all ranks change all elements (dense updates of one vector).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def run(
 ) -> tuple[float, float]:
     """Seconds, and the loss at the end."""
     parameters = FlatParameters([ParameterSpec("weights", (FEATURES,))], NumpyOps())
-    strategy = Hogwild(parameters, context, sparse=True)
+    strategy = Hogwild(parameters, context, Hogwild.Options(sparse=True))
     strategy.start()
     places, values, labels = data
     weights, blocks = parameters.values, len(labels) // BLOCK
@@ -81,7 +82,7 @@ def lost(context: Context, length: int, times: int) -> float:
     return 1 - float(parameters.values.mean()) / (times * context.size)
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -90,7 +91,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=2.0)
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     world = init()
     alone = world.comm.Split(0 if world.rank == 0 else mpi.load().UNDEFINED, world.rank)
     single = init(alone) if world.rank == 0 else None

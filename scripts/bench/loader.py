@@ -1,12 +1,13 @@
-"""The loader beside a bare h5py read of the same bytes: python scripts/bench/loader.py [--batch 64]
+"""The loader compared with plain h5py reads of the same bytes: python scripts/bench/loader.py
 
-Contenders, alternating in one run, medians over rounds; in each round all samples are read once, all but "ours kept" open their
-files anew:
-  ours        Loader over a sharded data set, shuffled, batches of --batch (what training uses)
-  ours kept   the same, one Loader over all rounds: later epochs find their part in memory, as in a training run
-  ours windows  the same, but read anew in every epoch through windows of 8 MiB, as for data larger than memory
-  h5py        one process reading each shard with h5py in contiguous slices of --batch, in order, unshuffled
-  h5py bulk   one process reading each shard with one contiguous h5py read: the roof, no batches at all
+Contenders, alternating in one run, medians over rounds; in each round all samples are read once,
+and all but "ours kept" open their files again:
+  ours          Loader over a sharded data set, shuffled, batches of --batch (what training uses)
+  ours kept     the same, one Loader over all rounds: later epochs find their part in memory
+  ours windows  the same, read again in every epoch through windows of 8 MiB, as data larger than
+                memory are
+  h5py          each shard in contiguous slices of --batch, in order
+  h5py bulk     each shard with one contiguous read: the upper limit, no batches at all
 Files are in the page cache for all. Checksums are verified once when a run starts, not here.
 """
 
@@ -32,7 +33,7 @@ from mpidl.data.writer import WriteOptions, write_dataset
 
 
 def make(folder: Path, samples: int, shape: tuple[int, ...]) -> Path:
-    """A sharded data set of random bytes, and the same samples in contiguous files for the bare reads."""
+    """A sharded data set of random bytes, and the same samples in contiguous files."""
     rng = np.random.default_rng(0)
     image, label = (
         rng.integers(0, 256, (samples, *shape), dtype=np.uint8),

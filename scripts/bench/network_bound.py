@@ -1,8 +1,10 @@
-"""What the network costs, measured beside the cost model and beside compression. For hosts with a slow network, for example
+"""What a slow network costs, compared with the cost model, and what compression saves.
+
 scripts/netns/cluster.sh up && scripts/netns/cluster.sh run 4 python scripts/bench/network_bound.py
 
-Prints the machine as measured by exchanges of messages, the ring all-reduce beside its prediction, and compressed exchanges
-beside the uncompressed one (with error feedback, all work included); taking turns, medians of the slowest rank.
+Prints the machine as measured by exchanges of messages, the ring all-reduce compared with its
+prediction, and compressed exchanges compared with the uncompressed one (with error feedback, all
+work included); interleaved, medians of the slowest rank.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from mpidl.collectives.algorithms.ring import ring
 from mpidl.comm.context import init
 from mpidl.compression import create
 from mpidl.performance.cost import predict
-from mpidl.performance.measure import interleaved, network
+from mpidl.performance.measure import measure_machine, time_interleaved
 
 
 def main() -> None:
@@ -31,13 +33,13 @@ def main() -> None:
     args = parser.parse_args()
     context = init()
     group = Group(context.comm, name="bench")
-    machine = network(group)
+    machine = measure_machine(group)
     length = int(args.mib * (1 << 18))
     gradient = np.random.default_rng(context.rank).standard_normal(length).astype(np.float32)
     buffer = gradient.copy()
 
     def fresh(reduce: Callable[..., None], *rest: object, **options: object) -> None:
-        """Every contender starts from the same gradient."""
+        """Every call starts from the same gradient."""
         np.copyto(buffer, gradient)
         reduce(buffer, *rest, **options)
 
@@ -47,7 +49,7 @@ def main() -> None:
     for name in ("fp16", "int8", "sign", "topk", "powersgd"):
         compressor = create(name, ratio=0.01) if name == "topk" else create(name)
         calls[name] = partial(fresh, compressor.reduce, group, "bucket 0")
-    taken = interleaved(calls, group, seconds=0, least=args.repeats)
+    taken = time_interleaved(calls, group, seconds=0, min_rounds=args.repeats)
     predicted = predict(ring, length, group.size, machine)
     result = {
         "ranks": group.size,

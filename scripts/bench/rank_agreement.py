@@ -1,6 +1,8 @@
-"""Loss curves of 1, 2 and 4 ranks at the same global batch over 100 steps of the sample CNN: the largest relative difference.
+"""How far the losses of 1, 2 and 4 ranks differ at the same global batch.
 
-python scripts/bench/rank_agreement.py   (needs the sample data: make data)
+The largest relative difference over 100 steps of the sample CNN (needs the sample data: make data).
+
+python scripts/bench/rank_agreement.py
 """
 
 from __future__ import annotations
@@ -47,9 +49,8 @@ def main() -> None:
         curves = {ranks: curve(ranks, Path(name) / str(ranks)) for ranks in RANKS}
     for ranks in RANKS[1:]:
         gap = max(abs(a - b) / abs(a) for a, b in zip(curves[1], curves[ranks], strict=True))
-        print(
-            f"{ranks} ranks against 1 over {STEPS} steps: largest relative difference of the loss {gap:.2e}"
-        )
+        compared = f"{ranks} ranks compared with 1 over {STEPS} steps"
+        print(f"{compared}: largest relative difference of the loss {gap:.2e}")
 
 
 if __name__ == "__main__":

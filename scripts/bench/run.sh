@@ -9,7 +9,7 @@ for model in mlp cnn resnet18 gpt; do
     env ${MPI_ENV:-} timeout 900 mpirun -n 2 python scripts/bench/train_step.py --model "$model" --peer torch
 done
 # shellcheck disable=SC2086
-env ${MPI_ENV:-} timeout 600 mpirun -n 2 mpidl bench collectives --plot runs/all-reduce.png
+env ${MPI_ENV:-} timeout 600 mpirun -n 2 python scripts/bench/collectives.py --plot runs/all-reduce.png
 # shellcheck disable=SC2086
 env ${MPI_ENV:-} timeout 100 mpirun -n 2 python scripts/bench/asynchronous.py
 # shellcheck disable=SC2086

@@ -1,8 +1,11 @@
-"""Whole training steps beside PyTorch DDP (gloo): mpirun -n 2 python scripts/bench/train_step.py --model cnn --peer torch
+"""Whole training steps compared with PyTorch DDP (gloo).
 
-The same batches, initial parameters and optimizer; rounds of both alternate in time; each round is as slow as its slowest
-rank; medians over rounds. One thread a rank for both. A step is forward, backward, gradient exchange and update. Peak
-memory is that of a process which takes a few steps of one of them alone, so that neither carries the other's libraries.
+    mpirun -n 2 python scripts/bench/train_step.py --model cnn --peer torch
+
+The same batches, initial parameters and optimizer; rounds of both alternate in time; each round is
+as slow as its slowest rank; medians over rounds. One thread a rank for both. A step is forward,
+backward, gradient exchange and update. Peak memory is that of a process which takes a few steps of
+one of them alone, so that neither carries the other's libraries.
 """
 
 from __future__ import annotations
@@ -25,11 +28,13 @@ from mpidl.comm.context import Context, init
 from mpidl.models import build_layers
 from mpidl.nn import CrossEntropy, Model
 from mpidl.optim import SGD
-from mpidl.sync import AllReduce, StepScalars
+from mpidl.sync import AllReduce
+from mpidl.train.engine import StepBatch, TrainingStep
 
 MOMENTUM = 0.9
 CONTEXT, VOCABULARY = 128, 256
-# input shape, classes, options, samples a rank, learning rate (low enough that rounding is not blown up within 50 steps)
+# input shape, classes, options, samples a rank, learning rate (low enough that rounding is not
+# blown up within 50 steps)
 MODELS: dict[str, tuple[tuple[int, ...], int, dict[str, Any], int, float]] = {
     "mlp": ((28, 28, 1), 10, {}, 64, 0.005),
     "cnn": ((28, 28, 1), 10, {}, 64, 0.005),
@@ -49,24 +54,26 @@ def build(name: str, context: Context) -> Model:
     return model
 
 
-def our_stepper(context: Context, model: Model, lr: float) -> Callable[[Any, Any], float]:
-    """One training step of mpidl: takes a batch and labels, returns the loss over all ranks."""
+Step = Callable[[Any, Any], float]
+
+
+def our_stepper(context: Context, model: Model, lr: float) -> Step:
+    """One training step of mpidl: takes inputs and labels, returns the loss over all ranks."""
     ops = model.ops
-    optimizer, loss = SGD(model.parameters, ops, momentum=MOMENTUM), CrossEntropy(ops)
     strategy = AllReduce(model.parameters, context)
+    optimizer = SGD(model.parameters, ops, momentum=MOMENTUM)
+    training = TrainingStep(model, CrossEntropy(ops), strategy, optimizer, context)
     strategy.start()
 
     def step(x: Any, y: Any) -> float:
-        logits, backward = model.forward(ops.to_device(x), train=True)
-        result = loss(logits, ops.to_device(y), y.size * context.size)
-        backward(result.gradient, strategy.on_gradients_ready)
-        sums = strategy.step(StepScalars(loss=result.total), lambda: optimizer.step(lr))
-        return sums.loss / (y.size * context.size)
+        batch = StepBatch.whole(ops.to_device(x), ops.to_device(y), context.size)
+        sums = training.run(iter((batch,)), lr)
+        return sums.loss / sums.count
 
     return step
 
 
-def torch_stepper(context: Context, model: Model, lr: float) -> Callable[[Any, Any], float]:
+def torch_stepper(context: Context, model: Model, lr: float) -> Step:
     """One training step of PyTorch DDP with gloo, from the same initial parameters."""
     import torch
     import torch.distributed as dist
@@ -97,36 +104,40 @@ def torch_stepper(context: Context, model: Model, lr: float) -> Callable[[Any, A
 
 
 def make_batches(name: str, batch: int, rank: int) -> list[tuple[Any, Any]]:
-    """Something to learn: a pattern for each class, under noise; for text, tokens that follow from those before them."""
+    """Something to learn: tokens for the gpt, else a pattern for each class, under noise."""
     import numpy as np
 
     shape, classes, *_ = MODELS[name]
     rng, patterns = np.random.default_rng(rank), np.random.default_rng(99)
-    batches: list[tuple[Any, Any]] = []
     if name == "gpt":
-        successor = patterns.permutation(VOCABULARY)
-        for _ in range(8):
-            text = np.empty((batch, CONTEXT + 1), np.int64)
-            text[:, 0] = rng.integers(0, VOCABULARY, batch)
-            for place in range(CONTEXT):
-                surprise = rng.integers(0, VOCABULARY, batch)
-                text[:, place + 1] = np.where(
-                    rng.random(batch) < 0.7, successor[text[:, place]], surprise
-                )
-            batches.append((text[:, :-1].copy(), text[:, 1:].copy()))
-        return batches
+        return [make_text(rng, patterns.permutation(VOCABULARY), batch) for _ in range(8)]
     kinds = patterns.standard_normal((classes, *shape))
+    batches: list[tuple[Any, Any]] = []
     for _ in range(8):
         y = rng.integers(0, classes, batch)
-        batches.append(
-            ((0.2 * kinds[y] + rng.standard_normal((batch, *shape))).astype(np.float32), y)
-        )
+        x = 0.2 * kinds[y] + rng.standard_normal((batch, *shape))
+        batches.append((x.astype(np.float32), y))
     return batches
 
 
+def make_text(rng: Any, successor: Any, batch: int) -> tuple[Any, Any]:
+    """Tokens that mostly follow from the one before them, and the same one token later."""
+    import numpy as np
+
+    text = np.empty((batch, CONTEXT + 1), np.int64)
+    text[:, 0] = rng.integers(0, VOCABULARY, batch)
+    for index in range(CONTEXT):
+        surprise = rng.integers(0, VOCABULARY, batch)
+        follows = rng.random(batch) < 0.7
+        text[:, index + 1] = np.where(follows, successor[text[:, index]], surprise)
+    return text[:, :-1].copy(), text[:, 1:].copy()
+
+
 def roofline_ms(model: Model, batch: int) -> float:
-    """The step's multiply-adds, as direct convolutions and products need them, at the speed of this machine's sgemm,
-    measured now."""
+    """Milliseconds of the step's multiply-adds at the speed of this machine's sgemm, measured now.
+
+    Multiply-adds are counted as direct convolutions and products need them.
+    """
     import numpy as np
 
     a = np.ones((1024, 1024), np.float32)
@@ -138,7 +149,8 @@ def roofline_ms(model: Model, batch: int) -> float:
     flops, shape, first = 0.0, model.input_shape, True
     for layer in model.layers:
         own = layer.flops(shape)
-        flops += own * batch * (2 if first else 3)  # the first layer needs no gradient of its input
+        # the first layer needs no gradient of its input
+        flops += own * batch * (2 if first else 3)
         first = first and not own
         shape = layer.output_shape(shape)
     return flops * statistics.median(times) / (2 * 1024**3) * 1e3
@@ -182,7 +194,7 @@ def alone(name: str, contender: str, batch: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -196,7 +208,38 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--alone", choices=["ours", "peer"], help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def measure_gap(contenders: dict[str, Step], batches: list[Any], context: Context) -> float:
+    """The largest relative difference of the losses over 50 steps, which are also the warm-up."""
+    gaps = []
+    for number in range(50):
+        losses = [step(*batches[number % 8]) for step in contenders.values()]
+        theirs = context.comm.allreduce(losses[1]) / context.size
+        gaps.append(abs(losses[0] - theirs) / abs(theirs))
+    return max(gaps)
+
+
+def measure_times(
+    contenders: dict[str, Step], batches: list[Any], context: Context, seconds: float, steps: int
+) -> dict[str, list[float]]:
+    """Milliseconds of a step on the slowest rank, in rounds of `steps` steps of each contender."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    started = time.perf_counter()
+    while len(times["ours"]) < 5 or context.bcast_object(time.perf_counter() - started) < seconds:
+        for name, step in contenders.items():
+            context.barrier()
+            begin = time.perf_counter()
+            for number in range(steps):
+                step(*batches[number % 8])
+            taken = (time.perf_counter() - begin) / steps * 1e3
+            times[name].append(max(context.allgather_object(taken)))
+    return times
+
+
+def main() -> None:
+    args = parse()
     batch = args.batch or MODELS[args.model][3]
     if args.alone:
         alone(args.model, args.alone, batch)
@@ -207,36 +250,28 @@ def main() -> None:
         for contender in ("ours", "peer")
     }
     batches = make_batches(args.model, batch, context.rank)
-    model = build(args.model, context)
-    lr = MODELS[args.model][4]
+    model, lr = build(args.model, context), MODELS[args.model][4]
     peer = torch_stepper(context, model, lr)  # before ours, which changes the parameters
     contenders = {"ours": our_stepper(context, model, lr), "peer": peer}
-    gaps = []
-    for number in range(50):  # also the warm-up: equal losses over 50 steps
-        losses = [step(*batches[number % 8]) for step in contenders.values()]
-        theirs = context.comm.allreduce(losses[1]) / context.size
-        gaps.append(abs(losses[0] - theirs) / abs(theirs))
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    started, steps = time.perf_counter(), 5 if args.model in ("mlp", "cnn") else 1
-    while (
-        len(times["ours"]) < 5 or context.bcast_object(time.perf_counter() - started) < args.seconds
-    ):
-        for name, step in contenders.items():
-            context.barrier()
-            begin = time.perf_counter()
-            for number in range(steps):
-                step(*batches[number % 8])
-            times[name].append(
-                max(context.allgather_object((time.perf_counter() - begin) / steps * 1e3))
-            )
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    gap = measure_gap(contenders, batches, context)
+    steps = 5 if args.model in ("mlp", "cnn") else 1
+    times = measure_times(contenders, batches, context, args.seconds, steps)
     ratios = [theirs / own for own, theirs in zip(times["ours"], times["peer"], strict=True)]
+    ours = statistics.median(times["ours"])
     result = {
-        "model": args.model, "ranks": context.size, "batch": batch, "backend": model.ops.describe(),
-        "ours_ms": medians["ours"], "peer_ms": medians["peer"], "ratio": statistics.median(ratios), "rounds": len(ratios),
-        "roofline_fraction": roofline_ms(model, batch) / medians["ours"],
-        "peak_mib": memory["ours"], "peer_peak_mib": memory["peer"], "loss_gap": max(gaps),
-    }  # fmt: skip
+        "model": args.model,
+        "ranks": context.size,
+        "batch": batch,
+        "backend": model.ops.describe(),
+        "ours_ms": ours,
+        "peer_ms": statistics.median(times["peer"]),
+        "ratio": statistics.median(ratios),
+        "rounds": len(ratios),
+        "roofline_fraction": roofline_ms(model, batch) / ours,
+        "peak_mib": memory["ours"],
+        "peer_peak_mib": memory["peer"],
+        "loss_gap": gap,
+    }
     if context.is_root:
         lines = "\n".join(f"{key:>18}: {value}" for key, value in result.items())
         print(json.dumps(result) if args.json else lines, flush=True)

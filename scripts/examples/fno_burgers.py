@@ -1,14 +1,17 @@
-"""A Fourier neural operator learns Burgers' equation: mpirun -n 2 python scripts/examples/fno_burgers.py --epochs 40
+"""A Fourier neural operator learns Burgers' equation.
 
-u_t + u u_x = v u_xx on a circle, v = 0.02: from the state at time 0 to the state at time 1 (Li et al., 2021). The data are made
-here by a Fourier method with an integrating factor and Runge-Kutta steps. Draws the error over the epochs, and three solutions.
+    mpirun -n 2 python scripts/examples/fno_burgers.py --epochs 40
+
+u_t + u u_x = v u_xx on a circle, v = 0.02: from the state at time 0 to the state at time 1 (Li et
+al., 2021). The data are computed here by a Fourier method with an integrating factor and
+Runge-Kutta steps. Draws the error over the epochs, and three solutions.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,12 @@ import numpy as np
 
 import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.backend import create_ops
-from mpidl.comm.context import init
+from mpidl.comm.context import Context, init
 from mpidl.models import build_layers
 from mpidl.nn import Model, MSELoss
 from mpidl.optim import Adam, LearningRate
-from mpidl.sync import AllReduce, StepScalars
+from mpidl.sync import AllReduce
+from mpidl.train.engine import StepBatch, TrainingStep
 
 VISCOSITY, FINE, STEPS = 0.02, 256, 400
 
@@ -47,24 +51,38 @@ def solve(start: Any) -> Any:
 
 
 def make(count: int, points: int, seed: int) -> tuple[Any, Any]:
-    """Smooth random states with their places, (count, points, 2), and the states at time 1, (count, points, 1)."""
+    """Smooth random states with their positions (count, points, 2), and the states at time 1.
+
+    Returns:
+        Inputs (count, points, 2), targets (count, points, 1).
+    """
     rng = np.random.default_rng(seed)
     waves = np.arange(1, 7)
     amplitudes = rng.standard_normal((2, count, len(waves))) / waves
-    place = np.arange(FINE) / FINE
-    angles = 2 * np.pi * waves[:, None] * place
+    position = np.arange(FINE) / FINE
+    angles = 2 * np.pi * waves[:, None] * position
     start = 0.3 * (amplitudes[0] @ np.sin(angles) + amplitudes[1] @ np.cos(angles))
     end, every = solve(start), FINE // points
-    x = np.stack((start[:, ::every], np.broadcast_to(place[::every], (count, points))), axis=2)
+    x = np.stack((start[:, ::every], np.broadcast_to(position[::every], (count, points))), axis=2)
     return x.astype(np.float32), end[:, ::every, None].astype(np.float32)
 
 
-def relative_error(model: Model, x: Any, y: Any) -> tuple[float, Any]:
-    guess = np.array(model.ops.to_host(model.forward(model.ops.to_device(x))[0]))
-    return float((np.linalg.norm(guess - y, axis=1) / np.linalg.norm(y, axis=1)).mean()), guess
+def relative_error(predicted: Any, y: Any) -> float:
+    """Mean over the samples of |predicted - y| / |y|."""
+    return float((np.linalg.norm(predicted - y, axis=1) / np.linalg.norm(y, axis=1)).mean())
 
 
-def draw(path: Path, errors: list[float], x: Any, y: Any, guess: Any) -> None:
+def batches(x: Any, y: Any, own: int, context: Context, to_device: Any) -> Iterator[StepBatch]:
+    """Shuffled batches of `own` samples a rank, epoch after epoch."""
+    rng = np.random.default_rng(7)
+    while True:
+        order = rng.permutation(len(x))
+        for start in range(0, len(x) // own * own, own):
+            rows = order[start : start + own]
+            yield StepBatch.whole(to_device(x[rows]), to_device(y[rows]), context.size)
+
+
+def draw(path: Path, errors: list[float], x: Any, y: Any, predicted: Any) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,15 +95,15 @@ def draw(path: Path, errors: list[float], x: Any, y: Any, guess: Any) -> None:
         ylabel="relative error of held-out solutions",
         title="FNO on Burgers' equation",
     )
-    place = x[0, :, 1]
+    position = x[0, :, 1]
     for index, color in zip(range(3), ("tab:blue", "tab:orange", "tab:green"), strict=True):
         right.plot(
-            place, x[index, :, 0], color=color, alpha=0.3, label="time 0" if not index else None
+            position, x[index, :, 0], color=color, alpha=0.3, label="time 0" if not index else None
         )
-        right.plot(place, y[index, :, 0], color=color, label="time 1" if not index else None)
+        right.plot(position, y[index, :, 0], color=color, label="time 1" if not index else None)
         right.plot(
-            place,
-            guess[index, :, 0],
+            position,
+            predicted[index, :, 0],
             ":",
             color=color,
             linewidth=3,
@@ -95,6 +113,30 @@ def draw(path: Path, errors: list[float], x: Any, y: Any, guess: Any) -> None:
     right.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
+
+
+def train(model: Model, data: Any, test: Any, context: Context, args: Any) -> list[float]:
+    """The relative error of held-out solutions after each epoch."""
+    ops, own = model.ops, args.batch // context.size
+    strategy = AllReduce(model.parameters, context)
+    optimizer = Adam(model.parameters, ops)
+    step = TrainingStep(model, MSELoss(ops), strategy, optimizer, context)
+    strategy.start()
+    steps = len(data[0]) // own
+    rate = LearningRate(3e-3, steps * args.epochs, "cosine", warmup_steps=steps)
+    feed = batches(*data, own, context, ops.to_device)
+    errors: list[float] = []
+    for epoch in range(args.epochs):
+        for number in range(epoch * steps, (epoch + 1) * steps):
+            step.run(feed, rate.at(number), step=number)
+        errors.append(relative_error(predict(model, test[0]), test[1]))
+        if context.is_root and not args.json:
+            print(f"epoch {epoch + 1}: relative error {errors[-1]:.4f}", flush=True)
+    return errors
+
+
+def predict(model: Model, x: Any) -> Any:
+    return np.array(model.ops.to_host(model.forward(model.ops.to_device(x))[0]))
 
 
 def main() -> None:
@@ -109,47 +151,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     context = init()
-    own = args.batch // context.size
-    x, y = make(args.samples // context.size, args.points, seed=context.rank)
-    test_x, test_y = make(64, args.points, seed=10_000)
+    data = make(args.samples // context.size, args.points, seed=context.rank)
+    x, y = make(64, args.points, seed=10_000)
+    layers = build_layers("fno", x.shape[1:], 1, {"width": 32, "modes": 12, "depth": 4})
     ops = create_ops("auto", context.local_rank, context.threads)
-    model = Model(
-        build_layers("fno", x.shape[1:], 1, {"width": 32, "modes": 12, "depth": 4}),
-        x.shape[1:],
-        ops,
-    )
+    model = Model(layers, x.shape[1:], ops)
     model.parameters.initialize(0)
-    loss, optimizer, strategy = (
-        MSELoss(ops),
-        Adam(model.parameters, ops),
-        AllReduce(model.parameters, context),
-    )
-    strategy.start()
-    steps, rng, errors = len(x) // own, np.random.default_rng(7), []
-    rate = LearningRate(3e-3, steps * args.epochs, "cosine", warmup_steps=steps)
-    for epoch in range(args.epochs):
-        order = rng.permutation(len(x))
-        for step in range(steps):
-            rows = order[step * own : (step + 1) * own]
-            output, backward = model.forward(ops.to_device(x[rows]), train=True)
-            result = loss(output, ops.to_device(y[rows]), own * context.size)
-            backward(result.gradient, strategy.on_gradients_ready)
-            lr = rate.at(epoch * steps + step)
-            strategy.step(StepScalars(loss=result.total), partial(optimizer.step, lr))
-        error, guess = relative_error(model, test_x, test_y)
-        errors.append(error)
-        if context.is_root and not args.json:
-            print(f"epoch {epoch + 1}: relative error {error:.4f}", flush=True)
+    errors = train(model, data, (x, y), context, args)
     if context.is_root:
-        draw(args.plot, errors, test_x, test_y, guess)
-        unchanged = float(
-            (
-                np.linalg.norm(test_x[..., :1] - test_y, axis=1) / np.linalg.norm(test_y, axis=1)
-            ).mean()
-        )
+        draw(args.plot, errors, x, y, predict(model, x))
         found = {
             "relative_error": errors[-1],
-            "error_of_no_change": unchanged,
+            "error_of_no_change": relative_error(x[..., :1], y),
             "ranks": context.size,
             "plot": str(args.plot),
         }

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# cluster.sh COMMAND: several hosts on one machine, as network namespaces with rate-limited links, and MPI jobs across them over TCP.
-#   up [HOSTS] [MBIT]     make HOSTS namespaces (default 4), each with a link of MBIT Mbit/s (default 200) to one switch
-#   run RANKS CMD...      mpirun CMD on RANKS ranks, one after another on the hosts
-#   down                  remove everything again
+# cluster.sh COMMAND: several hosts on one machine, as network namespaces with rate-limited links,
+# and MPI jobs across them over TCP.
+#   up [HOSTS] [MBIT]     make HOSTS namespaces (default 4), each with a link of MBIT Mbit/s
+#                         (default 200) to one switch
+#   run RANKS CMD...      mpirun CMD on RANKS ranks, round-robin on the hosts
+#   down                  remove everything
 #   possible              exit status 0 if this machine allows it
-# Needs root and iproute2. Ranks are started through Open MPI's remote-shell agent: this script again, as `agent HOST CMD`.
+# Needs root and iproute2. Ranks are started through Open MPI's remote-shell agent: this script
+# again, as `agent HOST CMD`.
 set -euo pipefail
 prefix=mpidl-host net=10.77.0 bridge=mpidl-switch
 hosts=${MPIDL_HOSTS:-4}
@@ -45,25 +48,31 @@ up() {
 
 down() {
     local i
-    for i in $(ip netns list | sed -n "s/^$prefix\([0-9]*\).*/\1/p"); do ip netns del $prefix$i; done
+    for i in $(ip netns list | sed -n "s/^$prefix\([0-9]*\).*/\1/p"); do
+        ip netns del $prefix$i
+    done
     ip link del $bridge 2>/dev/null || true
 }
 
 run() {
     local ranks=$1 list
     shift
-    list=$(ip netns list | sed -n "s/^$prefix\([0-9]*\).*/$net.\1/p" | sort -t. -k4 -n | sed 's/$/:64/' | paste -sd,)
+    list=$(ip netns list | sed -n "s/^$prefix\([0-9]*\).*/$net.\1/p" | sort -t. -k4 -n |
+        sed 's/$/:64/' | paste -sd,)
     env OMPI_MCA_btl=tcp,sm,self OMPI_MCA_pml=ob1 OMPI_MCA_btl_tcp_if_include=$net.0/24 \
-        mpirun --prtemca plm_ssh_agent "$self agent" --prtemca prte_if_include $net.0/24 --prtemca plm_ssh_no_tree_spawn 1 \
+        mpirun --prtemca plm_ssh_agent "$self agent" --prtemca prte_if_include $net.0/24 \
+        --prtemca plm_ssh_no_tree_spawn 1 \
         --map-by node:oversubscribe --host "$list" -n "$ranks" "$@"
 }
 
-agent() {  # agent HOST CMD: what ssh would do; every host has its own name, network and place for temporary files
+# agent HOST CMD: what ssh would do; every host has its own name, network and temporary folder
+agent() {
     local host=$1 number=${1##*.}
     shift
     export TMPDIR=/tmp/$prefix$number
     mkdir -p "$TMPDIR"
-    exec ip netns exec $prefix"$number" unshare --uts bash -c 'hostname "$1"; shift; eval "$@"' _ "$prefix$number" "$@"
+    exec ip netns exec $prefix"$number" unshare --uts \
+        bash -c 'hostname "$1"; shift; eval "$@"' _ "$prefix$number" "$@"
 }
 
 "$@"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# local_cluster.sh start|stop FOLDER: a real one-node SLURM (munge, slurmctld, slurmd) on loopback, for tests. Needs root and
-# the packages slurm-wlm and munge; everything it writes lies in FOLDER. `start` prints the line that points clients to it.
+# local_cluster.sh start|stop FOLDER: a real one-node SLURM (munge, slurmctld, slurmd) on loopback,
+# for tests. Needs root and the packages slurm-wlm and munge; writes into FOLDER only. `start` prints
+# the line that points clients to it.
 set -euo pipefail
 action=$1
 mkdir -p "$2"
@@ -28,7 +29,8 @@ start() {
     # munge of our own: own key, own socket, as the user who runs this
     dd if=/dev/urandom of="$folder/munge.key" bs=1 count=1024 status=none
     chmod 400 "$folder/munge.key"
-    munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" --pid-file="$folder/munged.pid" \
+    munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
+        --pid-file="$folder/munged.pid" \
         --log-file="$folder/log/munged.log" --seed-file="$folder/munge.seed" --num-threads=2
     cat >"$folder/slurm.conf" <<CONF
 ClusterName=local
@@ -65,7 +67,9 @@ CONF
     slurmctld -i
     slurmd
     for _ in $(seq 100); do
-        case $(sinfo -h -o %T 2>/dev/null) in idle*) echo "export SLURM_CONF=$folder/slurm.conf"; return ;; esac
+        case $(sinfo -h -o %T 2>/dev/null) in
+        idle*) echo "export SLURM_CONF=$folder/slurm.conf"; return ;;
+        esac
         sleep 0.2
     done
     echo "SLURM did not come up; its logs are in $folder/log" >&2
@@ -74,4 +78,8 @@ CONF
     exit 1
 }
 
-case $action in start) start ;; stop) stop ;; *) echo "usage: $0 start|stop FOLDER" >&2; exit 2 ;; esac
+case $action in
+start) start ;;
+stop) stop ;;
+*) echo "usage: $0 start|stop FOLDER" >&2; exit 2 ;;
+esac

@@ -1,4 +1,4 @@
-"""`mpidl shard`, `train`, `evaluate`, `predict` and `export` in one process, on data as people bring it."""
+"""`mpidl shard`, `train`, `evaluate`, `predict` and `export` in one process, on data of users."""
 
 from __future__ import annotations
 
@@ -113,6 +113,20 @@ def test_a_table_with_words_from_the_first_command_to_the_last(tmp_path: Path, m
         "predict", tmp_path / "run", tmp_path / "iris.csv", "--out", out, "--label", "species"
     )
     assert status == 0 and result["samples"] == 60, err
+
+
+def test_options_of_a_format_on_the_command_line(tmp_path: Path, mpidl: Run) -> None:
+    (tmp_path / "table.txt").write_text("1,2,0\n3,4,1\n5,6,0\n7,8,1\n")
+    shard = ("shard", tmp_path / "table.txt", "--out", tmp_path / "data", "--label", "column3")
+    status, _, err = mpidl(*shard)
+    assert status == 1 and "--format" in err and "csv" in err
+    status, made, err = mpidl(*shard, "--format", "csv", "--no-header")
+    assert status == 0 and made["samples"] == 4 and made["notes"] == [], err
+    status, made, err = mpidl(*shard, "--format", "csv", "--overwrite")
+    assert status == 0 and "the first line is no header" in made["notes"][0], err
+    np.savez(tmp_path / "a.npz", **vectors())
+    status, _, err = mpidl("shard", tmp_path / "a.npz", "--out", tmp_path / "b", "--header")
+    assert status == 1 and "--header: the format npz has no such option, only csv" in err
 
 
 def test_the_way_out_of_a_label_with_an_unusual_name(tmp_path: Path, mpidl: Run) -> None:
@@ -296,7 +310,10 @@ def test_what_is_no_checkpoint_is_not_to_be_sharded_again(trained: Path, mpidl: 
 
 
 def test_words_that_would_be_numbered_otherwise(tmp_path: Path, mpidl: Run) -> None:
-    """A test table without one of the classes numbers the others from 0 on its own: its accuracy would be wrong."""
+    """A test table without one of the classes numbers the others from 0 again.
+
+    Its accuracy would be wrong.
+    """
     table(tmp_path / "a.csv", ("cat", "dog", "emu"), "label")
     table(tmp_path / "b.csv", ("dog", "emu", "emu"), "label")
     for name, out in (("a.csv", "data"), ("b.csv", "test")):

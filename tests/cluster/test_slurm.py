@@ -1,4 +1,4 @@
-"""Training through a real SLURM: submitted, trained, accuracy read from its output; stopped by a signal, requeued, finished."""
+"""Training through a real SLURM: submitted and trained; stopped by a signal, requeued, finished."""
 
 from __future__ import annotations
 
@@ -132,7 +132,10 @@ def test_the_signal_before_the_time_limit_saves_and_requeues(
 
 
 def test_a_task_of_an_array_is_requeued_alone(slurm: dict[str, str], run_folder: Path) -> None:
-    """The task that starts last carries the number of the whole array as its SLURM_JOB_ID: that is the one to signal."""
+    """The last task to start is the one to signal.
+
+    It has the number of the whole array as its SLURM_JOB_ID.
+    """
     tasks = ("--array=0-1", "--ntasks-per-node=1")
     job = submit(
         slurm,

@@ -12,15 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpidl.collectives.algorithms import pairwise, tree
-from mpidl.collectives.algorithms.hierarchical import hierarchical, in_fixed_order
+from mpidl.collectives.algorithms import ALL_REDUCE, pairwise, tree
+from mpidl.collectives.algorithms.hierarchical import fixed_order, hierarchical
 from mpidl.collectives.algorithms.rabenseifner import rabenseifner
 from mpidl.collectives.algorithms.recursive_doubling import recursive_doubling
 from mpidl.collectives.algorithms.ring import all_gather, reduce_scatter, ring
-from mpidl.collectives.api import ALL_REDUCE
 from mpidl.collectives.engine.reduction import OPERATIONS, tree_reduce
 from mpidl.collectives.engine.simulate import simulate
-from mpidl.collectives.schedule import Exchange, Round, part
+from mpidl.collectives.schedule import Exchange, Round, block_range
 from mpidl.errors import CollectiveError
 
 DTYPES = [
@@ -42,6 +41,10 @@ def draw(size: int, length: int, dtype: type, seed: int, peak: int = 7) -> list[
     return [rng.integers(0, peak, length).astype(dtype) for _ in range(size)]
 
 
+def one_node(size: int) -> tuple[int, ...]:
+    return (0,) * size
+
+
 def total(buffers: list[np.ndarray]) -> np.ndarray:
     return np.sum([buffer.astype(np.complex128) for buffer in buffers], axis=0)
 
@@ -53,7 +56,7 @@ def test_all_reduce_is_exact(
 ) -> None:
     buffers = draw(size, length, dtype, seed)
     wanted = total(buffers)
-    simulate(ALL_REDUCE[algorithm], buffers)
+    simulate(ALL_REDUCE[algorithm].make(one_node(len(buffers))), buffers)
     for buffer in buffers:
         np.testing.assert_array_equal(buffer.astype(np.complex128), wanted)
 
@@ -81,7 +84,7 @@ def test_hierarchical_is_exact_for_every_placement(
 def test_every_operation(algorithm: str, op: str, size: int, length: int, seed: int) -> None:
     buffers = draw(size, length, np.float64, seed, peak=3)
     wanted = reduce(OPERATIONS[op], buffers)
-    simulate(ALL_REDUCE[algorithm], buffers, op)
+    simulate(ALL_REDUCE[algorithm].make(one_node(len(buffers))), buffers, op)
     for buffer in buffers:
         np.testing.assert_array_equal(buffer, wanted)
 
@@ -105,7 +108,7 @@ def test_segments_change_nothing_but_the_number_of_rounds(algorithm: partial, si
 def test_rooted_collectives(size: int, length: int, seed: int, data: st.DataObject) -> None:
     root = data.draw(st.integers(0, size - 1))
     before = draw(size, length, np.int64, seed)
-    mine = [part(rank, size, length) for rank in range(size)]
+    mine = [block_range(rank, size, length) for rank in range(size)]
 
     def after(schedule: object) -> list[np.ndarray]:
         buffers = [buffer.copy() for buffer in before]
@@ -126,7 +129,9 @@ def test_rooted_collectives(size: int, length: int, seed: int, data: st.DataObje
 @settings(max_examples=100, deadline=None)
 def test_partitioned_collectives(size: int, length: int, seed: int) -> None:
     before = draw(size, length, np.int64, seed)
-    whole = np.concatenate([before[rank][slice(*part(rank, size, length))] for rank in range(size)])
+    whole = np.concatenate(
+        [before[rank][slice(*block_range(rank, size, length))] for rank in range(size)]
+    )
     for schedule in (all_gather, pairwise.bruck):
         buffers = [buffer.copy() for buffer in before]
         simulate(schedule, buffers)
@@ -136,7 +141,7 @@ def test_partitioned_collectives(size: int, length: int, seed: int) -> None:
         buffers = [buffer.copy() for buffer in before]
         simulate(schedule, buffers)
         for rank, buffer in enumerate(buffers):
-            low, high = part(rank, size, length)
+            low, high = block_range(rank, size, length)
             np.testing.assert_array_equal(buffer[low:high], np.sum(before, axis=0)[low:high])
 
 
@@ -175,7 +180,7 @@ def test_the_ring_sends_the_least_possible(size: int) -> None:
 def test_all_ranks_end_with_the_same_bits(algorithm: str) -> None:
     rng = np.random.default_rng(0)
     buffers = [rng.standard_normal(101).astype(np.float32) for _ in range(7)]
-    simulate(ALL_REDUCE[algorithm], buffers)
+    simulate(ALL_REDUCE[algorithm].make(one_node(len(buffers))), buffers)
     assert all(buffer.tobytes() == buffers[0].tobytes() for buffer in buffers)
 
 
@@ -186,7 +191,7 @@ def test_algorithms_of_fixed_order_agree_to_the_last_bit(nodes: tuple[int, ...])
     rng = np.random.default_rng(0)
     parts = [rng.standard_normal(101).astype(np.float32) for _ in range(8)]
     wanted = tree_reduce(parts, "sum")
-    fixed = in_fixed_order(nodes)
+    fixed = fixed_order(nodes)
     assert fixed is not None
     for algorithm in (rabenseifner, recursive_doubling, fixed):
         buffers = [part.copy() for part in parts]
@@ -195,8 +200,8 @@ def test_algorithms_of_fixed_order_agree_to_the_last_bit(nodes: tuple[int, ...])
 
 
 def test_uneven_or_interleaved_nodes_have_no_fixed_order() -> None:
-    assert in_fixed_order((0, 0, 0, 1)) is None
-    assert in_fixed_order((0, 1, 0, 1)) is None
+    assert fixed_order((0, 0, 0, 1)) is None
+    assert fixed_order((0, 1, 0, 1)) is None
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

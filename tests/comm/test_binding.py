@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mpidl.comm import binding
-from mpidl.comm.binding import Cores, share_of
+from mpidl.comm.binding import Cores, divide_cores
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from mpidl.comm.binding import Cores, share_of
     ],
 )
 def test_shares(allowed: list[tuple[int, ...]], wanted: list[tuple[int, ...]]) -> None:
-    assert [share_of(rank, allowed) for rank in range(len(allowed))] == wanted
+    assert [divide_cores(rank, allowed) for rank in range(len(allowed))] == wanted
 
 
 def test_omp_num_threads_of_the_user_wins() -> None:
@@ -44,7 +44,8 @@ BIND = """
 import os, numpy
 from mpidl.comm import binding
 numpy.ones((300, 300)) @ numpy.ones((300, 300))  # the threads of the BLAS exist
-cores, threads = binding.bind(int(os.environ["RANK"]), [binding.allowed_cores()] * int(os.environ["RANKS"]))
+allowed = [binding.allowed_cores()] * int(os.environ["RANKS"])
+cores, threads = binding.bind(int(os.environ["RANK"]), allowed)
 places = [sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
 print(cores.used, cores.allotted, threads, len(places), sorted({len(place) for place in places}))
 """
@@ -102,7 +103,7 @@ def test_no_more_than_slurm_allots_and_not_on_cores_of_other_jobs() -> None:
 
 @two_cores
 def test_the_share_is_told_by_the_mask_of_the_launcher() -> None:
-    """As under mpirun: this process is the parent, and its mask is all cores; the child is bound to one."""
+    """As under mpirun: the parent may use all cores; the child is bound to one."""
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + BIND
     env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")} | {
         "RANK": "0",
@@ -137,4 +138,4 @@ def test_neighbors_on_a_socket_stay_together(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     allowed = binding.allowed_cores()
     assert allowed == (0, 4, 1, 5, 2, 6, 3, 7)
-    assert [share_of(rank, [allowed] * 2) for rank in range(2)] == [(0, 4, 1, 5), (2, 6, 3, 7)]
+    assert [divide_cores(rank, [allowed] * 2) for rank in range(2)] == [(0, 4, 1, 5), (2, 6, 3, 7)]

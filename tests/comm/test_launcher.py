@@ -1,4 +1,4 @@
-"""What the environment of a launcher says, and the refusal of processes that do not see each other."""
+"""The environment of launchers, and the refusal of processes that do not see each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from mpidl.errors import PlatformError
 
 OPEN_MPI, MPICH = "Open MPI v5.0.11, package: x\0", "MPICH Version: 4.2"
 STEP = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1"}
-LIST = "MPI plugin types are...\n\tpmix\n\tnone\n\tpmi2\nspecific pmix plugin versions available: pmix_v4\n"
+LIST = (
+    "MPI plugin types are...\n\tpmix\n\tnone\n\tpmi2\n"
+    "specific pmix plugin versions available: pmix_v4\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,16 +72,16 @@ def test_the_remedy_names_a_type_that_srun_offers(
     (bare / "srun").write_text(f"#!/bin/sh\necho '{LIST}'\n")
     (bare / "srun").chmod(0o755)
     set_all(monkeypatch, STEP)
-    remedy = launcher.singletons(library).remedy
+    remedy = launcher.singletons_error(library).remedy
     assert (
         remedy.startswith(f"srun --mpi={kind} -n 2 mpidl") and "offers pmix, none, pmi2;" in remedy
     )
     (bare / "srun").write_text("#!/bin/sh\necho 'srun: none'\necho 'srun: MPI types are...' >&2")
-    assert launcher.singletons(library).remedy.startswith(
+    assert launcher.singletons_error(library).remedy.startswith(
         "mpirun -n 2 mpidl ... in the batch script"
     )
     (bare / "srun").unlink()
-    assert "offers nothing" in launcher.singletons(library).remedy
+    assert "offers nothing" in launcher.singletons_error(library).remedy
 
 
 @pytest.mark.parametrize(
@@ -95,10 +98,10 @@ def test_commands_without_mpi_see_it_too(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], open_mpi: bool, mpich: bool
 ) -> None:
     set_all(monkeypatch, variables)
-    assert (launcher.connected(OPEN_MPI), launcher.connected(MPICH)) == (open_mpi, mpich)
+    assert (launcher.can_connect(OPEN_MPI), launcher.can_connect(MPICH)) == (open_mpi, mpich)
 
 
 def test_numbers_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(monkeypatch, {"A": "2(x3),1", "B": "none", "C": "", "D": "9" * 50})
-    assert [launcher.number([name], 7) for name in "ABCDE"] == [2, 7, 7, 999_999_999, 7]
-    assert launcher.rank() == 0 and launcher.local_size() == 1 and not launcher.started()
+    assert [launcher.read_count([name], 7) for name in "ABCDE"] == [2, 7, 7, 999_999_999, 7]
+    assert launcher.rank() == 0 and launcher.local_size() == 1 and not launcher.is_launched()

@@ -14,7 +14,7 @@ from mpidl.data.writer import WriteOptions, write_dataset
 
 @pytest.fixture
 def make_dataset(tmp_path: Path, context: Any) -> Any:
-    """make_dataset(samples, shards=3, ...) -> (folder, arrays); sample i has every element equal to i."""
+    """make_dataset(samples, shards=3, ...) -> (folder, arrays); elements of sample i are i."""
 
     def make(
         samples: int = 50, shards: int = 3, name: str = "set", **options: Any

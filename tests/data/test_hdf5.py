@@ -1,4 +1,4 @@
-"""A file that is out of reach now is told apart from one that is damaged; what is written is complete or not there."""
+"""HDF5 files: out of reach now or damaged, locks, full disks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ import pytest
 from mpidl.data import Reader, hdf5
 from mpidl.data.hdf5 import h5py, open_file
 from mpidl.errors import ENOTSUPP, DataError, MpidlError, UnreadableError, errno_of, wrap
-from mpidl.files import read_error, write_atomically, write_file
+from mpidl.files import read_error
 
 NOW = {
-    errno.EAGAIN: "HDF5_USE_FILE_LOCKING", errno.ENOLCK: "HDF5_USE_FILE_LOCKING", ENOTSUPP: "HDF5_USE_FILE_LOCKING",
-    errno.EACCES: "permissions", errno.EPERM: "permissions", errno.EIO: "server", errno.ESTALE: "server",
-    errno.EMFILE: "ulimit -n", errno.ENFILE: "fs.file-max",
-}  # fmt: skip
+    errno.EAGAIN: "HDF5_USE_FILE_LOCKING",
+    errno.ENOLCK: "HDF5_USE_FILE_LOCKING",
+    ENOTSUPP: "HDF5_USE_FILE_LOCKING",
+    errno.EACCES: "permissions",
+    errno.EPERM: "permissions",
+    errno.EIO: "server",
+    errno.ESTALE: "server",
+    errno.EMFILE: "ulimit -n",
+    errno.ENFILE: "fs.file-max",
+}
 
 
 @pytest.fixture
@@ -40,7 +46,8 @@ def test_what_the_operating_system_refuses_is_not_damaged(
 ) -> None:
     def refuse(*args: Any, **options: Any) -> None:
         raise kind(
-            f"Unable to open file (unable to lock file, errno = {code}, error message = 'no', buf = 0x7ffd1aed3b30)"
+            f"Unable to open file (unable to lock file, errno = {code}, error message = 'no', "
+            "buf = 0x7ffd1aed3b30)"
         )
 
     monkeypatch.setattr(h5py, "File", refuse)
@@ -123,11 +130,16 @@ def test_damaged_files_say_what_is_wrong(path: Path, tmp_path: Path) -> None:
     (tmp_path / "circle.h5").symlink_to(tmp_path / "circle.h5")
     (tmp_path / "behind-a-user-block.h5").write_bytes(b"\0" * 512 + raw)
     for name, words in [
-        ("text.h5", "not an HDF5 file"), ("empty.h5", "not an HDF5 file"), ("torn.h5", "is damaged"),
+        ("text.h5", "not an HDF5 file"),
+        ("empty.h5", "not an HDF5 file"),
+        ("torn.h5", "is damaged"),
         ("short.h5", f"truncated: it has 1,000 bytes, and {len(raw):,} were written"),
-        (".", "Is a directory"), ("x" * 300, "name too long"), ("circle.h5", "symbolic links"),
-        ("none.h5", "does not exist"), ("text.h5/a.h5", "Not a directory"),
-    ]:  # fmt: skip
+        (".", "Is a directory"),
+        ("x" * 300, "name too long"),
+        ("circle.h5", "symbolic links"),
+        ("none.h5", "does not exist"),
+        ("text.h5/a.h5", "Not a directory"),
+    ]:
         with pytest.raises(DataError, match=words) as caught:
             open_file(tmp_path / name)
         assert not isinstance(caught.value, UnreadableError) and caught.value.remedy
@@ -159,7 +171,8 @@ def test_a_shard_out_of_reach_is_not_called_damaged(
 
 def test_a_full_disk_in_the_words_of_hdf5_and_rust() -> None:
     torn = RuntimeError(
-        "Can't decrement id ref count (file write failed: time = now\n, errno = 28, error message = 'No', buf = 0x1)"
+        "Can't decrement id ref count (file write failed: time = now\n, errno = 28, "
+        "error message = 'No', buf = 0x1)"
     )
     rust = Exception("Error while serializing: I/O error: File too large (os error 27)")
     assert (errno_of(torn), errno_of(rust), errno_of(ValueError("errno"))) == (
@@ -175,17 +188,6 @@ def test_a_full_disk_in_the_words_of_hdf5_and_rust() -> None:
     )
     assert "\n" not in error.what and "ulimit -f" in wrap(rust, "x").remedy
     assert isinstance(read_error(OSError(errno.EINVAL, "bad offset"), "a.h5"), DataError)
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_file(path, b"old")
-    with pytest.raises(ValueError, match="no"), write_atomically(path) as partial:
-        partial.write_bytes(b"half")
-        raise ValueError("no")
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileNotFoundError):
-        write_file(tmp_path / "none" / "a.txt", b"")
 
 
 def test_hdf5_without_the_locking_property_still_opens(

@@ -12,7 +12,7 @@ import pytest
 
 from mpidl.data.hdf5 import open_file
 from mpidl.errors import ConfigError, DataError
-from mpidl.inference.output import SUFFIXES, check_target, write_predictions
+from mpidl.inference.output import WRITERS, check_target, write_predictions
 
 P = np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1], [0.0, 1.0, 0.0]], np.float32)
 
@@ -32,7 +32,7 @@ def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return rows[:, 0].astype(np.int64), rows[:, 1:].astype(np.float32)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITERS)
 def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"p{suffix}"
     path.write_text("an older file")
@@ -44,7 +44,7 @@ def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITERS)
 def test_a_failed_write_leaves_the_older_file(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,9 +34,10 @@ class Job:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of a job: what the Makefile passes in MPI_ENV, or the same for a test run by hand."""
+    """The environment of a job: what the Makefile passes in MPI_ENV, or the same without it."""
     given = os.environ.get("MPI_ENV") or (
-        "OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl=^ofi PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe "
+        "OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl=^ofi "
+        "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe "
         + ("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1" if os.geteuid() == 0 else "")
     )
     bin_folder = str(Path(sys.executable).parent)
@@ -77,9 +78,10 @@ POOLS = Pools()
 
 
 def mpidl(ranks: int, *args: str, **extra: str) -> Job:
-    """Run `mpidl ARGS` on some ranks: those of a pool (tests/jobs/pool.py), or new ones where the environment is another one.
+    """Run `mpidl ARGS` on ranks of a pool (tests/jobs/pool.py).
 
-    MPIDL_TEST_POOL=0 starts new ones for each command (make test-fresh).
+    New ranks are started where the environment is another one, and for each command with
+    MPIDL_TEST_POOL=0 (make test-fresh).
     """
     done = (
         None

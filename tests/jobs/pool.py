@@ -1,10 +1,11 @@
-"""Ranks that stay: one mpirun serves many `mpidl` commands of the tests.
+"""Pools of ranks: one mpirun serves many `mpidl` commands of the tests.
 
-Starting Python, MPI and the libraries on each rank costs more than most of the runs that the tests look at. A pool is started
-for each number of ranks at its first command; each rank reads commands from a named pipe, so that ranks without work sleep, and
-end when the tests do. A command that fails or is killed ends its ranks, and with them the pool, just as it
-would have ended a job of its own: exit status and messages are those of its mpirun. The next command gets a new pool. At the
-end all pools must leave MPI in order, with everything that their commands left behind.
+Starting Python, MPI and the libraries on each rank costs more than most of the runs under test. A
+pool is started for each number of ranks at its first command; each rank reads commands from a named
+pipe, so that ranks without work sleep, and ends when the tests do. A command that fails or is
+killed ends its ranks, and with them the pool, just as it would have ended a job of its own: exit
+status and messages are those of its mpirun. The next command gets a new pool. At the end all pools
+must finalize MPI, with everything that their commands left behind.
 
 As a program (python -m tests.jobs.pool FOLDER) it is one rank of a pool.
 """
@@ -43,8 +44,13 @@ class Pool:
             )
             self._mpirun = subprocess.Popen(
                 [*limit, "mpirun", "-n", str(ranks), *rank],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True, cwd=ROOT,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=environment,
+                start_new_session=True,
+                cwd=ROOT,
+            )
         self._pipes = [self._open(self.folder / f"rank{rank}") for rank in range(ranks)]
         self._count = 0
 
@@ -61,7 +67,14 @@ class Pool:
         )
 
     def run(self, args: tuple[str, ...]) -> tuple[int, str, str]:
-        """Exit status, stdout and stderr of `mpidl ARGS` on all ranks. Raises AssertionError if it hangs."""
+        """Run `mpidl ARGS` on all ranks.
+
+        Returns:
+            Exit status, stdout and stderr.
+
+        Raises:
+            AssertionError: It hangs.
+        """
         self._count += 1
         request = self.folder / f"{self._count}.json"
         request.write_text(json.dumps({"args": args, "cwd": str(Path.cwd())}))
@@ -105,7 +118,8 @@ class Pool:
             self.kill()
             status = -1
         assert status == 0, (
-            f"{self.ranks} ranks did not end in order ({status})\n{(self.folder / 'err').read_text()}"
+            f"{self.ranks} ranks did not end in order ({status})\n"
+            f"{(self.folder / 'err').read_text()}"
         )
 
     def kill(self) -> None:
@@ -140,7 +154,7 @@ class Pools:
             self._pools.pop(ranks).close()
 
 
-# --- one rank ---------------------------------------------------------------------------------------------------------
+# --- one rank ---
 
 
 def redirect(number: int, path: Path) -> None:
@@ -163,7 +177,7 @@ def serve(folder: Path) -> None:
             redirect(number, request.with_suffix(f".{rank}.{kind}"))
         if status := main(wanted["args"]):
             sys.exit(status)
-        gc.collect()  # closes shared files that a run has left open; all ranks must do that together
+        gc.collect()  # closes shared files that a run has left open: collective
         if (known := context.current()) is not None:
             known.barrier()  # nobody needs this rank's help any more: it may sleep
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""A rank that stays away is named whatever the others wait in; and errors that nobody has waited for end a job."""
+"""A rank that never arrives is named; errors that nobody has waited for end the job."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WAITS = {
     "allgather": "CONTEXT.allgather_object(rank)",
     "bcast": "CONTEXT.bcast_object(rank, root=2)",
     "Barrier": "CONTEXT.barrier()",
-    "allreduce": "CONTEXT.agree(None, 'testing')",
+    "allreduce": "CONTEXT.raise_on_all(None, 'testing')",
     "Bcast": "CONTEXT.comm.Bcast(np.ones(3), root=2)",
-    "Gatherv": "CONTEXT.comm.Gatherv(np.ones(1), (np.ones(3), [1, 1, 1]) if rank == 0 else None, root=0)",
-    "number of asynchronous all-reduces": "dist.all_reduce(x[:3], async_op=True).wait()",
+    "Gatherv": "CONTEXT.comm.Gatherv(x[:1], (x[:3], [1, 1, 1]) if rank == 0 else None, root=0)",
+    "number of queued asynchronous all-reduces": "dist.all_reduce(x[:3], async_op=True).wait()",
     "of 100000 x float32": "dist.all_reduce(x, async_op=True).wait()",
 }
 

@@ -1,4 +1,4 @@
-"""Everything that can be wrong: all ranks stop together, within seconds, with one message, a remedy and a non-zero status."""
+"""Bad input: all ranks stop together within seconds, with one message, a remedy and a status."""
 
 from __future__ import annotations
 
@@ -57,18 +57,32 @@ def other_shape(folder: Path) -> None:
 
 
 DATA: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "truncated shard": (lambda f: (f / "train/shard-00001.h5").open("r+b").truncate(999), ["shard-00001.h5", "999 bytes"]),
-    "bit-flipped shard": (lambda f: flip_a_bit(f / "train/shard-00002.h5"), ["shard-00002.h5", "damaged"]),
-    "missing shard": (lambda f: (f / "train/shard-00000.h5").unlink(), ["shard-00000.h5", "missing"]),
+    "truncated shard": (
+        lambda f: (f / "train/shard-00001.h5").open("r+b").truncate(999),
+        ["shard-00001.h5", "999 bytes"],
+    ),
+    "bit-flipped shard": (
+        lambda f: flip_a_bit(f / "train/shard-00002.h5"),
+        ["shard-00002.h5", "damaged"],
+    ),
+    "missing shard": (
+        lambda f: (f / "train/shard-00000.h5").unlink(),
+        ["shard-00000.h5", "missing"],
+    ),
     "manifest that lies": (
-        lambda f: edit_manifest(lambda t: (t["shards"][0].update(samples=999), t.update(samples=1333)))(f / "train"),
+        lambda f: edit_manifest(
+            lambda t: (t["shards"][0].update(samples=999), t.update(samples=1333))
+        )(f / "train"),
         ["manifest"],
     ),
-    "no data set": (lambda f: (f / "train/manifest.json").unlink(), ["manifest.json", "mpidl shard"]),
+    "no data set": (
+        lambda f: (f / "train/manifest.json").unlink(),
+        ["manifest.json", "mpidl shard"],
+    ),
     "shape mismatch between train and test": (other_shape, ["(10, 10)", "(8, 10)"]),
     "label out of range": (bad_label, ["shard-00002.h5", "sample 7", "[0, 4)"]),
     "NaN in the data": (nan_data, ["shard-00002.h5", "sample 7", "finite"]),
-}  # fmt: skip
+}
 
 SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "too few samples for the batch": (["train.global_batch=501"], ["500 samples", "501"]),
@@ -79,7 +93,7 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "a value of the wrong type": (["train.epochs=many"], ["train.epochs"]),
     "an unknown model": (["model.name=cmm"], ["cmm", "cnn"]),
     "an unknown model option": (["model.chanels=[3]"], ["chanels", "channels"]),
-    "a model that does not fit": (["model.channels=[4,4,4,4,4]"], ["pool4"]),
+    "a model that does not fit": (["model.channels=[4,4,4,4,4]"], ["max_pool2d4"]),
     "a GPU that is not there": (["backend.name=cupy"], ["cupy"]),
     "a loss that is not finite": (["optim.lr=1e30"], ["not finite", "optim.lr"]),
     "an output that cannot be written": (["train.output=/dev/null/run"], ["/dev/null/run"]),
@@ -115,7 +129,10 @@ def test_absent_and_malformed_configurations(run_folder: Path) -> None:
 
 
 def test_a_shard_that_breaks_while_training(run_folder: Path) -> None:
-    """Damage behind the checks (verify is off): only the rank that owns the shard notices, all stop with its message."""
+    """Damage behind the checks (verify is off): only the rank that owns the shard notices.
+
+    All stop with its message.
+    """
     with h5py.File(run_folder / "train" / "shard-00002.h5", "r+") as file:
         raw = file["image"][...]
         del file["image"]
@@ -138,7 +155,10 @@ def test_a_shard_that_breaks_while_training(run_folder: Path) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_disk_full_while_checkpointing(run_folder: Path, ranks: int) -> None:
-    """A file-size limit stands for a full disk: the job ends with a message, the earlier checkpoint survives and is used."""
+    """A file-size limit stands for a full disk.
+
+    The job ends with a message; the earlier checkpoint survives and is used.
+    """
     toml = str(run_folder / "run.toml")
     assert mpidl(ranks, "train", toml, "--set", "train.max_steps=21").status == 0
     before = ckpt.read(ckpt.list_checkpoints(run_folder / "run/checkpoints")[0])
@@ -169,7 +189,10 @@ sys.exit(mpidl.cli.main.main(sys.argv[1:]))
 
 @pytest.mark.parametrize("driver", ["auto", "mpio-collective"])
 def test_bad_data_behind_mpio(run_folder: Path, driver: str) -> None:
-    """The shared file is open on all ranks together when one of them finds a bad label: still no hang, one message."""
+    """The shared file is open on all ranks when one of them finds a bad label.
+
+    Still no hang, and one message.
+    """
     write(run_folder / "train", blobs(500, 0), shared=True)
     with h5py.File(run_folder / "train" / "shard-00000.h5", "r+") as file:
         file["label"][499] = 9
@@ -197,7 +220,7 @@ def test_resuming_with_another_model_or_order_of_data(run_folder: Path) -> None:
 
 CRASH = """
 import sys, mpidl.cli.main
-from mpidl.train.step import StepGradients
+from mpidl.train.engine import TrainingStep
 from mpidl.train.trainer import Trainer
 from mpidl.comm.context import init
 original, calls = {method}, []
@@ -223,16 +246,19 @@ STRATEGIES = [
 @pytest.mark.parametrize(
     ("method", "error", "strategy"),
     [
-        ("StepGradients._micro_batch", "ValueError('a bug')", "allreduce"),
-        ("Trainer.report", "ValueError('a bug')", "allreduce"),
-        ("Trainer.report", "MemoryError()", "allreduce"),
-        *(("StepGradients._micro_batch", "MemoryError()", strategy) for strategy in STRATEGIES),
+        ("TrainingStep._run_pass", "ValueError('a bug')", "allreduce"),
+        ("Trainer._report", "ValueError('a bug')", "allreduce"),
+        ("Trainer._report", "MemoryError()", "allreduce"),
+        *(("TrainingStep._run_pass", "MemoryError()", strategy) for strategy in STRATEGIES),
     ],
 )
 def test_an_exception_on_one_rank_ends_the_job(
     run_folder: Path, method: str, error: str, strategy: str
 ) -> None:
-    """Inside the guarded part of a step all ranks agree; outside it the rank that fails ends the job. Never a hang."""
+    """Inside the guarded part of a step all ranks agree; outside it the failing rank ends the job.
+
+    Never a hang.
+    """
     script = run_folder / "crash.py"
     script.write_text(CRASH.format(method=method, error=error))
     started = time.monotonic()
@@ -254,8 +280,12 @@ def test_the_wrong_launcher_is_noticed(run_folder: Path) -> None:
     """Another MPI's mpirun starts processes that each see one rank."""
     done = subprocess.run(
         ["mpidl", "train", str(run_folder / "run.toml")],
-        env=environment(PMI_SIZE="4"), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        env=environment(PMI_SIZE="4"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     expect(Job(done.returncode, done.stdout, done.stderr), "4 processes", "sees only one")
 
 

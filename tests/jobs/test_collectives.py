@@ -1,4 +1,4 @@
-"""Collectives in whole jobs: ranks that do not come, die, stop or disagree; measuring commands."""
+"""Collectives in whole jobs: ranks that never arrive, die, stop or disagree; measuring."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mpidl.compression import COMPRESSORS
 from tests.jobs.helpers import Job, finish, mpidl, start
 
 HEAD = """
@@ -100,12 +101,12 @@ def test_training_with_a_stopped_rank_ends(run_folder: Path) -> None:
 import os, signal, sys
 from mpidl.cli.main import main
 from mpidl.sync.synchronous.allreduce import AllReduce
-steps, finish = [], AllReduce.finish
-def stop(self):
+steps, step = [], AllReduce.step
+def stop(self, scalars, update):
     steps.append(1)
     if len(steps) == 3 and self.context.rank == 1: os.kill(os.getpid(), signal.SIGSTOP)
-    return finish(self)
-AllReduce.finish = stop
+    return step(self, scalars, update)
+AllReduce.step = stop
 sys.exit(main(["train", "{run_folder}/run.toml", "--set", "sync.watchdog=2"]))
 """
     ended = finish(start(2, "python", "-c", code))
@@ -147,7 +148,7 @@ sys.exit(main(["train", "{run_folder}/run.toml", "--set", "sync.overlap=thread",
     assert ended.status == 1 and "broken layer" in ended.err, ended.err
 
 
-@pytest.mark.parametrize("name", ["fp16", "bf16", "int8", "sign", "topk", "powersgd"])
+@pytest.mark.parametrize("name", COMPRESSORS)
 def test_compressed_training_learns(run_folder: Path, name: str) -> None:
     options = [
         "--set",
@@ -177,10 +178,10 @@ def test_tune_writes_the_table_that_auto_reads(tmp_path: Path) -> None:
     held = json.loads(table.read_text())
     assert held["all_reduce"]["2x1"][0][0] == 0
     code = """
-from mpidl.collectives import group_of
+from mpidl.collectives import get_group
 from mpidl.collectives.api import algorithm_for
 from mpidl.collectives.algorithms.tree import tree
-assert algorithm_for("auto", x, group_of(dist.groups.world().group().comm)) is tree
+assert algorithm_for("auto", x, get_group(dist.groups.world().group().comm)) is tree
 """
     held["all_reduce"]["2x1"] = [[0, "tree"]]
     table.write_text(json.dumps(held))

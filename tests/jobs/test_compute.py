@@ -22,7 +22,7 @@ EXTRAS = (
     "--set",
     "optim.clip_norm=1.0",
     "--set",
-    "train.label_smoothing=0.1",
+    "loss.label_smoothing=0.1",
     "--set",
     "optim.weight_decay=0.01",
 )
@@ -34,7 +34,10 @@ def newest(folder: Path) -> ckpt.Checkpoint:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_residual_networks_learn_and_resume(run_folder: Path, optimizer: str) -> None:
-    """Batch norm over the ranks, running statistics in the checkpoint: a resumed run ends with the bits of a straight one."""
+    """Batch norm over the ranks, running statistics in the checkpoint.
+
+    A resumed run ends with the bits of a straight one.
+    """
     options = (str(run_folder / "run.toml"), *RESNET, *EXTRAS, "--set", f"optim.name={optimizer}")
     straight = mpidl(2, "train", *options, "--json")
     assert straight.status == 0, straight.err
@@ -105,4 +108,4 @@ def test_summary_needs_no_launcher() -> None:
     assert job.result["totals"]["parameters"] == 25_557_032  # as published
     assert mpidl(1, "summary", "cnn", "--input", "a,b").err.count("mpidl: error") == 1
     refused = mpidl(1, "summary", "vit", "--input", "8,8,3")
-    assert refused.status == 1 and "patches of 16" in refused.err
+    assert refused.status == 1 and "a patch of 16" in refused.err

@@ -1,4 +1,4 @@
-"""Where h5py is serial: the same commands work, with rank 0 writing alone what ranks would have written together."""
+"""Where h5py is serial the same commands work: rank 0 writes alone what ranks write together."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import pytest
 
 from mpidl import collectives
 from mpidl.collectives import Group, all_reduce
-from mpidl.collectives.api import NAMES
-from mpidl.collectives.schedule import part
+from mpidl.collectives.algorithms import ALL_REDUCE
+from mpidl.collectives.schedule import block_range
 from mpidl.errors import CollectiveError
 
 pytestmark = pytest.mark.mpi
@@ -26,7 +26,7 @@ def wanted(size: int, length: int, dtype: Any) -> np.ndarray:
     return sum(draw(rank, length, dtype).astype(np.complex128) for rank in range(size))
 
 
-@pytest.mark.parametrize("algorithm", ["auto", *NAMES])
+@pytest.mark.parametrize("algorithm", ["auto", *ALL_REDUCE])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_all_reduce(context: Any, algorithm: str, dtype: Any) -> None:
     for length in (0, 1, 2, 7, 64, 1001, 100_003):
@@ -65,7 +65,7 @@ def test_not_a_number_survives_every_operation(context: Any) -> None:
         assert np.isnan(buffer).all(), op
 
 
-@pytest.mark.parametrize("algorithm", NAMES)
+@pytest.mark.parametrize("algorithm", ALL_REDUCE)
 def test_all_reduce_in_groups(context: Any, algorithm: str) -> None:
     comm = context.comm.Split(context.rank % 2, context.rank)
     buffer = np.full(11, float(context.rank))
@@ -95,7 +95,7 @@ def test_the_other_collectives(context: Any) -> None:
     group, size, rank = Group(context.comm, name="test"), context.size, context.rank
     for length in (1, 10, 1001, 200_000):
         parts = [draw(other, length, np.float32) for other in range(size)]
-        low, high = part(rank, size, length)
+        low, high = block_range(rank, size, length)
         for root in range(size):
             buffer = parts[rank].copy()
             collectives.reduce(buffer, comm=group, root=root)
@@ -112,7 +112,10 @@ def test_the_other_collectives(context: Any) -> None:
             collectives.gather(buffer, comm=group, root=root)
             if rank == root:
                 whole = np.concatenate(
-                    [parts[other][slice(*part(other, size, length))] for other in range(size)]
+                    [
+                        parts[other][slice(*block_range(other, size, length))]
+                        for other in range(size)
+                    ]
                 )
                 np.testing.assert_array_equal(buffer, whole)
         for algorithm in ("ring", "bruck", "auto"):
@@ -120,7 +123,7 @@ def test_the_other_collectives(context: Any) -> None:
             buffer[low:high] = rank
             collectives.all_gather(buffer, comm=group, algorithm=algorithm)
             for other in range(size):
-                assert (buffer[slice(*part(other, size, length))] == other).all()
+                assert (buffer[slice(*block_range(other, size, length))] == other).all()
         own = collectives.reduce_scatter(parts[rank].copy(), comm=group)
         np.testing.assert_array_equal(own, np.sum(parts, axis=0)[low:high])
     received = np.zeros(2 * size, np.int32)

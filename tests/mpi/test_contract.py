@@ -12,7 +12,7 @@ import pytest
 import mpidl.distributed as dist
 from mpidl import collectives
 from mpidl.collectives import Group
-from mpidl.collectives.api import NAMES
+from mpidl.collectives.algorithms import ALL_REDUCE
 from mpidl.errors import CollectiveError
 
 pytestmark = pytest.mark.mpi
@@ -102,7 +102,7 @@ def test_what_is_no_array_of_numbers_is_refused(context: Any) -> None:
 
 def test_another_byte_order_is_never_summed(context: Any, group: Group) -> None:
     x = np.array([1, 2, 3], ">f4")
-    for algorithm in ("auto", *NAMES):
+    for algorithm in ("auto", *ALL_REDUCE):
         with pytest.raises(CollectiveError, match="byte order"):
             collectives.all_reduce(x, comm=group, algorithm=algorithm)
     np.testing.assert_array_equal(x, [1, 2, 3])
@@ -146,7 +146,7 @@ def test_wrong_ranks_tags_and_names_are_refused(context: Any) -> None:
         with pytest.raises(CollectiveError, match="communicator"):
             collectives.all_reduce(x, comm=given)
     with pytest.raises(CollectiveError, match="group is a Group"):
-        dist.all_reduce(x, group=collectives.group_of(comm))
+        dist.all_reduce(x, group=collectives.get_group(comm))
     with pytest.raises(CollectiveError, match="cannot broadcast the parameters"):
         dist.broadcast_parameters(None)
     freed = dist.new_group(range(size))
@@ -161,7 +161,7 @@ def test_an_array_without_axes_is_an_array(context: Any) -> None:
     assert x == dist.size()
     assert dist.all_gather(np.array(dist.rank())).tolist() == list(range(dist.size()))
     dist.broadcast(x, dist.size() - 1)
-    with pytest.raises(CollectiveError, match="equal parts"):
+    with pytest.raises(CollectiveError, match="equal blocks"):
         dist.scatter(x)
 
 
@@ -236,13 +236,14 @@ def test_ranks_with_another_root_are_told(context: Any, group: Group, what: str)
 
 def test_a_tag_of_the_user_meets_no_collective(context: Any) -> None:
     """A message with the tag that an all-reduce uses waits while one goes on."""
-    from mpidl.collectives.engine.execute import tag_of
-    from mpidl.collectives.engine.reduction import NUMBERS, mark_of
+    from mpidl.collectives.engine.execute import message_tag
+    from mpidl.collectives.engine.reduction import NUMBERS, call_hash
+    from mpidl.comm.activity import Call
 
     if context.size < 2:
         return
     x, number = np.ones(3), NUMBERS[np.dtype(np.float64).num]
-    tag = tag_of(3, number, mark_of("all_reduce", "sum", ""))
+    tag = message_tag(3, number, call_hash(Call("all_reduce", None, "sum")))
     if context.rank == 0:
         collectives.send(np.full(3, 100.0), 1, comm=context.comm, tag=tag)
     collectives.all_reduce(x, comm=context.comm, algorithm="ring")
@@ -253,7 +254,7 @@ def test_a_tag_of_the_user_meets_no_collective(context: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("algorithm", ["auto", *NAMES])
+@pytest.mark.parametrize("algorithm", ["auto", *ALL_REDUCE])
 def test_a_mean_of_16_bit_floats_is_divided_before_its_one_rounding(
     context: Any, group: Group, dtype: Any, algorithm: str
 ) -> None:

@@ -12,8 +12,8 @@ import pytest
 import mpidl.distributed as dist
 from mpidl import collectives
 from mpidl.collectives import Group
-from mpidl.collectives.api import NAMES
-from mpidl.collectives.schedule import part
+from mpidl.collectives.algorithms import ALL_REDUCE
+from mpidl.collectives.schedule import block_range
 from mpidl.comm import mpi, transport
 from mpidl.compression import create
 
@@ -65,7 +65,7 @@ def test_the_limit_is_one_that_fits_32_bits() -> None:
     assert transport.MOST < 2**31
 
 
-@pytest.mark.parametrize("algorithm", NAMES)
+@pytest.mark.parametrize("algorithm", ALL_REDUCE)
 @pytest.mark.parametrize("dtype", [np.uint8, np.float64, np.float16, ml_dtypes.bfloat16])
 def test_all_reduce(context: Any, group: Group, algorithm: str, dtype: Any) -> None:
     buffer = (np.arange(LENGTH) % 7 + context.rank).astype(dtype)
@@ -80,7 +80,7 @@ def test_the_others(context: Any, group: Group) -> None:
         np.random.default_rng(other).integers(0, 9, LENGTH).astype(np.int16)
         for other in range(size)
     ]
-    low, high = part(rank, size, LENGTH)
+    low, high = block_range(rank, size, LENGTH)
     buffer = parts[rank].copy()
     collectives.broadcast(buffer, comm=group, root=size - 1)
     np.testing.assert_array_equal(buffer, parts[-1])
@@ -99,14 +99,16 @@ def test_the_others(context: Any, group: Group) -> None:
         buffer[low:high] = rank
         collectives.all_gather(buffer, comm=group, algorithm=algorithm)
         assert all(
-            (buffer[slice(*part(other, size, LENGTH))] == other).all() for other in range(size)
+            (buffer[slice(*block_range(other, size, LENGTH))] == other).all()
+            for other in range(size)
         )
     buffer = np.zeros(LENGTH)
     buffer[low:high] = rank
     collectives.gather(buffer, comm=group)
     if rank == 0:
         assert all(
-            (buffer[slice(*part(other, size, LENGTH))] == other).all() for other in range(size)
+            (buffer[slice(*block_range(other, size, LENGTH))] == other).all()
+            for other in range(size)
         )
     received = np.zeros(size * 100_000, np.int32)
     collectives.all_to_all(

@@ -137,5 +137,5 @@ def test_wrong_shapes_are_refused(context: Any) -> None:
     with pytest.raises(CollectiveError, match="not contiguous"):
         dist.all_reduce(np.ones((4, 4)).T[1:])
     if dist.size() > 1:
-        with pytest.raises(CollectiveError, match="equal parts"):
+        with pytest.raises(CollectiveError, match="equal blocks"):
             dist.reduce_scatter(np.ones(dist.size() + 1))

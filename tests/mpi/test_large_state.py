@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpidl.collectives.window import Window
 from mpidl.comm import transport
 from mpidl.optim import RunState
-from mpidl.sync.asynchronous.strategy import Window
 from mpidl.train import checkpoint as ckpt
 from tests.mpi.test_counts import refusing
 from tests.train.test_checkpoint import meta
@@ -51,7 +51,7 @@ def test_windows_are_read_and_changed_in_pieces(
     monkeypatch.setattr(transport, "MOST", 70_000)
     window = Window(context.comm, LENGTH, np.float64)
     context.barrier()
-    window.add((context.rank + 1) % context.size, np.arange(LENGTH) + context.rank, 0)
+    window.accumulate((context.rank + 1) % context.size, np.arange(LENGTH) + context.rank, 0)
     context.barrier()
     out = np.empty(LENGTH - 5)
     window.get(context.rank, out, 5)

@@ -157,7 +157,7 @@ def test_kinds_are_the_names_of_the_classes() -> None:
 
 
 def test_a_layer_class_without_a_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"Scale has no kind(?s:.*)kind = "):
+    with pytest.raises(ConfigError, match=r"Scale does not define its kind(?s:.*)kind = "):
 
         class Scale(Layer):
             pass
@@ -221,7 +221,7 @@ def test_recomputing_keeps_less_and_changes_nothing(ops: Any, rng: np.random.Gen
         y, back = model.forward(ops.to_device(x), train=True)
         back(ops.to_device(np.ones((32, 16))), None)
         results.append((ops.to_host(y).copy(), ops.to_host(model.parameters.gradients).copy()))
-        spaces = {id(layer.space): layer.space for layer in model.walk()}
+        spaces = {id(layer.workspace): layer.workspace for layer in model.walk()}
         held.append(
             sum(array.nbytes for space in spaces.values() for array in space._held.values())
         )
@@ -275,5 +275,5 @@ def test_a_steady_step_allocates_next_to_nothing(rng: np.random.Generator) -> No
     step()
     peak = tracemalloc.get_traced_memory()[1] - before - dy.nbytes
     tracemalloc.stop()
-    worked = sum(array.nbytes for layer in model.walk() for array in layer.space._held.values())
+    worked = sum(array.nbytes for layer in model.walk() for array in layer.workspace._held.values())
     assert peak < 0.01 * worked, (peak, worked)

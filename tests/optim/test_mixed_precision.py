@@ -1,4 +1,4 @@
-"""Training with 16-bit activations: master weights, loss scaling, and steps that are left out after an overflow."""
+"""Training with 16-bit activations: master weights, loss scaling, steps left out on overflow."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpidl.nn import Dense, Model
-from mpidl.optim import LAMB, LARS, SGD, Adam, AdamW, clip_by_global_norm
+from mpidl.optim import LAMB, LARS, OPTIMIZERS, Adam, AdamW, clip_by_global_norm
 
 
 def model_of(ops: Any) -> Model:
@@ -77,18 +77,38 @@ def test_optimizers_do_what_their_papers_say(ops: Any, name: str, rng: np.random
         np.testing.assert_allclose(value, wanted[key], rtol=1e-9, atol=1e-12, err_msg=key)
 
 
-def test_padding_stays_zero(ops: Any, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_padding_stays_zero(ops: Any, rng: np.random.Generator, name: str) -> None:
     model = model_of(ops)
     inside = np.zeros(model.parameters.length, bool)
     for slot in model.parameters.slots.values():
         inside[slot.start : slot.stop] = True
-    for make in (SGD, Adam, LARS, LAMB):
-        optimizer = make(model.parameters, ops)
-        model.parameters.gradients[...] = ops.to_device(
-            np.where(inside, rng.standard_normal(len(inside)), 0)
-        )
-        optimizer.step(0.1)
-        assert not ops.to_host(model.parameters.values)[~inside].any()
+    optimizer = OPTIMIZERS[name](model.parameters, ops)
+    before = ops.to_host(model.parameters.values).copy()
+    gradients = np.where(inside, rng.standard_normal(len(inside)), 0)
+    model.parameters.gradients[...] = ops.to_device(gradients)
+    optimizer.step(0.1)
+    values = ops.to_host(model.parameters.values)
+    assert not values[~inside].any() and (values != before)[inside].any()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_new_shard_starts_with_fresh_state(ops: Any, rng: np.random.Generator, name: str) -> None:
+    """A strategy binds the optimizer to the shard of its rank."""
+    model = model_of(ops)
+    optimizer = OPTIMIZERS[name](model.parameters, ops)
+    model.parameters.gradients[...] = 1
+    optimizer.step(0.1)
+    shard = model.parameters.make_shard([(0, 20), (32, 40)])
+    optimizer.bind(shard)
+    assert set(optimizer.state) == set(optimizer.buffers)
+    for array in optimizer.state.values():
+        assert array.shape == (28,) and not ops.to_host(array).any()
+    shard.values[...] = ops.to_device(rng.standard_normal(28))
+    before = ops.to_host(shard.values).copy()
+    shard.gradients[...] = ops.to_device(rng.standard_normal(28))
+    optimizer.step(0.1)
+    assert (ops.to_host(shard.values) != before).any()
 
 
 def test_clipping_scales_to_the_limit_and_not_below(ops: Any, rng: np.random.Generator) -> None:

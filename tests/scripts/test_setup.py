@@ -1,4 +1,4 @@
-"""Set-up where nothing may be installed: it says what is missing and what that costs, and goes on."""
+"""Set-up where nothing may be installed: it lists what is missing and what that costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Buckets leave complete, once, in order; the tuner finds the fastest size; the thread keeps order and errors."""
+"""Buckets leave complete, once, in order; the tuner finds the fastest size.
+
+The communication thread keeps order and raises the first error.
+"""
 
 from __future__ import annotations
 

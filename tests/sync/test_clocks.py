@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpidl.sync.asynchronous.clocks import Clocks
+from mpidl.sync.asynchronous.parameter_server.clocks import Clocks
 
 EVENTS = st.lists(
     st.tuples(st.sampled_from(["go", "go", "go", "lose", "back", "again"]), st.integers(0, 4)),
@@ -15,11 +13,58 @@ EVENTS = st.lists(
 )
 
 
-class CommunicationThread:
-    """One worker as the network sees it: it computes, its gradient arrives some time, an answer comes or gets lost."""
+class Remote:
+    """One worker as the network sees it: gradients arrive late, answers come or get lost."""
 
     def __init__(self) -> None:
-        self.number, self.computing, self.gone = 0, False, False
+        self.number = 0
+        self.computing = False
+        self.gone = False
+
+
+class Network:
+    """Workers, and what a server that follows the rules does with their messages."""
+
+    def __init__(self, count: int, staleness: int | None) -> None:
+        self.clocks = Clocks(staleness)
+        self.workers = [Remote() for _ in range(count)]
+        self.sent: set[tuple[int, int]] = set()
+        self.used: list[tuple[int, int]] = []
+        for index in range(count):
+            self.clocks.join(index)
+            self.clocks.ask(index)
+        self.release()
+
+    def release(self) -> None:
+        """Nobody computes further ahead of the slowest than is allowed."""
+        for index in self.clocks.release():
+            ahead = self.clocks.clocks[index] - min(self.clocks.clocks.values())
+            assert self.clocks.staleness is None or ahead <= self.clocks.staleness
+            self.workers[index].computing = True
+
+    def arrive(self, index: int) -> None:
+        gradient = index, self.workers[index].number
+        self.sent.add(gradient)
+        if self.clocks.accept(*gradient):
+            self.used.append(gradient)
+
+    def happen(self, what: str, index: int) -> None:
+        worker = self.workers[index]
+        if what == "go" and worker.computing and not worker.gone:  # its gradient arrives
+            worker.number += 1
+            worker.computing = False
+            self.arrive(index)
+        elif what == "again" and not worker.gone and worker.number:  # the same, a second time
+            self.arrive(index)
+            if worker.computing:
+                self.clocks.waiting.discard(index)
+        elif what == "lose" and not worker.gone:
+            worker.gone, worker.computing = True, False
+            self.clocks.leave(index)
+        elif what == "back" and worker.gone:
+            worker.gone = False
+            worker.number = self.clocks.join(index)  # it learns what was used
+            self.clocks.ask(index)
 
 
 @given(st.integers(1, 5), st.sampled_from([0, 1, 2, 5, None]), EVENTS)
@@ -27,60 +72,19 @@ class CommunicationThread:
 def test_the_bound_holds_and_every_gradient_counts_once(
     count: int, staleness: int | None, events: list[tuple[str, int]]
 ) -> None:
-    clocks, workers, arrived = (
-        Clocks(staleness),
-        [CommunicationThread() for _ in range(count)],
-        Counter[tuple[int, int]](),
-    )
-    used: list[tuple[int, int]] = []
-    for index in range(count):
-        clocks.join(index)
-        clocks.ask(index)
-
-    def begin() -> None:
-        for index in clocks.release():
-            slowest = min(clocks.clocks.values())
-            if staleness is not None:
-                assert clocks.clocks[index] - slowest <= staleness  # nobody computes further ahead
-            workers[index].computing = True
-
-    begin()
+    network = Network(count, staleness)
     for what, index in events:
-        index %= count
-        worker = workers[index]
-        if (
-            what == "go" and worker.computing and not worker.gone
-        ):  # its gradient arrives, whenever that is
-            worker.number += 1
-            worker.computing = False
-            arrived[index, worker.number] += 1
-            if clocks.take(index, worker.number):
-                used.append((index, worker.number))
-        elif (
-            what == "again" and not worker.gone and worker.number
-        ):  # the same gradient, sent a second time
-            arrived[index, worker.number] += 1
-            if clocks.take(index, worker.number):
-                used.append((index, worker.number))
-            if worker.computing:
-                clocks.waiting.discard(index)
-        elif what == "lose" and not worker.gone:
-            worker.gone, worker.computing = True, False
-            clocks.leave(index)
-        elif what == "back" and worker.gone:
-            worker.gone = False
-            worker.number = clocks.join(index)  # it learns what was used, and goes on from there
-            clocks.ask(index)
-        begin()
-    assert len(used) == len(set(used))  # never twice
-    assert set(used) == set(arrived)  # and never lost
-    assert sum(clocks.applied.values()) == len(used)
+        network.happen(what, index % count)
+        network.release()
+    assert len(network.used) == len(set(network.used))  # never twice
+    assert set(network.used) == network.sent  # and never lost
+    assert sum(network.clocks.applied.values()) == len(network.used)
 
 
 @given(st.integers(2, 6), st.integers(0, 3), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
 def test_everybody_gets_on_whatever_the_delays(count: int, staleness: int, random: object) -> None:
-    """No deadlock: as long as anybody computes, the slowest can go on; and all finish as many steps as they want."""
+    """No deadlock: as long as anybody computes, the slowest can go on, and all finish."""
     clocks, steps = Clocks(staleness), [0] * count
     for index in range(count):
         clocks.join(index)
@@ -91,7 +95,7 @@ def test_everybody_gets_on_whatever_the_delays(count: int, staleness: int, rando
         index = random.choice(sorted(computing))  # type: ignore[attr-defined]
         computing.discard(index)
         steps[index] += 1
-        assert clocks.take(index, steps[index])
+        assert clocks.accept(index, steps[index])
         assert max(clocks.clocks.values()) - min(clocks.clocks.values()) <= staleness + 1
         computing |= set(clocks.release())
 
@@ -101,9 +105,9 @@ def test_staleness_zero_goes_in_rounds() -> None:
     for worker in range(3):
         clocks.join(worker)
     for worker in (2, 0):
-        assert clocks.take(worker, 1)
+        assert clocks.accept(worker, 1)
         assert clocks.release() == [] and not clocks.complete
-    assert clocks.take(1, 1)
+    assert clocks.accept(1, 1)
     assert clocks.complete and clocks.release() == [0, 1, 2]
 
 
@@ -111,8 +115,8 @@ def test_a_worker_that_leaves_holds_nobody_up() -> None:
     clocks = Clocks(0)
     for worker in range(3):
         clocks.join(worker)
-    clocks.take(0, 1)
-    clocks.take(1, 1)
+    clocks.accept(0, 1)
+    clocks.accept(1, 1)
     assert clocks.release() == []
     clocks.leave(2)
     assert clocks.complete and clocks.release() == [0, 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpidl.sync.synchronous.noise import NoiseScale
+from mpidl.sync.synchronous.allreduce.noise import NoiseScale
 
 
 @pytest.mark.parametrize(("sigma", "ranks", "each"), [(1.0, 2, 8), (4.0, 4, 16), (0.2, 3, 4)])

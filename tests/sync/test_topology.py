@@ -1,4 +1,4 @@
-"""Gossip's graphs: weights that keep the mean, and consensus at the rate that the spectral gap predicts."""
+"""Gossip's graphs: weights keep the mean; consensus comes at the rate of the spectral gap."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def distance(x: np.ndarray) -> float:
 @pytest.mark.parametrize("size", [2, 3, 8, 16, 64, 256])
 @pytest.mark.parametrize("kind", ["ring", "torus", "exponential", "complete"])
 def test_consensus_shrinks_as_the_spectral_gap_says(kind: str, size: int) -> None:
-    """At least at the predicted rate; in fixed symmetric graphs, in the long run, at exactly that rate."""
+    """At least at the predicted rate; in fixed symmetric graphs at exactly that rate."""
     graph, rng = Graph(kind, size), np.random.default_rng(0)
     rate, x = 1 - graph.spectral_gap(), rng.standard_normal((size, 4))
     start, steps = distance(x), 12 * graph.period

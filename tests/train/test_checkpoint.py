@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from mpidl.data import hdf5
 from mpidl.errors import CheckpointError
 from mpidl.optim import RunState
 from mpidl.train import checkpoint as ckpt
+from mpidl.train.checkpoint.format import compute_digest
 
 
 def meta(step: int) -> ckpt.Meta:
@@ -82,7 +86,7 @@ def test_metadata_grows_beyond_what_an_attribute_can_hold(tmp_path: Path, contex
         tmp_path, meta(1), {"parameters": np.ones(5)}, context, keep=2, best=False, state=state
     )
     found = ckpt.read(path)
-    assert len(found.meta.parts) == 601 and len(ckpt.msgspec.json.encode(found.meta)) > 1 << 16
+    assert len(found.meta.parts) == 601 and len(msgspec.json.encode(found.meta)) > 1 << 16
     own = ckpt.read_own(path, found.meta, 0)
     np.testing.assert_array_equal(own["strategy.compression.residual:bucket 7 (dense.w)"], [7] * 3)
 
@@ -90,17 +94,17 @@ def test_metadata_grows_beyond_what_an_attribute_can_hold(tmp_path: Path, contex
 def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path, context: Any) -> None:
     """Its parameters have other names; the metadata of version 1 is an attribute."""
     path, values = tmp_path / "step-00000007.h5", np.arange(5.0)
-    old = ckpt.msgspec.structs.replace(
-        meta(7), version=1, parts=(ckpt.Part("parameters", 0, 5, ckpt._digest(values)),)
+    old = msgspec.structs.replace(
+        meta(7), version=1, parts=(ckpt.Part("parameters", 0, 5, compute_digest(values)),)
     )
-    tree = ckpt.msgspec.to_builtins(old)
+    tree = msgspec.to_builtins(old)
     for name in ("ranks", "shared", "own"):
         del tree[name]
-    encoded = ckpt.msgspec.json.encode(tree)
-    with ckpt.hdf5.open_file(path, "w") as file:
+    encoded = msgspec.json.encode(tree)
+    with hdf5.open_file(path, "w") as file:
         file["parameters"] = values
         file.attrs["meta"] = np.frombuffer(encoded, np.uint8)
-        file.attrs["meta_sha256"] = ckpt.hashlib.sha256(encoded).hexdigest()
+        file.attrs["meta_sha256"] = hashlib.sha256(encoded).hexdigest()
     with pytest.raises(
         CheckpointError, match="has version 1, this mpidl reads version 3"
     ) as caught:

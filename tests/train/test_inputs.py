@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mpidl.backend.numpy_ops import NumpyOps
-from mpidl.config import DataConfig, ModelConfig
+from mpidl.config import Config, ModelConfig, build_config
 from mpidl.data.manifest import Field, Manifest, Shard, Statistics, new_manifest
 from mpidl.errors import ConfigError, DataError, MpidlError
 from mpidl.models import MODELS
 from mpidl.options import Place
-from mpidl.train.build import build_classifier, build_model
-from mpidl.train.inputs import EXTENTS, input_spec
+from mpidl.train.build import build_for_data, build_model
+from mpidl.train.inputs import SIZES, Inputs, input_spec
 
 
 def manifest(shape: tuple[int, ...], **feature: Any) -> Manifest:
@@ -28,19 +30,24 @@ def choose(name: str, **options: Any) -> ModelConfig:
     return ModelConfig.read({"name": name} | options, Place(("model",), lambda key: key))
 
 
+def config(model: str, loss: str = "cross_entropy", **data: Any) -> Config:
+    tree = {"data": {"train": "data"} | data, "model": {"name": model}, "loss": {"name": loss}}
+    return build_config(tree, "test")
+
+
 def spec(shape: tuple[int, ...], model: str, **data: Any) -> Any:
-    return input_spec(manifest(shape), DataConfig(train="data", **data), "data", model)
+    return input_spec(manifest(shape), config(model, **data))
 
 
 def test_every_model_says_what_it_takes() -> None:
-    assert {MODELS[name].samples for name in MODELS} <= {*EXTENTS, "any"}
+    assert {MODELS[name].samples for name in MODELS} <= {*SIZES, "any"}
 
 
 @pytest.mark.parametrize(
     ("model", "layout", "shape"),
     [
         ("cnn", "auto", (16, 16, 1)), ("mlp", "auto", (16, 16, 1)), ("lstm", "auto", (16, 16)), ("vit", "image", (16, 16, 1)),
-        ("lstm", "series", (16, 16)), ("mlp", "series", (16, 16)), ("my own", "auto", (16, 16, 1)),
+        ("lstm", "series", (16, 16)), ("mlp", "series", (16, 16)),
     ],
 )  # fmt: skip
 def test_the_layout_of_two_extents(model: str, layout: Any, shape: tuple[int, ...]) -> None:
@@ -59,7 +66,7 @@ def test_a_model_is_a_classifier_of_the_samples_or_refused(
     model: str, shape: tuple[int, ...]
 ) -> None:
     try:
-        built = build_classifier(choose(model, size="tiny"), spec(shape, model), NumpyOps())
+        built = build_for_data(choose(model, size="tiny"), spec(shape, model), NumpyOps())
     except MpidlError as error:
         assert error.remedy
     else:
@@ -68,26 +75,24 @@ def test_a_model_is_a_classifier_of_the_samples_or_refused(
 
 def test_a_layout_for_other_extents_is_said_to_do_nothing() -> None:
     notes: list[str] = []
-    input_spec(
-        manifest((20,)), DataConfig(train="data", layout="series"), "data", "mlp", notes.append
-    )
+    input_spec(manifest((20,)), config("mlp", layout="series"), notes.append)
     assert len(notes) == 1 and "data.layout" in notes[0]
 
 
 def test_outputs_for_every_step_are_refused() -> None:
     options = {"units": 4, "depth": 1, "sequences": True}
     with pytest.raises(ConfigError, match="trains classifiers"):
-        build_classifier(choose("lstm", **options), spec((8, 2), "lstm"), NumpyOps())
+        build_for_data(choose("lstm", **options), spec((8, 2), "lstm"), NumpyOps())
 
 
-@pytest.mark.parametrize("config", [{}, {"mean": 2.0}, {"std": 4.0}])
-def test_normalization(config: dict[str, float]) -> None:
+@pytest.mark.parametrize("data", [{}, {"mean": 2.0}, {"std": 4.0}])
+def test_normalization(data: dict[str, float]) -> None:
     notes: list[str] = []
     for std in (0.0, 3.0):
         held = manifest((4,), statistics=Statistics.with_checksum(7.0, std))
-        found = input_spec(held, DataConfig(train="data", **config), "data", "mlp", notes.append)
-        assert (found.mean, found.std) == (config.get("mean", 7.0), config.get("std", std or 1.0))
-    assert len(notes) == ("std" not in config)
+        found = input_spec(held, config("mlp", **data), notes.append)
+        assert (found.mean, found.std) == (data.get("mean", 7.0), data.get("std", std or 1.0))
+    assert len(notes) == ("std" not in data)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +136,65 @@ def test_options_that_can(options: dict[str, Any]) -> None:
 def test_the_label_is_no_feature() -> None:
     with pytest.raises(DataError, match="both the feature and the label"):
         spec((3,), "mlp", feature="y")
+
+
+def targets(shape: tuple[int, ...], target: tuple[int, ...], dtype: str = "float32") -> Manifest:
+    """A data set for a regression."""
+    fields = {"x": Field("float32", shape, "feature"), "y": Field(dtype, target, "label")}
+    return new_manifest("shards", fields, (Shard("a.h5", 10, 1, "0" * 64),))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "target", "output"),
+    [
+        ("mlp", (6,), (), (1,)),
+        ("mlp", (6,), (3,), (3,)),
+        ("mlp", (6,), (4, 2), (8,)),  # a field as one vector
+        ("unet", (16, 16, 2), (16, 16, 3), (16, 16, 3)),
+        ("unet", (16, 16), (16, 16), (16, 16, 1)),
+        ("fno", (32, 2), (32, 1), (32, 1)),
+        ("fno", (32, 2), (32,), (32, 1)),
+        ("cnn", (16, 16), (2,), (2,)),
+    ],
+)
+def test_outputs_have_the_shape_of_real_targets(
+    model: str, shape: tuple[int, ...], target: tuple[int, ...], output: tuple[int, ...]
+) -> None:
+    layout = "series" if model == "fno" else "auto"
+    found = input_spec(targets(shape, target), config(model, "mse", layout=layout))
+    assert found.classes is None and found.target_shape == target
+    built = build_for_data(choose(model, size="tiny"), found, NumpyOps())
+    assert built.output_shape == output
+    raw = np.arange(2 * math.prod(target), dtype=np.float64).reshape(2, *target)
+    given = Inputs(found, built).targets(raw)
+    assert given.shape == (2, *output) and given.dtype == np.float32
+    np.testing.assert_array_equal(given.reshape(raw.shape), raw)
+
+
+def test_outputs_that_cannot_have_the_shape_of_the_targets_are_refused() -> None:
+    found = input_spec(targets((16, 16), (5, 7)), config("unet", "mse"))
+    with pytest.raises(ConfigError, match=r"outputs of shape .* but the label 'y'") as caught:
+        build_for_data(choose("unet", size="tiny"), found, NumpyOps())
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("loss", "dtype", "words"),
+    [
+        ("cross_entropy", "float32", "compares classes"),
+        ("mse", "int64", "compares real values"),
+        ("bce", "uint8", "compares real values"),
+    ],
+)
+def test_a_loss_that_does_not_fit_the_labels_is_refused(loss: str, dtype: str, words: str) -> None:
+    with pytest.raises(MpidlError, match=words) as caught:
+        input_spec(targets((6,), (), dtype), config("mlp", loss))
+    assert "loss.name" in caught.value.remedy
+
+
+def test_other_data_for_a_regression_are_refused() -> None:
+    found = input_spec(targets((6,), (3,)), config("mlp", "huber"))
+    found.check(targets((6,), (3,), "float64"), "other")
+    for other in (targets((6,), (2,)), targets((6,), (3,), "int64"), manifest((6,))):
+        with pytest.raises(DataError, match="real values 'y'"):
+            found.check(other, "other")

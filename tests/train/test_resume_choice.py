@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -124,7 +125,7 @@ def test_a_folder_that_cannot_be_read_is_not_empty(
 
 def test_a_newer_format_stops_the_job(tmp_path: Path, context: Any) -> None:
     save(tmp_path, 1, context)
-    newer = ckpt.msgspec.structs.replace(meta(2), version=ckpt.VERSION + 1)
+    newer = msgspec.structs.replace(meta(2), version=ckpt.VERSION + 1)
     ckpt.save(tmp_path, newer, {"parameters": np.zeros(3, np.float32)}, context, keep=2, best=False)
     with pytest.raises(CheckpointError, match=f"version {ckpt.VERSION + 1}"):
         ckpt.load_latest(tmp_path, print)
@@ -145,7 +146,7 @@ def test_later_checkpoints_are_set_aside_not_dropped(two: Path, context: Any) ->
 def test_nothing_that_was_set_aside_is_written_over(two: Path, context: Any) -> None:
     """Also best.h5 of the other course, which a worse one would replace."""
     for accuracy in (0.5, 0.7):
-        newest = ckpt.msgspec.structs.replace(meta(940), best_accuracy=accuracy)
+        newest = msgspec.structs.replace(meta(940), best_score=accuracy)
         ckpt.save(two, newest, {"parameters": np.zeros(3)}, context, keep=2, best=True)
         said: list[str] = []
         ckpt.set_aside_later(two, two / "step-00000846.h5", 846, said.append)
@@ -157,7 +158,7 @@ def test_nothing_that_was_set_aside_is_written_over(two: Path, context: Any) -> 
         "step-00000940.h5.superseded-2",
     ]
     assert sorted(path.name for path in two.glob("*superseded*")) == kept
-    assert [ckpt.read(two / name).meta.best_accuracy for name in kept] == [0.5, 0.7, 0.5, 0.7]
+    assert [ckpt.read(two / name).meta.best_score for name in kept] == [0.5, 0.7, 0.5, 0.7]
     assert not (two / ckpt.BEST).exists()
 
 

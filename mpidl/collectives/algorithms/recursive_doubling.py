@@ -1,17 +1,21 @@
-"""Recursive doubling: whole buffers to ranks at distance 1, 2, 4, ...; fewest rounds, for small messages (Thakur et al., 2005).
+"""Recursive doubling: whole buffers to ranks at distance 1, 2, 4, ... (Thakur et al., 2005).
 
-Neighbors combine first, as in mpidl.collectives.algorithms.rabenseifner, so that both give the same bits.
+The fewest rounds, for small messages. Neighbors are reduced first, as in
+mpidl.collectives.algorithms.rabenseifner, so that both give the same bits.
 """
 
 from __future__ import annotations
 
-from mpidl.collectives.algorithms.rabenseifner import folded
-from mpidl.collectives.schedule import Exchange, Schedule
+from mpidl.collectives.algorithms.rabenseifner import any_size
+from mpidl.collectives.schedule import Exchange, Schedule, anywhere
 
 
 def recursive_doubling(rank: int, size: int, length: int) -> Schedule:
-    """All-reduce of `length` elements over `size` ranks in ceil(log2 P) rounds (two more where P is not a power of two)."""
-    yield from folded(rank, size, length, _core)
+    """All-reduce in ceil(log2 P) rounds; two more where P is not a power of two."""
+    yield from any_size(rank, size, length, _core)
+
+
+RECURSIVE_DOUBLING = anywhere(recursive_doubling)
 
 
 def _core(rank: int, size: int, length: int) -> Schedule:

@@ -1,35 +1,49 @@
 """Ring all-reduce: reduce-scatter, then all-gather, each in P - 1 rounds (Patarasu and Yuan, 2009).
 
-Every rank sends 2 (P - 1) / P of the buffer, the least that is possible, and talks only to its two neighbors. Large parts go
-in segments: while one is reduced the next one is on its way.
+Every rank sends 2 (P - 1) / P of the buffer, the least that is possible, and only to its neighbor.
+Large blocks go in segments: while one is reduced the next one is in flight.
 """
 
 from __future__ import annotations
 
-from mpidl.collectives.schedule import Exchange, Schedule, aligned, part, segments
+from mpidl.collectives.schedule import (
+    Exchange,
+    Schedule,
+    anywhere,
+    block_range,
+    pair_ranges,
+    segments,
+)
 
 SEGMENT = 1 << 19  # elements
 
 
-def _around(rank: int, size: int, length: int, send: int, segment: int, combine: bool) -> Schedule:
+def _circulate(
+    rank: int, size: int, length: int, first: int, segment: int, reduce: bool
+) -> Schedule:
+    """P - 1 rounds of blocks to the right neighbor, beginning with block `first`."""
+    right, left = (rank + 1) % size, (rank - 1) % size
     for step in range(size - 1):
-        outgoing = segments(part((send - step) % size, size, length), segment)
-        incoming = segments(part((send - step - 1) % size, size, length), segment)
-        for give, take in aligned(outgoing, incoming):
-            yield Exchange((rank + 1) % size, give, (rank - 1) % size, take, combine)
+        outgoing = segments(block_range((first - step) % size, size, length), segment)
+        incoming = segments(block_range((first - step - 1) % size, size, length), segment)
+        for send, receive in pair_ranges(outgoing, incoming):
+            yield Exchange(right, send, left, receive, reduce)
 
 
 def reduce_scatter(rank: int, size: int, length: int, segment: int = SEGMENT) -> Schedule:
-    """After P - 1 rounds part `rank` of the buffer holds the reduction over all ranks; the rest holds partial results."""
-    yield from _around(rank, size, length, rank - 1, segment, True)
+    """After P - 1 rounds block `rank` is reduced over all ranks; the rest is partial results."""
+    yield from _circulate(rank, size, length, rank - 1, segment, True)
 
 
 def all_gather(rank: int, size: int, length: int, segment: int = SEGMENT) -> Schedule:
-    """Hands part `rank` of every rank around until every rank has all of them."""
-    yield from _around(rank, size, length, rank, segment, False)
+    """Circulates block `rank` of every rank until every rank has all of them."""
+    yield from _circulate(rank, size, length, rank, segment, False)
 
 
 def ring(rank: int, size: int, length: int, segment: int = SEGMENT) -> Schedule:
-    """All-reduce of `length` elements over `size` ranks, in segments of at most `segment` elements."""
+    """All-reduce of `length` elements, in segments of at most `segment` elements."""
     yield from reduce_scatter(rank, size, length, segment)
     yield from all_gather(rank, size, length, segment)
+
+
+RING = anywhere(ring)

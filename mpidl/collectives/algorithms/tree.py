@@ -1,18 +1,24 @@
-"""Binomial trees: broadcast, reduce, scatter and gather in ceil(log2 P) rounds, and the all-reduce made of two of them."""
+"""Binomial trees: broadcast, reduce, scatter and gather in ceil(log2 P) rounds.
+
+Also the all-reduce made of a reduce and a broadcast.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mpidl.collectives.schedule import NOTHING, Exchange, Schedule, spans
+from mpidl.collectives.schedule import NOTHING, Exchange, Schedule, anywhere, block_ranges
 
 
 def _links(rank: int, size: int, root: int) -> Iterator[tuple[int, bool, int, int]]:
-    """This rank's edges of the tree, from the leaves to the root: (peer, whether the peer is the parent, first, count).
+    """This rank's edges of the tree, from the leaves to the root.
 
-    first, count: the ranks, relative to the root, in the subtree below the edge.
+    Yields:
+        (peer, whether the peer is the parent, first rank of the subtree below the edge, relative to
+        the root, number of ranks in it).
     """
-    me, distance = (rank - root) % size, 1
+    me = (rank - root) % size
+    distance = 1
     while distance < size:
         if me & distance:
             yield (me - distance + root) % size, True, me, min(distance, size - me)
@@ -47,17 +53,23 @@ def tree(rank: int, size: int, length: int) -> Schedule:
     yield from broadcast(rank, size, length)
 
 
+TREE = anywhere(tree)
+
+
 def gather(rank: int, size: int, length: int, root: int = 0) -> Schedule:
-    """Part r of rank r's buffer reaches part r of the root's; the others' buffers hold their subtrees' parts."""
+    """Block r of rank r's buffer reaches block r of the root's.
+
+    The others' buffers hold the blocks of their subtrees.
+    """
     for peer, parent, first, count in _links(rank, size, root):
-        for span in spans(first + root, count, size, length):
-            send, receive = (span, NOTHING) if parent else (NOTHING, span)
+        for block in block_ranges(first + root, count, size, length):
+            send, receive = (block, NOTHING) if parent else (NOTHING, block)
             yield Exchange(peer, send, peer, receive, False)
 
 
 def scatter(rank: int, size: int, length: int, root: int = 0) -> Schedule:
-    """Part r of the root's buffer reaches part r of rank r's."""
+    """Block r of the root's buffer reaches block r of rank r's."""
     for peer, parent, first, count in reversed(list(_links(rank, size, root))):
-        for span in spans(first + root, count, size, length):
-            send, receive = (NOTHING, span) if parent else (span, NOTHING)
+        for block in block_ranges(first + root, count, size, length):
+            send, receive = (NOTHING, block) if parent else (block, NOTHING)
             yield Exchange(peer, send, peer, receive, False)

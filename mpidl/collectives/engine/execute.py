@@ -11,7 +11,7 @@ import numpy as np
 from mpidl.collectives.engine.reduction import MEAN, OPERATIONS, Reducer, is_half
 from mpidl.collectives.group import Group, Plan
 from mpidl.collectives.safety.checks import FIRST_TAG, TAGS
-from mpidl.collectives.schedule import Exchange, Native, Range, Round, Shared, aligned, segments
+from mpidl.collectives.schedule import Exchange, Native, Range, Round, Shared, pair_ranges, segments
 from mpidl.comm import mpi, transport
 
 EAGER, NAP = (
@@ -22,10 +22,10 @@ LARGE = 1 << 16  # bytes; from here on exchanges are started and completed separ
 _NATIVE = {"sum": "SUM", "product": "PROD", "min": "MIN", "max": "MAX"}
 
 
-def tag_of(length: int, code: int, mark: int) -> int:
+def message_tag(length: int, code: int, mark: int) -> int:
     """A message tag that differs, nearly always, between calls that differ: their messages can then never be mixed up.
 
-    code: of the dtype; mark: of collective, operation, root and name (see `mark_of`).
+    code: of the dtype; mark: of collective, operation, root and name (see `call_hash`).
     """
     return FIRST_TAG + (length * 131 + code * 7 + mark) % TAGS
 
@@ -52,18 +52,18 @@ def _small(rounds: list[Any], buffer: Any, group: Group, function: Any, tag: int
         group.nobody,
         group.scratch(buffer, buffer.size, 0),
     )
-    for to, (low, high), source, (start, stop), combine in rounds:
+    for dest, (low, high), source, (start, stop), reduce in rounds:
         if high == low:
-            to = nobody
+            dest = nobody
         if stop == start:
             source = nobody
         target = buffer[start:stop]
-        if combine:
+        if reduce:
             incoming = scratch[: stop - start]
-            sendrecv(buffer[low:high], to, tag, incoming, source, tag)
+            sendrecv(buffer[low:high], dest, tag, incoming, source, tag)
             function(target, incoming, out=target)
         else:
-            sendrecv(buffer[low:high], to, tag, target, source, tag)
+            sendrecv(buffer[low:high], dest, tag, target, source, tag)
 
 
 class _Execution:
@@ -97,7 +97,7 @@ class _Execution:
     def _incoming(self, step: Exchange) -> tuple[Any, Any]:
         """Where the message is received: (as MPI sees it, as the reducer sees it)."""
         start, stop = step.receive
-        if not step.combine:
+        if not step.reduce:
             return self.wire[start:stop], None
         self.turn ^= 1
         scratch = self.group.scratch(self.buffer, stop - start, self.turn)
@@ -106,21 +106,21 @@ class _Execution:
     def _exchange(self, step: Exchange) -> None:
         if self.pending is not None:
             self._complete()
-        to, send, source, receive, combine = step
+        dest, send, source, receive, reduce = step
         if self.reducer.half:
             self.reducer.settle(send)
         outgoing, nobody = self.wire[send[0] : send[1]], self.MPI.PROC_NULL
         target, values = self._incoming(step)
         self.comm.Sendrecv(
             outgoing,
-            to if send[1] > send[0] else nobody,
+            dest if send[1] > send[0] else nobody,
             self.tag,
             target,
             source if receive[1] > receive[0] else nobody,
             self.tag,
         )
-        if combine and receive[1] > receive[0]:
-            self.reducer.combine(receive, values)
+        if reduce and receive[1] > receive[0]:
+            self.reducer.reduce(receive, values)
 
     def _start(self, step: Exchange) -> None:
         """Post this exchange, then finish the one before it, unless it has to be finished first."""
@@ -132,7 +132,7 @@ class _Execution:
         requests = [self.comm.Irecv(target, step.source, self.tag)]
         if step.send[1] > step.send[0]:
             requests.append(
-                self.comm.Isend(self.wire[step.send[0] : step.send[1]], step.to, self.tag)
+                self.comm.Isend(self.wire[step.send[0] : step.send[1]], step.dest, self.tag)
             )
         self._complete()
         self.pending = (step, requests, values)
@@ -146,8 +146,8 @@ class _Execution:
             _wait_patiently(self.MPI.Request, requests)
         else:
             self.MPI.Request.Waitall(requests)
-        if step.combine:
-            self.reducer.combine(step.receive, values)
+        if step.reduce:
+            self.reducer.reduce(step.receive, values)
 
     def _whole(self, step: Native | Shared) -> None:
         self._complete()
@@ -165,7 +165,7 @@ def _pieces(step: Exchange) -> Sequence[Exchange]:
     most = transport.MOST
     if step.send[1] - step.send[0] <= most and step.receive[1] - step.receive[0] <= most:
         return (step,)
-    both = aligned(segments(step.send, most), segments(step.receive, most))
+    both = pair_ranges(segments(step.send, most), segments(step.receive, most))
     return [step._replace(send=give, receive=take) for give, take in both]
 
 

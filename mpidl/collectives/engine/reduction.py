@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.collectives.schedule import Range
+from mpidl.comm.activity import Call
 
 OPERATIONS: dict[str, Any] = {
     "sum": np.add,
@@ -44,9 +45,13 @@ def is_half(dtype: np.dtype[Any]) -> bool:
     return dtype.num in HALVES
 
 
+def call_hash(call: Call | None) -> int:
+    """32 bits for a call without its buffer: ranks compare them, message tags are made of them."""
+    return _hash_words(call.what, call.op, call.name) if call is not None else 0
+
+
 @lru_cache(4096)
-def mark_of(what: str, op: str, name: str) -> int:
-    """32 bits that stand for a call: ranks compare them, and message tags are made from them. op: with the root, if any."""
+def _hash_words(what: str, op: str, name: str) -> int:
     return zlib.crc32(f"{what} ({op}) {name}".encode())
 
 
@@ -86,7 +91,7 @@ class Reducer:
         self.divisor = divisor
         self._wide: dict[Range, NDArray[np.float32]] = {}
 
-    def combine(self, where: Range, incoming: Any) -> None:
+    def reduce(self, where: Range, incoming: Any) -> None:
         """buffer[where] = op(buffer[where], incoming)."""
         target = self.buffer[where[0] : where[1]]
         if not self.half:

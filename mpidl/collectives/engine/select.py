@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-TABLE_VARIABLE = "MPIDL_TUNE"
+from mpidl.settings import TUNE
+
 TABLE_VERSION = 1
 SHORT, LONG = 64 << 10, 1 << 20  # bytes
 
@@ -17,7 +18,7 @@ SHORT, LONG = 64 << 10, 1 << 20  # bytes
 def table_path() -> Path:
     """Where `mpidl tune` writes: MPIDL_TUNE, or the user's configuration folder."""
     config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(os.environ.get(TABLE_VARIABLE) or f"{config}/mpidl/tune.json").expanduser()
+    return Path(TUNE.value or f"{config}/mpidl/tune.json").expanduser()
 
 
 def layout_key(nodes: Sequence[int]) -> str:

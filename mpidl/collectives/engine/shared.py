@@ -7,7 +7,7 @@ import resource
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,16 @@ from mpidl.collectives.engine.reduction import (
     MEAN,
     NUMBERS,
     OP_CODES,
+    call_hash,
     is_half,
-    mark_of,
     tree_reduce,
 )
-from mpidl.collectives.safety.watchdog import describe
 from mpidl.comm import binding, mpi
+from mpidl.comm.activity import Call
 from mpidl.errors import CollectiveError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI as MPITypes
 
 LINES, SLOT = (
     4096,
@@ -49,7 +52,7 @@ FAST = {
             if not is_half(dtype) and (op != MEAN or dtype.kind == "f")
         },
         op_code,
-        mark_of("all_reduce", op, ""),
+        call_hash(Call("all_reduce", None, op)),
     )
     for op, op_code in OP_CODES.items()
 }
@@ -80,7 +83,7 @@ def has_room(ranks: int) -> bool:
 class SharedNode:
     """Collectives among the ranks of a node. `compiled` is False where there are no C kernels: NumPy and barriers then."""
 
-    def __init__(self, comm: Any, owner: Any) -> None:
+    def __init__(self, comm: MPITypes.Intracomm, owner: Any) -> None:
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
         self.owner = owner
         self.ranks: list[int] = comm.allgather(owner.rank)  # their numbers in the group
@@ -129,9 +132,8 @@ class SharedNode:
 
     @property
     def mark(self) -> int:
-        """Of the collective that is under way."""
-        what, _, op, name = self.owner.doing or ("", None, "", "")
-        return mark_of(what, op, name)
+        """The hash of the collective in progress."""
+        return call_hash(self.owner.call)
 
     def run(self, buffer: NDArray[Any], op: str, what: str, root: int = 0) -> None:
         """Reduce or broadcast `buffer` (n,) in place; root: a rank of the node. Raises CollectiveError on a mismatch."""
@@ -162,13 +164,13 @@ class SharedNode:
         )
 
     def _mismatch(self) -> CollectiveError:
-        return disagreement(self.ranks, self.comm.allgather(describe(self.owner.doing)))
+        return disagreement(self.ranks, self.comm.allgather(str(self.owner.call or "")))
 
     def _without_kernels(
         self, buffer: NDArray[Any], op: str, what: str, root: int, mark: int
     ) -> None:
         calls = self.comm.allgather(
-            (buffer.size, str(buffer.dtype), mark, describe(self.owner.doing))
+            (buffer.size, str(buffer.dtype), mark, str(self.owner.call or ""))
         )
         if any(call[:3] != calls[0][:3] for call in calls):
             raise disagreement(self.ranks, [call[3] for call in calls])
@@ -195,9 +197,8 @@ class SharedNode:
 def disagreement(ranks: Iterable[int], calls: Iterable[str]) -> CollectiveError:
     """The error for ranks that do different things; calls: what each of them does."""
     listed = "; ".join(f"rank {rank}: {call}" for rank, call in zip(ranks, calls, strict=True))
-    error = CollectiveError(
+    return CollectiveError(
         f"the ranks disagree on the collective: {listed}",
         remedy="all ranks must call the same collectives in the same order, with equal lengths, dtypes, operations and roots",
+        agreed=True,
     )
-    error.agreed = True
-    return error

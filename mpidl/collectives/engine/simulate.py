@@ -76,7 +76,7 @@ def _try_round(index: int, rank: _Rank, mail: Mailboxes, traffic: Traffic) -> bo
         rank.reducer.settle(step.send)
         payload = rank.buffer[slice(*step.send)].copy()
         if payload.size:
-            mail.setdefault((index, step.to), deque()).append(payload)
+            mail.setdefault((index, step.dest), deque()).append(payload)
             traffic.bytes_sent[index] += payload.nbytes
             traffic.messages[index] += 1
     target = rank.buffer[slice(*step.receive)]
@@ -97,8 +97,8 @@ def _deliver(payload: NDArray[Any], rank: _Rank, step: Exchange, index: int) -> 
             f"rank {step.source} sent {payload.size} elements where {target.size} were expected",
             where=f"rank {index}",
         )
-    if step.combine:
-        rank.reducer.combine(step.receive, payload)
+    if step.reduce:
+        rank.reducer.reduce(step.receive, payload)
     else:
         target[:] = payload
 

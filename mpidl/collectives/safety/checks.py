@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpidl.collectives.engine.reduction import FLOAT16, MEAN, NUMBERS, OP_CODES, is_half, mark_of
+from mpidl.collectives.engine.reduction import FLOAT16, MEAN, NUMBERS, OP_CODES, call_hash, is_half
 from mpidl.collectives.engine.shared import disagreement
-from mpidl.collectives.safety.watchdog import describe
 from mpidl.comm import mpi
 from mpidl.comm.transport import array_module
 from mpidl.errors import CollectiveError
@@ -112,16 +111,15 @@ def agreement(group: Group, value: Any = None) -> None:
     What is under way, its operation, root and name are compared, and of `value` length and dtype. Costs a microsecond in the
     shared memory of one node, else a small native all-reduce.
     """
-    what, _, op, name = group.doing or ("", None, "", "")
     number = 0 if value is None else value.size * 16 + NUMBERS.get(value.dtype.num, 15)
     if group.fast is not None:
         group.fast.compare(number)
         return
-    mark, both = mark_of(what, op, name), group.guard_buffer
+    mark, both = call_hash(group.call), group.guard_buffer
     both[:] = number, -number, mark, -mark
     group.comm.Allreduce(mpi.load().IN_PLACE, both, op=mpi.load().MAX)
     if both[0] != -both[1] or both[2] != -both[3]:
-        raise disagreement(range(group.size), group.comm.allgather(describe(group.doing)))
+        raise disagreement(range(group.size), group.comm.allgather(str(group.call or "")))
 
 
 def mean(value: Any, group: Group, name: str, add: Callable[[Any], None], count: int) -> None:
@@ -157,13 +155,12 @@ def _refuse_overflow(value: Any, group: Group, name: str) -> None:
     peaks = group.comm.allgather(peak)
     if sum(peaks) > np.iinfo(value.dtype).max:
         rank = int(np.argmax(np.array(peaks, object)))
-        error = CollectiveError(
+        raise CollectiveError(
             f"the mean of {value.dtype} values over {group.size} ranks could overflow: rank {rank} holds {peaks[rank]}",
             where=name,
             remedy="convert to int64 or float64 first",
+            agreed=True,
         )
-        error.agreed = True
-        raise error
 
 
 @contextmanager
@@ -195,11 +192,10 @@ def refuse_overflowed(
     peaks = group.comm.allgather(peak)
     if np.isfinite(peaks).all():
         at = f" at element {int(broken.argmax())}" if broken.any() else ""
-        error = CollectiveError(
+        raise CollectiveError(
             f"float16 overflow: the {op} over {group.size} ranks exceeds 65504{at}; "
             f"rank {int(np.argmax(peaks))} brought the largest value, {max(peaks):g}",
             where=name,
             remedy="use op='mean', bfloat16 or float32, or scale the values down first",
+            agreed=True,
         )
-        error.agreed = True
-        raise error

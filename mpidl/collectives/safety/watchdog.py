@@ -7,18 +7,20 @@ other ranks what they are doing. A rank that computes answers with its stack; a 
 from __future__ import annotations
 
 import math
-import os
 import sys
 import threading
 import time
 import traceback
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpidl.comm import mpi
 from mpidl.comm.activity import Activity, activities
-from mpidl.errors import ConfigError
+from mpidl.errors import ConfigError, notice
+from mpidl.settings import WATCHDOG
 
-LIMIT_VARIABLE = "MPIDL_WATCHDOG"
+if TYPE_CHECKING:
+    from mpi4py import MPI as MPITypes
+
 DEFAULT_LIMIT = 300.0  # seconds
 ASK, ANSWER = 11, 12
 _watchdog: Watchdog | None = None
@@ -32,20 +34,11 @@ class State(NamedTuple):
     stack: str
 
 
-def describe(doing: tuple[Any, ...] | None) -> str:
-    """A line for what `Activity.doing` holds."""
-    if doing is None:
-        return ""
-    what, buffer, op, name = doing
-    lengths = f" of {buffer.size} x {buffer.dtype}" if buffer is not None else ""
-    return f"{what}" + (f" ({op})" if op else "") + lengths + (f", {name}" if name else "")
-
-
-def start(comm: Any, limit: float | None = None) -> None:
+def start(comm: MPITypes.Intracomm, limit: float | None = None) -> None:
     """Start watching, once per process; collective. limit: seconds, by default MPIDL_WATCHDOG or 300; 0 turns it off."""
     global _watchdog
     if limit is None:
-        limit = _limit(os.environ.get(LIMIT_VARIABLE) or DEFAULT_LIMIT, LIMIT_VARIABLE)
+        limit = _limit(WATCHDOG.value or DEFAULT_LIMIT, WATCHDOG.name)
     limit = _limit(limit, "watchdog_seconds")
     if _watchdog is None and limit > 0 and comm.Get_size() > 1:
         _watchdog = Watchdog(comm.Clone(), limit)
@@ -70,7 +63,7 @@ def _limit(given: Any, where: str) -> float:
 class Watchdog(threading.Thread):
     """Looks every tenth of the limit, and at least every second."""
 
-    def __init__(self, comm: Any, limit: float) -> None:
+    def __init__(self, comm: MPITypes.Intracomm, limit: float) -> None:
         super().__init__(name="mpidl-watchdog", daemon=True)
         self.comm, self.limit, self.tick = comm, limit, min(1.0, limit / 10)
         self.rank, self.main = comm.Get_rank(), threading.main_thread().ident
@@ -95,9 +88,9 @@ class Watchdog(threading.Thread):
         self.join()
 
     def _stalled(self, group: Activity) -> bool:
-        count, doing, now = group.count, group.doing, time.monotonic()
+        count, call, now = group.count, group.call, time.monotonic()
         before = self._since.get(group.key)
-        if doing is None or before is None or before[0] != count:
+        if call is None or before is None or before[0] != count:
             self._since[group.key] = (count, now)
             return False
         return now - before[1] > self.limit
@@ -109,7 +102,7 @@ class Watchdog(threading.Thread):
             for entry in traceback.extract_stack(frame)[:-4:-1]
         )
         group = next((group for group in activities() if group.key == key), None)
-        return State(group.count, describe(group.doing), stack) if group else State(-1, "", stack)
+        return State(group.count, str(group.call or ""), stack) if group else State(-1, "", stack)
 
     def _answer(self) -> None:
         MPI = mpi.load()
@@ -138,9 +131,9 @@ class Watchdog(threading.Thread):
         return answers
 
     def _report(self, group: Activity) -> None:
-        count, doing = group.count, describe(group.doing)
+        count, doing = group.count, str(group.call or "")
         answers = self._ask(group) if self.may_talk else {}
-        if group.doing is None or group.count != count:
+        if group.call is None or group.count != count:
             return  # it went on after all
         answers[group.rank] = State(count, doing, "")
         lines = []
@@ -158,15 +151,13 @@ class Watchdog(threading.Thread):
             rank for rank, state in answers.items() if state.doing and state.begun >= count
         )
         if waiting == group.rank:
-            print(
-                f"mpidl: error on rank {self.rank}: {doing} has waited for over {self.limit:g} s in group {group.name!r}\n  "
-                + "\n  ".join(
-                    lines or ["all ranks are in this collective: messages are lost or very slow"]
-                )
-                + "\n  what to do: look at those ranks; for slow work set a longer limit (MPIDL_WATCHDOG, in seconds)",
-                file=sys.stderr,
-                flush=True,
+            lines = lines or ["all ranks are in this collective: messages are lost or very slow"]
+            head = f"{doing} has waited for over {self.limit:g} s in group {group.name!r}"
+            remedy = (
+                "what to do: look at those ranks; for slow work set a longer limit "
+                "(MPIDL_WATCHDOG, in seconds)"
             )
+            notice("\n  ".join([head, *lines, remedy]), f"error on rank {self.rank}")
         else:
             time.sleep(1.0)  # the rank that reports speaks first
         self.comm.Abort(1)

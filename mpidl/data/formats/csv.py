@@ -234,7 +234,7 @@ def _separator(text: str) -> str:
 def _has_header(rows: _Rows) -> bool:
     """Whether the first line names columns: no number in it, or words above a column of numbers.
 
-    Also where its numbers count from 0, as pandas numbers columns, beside names.
+    Also numbers that count from 0, as pandas numbers columns, next to names.
     """
     first, rest = rows.cells[0], rows.cells[1:SAMPLE]
     numeric = [rows.is_number(cell) for cell in first]
@@ -362,6 +362,10 @@ def _parse_label(
     if not any(numeric):
         classes = {word: index for index, word in enumerate(sorted(set(cells)))}
         return np.array([classes[word] for word in cells], np.int64), tuple(classes)
+    return _parse_numeric_label(rows, name, cells), None
+
+
+def _parse_numeric_label(rows: _Rows, name: str, cells: list[str]) -> NDArray[Any]:
     values = np.array([float(rows.with_point(cell)) for cell in cells])
     if not np.isfinite(values).all():
         number = int(np.flatnonzero(~np.isfinite(values))[0])
@@ -371,15 +375,15 @@ def _parse_label(
             "correct that label, or leave out that line",
         )
     if (values != np.rint(values)).any():
-        return values.astype(np.float32), None
+        return values.astype(np.float32)
     if np.abs(values).max() >= 2.0**63:
         raise rows.error(
             f"the label column {name!r} holds numbers too large for a class",
             "number the classes from 0",
         )
     if all(_WHOLE.fullmatch(cell) for cell in cells):
-        return np.array([int(cell) for cell in cells], np.int64), None
-    return values.astype(np.int64), None  # 0.0, 1.0, 2.0: classes that a program wrote as floats
+        return np.array([int(cell) for cell in cells], np.int64)
+    return values.astype(np.int64)  # 0.0, 1.0, 2.0: classes that a program wrote as floats
 
 
 def _candidates(columns: Sequence[str], features: NDArray[np.float32]) -> tuple[str, ...]:

@@ -36,6 +36,10 @@ class ImagesImporter(Importer):
         """See `Importer.open`."""
         (folder,) = paths
         load_extra("PIL.Image", "reading images")
+        if not folder.is_dir():
+            raise DataError(
+                "is not a folder", where=str(folder), remedy="arrange images as folder/class/x.png"
+            )
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
         files = [
             (path, number)

@@ -31,7 +31,7 @@ class NpyImporter(Importer):
     def open(cls, paths: Sequence[Path], label: str | None, options: NoOptions) -> Source:
         """See `Importer.open`."""
         return source_from_files(
-            paths, lambda path: np.load(path, mmap_mode="r", allow_pickle=False), _SAVE_AGAIN
+            paths, lambda path: np.lib.format.open_memmap(path, mode="r"), _SAVE_AGAIN
         )
 
 
@@ -46,7 +46,10 @@ class NpzImporter(Importer):
         """See `Importer.open`."""
         (path,) = paths
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            archive = np.load(path, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is no archive")  # but one array
+            with archive:
                 arrays = {name: archive[name] for name in archive.files}
         except MALFORMED as error:
             raise unusable(error, path, _SAVE_AGAIN) from error

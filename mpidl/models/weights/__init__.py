@@ -1,4 +1,4 @@
-"""Parameters from and to safetensors files, also those that other programs wrote."""
+"""Weights in safetensors files: our own, and those of other programs."""
 
 from mpidl.models.weights.formats import FORMATS, Format, Source, detect_format
 from mpidl.models.weights.safetensors import check_weights, load_weights, read_tensors, save_weights

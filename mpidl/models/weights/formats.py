@@ -1,4 +1,4 @@
-"""What programs call the tensors of a model, told apart by the names in a file."""
+"""Formats of weights: the names and layouts that programs use, detected by the names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpidl.registry import Registry
 Tensor = NDArray[Any]
 Tensors = Mapping[str, Tensor]
 
-# In the order in which they are tried: the last takes every file
+# In the order of detection: the last matches every file
 FORMATS: Registry[type[Format]] = Registry(
     "format of weights",
     "model.weights",
@@ -27,48 +27,48 @@ FORMATS: Registry[type[Format]] = Registry(
 
 
 def keep(tensor: Tensor) -> Tensor:
-    """The tensor itself."""
+    """Return the tensor unchanged."""
     return tensor
 
 
 def transpose(tensor: Tensor) -> Tensor:
-    """Weights of a dense layer: (out, in) to (in, out)."""
+    """Transpose the weight of a dense layer, (out, in) to (in, out)."""
     return tensor.T
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """Weights of a convolution: (out, in, h, w) to (h, w, in, out)."""
+    """Transpose the weight of a convolution, (out, in, h, w) to (h, w, in, out)."""
     return tensor.transpose(2, 3, 1, 0)
 
 
 class Source(NamedTuple):
-    """Where a parameter comes from: the name of a tensor, and how it becomes the parameter."""
+    """Source of a parameter: the name of a tensor, and its conversion."""
 
     name: str
     convert: Callable[[Tensor], Tensor] = keep
 
 
 class Format(ABC):
-    """The names and layouts of one program."""
+    """Base of formats."""
 
     @staticmethod
     @abstractmethod
     def matches(tensors: Tensors) -> bool:
-        """Whether the names in a file are of this format."""
+        """Whether a file with these tensors has this format."""
 
     @staticmethod
     @abstractmethod
     def sources(model: Model, tensors: Tensors) -> dict[str, Source]:
-        """Where each parameter of the model is found in a file with these tensors."""
+        """Source of each parameter of the model in a file with these tensors."""
 
     @staticmethod
     def is_ignored(name: str) -> bool:
-        """Whether a tensor is no weight, so that it need not have a place in the model."""
+        """Whether the tensor `name` is not a weight and can be left out."""
         return False
 
 
 class Native(Format):
-    """Tensors under the names of the parameters, as `save_weights` writes them."""
+    """The format of `save_weights`: tensors have the names of the parameters."""
 
     @staticmethod
     def matches(tensors: Tensors) -> bool:
@@ -81,11 +81,17 @@ class Native(Format):
 
 
 def detect_format(tensors: Tensors) -> type[Format]:
-    """The first format that the names in a file match."""
+    """Detect the format of a file with these tensors."""
     return next(FORMATS[name] for name in FORMATS if FORMATS[name].matches(tensors))
 
 
 def norm_sources(ours: str, theirs: str, *, running: bool) -> dict[str, Source]:
-    """Of a normalization layer; running: with running statistics."""
+    """Sources of a normalization layer.
+
+    Args:
+        ours: Name of the layer in the model.
+        theirs: Its name in the file.
+        running: Whether it has running statistics.
+    """
     parts = ["weight", "bias", *(["running_mean", "running_var"] if running else [])]
     return {f"{ours}.{part}": Source(f"{theirs}.{part}") for part in parts}

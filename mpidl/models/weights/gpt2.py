@@ -1,4 +1,4 @@
-"""GPT-2 as Hugging Face writes it."""
+"""GPT-2 of Hugging Face Transformers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ FIRST = "h.0.attn.c_attn.weight"
 
 
 class GPT2(Format):
-    """Tensors wte, wpe, h.<block>, ln_f, perhaps below a prefix; weights are (in, out) as ours.
+    """Tensors wte, wpe, h.<block>, ln_f, optionally with a prefix; weights are (in, out) as ours.
 
-    The output layer may share the weights of the embedding there; it gets a copy of them.
+    Where the output layer shares the weights of the embedding, it gets a copy.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Safetensors files: writing a model's parameters, and filling a model from any known format."""
+"""Save the weights of a model, and load those of any format."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from mpidl.models.weights.formats import Source, Tensor, Tensors, detect_format
 from mpidl.nn import Model
 
 SUFFIX = ".safetensors"
-MOST_PROBLEMS = 3  # that one error lists
+MOST_PROBLEMS = 3  # listed in one error
 
 
 def save_weights(model: Model, path: Path | str) -> None:
-    """Write all parameters, and state such as running means, under their names in the model.
+    """Save all parameters, and state such as running means, under their names in the model.
 
-    The file is complete or not there.
+    The file is replaced atomically.
 
     Args:
         model: The model.
-        path: Ends in .safetensors.
+        path: A path that ends in .safetensors.
 
     Raises:
-        ConfigError: It has another suffix.
-        CheckpointError: It cannot be written.
+        ConfigError: The path has another suffix.
+        CheckpointError: The file cannot be written.
     """
     check_weights(Path(path))
     save_file = load_extra("safetensors.numpy", "writing weights").save_file
@@ -48,7 +48,7 @@ def save_weights(model: Model, path: Path | str) -> None:
 
 
 def check_weights(path: Path) -> None:
-    """Refuse a path where weights cannot be written, before any work.
+    """Check that weights can be written to `path`.
 
     Raises:
         ConfigError: Its suffix is not .safetensors, or its folder cannot be used.
@@ -57,21 +57,21 @@ def check_weights(path: Path) -> None:
         raise ConfigError(
             f"unknown kind of file {path.suffix!r}",
             where=str(path),
-            remedy=f"name it something{SUFFIX}",
+            remedy=f"choose a name that ends in {SUFFIX}",
         )
     check_folder(path)
 
 
 def read_tensors(path: Path | str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, bfloat16 as float32.
+    """Read all tensors of a safetensors file, bfloat16 as float32.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: The file cannot be read.
     """
     safetensors = load_extra("safetensors", "reading weights")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            names = file.keys()  # file is no dictionary, and cannot be iterated
+            names = file.keys()  # the file itself is not iterable
             return {name: np.asarray(file.get_tensor(name)) for name in names}
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
@@ -80,14 +80,15 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
 
 
 def load_weights(model: Model, path: Path | str) -> None:
-    """Fill a model from a safetensors file of any format in FORMATS.
+    """Load the weights of a model from a safetensors file of any format in FORMATS.
 
     Args:
-        model: The model; unchanged where an error is raised.
-        path: The file; the names in it show which format it has.
+        model: The model; it is unchanged if an error is raised.
+        path: The file; its format is detected by the names of the tensors.
 
     Raises:
-        CheckpointError: It cannot be read, or tensors are missing, left over or of another shape.
+        CheckpointError: The file cannot be read, or tensors are missing, unknown or of another
+            shape.
     """
     tensors = read_tensors(path)
     kind = detect_format(tensors)
@@ -113,7 +114,7 @@ def load_weights(model: Model, path: Path | str) -> None:
 def _convert(
     model: Model, tensors: Tensors, sources: Mapping[str, Source]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The model's parameters from the tensors of a file, and what does not fit."""
+    """Convert the tensors of a file to parameters; returns also what does not fit."""
     slots = {**model.parameters.slots, **model.parameters.state_slots}
     problems = [f"{name} is not in the file" for name in slots if name not in sources]
     ready: dict[str, Tensor] = {}
@@ -122,7 +123,7 @@ def _convert(
             continue
         tensor, shape = source.convert(tensors[source.name]), slots[name].spec.shape
         if name.endswith(".positions"):
-            tensor = tensor[: shape[0]]  # a shorter context than the file's is fine
+            tensor = tensor[: shape[0]]  # the model may have a shorter context
         if tensor.shape != shape:
             problems.append(f"{source.name} has shape {tensor.shape}, {name} needs {shape}")
         ready[name] = tensor

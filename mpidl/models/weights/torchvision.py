@@ -1,4 +1,4 @@
-"""State dicts of torchvision's residual networks."""
+"""State dicts of the residual networks of torchvision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpidl.nn import Model, Residual
 
 
 class TorchvisionResNet(Format):
-    """torchvision.models.resnet*: conv1, bn1, layer<stage>.<block>, fc."""
+    """State dict of torchvision.models.resnet*: conv1, bn1, layer<stage>.<block>, fc."""
 
     @staticmethod
     def matches(tensors: Tensors) -> bool:

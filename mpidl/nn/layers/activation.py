@@ -1,4 +1,4 @@
-"""Activations as layers of their own, softmax, and dropout."""
+"""Activation functions, softmax and dropout as layers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from mpidl.backend.contract.pointwise import ACTIVATIONS
 from mpidl.errors import ConfigError, nearest
 from mpidl.nn.layer import Backward, Layer, Shape
 
-STREAMS = 1 << 16  # per layer: micro-batches of a step that have masks of their own
+STREAMS = 1 << 16  # random streams per layer: one for each micro-batch of a step
 
 
 def check_activation(name: str) -> None:
-    """Refuse an activation that no kernel computes.
+    """Check that there is a kernel for an activation function.
 
     Raises:
         ConfigError: There is none of that name.
@@ -21,7 +21,7 @@ def check_activation(name: str) -> None:
 
 
 class Activation(Layer):
-    """y = act(x), any shape.
+    """y = act(x), elementwise.
 
     Args:
         name: A key of `mpidl.backend.contract.pointwise.ACTIVATIONS`.
@@ -39,7 +39,7 @@ class Activation(Layer):
         return shape
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", x.shape, x.dtype)
+        y = self.workspace.get("y", x.shape, x.dtype)
         self.ops.act_forward(x, y, self.function)
 
         def backward(dy: Array) -> Array:
@@ -50,7 +50,7 @@ class Activation(Layer):
 
 
 class ReLU(Activation):
-    """y = max(x, 0), any shape."""
+    """y = max(x, 0), elementwise."""
 
     kind = "relu"
 
@@ -59,10 +59,10 @@ class ReLU(Activation):
 
 
 class Softmax(Layer):
-    """y = softmax of x over its last axis.
+    """Softmax over the last axis.
 
     Args:
-        log: Give its logarithm.
+        log: Compute the logarithm of the softmax.
     """
 
     kind = "softmax"
@@ -77,7 +77,7 @@ class Softmax(Layer):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         rows = x.reshape(-1, x.shape[-1])
-        y = self.space.get("y", rows.shape, x.dtype)
+        y = self.workspace.get("y", rows.shape, x.dtype)
         self.ops.softmax_forward(rows, y, log=self.log)
 
         def backward(dy: Array) -> Array:
@@ -91,12 +91,12 @@ class Softmax(Layer):
 class Dropout(Layer):
     """Dropout (Srivastava et al., 2014).
 
-    In training y = x / (1 - rate) with probability 1 - rate, else 0; y = x otherwise. Masks are
-    drawn from (seed, step, micro-batch, layer) again where they are needed, not stored: they are
-    the same on any number of ranks.
+    In training, y = x / (1 - rate) with probability 1 - rate, else 0; otherwise y = x. Masks are a
+    function of (seed, step, micro-batch, layer), recomputed instead of stored, and the same on any
+    number of ranks.
 
     Args:
-        rate: Probability of dropping, in [0, 1).
+        rate: Probability of dropping an element, in [0, 1).
     """
 
     kind = "dropout"
@@ -114,7 +114,7 @@ class Dropout(Layer):
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         if not train or self.rate == 0:
             return x, lambda dy: dy
-        y = self.space.get("y", x.shape, x.dtype)
+        y = self.workspace.get("y", x.shape, x.dtype)
         self._drop(x, y)
 
         def backward(dy: Array) -> Array:

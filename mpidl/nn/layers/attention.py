@@ -11,8 +11,8 @@ class SelfAttention(Layer):
     """Multi-head self-attention (Vaswani et al., 2017): x (n, t, width) to (n, t, width).
 
     Args:
-        heads: Number of heads, a divisor of width.
-        causal: No token sees later ones.
+        heads: Number of heads; must divide the width.
+        causal: Mask later tokens.
     """
 
     kind = "self_attention"
@@ -27,7 +27,7 @@ class SelfAttention(Layer):
         if len(shape) != 2 or shape[1] % self.heads:
             raise self.shape_error(
                 shape,
-                f"attention needs (tokens, width) with a width that {self.heads} heads divide",
+                f"attention needs (tokens, width) with a width divisible by {self.heads} heads",
             )
         return shape
 
@@ -42,8 +42,8 @@ class SelfAttention(Layer):
 
     def flops(self, shape: Shape) -> float:
         tokens, width = shape
-        seen = 0.5 if self.causal else 1.0
-        return 8.0 * tokens * width * width + 4.0 * tokens * tokens * width * seen
+        unmasked = 0.5 if self.causal else 1.0
+        return 8.0 * tokens * width * width + 4.0 * tokens * tokens * width * unmasked
 
     def activation_elements(self, shape: Shape) -> int:
         return shape[0] * (5 * shape[1] + self.heads)
@@ -54,16 +54,16 @@ class SelfAttention(Layer):
         rows = x.reshape(-1, width)
         qkv = self._project("qkv", rows)
         q, k, v = self._split(qkv, n, t, dim)
-        mixed = self.space.get("mixed", (n, t, self.heads, dim), x.dtype)
-        lse = self.space.get("lse", (n, self.heads, t), accumulator(x.dtype))
+        mixed = self.workspace.get("mixed", (n, t, self.heads, dim), x.dtype)
+        lse = self.workspace.get("lse", (n, self.heads, t), accumulator(x.dtype))
         self.ops.attention_forward(q, k, v, mixed, lse, scale=dim**-0.5, causal=self.causal)
         mixed_rows = mixed.reshape(rows.shape)
         y = self._project("out", mixed_rows)
 
         def backward(dy: Array) -> Array | None:
-            dmixed = self.space.get("dmixed", rows.shape, x.dtype)
+            dmixed = self.workspace.get("dmixed", rows.shape, x.dtype)
             self._project_back("out", mixed_rows, dy.reshape(rows.shape), dmixed)
-            dqkv = self.space.get("dqkv", qkv.shape, x.dtype)
+            dqkv = self.workspace.get("dqkv", qkv.shape, x.dtype)
             self.ops.attention_backward(
                 dmixed.reshape(mixed.shape),
                 *(q, k, v, mixed, lse),
@@ -71,7 +71,9 @@ class SelfAttention(Layer):
                 scale=dim**-0.5,
                 causal=self.causal,
             )
-            dx = self.space.get("dx", rows.shape, x.dtype) if self.needs_input_gradient else None
+            dx = (
+                self.workspace.get("dx", rows.shape, x.dtype) if self.needs_input_gradient else None
+            )
             self._project_back("qkv", rows, dqkv, dx)
             return None if dx is None else dx.reshape(x.shape)
 
@@ -80,7 +82,7 @@ class SelfAttention(Layer):
     def _project(self, name: str, x: Array) -> Array:
         """One of the two linear projections."""
         weight = self.value(f"{name}.weight")
-        y = self.space.get(name, (x.shape[0], weight.shape[1]), x.dtype)
+        y = self.workspace.get(name, (x.shape[0], weight.shape[1]), x.dtype)
         self.ops.dense_forward(x, weight, self.value(f"{name}.bias"), y, relu=False)
         return y
 

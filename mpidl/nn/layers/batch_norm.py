@@ -1,4 +1,4 @@
-"""Batch normalization, over the batches of all ranks or of one."""
+"""Batch normalization, synchronized over the ranks or not."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Vector = NDArray[np.float64]
 
 
 class BatchNorm(Layer):
-    """Each channel (last axis) over batch and positions to mean 0 and variance 1.
+    """Batch normalization of the channels (last axis), with scale and bias.
 
-    Then scale and bias (Ioffe and Szegedy, 2015).
+    Ioffe and Szegedy, 2015. Statistics are taken over batch and positions; outside training the
+    running statistics replace them.
 
     Args:
-        relu: ReLU behind it.
-        momentum: Share of the newest batch in the running mean and (unbiased) variance, which stand
-            in for the batch's outside training.
+        relu: Apply a ReLU to the output.
+        momentum: Weight of the latest batch in the running mean and (unbiased) variance.
         eps: Added to the variance.
-        synchronized: Take the statistics of the batches of all ranks together, exchanged in every
-            pass (one small all-reduce each way). Without it ranks differ, and their running
-            statistics are averaged where they are used.
+        synchronized: Take the statistics over the batches of all ranks: one small all-reduce in
+            each forward and each backward pass. Otherwise every rank has its own, and the running
+            statistics are averaged over the ranks where they are used.
     """
 
     kind = "batch_norm"
@@ -62,7 +62,7 @@ class BatchNorm(Layer):
         mean, variance, count = self._statistics(flat, train=train)
         rstd = 1 / np.sqrt(variance + self.eps)
         weight, bias = self._to_host("weight"), self._to_host("bias")
-        y = self.space.get("y", x.shape, x.dtype)
+        y = self.workspace.get("y", x.shape, x.dtype)
         scale = self._to_device(weight * rstd, "scale", x)
         shift = self._to_device(bias - mean * weight * rstd, "shift", x)
         self.ops.segment_affine(flat, scale, shift, None, y, relu=self.has_relu)
@@ -70,8 +70,8 @@ class BatchNorm(Layer):
 
         def backward(dy: Array) -> Array | None:
             dy = dy.reshape(flat.shape)
-            sum_dy = self.space.get("sum_dy", center.shape, center.dtype)
-            sum_dyx = self.space.get("sum_dyx", center.shape, center.dtype)
+            sum_dy = self.workspace.get("sum_dy", center.shape, center.dtype)
+            sum_dyx = self.workspace.get("sum_dyx", center.shape, center.dtype)
             self.ops.segment_dots(dy, flat, y if self.has_relu else None, center, sum_dy, sum_dyx)
             sums = np.concatenate(
                 [self.ops.to_host(part)[0].astype(np.float64) for part in (sum_dy, sum_dyx)]
@@ -91,7 +91,7 @@ class BatchNorm(Layer):
         return y, backward
 
     def _statistics(self, x: Array, *, train: bool) -> tuple[Vector, Vector, float]:
-        """Mean (c), variance (c) and number of elements to normalize with, in float64."""
+        """Mean (c), variance (c) and number of elements of the normalization, in float64."""
         if not train:
             return self._to_host("running_mean"), self._to_host("running_var"), 1.0
         mean, variance, count = self._moments(x)
@@ -100,9 +100,9 @@ class BatchNorm(Layer):
         return mean, variance, count
 
     def _moments(self, x: Array) -> tuple[Vector, Vector, float]:
-        """Mean (c), variance (c) and number of elements over all ranks."""
-        mean = self.space.get("mean", (1, x.shape[-1]), accumulator(x.dtype))
-        m2 = self.space.get("m2", (1, x.shape[-1]), accumulator(x.dtype))
+        """Mean (c), variance (c) and number of elements of the batch, over all ranks."""
+        mean = self.workspace.get("mean", (1, x.shape[-1]), accumulator(x.dtype))
+        m2 = self.workspace.get("m2", (1, x.shape[-1]), accumulator(x.dtype))
         self.ops.segment_moments(x, mean, m2)
         count, own = float(x.shape[1]), self.ops.to_host(mean)[0].astype(np.float64)
         sums = np.concatenate(([count], count * own, self.ops.to_host(m2)[0] + count * own**2))
@@ -111,7 +111,7 @@ class BatchNorm(Layer):
         return first / n, np.maximum(second / n - (first / n) ** 2, 0), n
 
     def _reduce(self, values: Vector) -> Vector:
-        """Sums over the ranks, in place."""
+        """Sum values over the ranks, in place."""
         if self.needs_collective and self.runtime.reduce is not None:
             self.runtime.reduce(values)
         return values
@@ -126,6 +126,6 @@ class BatchNorm(Layer):
         return np.asarray(self.ops.to_host(self.value(name)).astype(np.float64))
 
     def _to_device(self, values: Vector, name: str, like: Array) -> Array:
-        held = self.space.get(name, (1, len(values)), accumulator(like.dtype))
+        held = self.workspace.get(name, (1, len(values)), accumulator(like.dtype))
         held[0] = self.ops.to_device(values.astype(held.dtype))
         return held

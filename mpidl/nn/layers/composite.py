@@ -1,4 +1,4 @@
-"""Layers made of layers."""
+"""Containers: layers made of layers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mpidl.nn.parameters import FlatParameters, ParameterSpec
 
 
 class Composite(Layer, base=True):
-    """Base of layers with layers inside.
+    """Base of layers that contain layers.
 
     Args:
-        parts: The layers.
-        names: Of the parts; by default by kind and number.
+        parts: The inner layers.
+        names: Their names; by default kind and number.
 
     Attributes:
-        is_parallel: Whether all parts receive the input of the layer, and their outputs are joined
-            in memory of the layer; else they follow one another.
+        is_parallel: Whether every part receives the input of the layer and their outputs are
+            combined; otherwise each part receives the output of the one before it.
     """
 
     capturable = True
@@ -35,11 +35,11 @@ class Composite(Layer, base=True):
         return self.parts
 
     def _input_shapes(self, shape: Shape) -> list[Shape]:
-        """The shape of the input of each part."""
+        """Shape of the input of each part."""
         return [shape] * len(self.parts)
 
     def _part_shape(self, name: str, part: Layer, shape: Shape) -> Shape:
-        """The output shape of a part, which is named first, so that errors can name it."""
+        """Output shape of a part; sets its name first, for error messages."""
         part.name = f"{self.name}.{name}"
         return part.output_shape(shape)
 
@@ -74,11 +74,11 @@ class Composite(Layer, base=True):
 
 
 class Sequential(Composite):
-    """Layers one after another, as one layer.
+    """A sequence of layers as one layer.
 
     Args:
         layers: The layers.
-        names: Of the layers; by default by kind and number.
+        names: Their names; by default kind and number.
     """
 
     kind = "sequential"
@@ -117,7 +117,7 @@ class Sequential(Composite):
 
 
 def as_layer(layers: Layer | Sequence[Layer]) -> Layer:
-    """One layer: itself, or a `Sequential` of several."""
+    """The layer itself, or a `Sequential` of several layers."""
     return layers if isinstance(layers, Layer) else Sequential(layers)
 
 
@@ -126,8 +126,8 @@ class Residual(Composite):
 
     Args:
         body: One or more layers.
-        shortcut: One or more layers that end in the body's shape; by default x itself.
-        relu: ReLU behind the sum.
+        shortcut: One or more layers with the same output shape; by default the identity.
+        relu: Apply a ReLU to the sum.
     """
 
     kind = "residual"
@@ -151,10 +151,10 @@ class Residual(Composite):
             shapes.append(shape)
         if shapes[0] != shapes[1]:
             raise ShapeError(
-                f"the body gives shape {shapes[0]}, the shortcut {shapes[1]}",
+                f"the output of the body has shape {shapes[0]}, that of the shortcut {shapes[1]}",
                 where=f"layer {self.name}",
-                remedy="give a shortcut that ends in the body's shape (a 1x1 convolution with its "
-                "stride, say)",
+                remedy="use a shortcut with the output shape of the body, for example a 1x1 "
+                "convolution with its stride",
             )
         return shapes[0]
 
@@ -163,13 +163,15 @@ class Residual(Composite):
         other, other_back = (
             self.parts[1][1].forward(x, train=train) if len(self.parts) > 1 else (x, None)
         )
-        y = self.space.get("y", body.shape, body.dtype)
+        y = self.workspace.get("y", body.shape, body.dtype)
         self.ops.add(body, other, y, relu=self.has_relu)
 
         def backward(dy: Array) -> Array | None:
             if self.has_relu:
                 self.ops.relu_backward(dy, y, dy)
-            kept = self.space.get("dy", dy.shape, dy.dtype)  # the body may overwrite its gradient
+            kept = self.workspace.get(
+                "dy", dy.shape, dy.dtype
+            )  # the body may overwrite its gradient
             kept[...] = dy
             dx = body_back(dy)
             shortcut_dx = other_back(kept) if other_back else kept
@@ -182,11 +184,11 @@ class Residual(Composite):
 
 
 class Concat(Composite):
-    """Branches of the same input, side by side along the last axis.
+    """Concatenation of branches along the last axis; all branches receive the same input.
 
     Args:
-        parts: The branches; `Identity` passes the input on.
-        names: Of the branches; by default by kind and number.
+        parts: The branches; `Identity` for the input itself.
+        names: Their names; by default kind and number.
     """
 
     kind = "concat"
@@ -195,16 +197,16 @@ class Concat(Composite):
         shapes = [self._part_shape(name, part, shape) for name, part in self.parts]
         if any(other[:-1] != shapes[0][:-1] for other in shapes):
             raise ShapeError(
-                f"the branches give shapes {shapes}",
+                f"the outputs of the branches have shapes {shapes}",
                 where=f"layer {self.name}",
-                remedy="all sizes but the last must be equal",
+                remedy="make all sizes but the last equal",
             )
         return (*shapes[0][:-1], sum(other[-1] for other in shapes))
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         results = [part.forward(x, train=train) for _, part in self.parts]
         widths = [output.shape[-1] for output, _ in results]
-        y = self.space.get("y", (*results[0][0].shape[:-1], sum(widths)), x.dtype)
+        y = self.workspace.get("y", (*results[0][0].shape[:-1], sum(widths)), x.dtype)
         edges = [sum(widths[:index]) for index in range(len(widths) + 1)]
         for index, (output, _) in enumerate(results):
             y[..., edges[index] : edges[index + 1]] = output
@@ -212,13 +214,13 @@ class Concat(Composite):
         def backward(dy: Array) -> Array | None:
             total: Array | None = None
             for index, (output, step) in enumerate(results):
-                part = self.space.get(f"dy{index}", output.shape, output.dtype)
+                part = self.workspace.get(f"dy{index}", output.shape, output.dtype)
                 part[...] = dy[..., edges[index] : edges[index + 1]]
                 gradient = step(part)
                 if gradient is None or not self.needs_input_gradient:
                     continue
                 if total is None:
-                    total = self.space.get("dx", x.shape, x.dtype)
+                    total = self.workspace.get("dx", x.shape, x.dtype)
                     total[...] = gradient
                 else:
                     self.ops.add(total, gradient.reshape(total.shape), total, relu=False)

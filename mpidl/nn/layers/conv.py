@@ -20,20 +20,11 @@ AXES = {
 
 
 class _Conv(Layer, base=True):
-    """Any convolution by im2col and matrix products.
-
-    Args:
-        channels: Of the output.
-        kernel: Size of the kernel; like the next three one number for all axes, or one for each.
-        stride: Elements between outputs.
-        pad: Zeros on each side; "same" keeps the size (odd kernels, stride 1).
-        dilation: Distance of neighboring kernel elements.
-        groups: Blocks of channels that see nothing of one another.
-        bias: Whether there is one.
-        relu: ReLU behind it.
+    """Base of the convolutions, by im2col and matrix products; see Conv2D for the arguments.
 
     Attributes:
-        relu_gradient_is_fused: The next layer applies the gradient of the ReLU: `mpidl.nn.fuse`.
+        relu_gradient_is_fused: Whether the backward pass of the next layer includes the ReLU; set
+            by `mpidl.nn.fuse`.
     """
 
     capturable = True
@@ -67,9 +58,9 @@ class _Conv(Layer, base=True):
         sizes = (value,) * self.dimensions if isinstance(value, int) else tuple(value)
         if len(sizes) != self.dimensions:
             raise ConfigError(
-                f"{value} does not fit a convolution of {self.dimensions} dimensions",
+                f"{value} does not fit a convolution over {self.dimensions} axes",
                 where=type(self).__name__,
-                remedy=f"give one number, or {self.dimensions}",
+                remedy=f"give one number for all axes, or {self.dimensions} numbers",
             )
         return sizes
 
@@ -77,7 +68,7 @@ class _Conv(Layer, base=True):
         return (fill,) * (3 - self.dimensions) + value
 
     def _geometry(self, shape: Shape) -> ConvGeometry:
-        """As the kernels know it, which always have three axes."""
+        """Geometry for the general kernels, which always have three axes."""
         return ConvGeometry(
             self._pad_to_3d(shape[:-1], 1),
             shape[-1],
@@ -102,7 +93,7 @@ class _Conv(Layer, base=True):
         if min(out) < 1:
             raise self.shape_error(
                 shape,
-                f"a kernel of {self.kernel_size} with padding {self.pads} does not fit into it",
+                f"the kernel {self.kernel_size} with padding {self.pads} is larger",
             )
         return (*out, self.channels)
 
@@ -121,14 +112,14 @@ class _Conv(Layer, base=True):
         return 2.0 * math.prod(self.output_shape(shape)) * products
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
+        y = self.workspace.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
         self._forward(x, y, self.value("bias") if self.bias else None)
 
         def backward(dy: Array) -> Array | None:
             dy = dy.reshape(y.shape)
             if self.has_relu and not self.relu_gradient_is_fused:
                 self.ops.relu_backward(dy, y, dy)
-            dx = self.space.get("dx", x.shape, x.dtype) if self.needs_input_gradient else None
+            dx = self.workspace.get("dx", x.shape, x.dtype) if self.needs_input_gradient else None
             self._backward(x, dy, self.gradient("bias") if self.bias else None, dx)
             return dx
 
@@ -148,7 +139,7 @@ class _Conv(Layer, base=True):
 class Conv1D(_Conv):
     """y (n, steps, channels) = act(x (n, steps, c) * weight (kernel, c / groups, channels) + bias).
 
-    The arguments are those of `Conv2D`, for one axis.
+    Arguments as of `Conv2D`, for one axis.
     """
 
     kind = "conv1d"
@@ -158,8 +149,7 @@ class Conv1D(_Conv):
 class Conv3D(_Conv):
     """y (n, d, h, w, channels) = act(x (n, d, h, w, c) convolved with weight + bias).
 
-    weight is (kd, kh, kw, c / groups, channels). The arguments are those of `Conv2D`, for three
-    axes.
+    weight is (kd, kh, kw, c / groups, channels). Arguments as of `Conv2D`, for three axes.
     """
 
     kind = "conv3d"
@@ -172,14 +162,14 @@ class Conv2D(_Conv):
     weight is (kh, kw, c / groups, channels).
 
     Args:
-        channels: Of the output.
-        kernel: Size of the kernel; like the next three one number for all axes, or one for each.
-        stride: Pixels between outputs.
-        pad: Zeros on each side; "same" keeps height and width (odd kernels, stride 1).
-        dilation: Distance of neighboring kernel elements.
-        groups: Blocks of channels that see nothing of one another.
-        bias: Whether there is one.
-        relu: ReLU behind it.
+        channels: Number of output channels.
+        kernel: Kernel size; like the next three one number for all axes, or one per axis.
+        stride: Stride of the kernel.
+        pad: Zeros added on each side; "same" keeps height and width (odd kernels, stride 1).
+        dilation: Distance between adjacent kernel elements.
+        groups: Number of blocks of channels that are convolved separately.
+        bias: Whether to add a bias.
+        relu: Apply a ReLU to the output.
     """
 
     kind = "conv2d"
@@ -187,17 +177,17 @@ class Conv2D(_Conv):
 
 
 class ConvTranspose2D(Layer):
-    """Transposed convolution: the gradient of a convolution as a layer.
+    """Transposed convolution: the gradient of a convolution with respect to its input.
 
     x (n, h, w, c) to y (n, (h - 1) stride + kernel - 2 pad, ..., channels); weight is (kernel,
     kernel, channels, c).
 
     Args:
-        channels: Of the output.
+        channels: Number of output channels.
         kernel: Height and width of the kernel.
-        stride: Pixels of the output between those of the input.
-        pad: Pixels cut off at each side of the output.
-        relu: ReLU behind it.
+        stride: Stride of the convolution whose gradient this is: the upsampling factor.
+        pad: Pixels removed on each side of the output.
+        relu: Apply a ReLU to the output.
     """
 
     kind = "conv_transpose2d"
@@ -221,7 +211,7 @@ class ConvTranspose2D(Layer):
         )
         if min(height, width) < 1:
             raise self.shape_error(
-                shape, f"padding of {self.pad} leaves nothing of a kernel of {self.kernel}"
+                shape, f"with padding {self.pad} and kernel {self.kernel} the output is empty"
             )
         return height, width, self.channels
 
@@ -245,7 +235,7 @@ class ConvTranspose2D(Layer):
             (1, self.stride, self.stride),
             (0, self.pad, self.pad),
         )
-        y = self.space.get("y", (x.shape[0], height, width, self.channels), x.dtype)
+        y = self.workspace.get("y", (x.shape[0], height, width, self.channels), x.dtype)
         self.ops.conv_backward_input(x, self.value("weight"), y, g)
         self.ops.bias_act(y.reshape(-1, self.channels), self.value("bias"), relu=self.has_relu)
 
@@ -257,7 +247,7 @@ class ConvTranspose2D(Layer):
             self.ops.column_sums(dy.reshape(-1, self.channels), self.gradient("bias"))
             if not self.needs_input_gradient:
                 return None
-            dx = self.space.get("dx", x.shape, x.dtype)
+            dx = self.workspace.get("dx", x.shape, x.dtype)
             self.ops.conv_forward(dy, self.value("weight"), None, dx, g)
             return dx
 

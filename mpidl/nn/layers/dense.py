@@ -14,12 +14,12 @@ class Dense(Layer):
     """y (..., units) = act(x (..., inputs) @ weight (inputs, units) + bias (units)).
 
     Args:
-        units: Size of the last axis of the output.
-        relu: The same as activation="relu".
-        activation: A key of `mpidl.backend.contract.pointwise.ACTIVATIONS`; None for none.
-        bias: Whether there is one.
-        init: Of the weight, a key of `mpidl.nn.init.INITIALIZERS`; by default He's before a ReLU,
-            else LeCun's.
+        units: Number of outputs.
+        relu: Short for activation="relu".
+        activation: Activation function, a key of `mpidl.backend.contract.pointwise.ACTIVATIONS`.
+        bias: Whether to add a bias.
+        init: Initializer of the weight, a key of `mpidl.nn.init.INITIALIZERS`; by default he_normal
+            with a ReLU, else lecun_normal.
     """
 
     kind = "dense"
@@ -42,13 +42,13 @@ class Dense(Layer):
         self.units = units
         self.bias = bias
         self.init = init
-        # The kernel that adds the bias applies a ReLU on the way, so that no second array is kept
-        # for the backward pass. Without a bias the ReLU is an activation like any other.
+        # The kernel that adds the bias also applies a ReLU, so that no second array is kept for the
+        # backward pass. Without a bias there is no such kernel.
         self.has_relu = activation == "relu" and bias
         self.activation = None if self.has_relu else activation
 
     def output_shape(self, shape: Shape) -> Shape:
-        if len(shape) in (0, 3):  # images are nearly always meant to be flattened
+        if len(shape) in (0, 3):  # an image was most likely meant to be flattened
             raise self.shape_error(
                 shape,
                 "a dense layer needs vectors (put a flatten layer before it) or sequences of them",
@@ -68,12 +68,12 @@ class Dense(Layer):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         rows = x.reshape(-1, x.shape[-1])
-        z = self.space.get("z", (rows.shape[0], self.units), x.dtype)
+        z = self.workspace.get("z", (rows.shape[0], self.units), x.dtype)
         bias = self.value("bias") if self.bias else None
         self.ops.dense_forward(rows, self.value("weight"), bias, z, relu=self.has_relu)
         y = z
         if self.activation:
-            y = self.space.get("y", z.shape, z.dtype)
+            y = self.workspace.get("y", z.shape, z.dtype)
             self.ops.act_forward(z, y, self.activation)
 
         def backward(dy: Array) -> Array | None:
@@ -82,7 +82,9 @@ class Dense(Layer):
                 self.ops.relu_backward(dy, y, dy)
             elif self.activation:
                 self.ops.act_backward(dy, z, y, dy, self.activation)
-            dx = self.space.get("dx", rows.shape, x.dtype) if self.needs_input_gradient else None
+            dx = (
+                self.workspace.get("dx", rows.shape, x.dtype) if self.needs_input_gradient else None
+            )
             dbias = self.gradient("bias") if self.bias else None
             self.ops.dense_backward(
                 rows, self.value("weight"), dy, self.gradient("weight"), dbias, dx

@@ -1,4 +1,4 @@
-"""Tokens to vectors."""
+"""Embeddings of tokens and of positions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class Embedding(Layer):
     """y (n, t, width) = weight[x], x (n, t) int64 in [0, rows).
 
     Args:
-        rows: Of the table: the size of the vocabulary.
-        width: Of each vector.
-        positions: Add a learned vector for each position (Radford et al., 2019).
+        rows: Number of embeddings: the size of the vocabulary.
+        width: Size of each embedding.
+        positions: Add a learned positional embedding (Radford et al., 2019).
     """
 
     kind = "embedding"
@@ -36,7 +36,7 @@ class Embedding(Layer):
         return [table, ParameterSpec("positions", (*shape, self.width), "small_normal")]
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", (*x.shape, self.width), self.parameters.compute_dtype)
+        y = self.workspace.get("y", (*x.shape, self.width), self.parameters.compute_dtype)
         self.ops.embedding_forward(self.value("weight"), x, y)
         if self.positions:
             self.ops.xp.add(y, self.value("positions"), out=y)
@@ -53,7 +53,7 @@ class Embedding(Layer):
 
 
 class PositionalEmbedding(Layer):
-    """y (n, t, width) = x + weight (t, width): a learned vector for each position."""
+    """Learned positional embedding: y (n, t, width) = x + weight (t, width)."""
 
     kind = "positional_embedding"
     capturable = True
@@ -65,7 +65,7 @@ class PositionalEmbedding(Layer):
         return [ParameterSpec("weight", shape, "small_normal")]
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", x.shape, x.dtype)
+        y = self.workspace.get("y", x.shape, x.dtype)
         self.ops.xp.add(x, self.value("weight"), out=y)
 
         def backward(dy: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Normalization of rows and of groups of channels; batch norm has a file of its own."""
+"""Layer norm, RMS norm and group norm; for batch norm see `batch_norm`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from mpidl.nn.parameters import ParameterSpec
 
 
 class LayerNorm(Layer):
-    """Each vector along the last axis to mean 0 and variance 1, then scale and bias.
-
-    Ba et al., 2016.
+    """Layer normalization over the last axis, with scale and bias (Ba et al., 2016).
 
     Args:
         eps: Added to the variance.
@@ -35,9 +33,9 @@ class LayerNorm(Layer):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         rows = x.reshape(-1, x.shape[-1])
-        y = self.space.get("y", rows.shape, x.dtype)
-        mean = self.space.get("mean", (len(rows),), accumulator(x.dtype))
-        rstd = self.space.get("rstd", (len(rows),), accumulator(x.dtype))
+        y = self.workspace.get("y", rows.shape, x.dtype)
+        mean = self.workspace.get("mean", (len(rows),), accumulator(x.dtype))
+        rstd = self.workspace.get("rstd", (len(rows),), accumulator(x.dtype))
         bias = self.value("bias") if self.center else None
         self.ops.row_norm_forward(
             rows, self.value("weight"), bias, y, mean, rstd, eps=self.eps, center=self.center
@@ -49,7 +47,7 @@ class LayerNorm(Layer):
             self.ops.row_norm_parameters(dy, rows, mean, rstd, self.gradient("weight"), dbias)
             if not self.needs_input_gradient:
                 return None
-            dx = self.space.get("dx", rows.shape, x.dtype)
+            dx = self.workspace.get("dx", rows.shape, x.dtype)
             self.ops.row_norm_backward(
                 dy, rows, self.value("weight"), mean, rstd, dx, center=self.center
             )
@@ -59,9 +57,10 @@ class LayerNorm(Layer):
 
 
 class RMSNorm(LayerNorm):
-    """Each vector along the last axis divided by its root mean square, then scaled.
+    """Division by the root mean square over the last axis, with scale (Zhang and Sennrich, 2019).
 
-    Zhang and Sennrich, 2019.
+    Args:
+        eps: Added to the mean square.
     """
 
     kind = "rms_norm"
@@ -69,13 +68,11 @@ class RMSNorm(LayerNorm):
 
 
 class GroupNorm(Layer):
-    """Groups of channels of each sample to mean 0 and variance 1, then scale and bias.
-
-    Wu and He, 2018.
+    """Group normalization of the channels (last axis), with scale and bias (Wu and He, 2018).
 
     Args:
-        groups: A divisor of the number of channels (last axis).
-        relu: ReLU behind it.
+        groups: Number of groups; must divide the number of channels.
+        relu: Apply a ReLU to the output.
         eps: Added to the variance.
     """
 
@@ -90,7 +87,7 @@ class GroupNorm(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         if shape[-1] % self.groups:
             raise self.shape_error(
-                shape, f"{self.groups} groups need a number of channels that they divide"
+                shape, f"the number of channels must be divisible by {self.groups} groups"
             )
         return shape
 
@@ -102,24 +99,24 @@ class GroupNorm(Layer):
         n, c = x.shape[0], x.shape[-1]
         flat = x.reshape(n, math.prod(x.shape[1:-1]), c)
         accum_dtype = accumulator(x.dtype)
-        mean = self.space.get("mean", (n, c), accum_dtype)
-        m2 = self.space.get("m2", (n, c), accum_dtype)
+        mean = self.workspace.get("mean", (n, c), accum_dtype)
+        m2 = self.workspace.get("m2", (n, c), accum_dtype)
         self.ops.segment_moments(flat, mean, m2)
         rows = flat.shape[1]
-        size = rows * c // self.groups  # elements of a group
-        center = self._sum_groups(mean) * (rows / size)  # of each channel's group
+        size = rows * c // self.groups  # of a group
+        center = self._sum_groups(mean) * (rows / size)
         variance = self._sum_groups(m2 + rows * (mean - center) ** 2) / size
         rstd = 1 / xp.sqrt(variance + accum_dtype.type(self.eps))
         scale = xp.ascontiguousarray((rstd * self.value("weight")).astype(accum_dtype))
         shift = xp.ascontiguousarray((self.value("bias") - center * scale).astype(accum_dtype))
-        y = self.space.get("y", x.shape, x.dtype)
+        y = self.workspace.get("y", x.shape, x.dtype)
         self.ops.segment_affine(flat, scale, shift, None, y, relu=self.has_relu)
         center = xp.ascontiguousarray(center.astype(accum_dtype))
 
         def backward(dy: Array) -> Array | None:
             dy = dy.reshape(flat.shape)
-            sum_dy = self.space.get("sum_dy", (n, c), accum_dtype)
-            sum_dyx = self.space.get("sum_dyx", (n, c), accum_dtype)
+            sum_dy = self.workspace.get("sum_dy", (n, c), accum_dtype)
+            sum_dyx = self.workspace.get("sum_dyx", (n, c), accum_dtype)
             self.ops.segment_dots(dy, flat, y if self.has_relu else None, center, sum_dy, sum_dyx)
             self.gradient("bias")[...] = sum_dy.sum(axis=0)
             self.gradient("weight")[...] = (sum_dyx * rstd).sum(axis=0)
@@ -135,7 +132,7 @@ class GroupNorm(Layer):
         return y, backward
 
     def _sum_groups(self, values: Array) -> Array:
-        """Sums of values (n, c) over the channels of each group, given to each of its channels."""
+        """Sum values (n, c) over the channels of each group; every channel gets its group's sum."""
         n, c = values.shape
         sums = values.reshape(n, self.groups, c // self.groups).sum(axis=2)
         return self.ops.xp.repeat(sums, c // self.groups, axis=1)

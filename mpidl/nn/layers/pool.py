@@ -20,8 +20,8 @@ class _Pool2D(Layer, base=True):
         self.pad = pad
         if 2 * pad > kernel:
             raise ConfigError(
-                f"a padding of {pad} is more than half a window of {kernel}",
-                remedy="choose a smaller padding: some windows would hold nothing else",
+                f"padding {pad} is more than half of the window size {kernel}",
+                remedy="choose a smaller padding, or some windows contain nothing else",
             )
 
     def _geometry(self, shape: Shape) -> PoolGeometry:
@@ -40,15 +40,16 @@ class _Pool2D(Layer, base=True):
 
 
 class MaxPool2D(_Pool2D):
-    """y (n, oh, ow, c) = maximum of x (n, h, w, c) over windows; incomplete ones are dropped.
+    """Max-pooling of x (n, h, w, c) to y (n, oh, ow, c); incomplete windows are dropped.
 
     Args:
-        kernel: Height and width of a window.
-        stride: Pixels between windows; by default they stand side by side.
-        pad: Pixels around the image, which are never the maximum.
+        kernel: Height and width of the windows.
+        stride: Distance between windows in pixels; by default `kernel`.
+        pad: Pixels added on each side, which are never the maximum.
 
     Attributes:
-        applies_relu_gradient: Set by `mpidl.nn.fuse`.
+        applies_relu_gradient: Whether the backward pass includes the ReLU of the layer before it;
+            set by `mpidl.nn.fuse`.
     """
 
     kind = "max_pool2d"
@@ -60,21 +61,21 @@ class MaxPool2D(_Pool2D):
 
     @property
     def is_tiled(self) -> bool:
-        """Whether windows stand side by side, so that the faster kernels can be used."""
+        """Whether the windows tile the image, so that the faster kernels can be used."""
         return self.stride == self.kernel and self.pad == 0
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
+        y = self.workspace.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
         g = self._geometry(x.shape[1:])
         argmax = None
         if self.is_tiled:
             self.ops.maxpool2d_forward(x, y, self.kernel)
         else:
-            argmax = self.space.get("argmax", y.shape, np.int64)
+            argmax = self.workspace.get("argmax", y.shape, np.int64)
             self.ops.maxpool_forward(x, y, argmax, g)
 
         def backward(dy: Array) -> Array:
-            dx = self.space.get("dx", x.shape, x.dtype)
+            dx = self.workspace.get("dx", x.shape, x.dtype)
             dy = dy.reshape(y.shape)
             if argmax is None:
                 relu = self.applies_relu_gradient
@@ -87,23 +88,23 @@ class MaxPool2D(_Pool2D):
 
 
 class AvgPool2D(_Pool2D):
-    """y (n, oh, ow, c) = mean of x (n, h, w, c) over windows; padding is not counted.
+    """Average-pooling of x (n, h, w, c) to y (n, oh, ow, c); padding is not counted.
 
     Args:
-        kernel: Height and width of a window.
-        stride: Pixels between windows; by default they stand side by side.
-        pad: Pixels around the image.
+        kernel: Height and width of the windows.
+        stride: Distance between windows in pixels; by default `kernel`.
+        pad: Pixels added on each side.
     """
 
     kind = "avg_pool2d"
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
-        y = self.space.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
+        y = self.workspace.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
         g = self._geometry(x.shape[1:])
         self.ops.avgpool_forward(x, y, g)
 
         def backward(dy: Array) -> Array:
-            dx = self.space.get("dx", x.shape, x.dtype)
+            dx = self.workspace.get("dx", x.shape, x.dtype)
             self.ops.avgpool_backward(dy.reshape(y.shape), dx, g)
             return dx
 
@@ -111,7 +112,7 @@ class AvgPool2D(_Pool2D):
 
 
 class GlobalAvgPool(Layer):
-    """y (n, c) = mean of x (n, ..., c) over all positions."""
+    """Mean of x (n, ..., c) over all positions, y (n, c)."""
 
     kind = "global_avg_pool"
 
@@ -123,11 +124,11 @@ class GlobalAvgPool(Layer):
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         n, channels = x.shape[0], x.shape[-1]
         positions = math.prod(x.shape[1:-1])
-        y = self.space.get("y", (n, channels), x.dtype)
+        y = self.workspace.get("y", (n, channels), x.dtype)
         x.reshape(n, positions, channels).mean(axis=1, out=y)
 
         def backward(dy: Array) -> Array:
-            dx = self.space.get("dx", x.shape, x.dtype)
+            dx = self.workspace.get("dx", x.shape, x.dtype)
             dx.reshape(n, positions, channels)[...] = (dy / positions)[:, None]
             return dx
 

@@ -12,11 +12,11 @@ from mpidl.nn.parameters import FlatParameters
 
 
 class Recompute(Composite):
-    """Computes its body again in the backward pass instead of keeping its activations.
+    """Activation checkpointing (Chen et al., 2016).
 
-    Activation checkpointing (Chen et al., 2016). All such layers of a model share the memory of
-    their bodies' activations: what is kept is one output for each, and one set of activations for
-    those whose bodies have the same structure.
+    Recomputes the activations of the body in the backward pass instead of keeping them. All such
+    layers of a model share the memory of these activations: each keeps its output only, and bodies
+    of the same structure use one set of activations.
 
     Args:
         body: One or more layers.
@@ -36,17 +36,17 @@ class Recompute(Composite):
     def bind(self, ops: Ops, parameters: FlatParameters, runtime: Runtime) -> None:
         super().bind(ops, parameters, runtime)
         for layer in self.parts[0][1].walk():
-            layer.memory = f"recomputed {layer.kind}{layer.name[len(self.name) :]}"
+            layer.workspace_name = f"recomputed {layer.kind}{layer.name[len(self.name) :]}"
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         body = self.parts[0][1]
         output, _ = body.forward(x, train=train)
-        y = self.space.get("y", output.shape, output.dtype)
+        y = self.workspace.get("y", output.shape, output.dtype)
         y[...] = output
 
         def backward(dy: Array) -> Array | None:
-            # dy may lie in the memory that the body is about to use
-            shared = self.runtime.activations.space("recomputed")
+            # dy may be in memory that the body is about to overwrite
+            shared = self.runtime.activations.workspace("recomputed")
             kept = shared.get("dy", dy.shape, dy.dtype)
             kept[...] = dy
             self.runtime.recomputing = True

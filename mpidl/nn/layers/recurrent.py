@@ -8,7 +8,7 @@ from mpidl.nn.parameters import ParameterSpec
 
 
 class _Recurrent(Layer, base=True):
-    """Base of recurrent layers: states and gates are kept time-major, (t, n, ...)."""
+    """Base of recurrent layers; states and gates are time-major, (t, n, ...)."""
 
     gates: int
 
@@ -38,11 +38,11 @@ class _Recurrent(Layer, base=True):
         return shape[0] * self.units * (self.gates + 2)
 
     def _input_gates(self, x: Array) -> Array:
-        """Pre-activations (t, n, gates * units) from the inputs of all steps, in one product."""
+        """Contribution (t, n, gates * units) of the inputs to the gates, one product for all."""
         n, t, width = x.shape
-        time_major = self.space.get("time_major", (t, n, width), x.dtype)
+        time_major = self.workspace.get("time_major", (t, n, width), x.dtype)
         time_major[...] = x.transpose(1, 0, 2)
-        gates = self.space.get("gates", (t, n, self.gates * self.units), x.dtype)
+        gates = self.workspace.get("gates", (t, n, self.gates * self.units), x.dtype)
         self.ops.dense_forward(
             time_major.reshape(t * n, width),
             self.value("x.weight"),
@@ -53,33 +53,35 @@ class _Recurrent(Layer, base=True):
         return gates
 
     def _output(self, h: Array) -> Array:
-        """States h (t + 1, n, units) as the layer's output."""
+        """Output of the layer from the states h (t + 1, n, units)."""
         if not self.sequences:
             return h[-1]
-        y = self.space.get("y", (h.shape[1], h.shape[0] - 1, self.units), h.dtype)
+        y = self.workspace.get("y", (h.shape[1], h.shape[0] - 1, self.units), h.dtype)
         y[...] = h[1:].transpose(1, 0, 2)
         return y
 
     def _state_gradients(self, dy: Array, steps: int) -> Array:
-        """Gradients (t, n, units) that reach the states from the output."""
-        dy_steps = self.space.get("dy_steps", (steps, dy.shape[0], self.units), dy.dtype)
+        """Gradients (t, n, units) of the states with respect to the output alone."""
+        dy_steps = self.workspace.get("dy_steps", (steps, dy.shape[0], self.units), dy.dtype)
         dy_steps[...] = dy.transpose(1, 0, 2) if self.sequences else 0
         if not self.sequences:
             dy_steps[-1] = dy
         return dy_steps
 
     def _state_weights(self, h: Array, dgates: Array) -> None:
-        """Gradients of the recurrent weights from those of the gates, in one product."""
+        """Gradients of the recurrent weights, one product for all steps."""
         flat = dgates.reshape(-1, self.gates * self.units)
         states = h[:-1].reshape(len(flat), self.units)
         self.ops.matmul(states.T, flat, self.gradient("h.weight"))
         self.ops.column_sums(flat, self.gradient("h.bias"))
 
     def _input_gradient(self, dgates: Array, x: Array) -> Array | None:
-        """Gradients of the input weights and of the input."""
+        """Gradients of the input weights; returns that of the input."""
         n, t, width = x.shape
-        time_major = self.space.get("time_major", (t, n, width), x.dtype)
-        dx = self.space.get("dx", (t * n, width), x.dtype) if self.needs_input_gradient else None
+        time_major = self.workspace.get("time_major", (t, n, width), x.dtype)
+        dx = (
+            self.workspace.get("dx", (t * n, width), x.dtype) if self.needs_input_gradient else None
+        )
         self.ops.dense_backward(
             time_major.reshape(t * n, width),
             self.value("x.weight"),
@@ -96,7 +98,7 @@ class LSTM(_Recurrent):
 
     Args:
         units: Size of the state.
-        sequences: Give the states of all steps, (n, steps, units); else the last one, (n, units).
+        sequences: Return the states of all steps, (n, steps, units); else the last, (n, units).
     """
 
     kind = "lstm"
@@ -107,8 +109,8 @@ class LSTM(_Recurrent):
         ops, weight = self.ops, self.value("h.weight")
         accum_dtype = accumulator(x.dtype)
         gates = self._input_gates(x)
-        h = self.space.get("h", (t + 1, n, self.units), x.dtype)
-        c = self.space.get("c", (t + 1, n, self.units), accum_dtype)
+        h = self.workspace.get("h", (t + 1, n, self.units), x.dtype)
+        c = self.workspace.get("c", (t + 1, n, self.units), accum_dtype)
         h[0] = 0
         c[0] = 0
         ops.bias_act(gates.reshape(t * n, -1), self.value("h.bias"), relu=False)
@@ -118,8 +120,8 @@ class LSTM(_Recurrent):
 
         def backward(dy: Array) -> Array | None:
             dy_steps = self._state_gradients(dy, t)
-            dc = self.space.get("dc", (n, self.units), accum_dtype)
-            dh = self.space.get("dh", (n, self.units), x.dtype)
+            dc = self.workspace.get("dc", (n, self.units), accum_dtype)
+            dh = self.workspace.get("dh", (n, self.units), x.dtype)
             dc[...] = 0
             dh[...] = 0
             w = self.value("h.weight")
@@ -136,11 +138,11 @@ class LSTM(_Recurrent):
 class GRU(_Recurrent):
     """Gated recurrent unit (Cho et al., 2014): x (n, steps, inputs).
 
-    The reset gate acts after the recurrent product, as in cuDNN.
+    The reset gate is applied after the recurrent product, as in cuDNN.
 
     Args:
         units: Size of the state.
-        sequences: Give the states of all steps, (n, steps, units); else the last one, (n, units).
+        sequences: Return the states of all steps, (n, steps, units); else the last, (n, units).
     """
 
     kind = "gru"
@@ -150,8 +152,8 @@ class GRU(_Recurrent):
         n, t, _ = x.shape
         ops, weight, bias = self.ops, self.value("h.weight"), self.value("h.bias")
         x_gates = self._input_gates(x)
-        h_gates = self.space.get("h_gates", x_gates.shape, x.dtype)
-        h = self.space.get("h", (t + 1, n, self.units), x.dtype)
+        h_gates = self.workspace.get("h_gates", x_gates.shape, x.dtype)
+        h = self.workspace.get("h", (t + 1, n, self.units), x.dtype)
         h[0] = 0
         for step in range(t):
             ops.dense_forward(h[step], weight, bias, h_gates[step], relu=False)
@@ -159,7 +161,7 @@ class GRU(_Recurrent):
 
         def backward(dy: Array) -> Array | None:
             dy_steps = self._state_gradients(dy, t)
-            dh = self.space.get("dh", (n, self.units), x.dtype)
+            dh = self.workspace.get("dh", (n, self.units), x.dtype)
             dh[...] = 0
             w = self.value("h.weight")
             for step in range(t - 1, -1, -1):

@@ -12,7 +12,7 @@ class Reshape(Layer):
     """y (n, *shape) = x, without a copy.
 
     Args:
-        shape: Of one output sample.
+        shape: Shape of an output sample.
     """
 
     kind = "reshape"
@@ -24,7 +24,7 @@ class Reshape(Layer):
 
     def output_shape(self, shape: Shape) -> Shape:
         if math.prod(shape) != math.prod(self._target(shape)):
-            raise self.shape_error(shape, f"they need as many elements as {self.shape}")
+            raise self.shape_error(shape, f"the layer reshapes them to {self.shape}")
         return self._target(shape)
 
     def _target(self, shape: Shape) -> Shape:
@@ -39,7 +39,7 @@ class Reshape(Layer):
 
 
 class Flatten(Reshape):
-    """y (n, product of the shape) = x, without a copy."""
+    """y (n, size) = x, without a copy."""
 
     kind = "flatten"
 

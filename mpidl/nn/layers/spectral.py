@@ -1,4 +1,4 @@
-"""Convolution in Fourier space."""
+"""Spectral convolution."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mpidl.nn.parameters import ParameterSpec
 
 
 class SpectralConv(Layer):
-    """Mixes the lowest Fourier modes of each axis by a complex matrix each (Li et al., 2021).
+    """Convolution in Fourier space (Li et al., 2021): x (n, *size, c) to (n, *size, channels).
 
-    The other modes are dropped. x (n, *size, c) with one or two axes to (n, *size, channels).
-    weight has real and imaginary parts, (2, *kept modes, c, channels), for the modes below `modes`
-    and, on the first of two axes, those as far below zero.
+    Multiplies each of the lowest Fourier modes of one or two axes with a complex matrix and drops
+    the others. weight has real and imaginary parts, (2, *kept modes, c, channels). On the last axis
+    modes 0 to modes - 1 are kept, on the first of two axes also those from -modes on.
 
     Args:
-        channels: Of the output.
-        modes: Kept on each axis; at most half its size.
+        channels: Number of output channels.
+        modes: Number of modes kept per axis; at most half of its size.
     """
 
     kind = "spectral_conv"
@@ -34,7 +34,9 @@ class SpectralConv(Layer):
                 shape, "a spectral convolution needs (size, channels) or (height, width, channels)"
             )
         if 2 * self.modes > min(shape[:-1]):
-            raise self.shape_error(shape, f"{self.modes} modes need sizes from {2 * self.modes} on")
+            raise self.shape_error(
+                shape, f"{self.modes} modes need axes of at least {2 * self.modes} points"
+            )
         return (*shape[:-1], self.channels)
 
     def _kept(self, axes: int) -> tuple[int, ...]:
@@ -56,15 +58,15 @@ class SpectralConv(Layer):
         axes = tuple(range(1, 1 + len(size)))
         parts = self.value("weight")
         w = (parts[0] + 1j * parts[1]).reshape(-1, x.shape[-1], self.channels)
-        # Fourier transforms and modes stay exact where activations have 16 bits
+        # Fourier transforms keep full precision where activations have 16 bits
         dtype = self.parameters.dtype
         low = self._low(xp.fft.rfftn(x.astype(dtype, copy=False), axes=axes))
-        y = self.space.get("y", (n, *size, self.channels), x.dtype)
+        y = self.workspace.get("y", (n, *size, self.channels), x.dtype)
         y[...] = xp.fft.irfftn(self._embed(xp.matmul(low, w), n, size), s=size, axes=axes)
 
         def backward(dy: Array) -> Array | None:
-            # irfftn is linear: its transpose is rfftn divided by the number of points, with the
-            # modes that stand for two counted twice
+            # The transpose of irfftn is rfftn divided by the number of points, where modes that
+            # represent their complex conjugate too count twice.
             points, twice = math.prod(size), self._multiplicity(size)
             spectrum = xp.fft.rfftn(dy.reshape(y.shape).astype(dtype, copy=False), axes=axes)
             dlow = self._low(spectrum) * (twice / points)
@@ -75,14 +77,14 @@ class SpectralConv(Layer):
             if not self.needs_input_gradient:
                 return None
             back = xp.matmul(dlow, w.conj().transpose(0, 2, 1)) / twice
-            dx = self.space.get("dx", x.shape, x.dtype)
+            dx = self.workspace.get("dx", x.shape, x.dtype)
             dx[...] = xp.fft.irfftn(self._embed(back * points, n, size), s=size, axes=axes)
             return dx
 
         return y, backward
 
     def _low(self, spectrum: Array) -> Array:
-        """The kept modes as (modes, n, c): matrices, one for each mode."""
+        """The kept modes of a spectrum, one matrix per mode: (modes, n, c)."""
         m, xp = self.modes, self.ops.xp
         if spectrum.ndim == 3:
             kept = spectrum[:, :m]
@@ -92,7 +94,7 @@ class SpectralConv(Layer):
         return xp.ascontiguousarray(kept.transpose(1, 0, 2))
 
     def _embed(self, low: Array, n: int, size: Shape) -> Array:
-        """A spectrum with these modes, and zeros elsewhere."""
+        """The spectrum (n, ..., c) that has these modes and zeros elsewhere."""
         m, xp = self.modes, self.ops.xp
         kept = low.transpose(1, 0, 2).reshape(n, *self._kept(len(size)), low.shape[-1])
         spectrum = xp.zeros((n, *size[:-1], size[-1] // 2 + 1, low.shape[-1]), low.dtype)
@@ -104,9 +106,10 @@ class SpectralConv(Layer):
         return spectrum
 
     def _multiplicity(self, size: Shape) -> Array:
-        """How many modes of the whole spectrum each kept one stands for, (modes, 1, 1).
+        """Number of modes of the full spectrum that each kept mode represents, (modes, 1, 1).
 
-        Two, but one where the last frequency is 0 or the middle one, which have no mirror image.
+        Two, but one where the last frequency is 0 or the Nyquist frequency, which is its own
+        conjugate.
         """
         xp, kept = self.ops.xp, self._kept(len(size))
         last = xp.arange(self.modes)

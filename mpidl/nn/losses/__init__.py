@@ -1,4 +1,4 @@
-"""Losses, by name."""
+"""Losses and their registry."""
 
 from mpidl.nn.losses.base import Loss, LossResult
 from mpidl.registry import Registry

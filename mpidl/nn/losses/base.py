@@ -1,4 +1,4 @@
-"""What a loss is, and the base of those that compare outputs with real targets."""
+"""The loss interface, and the base of regression losses."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LossResult:
-    """The gradient of the mean loss of the global batch, and sums over the samples of one call.
+    """Gradient and sums of one micro-batch, valid until the loss is called again.
 
-    The sums are taken when they are asked for, so that a GPU need not be waited for before the
-    backward pass. All of it is valid until the loss is called again.
+    The sums are computed on access, so that the backward pass need not wait for the GPU.
 
     Attributes:
-        gradient: Gradient of the outputs, of their shape.
+        gradient: Gradient of the mean loss of the global batch with respect to the outputs, of
+            their shape.
         count: Number of samples.
-        losses: (rows,) losses of samples, or of the positions of all samples.
-        elements_per_sample: What the sum of `losses` is divided by to have one number a sample.
-        correct_mask: (rows,) uint8, 1 for right predictions; None where nothing is right or wrong.
+        losses: (rows,) losses of the samples, or of the positions of all samples.
+        elements_per_sample: Divisor that makes the sum of `losses` a sum over samples.
+        correct_mask: (rows,) uint8, 1 for correct predictions; None for losses without classes.
     """
 
     gradient: Array
@@ -40,14 +40,14 @@ class LossResult:
 
     @property
     def total(self) -> float:
-        """Sum of the losses of the samples."""
+        """Sum of the losses over the samples."""
         return float(self.losses.sum(dtype=np.float64)) / self.elements_per_sample
 
     @property
     def correct(self) -> float:
-        """Number of right predictions, those of a sequence counted as a share of its sample.
+        """Number of correctly predicted samples; 0 for losses without classes.
 
-        0 where nothing is right or wrong.
+        A sample with several positions counts as the fraction of positions that are correct.
         """
         if self.correct_mask is None:
             return 0.0
@@ -55,17 +55,16 @@ class LossResult:
 
 
 class Loss(ABC):
-    """Mean over the samples of the global batch of a loss between outputs and targets.
+    """Base of losses, which are means over the samples of the global batch.
 
     Args:
         ops: The backend.
         options: Fields of `Options`, by keyword.
 
     Attributes:
-        options: What it was told.
-        targets: What it compares outputs with: "classes", numbers of classes (int64), or "values",
-            real numbers.
-        gradient_scale: Multiplies the gradient, for 16-bit arithmetic.
+        options: The options of this loss.
+        targets: Kind of targets: "classes" (indices, int64) or "values" (real numbers).
+        gradient_scale: Factor of the gradient, for 16-bit arithmetic (`mpidl.optim.LossScaler`).
 
     Raises:
         ConfigError: An option is unknown or impossible.
@@ -80,56 +79,62 @@ class Loss(ABC):
         where = f"{type(self).__name__}(...)"
         self.options = self.Options.read(options, Place(origin=lambda name: where))
         self.ops = ops
-        self.space = ops.workspace()
+        self.workspace = ops.workspace()
         self.gradient_scale = 1.0
 
     def __call__(self, outputs: Array, targets: Array, global_count: int) -> LossResult:
-        """Loss and gradient of one micro-batch.
+        """Compute the loss and its gradient for one micro-batch.
 
         Args:
-            outputs: (n, ...) outputs of the model.
-            targets: (n, ...) of `target_dtype`, of a shape that `check` accepts.
-            global_count: Samples in the batch over all ranks, by which the gradient is divided.
+            outputs: Outputs of the model, (n, ...).
+            targets: Targets, (n, ...), of `target_dtype` and of a shape that `check` accepts.
+            global_count: Number of samples in the global batch, which divides the gradient.
 
         Raises:
             ShapeError: The targets do not fit the outputs.
         """
         if len(outputs) != len(targets):
             raise ShapeError(
-                f"{len(outputs)} outputs have {len(targets)} targets",
+                f"there are {len(targets)} targets for {len(outputs)} outputs",
                 where="loss",
-                remedy="give one target for each sample",
+                remedy="give one target per sample",
             )
         self.check(outputs.shape[1:], targets.shape[1:])
-        return self._compute(outputs, targets, self.gradient_scale / max(global_count, 1))
+        return self.compute(outputs, targets, self.gradient_scale / max(global_count, 1))
 
     @abstractmethod
     def check(self, output_shape: Shape, target_shape: Shape) -> None:
-        """Refuse targets that cannot be compared with outputs.
+        """Check that targets can be compared with outputs.
 
         Args:
-            output_shape: Of one sample.
-            target_shape: Of one sample.
+            output_shape: Shape of the output of a sample.
+            target_shape: Shape of the target of a sample.
 
         Raises:
-            ShapeError: They do not fit.
+            ShapeError: They cannot.
         """
 
     @abstractmethod
     def target_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:
-        """The dtype of targets beside outputs of `dtype`."""
+        """Dtype of the targets for outputs of `dtype`."""
 
     @abstractmethod
-    def _compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
-        """Loss and gradient; `scale` multiplies the gradient of the sum over the samples."""
+    def compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
+        """Compute the loss and its gradient; shapes have been checked.
+
+        Args:
+            outputs: Outputs of the model, (n, ...).
+            targets: Targets, (n, ...).
+            scale: Factor of the gradient of the sum over the samples.
+        """
 
 
 class RegressionLoss(Loss):
-    """Base of losses between outputs and real targets of the same shape: vectors, fields, series.
+    """Base of losses between outputs and real targets of the same shape: vectors, series, fields.
 
     Attributes:
-        kind: The name of the loss in the kernel `pair_loss`.
-        threshold: The parameter `delta` of that kernel.
+        kind: Name of the loss in the kernel `pair_loss`.
+        threshold: Parameter `delta` of that kernel.
         averages_elements: Whether the loss of a sample is the mean over its elements.
     """
 
@@ -144,20 +149,20 @@ class RegressionLoss(Loss):
                 f"the model's outputs have shape {tuple(output_shape)}, the targets "
                 f"{tuple(target_shape)}",
                 where="loss",
-                remedy="both must agree: change the last layer of the model, or the targets in "
-                "the data; a loss of classes (cross_entropy) takes one more axis in the outputs",
+                remedy="make them equal: change the last layer of the model or the targets of the "
+                "data set, or choose a loss for classes (cross_entropy)",
             )
 
     def target_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:
         return accumulator(np.dtype(dtype))
 
-    def _compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
+    def compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
         samples = len(outputs)
         size = math.prod(outputs.shape[1:])
         elements = max(size, 1) if self.averages_elements else 1
         rows = outputs.reshape(samples, size)
-        losses = self.space.get("losses", (samples,), accumulator(outputs.dtype))
-        gradient = self.space.get("gradient", rows.shape, outputs.dtype)
+        losses = self.workspace.get("losses", (samples,), accumulator(outputs.dtype))
+        gradient = self.workspace.get("gradient", rows.shape, outputs.dtype)
         self.ops.pair_loss(
             rows,
             targets.reshape(rows.shape),
@@ -171,5 +176,5 @@ class RegressionLoss(Loss):
 
 
 def squeeze(shape: Shape) -> Shape:
-    """A shape without its axes of length 1: (n, 1) labels and a single channel mean the same."""
+    """Drop axes of length 1: labels (n,) and (n, 1), or a single channel, are equivalent."""
     return tuple(size for size in shape if size != 1)

@@ -6,9 +6,9 @@ from mpidl.nn.losses.base import RegressionLoss
 
 
 class BCEWithLogitsLoss(RegressionLoss):
-    """Binary cross-entropy of logits, mean over the elements; targets are probabilities.
+    """Binary cross-entropy of logits and probabilities, mean over the elements.
 
-    Computed as max(x, 0) - x * target + log(1 + exp(-|x|)), which is finite for any logit x.
+    Computed as max(x, 0) - x * target + log(1 + exp(-|x|)), which does not overflow.
     """
 
     kind = "bce"

@@ -1,4 +1,4 @@
-"""Cross-entropy of classes."""
+"""Cross-entropy for classification."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from mpidl.options import Share
 
 
 class CrossEntropy(Loss):
-    """Softmax cross-entropy: -sum of target * log softmax(logits), targets being one-hot.
+    """Softmax cross-entropy of logits (n, ..., classes) and class indices (n, ...), int64.
 
-    Outputs are logits (n, ..., classes), targets class numbers (n, ...), int64. Where a sample has
-    several positions (tokens, pixels) its loss is the mean over them. Positions with a negative
-    label add nothing to the sum.
+    The loss of a sample is the mean over its positions (tokens, pixels). A position with a negative
+    label has loss 0 and no gradient, but counts in that mean.
     """
 
     class Options(Loss.Options, frozen=True):
         """Options of cross_entropy.
 
         Attributes:
-            label_smoothing: Share of the target that is spread evenly over all classes (Szegedy et
-                al., 2016).
+            label_smoothing: Share of the target that is spread over all classes (Szegedy et al.,
+                2016).
         """
 
         label_smoothing: Share = 0.0
@@ -41,20 +40,20 @@ class CrossEntropy(Loss):
                 f"the model's outputs have shape {tuple(output_shape)}, the class labels "
                 f"{tuple(target_shape)}",
                 where="loss",
-                remedy="the outputs must have the shape of the labels and one axis of classes "
-                "behind it; for real targets choose a loss such as mse",
+                remedy="give outputs the shape of the labels and a last axis of classes, or for "
+                "real targets a loss such as mse",
             )
 
     def target_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:
         return np.dtype(np.int64)
 
-    def _compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
+    def compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
         samples = len(outputs)
         positions = max(math.prod(outputs.shape[1:-1]), 1)
         logits = outputs.reshape(-1, outputs.shape[-1])
-        losses = self.space.get("losses", (len(logits),), accumulator(outputs.dtype))
-        correct = self.space.get("correct", (len(logits),), np.uint8)
-        gradient = self.space.get("gradient", logits.shape, outputs.dtype)
+        losses = self.workspace.get("losses", (len(logits),), accumulator(outputs.dtype))
+        correct = self.workspace.get("correct", (len(logits),), np.uint8)
+        gradient = self.workspace.get("gradient", logits.shape, outputs.dtype)
         self.ops.softmax_cross_entropy(
             logits,
             targets.reshape(-1),

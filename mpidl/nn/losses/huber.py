@@ -10,7 +10,7 @@ from mpidl.options import Rate
 
 
 class HuberLoss(RegressionLoss):
-    """Huber loss (Huber, 1964): squared for small errors, linear for large ones.
+    """Huber loss (Huber, 1964): quadratic for small errors, linear for large ones.
 
     Mean over the elements of e^2 / 2 where |e| <= delta, else delta * (|e| - delta / 2).
     """
@@ -19,7 +19,7 @@ class HuberLoss(RegressionLoss):
         """Options of huber.
 
         Attributes:
-            delta: The error from which on the loss is linear.
+            delta: Error above which the loss is linear.
         """
 
         delta: Rate = 1.0

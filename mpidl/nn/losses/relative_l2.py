@@ -10,17 +10,17 @@ from mpidl.options import NotNegativeNumber
 
 
 class RelativeL2Loss(RegressionLoss):
-    """Relative error of each sample in the L2 norm (Li et al., 2021): |output - target| / |target|.
+    """Relative L2 error (Li et al., 2021): ||output - target|| / ||target|| of each sample.
 
-    Fields of any size and amplitude weigh the same. A target of (almost) zero has no relative
-    error: its sample counts by the absolute one, |output - target|, which is finite.
+    Samples of any amplitude have the same weight. Where the target is zero the relative error is
+    undefined: such a sample contributes its absolute error, ||output - target||.
     """
 
     class Options(RegressionLoss.Options, frozen=True):
         """Options of relative_l2.
 
         Attributes:
-            eps: Norm of a target up to which its sample counts by its absolute error.
+            eps: Largest norm of a target that is treated as zero.
         """
 
         eps: NotNegativeNumber = 1e-6

@@ -1,32 +1,33 @@
-"""Hogwild!: the ranks of a node change one set of parameters in shared memory, without locks (Recht et al., 2011).
-
-Where gradients are sparse, updates seldom touch the same element and little is lost; where they are dense, updates of others
-get partly overwritten, and the noise grows with the number of ranks: the paper's caveat. Nodes are averaged now and then.
-"""
+"""Hogwild!: the ranks of a node change one set of parameters in shared memory, without locks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.collectives.window import Window
 from mpidl.comm import mpi
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
-from mpidl.nn import FlatParameters
+from mpidl.nn import FlatParameters, WholeStorage
 from mpidl.options import Positive, Section
-from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Update, Window
+from mpidl.sync.asynchronous.strategy import AsynchronousStrategy, Update
+from mpidl.sync.asynchronous.tickets import Tickets
 from mpidl.sync.strategy import RunInfo, StepScalars
-
-TICKETS, UPDATES = 0, 1  # counters in shared memory
 
 
 class Hogwild(AsynchronousStrategy):
-    """sparse: change only elements with a gradient (plain SGD). average_every: steps between averages of the nodes.
+    """Lock-free SGD on the parameters of a node; nodes are averaged now and then.
 
-    Each rank has an optimizer state of its own; its rate is divided by the number of ranks, since each makes a step where a
-    synchronous run makes one for all.
+    Where gradients are sparse, updates seldom touch the same element and little is lost; where
+    they are dense, updates of others get partly overwritten, and the noise grows with the number of
+    ranks: the paper's caveat (Recht et al., 2011).
+
+    Each rank has an optimizer state of its own. The learning rate is divided by the number of
+    ranks, since each takes a step where a synchronous run takes one for all.
     """
 
     class Options(Section, frozen=True):
@@ -40,16 +41,10 @@ class Hogwild(AsynchronousStrategy):
         sparse: bool = False
         average_every: Positive = 16
 
-    @classmethod
-    def create(
-        cls, options: Options, parameters: FlatParameters, context: Context, run: RunInfo
-    ) -> Hogwild:
-        """The strategy with `options`. Collective."""
-        every = options.average_every
-        return cls(parameters, context, sparse=options.sparse, average_every=every)
+    options: Options
 
     @classmethod
-    def check(cls, options: Options, run: RunInfo) -> None:
+    def check(cls, options: Any, run: RunInfo) -> None:
         """Also refuse sparse updates with an optimizer that changes every element."""
         super().check(options, run)
         if options.sparse and not run.sparse_updates:
@@ -65,26 +60,27 @@ class Hogwild(AsynchronousStrategy):
         self,
         parameters: FlatParameters,
         context: Context,
-        *,
-        sparse: bool = False,
-        average_every: int = 16,
+        options: Section | None = None,
+        run: RunInfo | None = None,
     ) -> None:
-        super().__init__(parameters, context, context.size, "hogwild")
-        self.sparse, self.average_every = sparse, average_every
+        super().__init__(parameters, context, options, run)
         MPI = mpi.load()
-        self.node = context.comm.Split_type(MPI.COMM_TYPE_SHARED, context.rank)
-        leads = self.node.Get_rank() == 0
-        leaders = context.comm.Split(0 if leads else MPI.UNDEFINED, context.rank)
-        self.leaders = Group(leaders, name="node leaders") if leads and context.nodes > 1 else None
-        self._memory = Window(
-            self.node, parameters.length if leads else 0, parameters.dtype, shared=True
-        )
-        self._counters = Window(self.node, 2 if leads else 0, np.int64)
-        private, parameters.values = parameters.values, self._memory.of(0)
-        if leads:
-            parameters.values[...] = private
+        self.node = MPI.Intracomm(context.comm.Split_type(MPI.COMM_TYPE_SHARED, context.rank))
+        self.leads = self.node.Get_rank() == 0
+        leaders = context.comm.Split(0 if self.leads else MPI.UNDEFINED, context.rank)
+        several = self.leads and context.nodes > 1
+        self.leaders = Group(leaders, name="node leaders") if several else None
+        self._tickets = Tickets(self.node)
+        count = parameters.length if self.leads else 0
+        self._memory = Window(self.node, count, parameters.dtype, shared=True)
+        shared = self._memory.shared_memory(0)
+        if self.leads:
+            shared[...] = parameters.values
         self.node.Barrier()
-        self._limit, self._rounds, self._seen = 0, 0, 0
+        parameters.use(WholeStorage(shared, parameters.message))
+        self._rounds = 0  # averages of the nodes in this epoch
+        self._round_limit = 0
+        self._seen = 0
 
     def start(self) -> None:
         if self.context.is_root:
@@ -92,75 +88,73 @@ class Hogwild(AsynchronousStrategy):
         else:
             start = np.empty_like(self.parameters.values)
         broadcast(start, comm=self.group, name="parameters")
-        if self.node.Get_rank() == 0:
-            self.parameters.values[...] = start
+        self.load_values(start)
+
+    def load_values(self, whole: Any) -> None:
+        if self.leads:
+            self.parameters.values[...] = whole
         self.node.Barrier()
 
     def begin_epoch(self, budget: int) -> None:
-        size = self.node.Get_size()
-        self._limit, self._rounds = budget * size // self.workers, 0  # this node's share
-        self._periods = budget // self.workers // self.average_every
-        self.node.Barrier()
-        if self.node.Get_rank() == 0:
-            self._counters.reset(0, TICKETS)
-        self.node.Barrier()
+        self._tickets.open(budget * self.node.Get_size() // self.workers)  # this node's share
+        self._rounds = 0
+        self._round_limit = budget // self.workers // self.options.average_every
 
     def next_step(self) -> int | None:
-        ticket = self._counters.count_up(0, TICKETS)
-        if (
-            self.leaders is not None
-            and ticket >= (self._rounds + 1) * self.average_every * self.node.Get_size()
-        ):
-            self._average_nodes()
-        if ticket >= self._limit:
+        number = self._tickets.take()
+        each = self.options.average_every * self.node.Get_size()
+        if self.leaders is not None and number >= (self._rounds + 1) * each:
+            self._average_nodes(self.leaders)
+        if number >= self._tickets.budget:
             return None
-        self._seen = self._counters.read(0, UPDATES)
-        return int(ticket * self.workers // self.node.Get_size())
+        self._seen = self._tickets.updates()
+        return int(number * self.workers // self.node.Get_size())
 
     def apply_gradients(self, lr: float, update: Update) -> None:
-        if self.sparse:
-            self.parameters.ops.sparse_sgd(
-                self.parameters.values, self.parameters.gradients, lr / self.workers
-            )
+        rate = lr / self.workers
+        if self.options.sparse:
+            self.parameters.ops.sparse_sgd(self.parameters.values, self.parameters.gradients, rate)
         else:
-            update(lr / self.workers)
-        self.staleness[self._counters.count_up(0, UPDATES) - self._seen] += 1
+            update(rate)
+        self.staleness[self._tickets.count_update() - self._seen] += 1
 
-    def add(self, places: Any, values: Any) -> None:
-        """Parameters at `places` (k,) += values (k,), without a lock: for gradients that are known to be sparse.
+    def add(self, indices: NDArray[np.integer[Any]], values: NDArray[Any]) -> None:
+        """Add to single parameters without a lock: for gradients that are known to be sparse.
 
-        For loops of one's own: the paper's update, of as many elements as a sample has features. Does not count as a step.
+        For loops of one's own: the paper's update, of as many elements as a sample has features.
+        Does not count as a step.
+
+        Args:
+            indices: (k,) elements of the flat buffer.
+            values: (k,) added to them.
         """
-        self.parameters.values[places] += values
+        self.parameters.values[indices] += values
 
     def end_epoch(self) -> None:
-        """The leaders make up for averages that their last steps have not come to: all do equally many."""
-        while self.leaders is not None and self._rounds < self._periods:
-            self._average_nodes()
+        """The leaders make up for averages that their last steps have not come to.
 
-    def _average_nodes(self) -> None:
+        All of them do the same number.
+        """
+        if self.leaders is not None:
+            while self._rounds < self._round_limit:
+                self._average_nodes(self.leaders)
+
+    def _average_nodes(self, leaders: Group) -> None:
         """Add the difference to the mean, so that what other ranks write meanwhile stays."""
-        if self._rounds >= self._periods:
+        if self._rounds >= self._round_limit:
             return
-        assert self.leaders is not None
         self._rounds += 1
         snapshot = self.parameters.values.copy()
         mean = snapshot.copy()
-        all_reduce(mean, comm=self.leaders, op="mean", name="parameters of nodes")
-        self.sent += 2 * (self.leaders.size - 1) * mean.nbytes // self.leaders.size
+        all_reduce(mean, comm=leaders, op="mean", name="parameters of nodes")
+        self.count_all_reduce(mean, leaders)
         self.parameters.values += mean - snapshot
 
     def synchronize(self) -> StepScalars:
         self.context.barrier()
         if self.leaders is not None:
-            all_reduce(
-                self.parameters.values, comm=self.leaders, op="mean", name="parameters of nodes"
-            )
-        self.average_optimizers(self.group)
+            values = self.parameters.values
+            all_reduce(values, comm=self.leaders, op="mean", name="parameters of nodes")
+        self.average_optimizers()
         self.context.barrier()
         return StepScalars()
-
-    def load_values(self, whole: Any) -> None:
-        if self.node.Get_rank() == 0:
-            self.parameters.values[...] = whole
-        self.node.Barrier()

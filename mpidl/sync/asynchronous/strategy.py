@@ -1,4 +1,4 @@
-"""Strategies in which every rank goes its own pace: what the trainer asks of them, and how they share out the steps."""
+"""The contract of strategies whose ranks take steps without waiting for each other."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import numpy as np
-
-from mpidl.collectives import Group, broadcast
-from mpidl.collectives.schedule import segments
-from mpidl.comm import mpi, transport
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
+from mpidl.options import Section
 from mpidl.sync.strategy import RunInfo, StepScalars, Strategy
 
 Update = Callable[[float], None]
@@ -34,7 +30,7 @@ class AsynchronousStrategy(Strategy):
         strategy.end_epoch()
 
     Attributes:
-        workers: Ranks that train.
+        workers: Ranks that train: the first ones.
         staleness: How many updates of others came between a step's reading the parameters and its
             own update, counted.
     """
@@ -43,13 +39,14 @@ class AsynchronousStrategy(Strategy):
     host_only: ClassVar[bool] = True  # works on parameters in host memory only
 
     def __init__(
-        self, parameters: FlatParameters, context: Context, workers: int, name: str
+        self,
+        parameters: FlatParameters,
+        context: Context,
+        options: Section | None = None,
+        run: RunInfo | None = None,
     ) -> None:
-        super().__init__(parameters)
-        if self.host_only:
-            check_host_memory(parameters.ops.name == "numpy", name)
-        self.context, self.workers = context, workers
-        self.group = Group(context.comm, name=name)
+        super().__init__(parameters, context, options, run)
+        self.workers = self.training_ranks(self.options, context.size)
         self.staleness: Counter[int] = Counter()
 
     @classmethod
@@ -78,7 +75,12 @@ class AsynchronousStrategy(Strategy):
                 remedy='set data.driver = "auto"',
             )
         if cls.host_only and not run.host_memory:
-            check_host_memory(False, cls.__name__)
+            raise ConfigError(
+                f"{cls.__name__} shares host memory among ranks, but the backend computes on GPUs",
+                where="sync.strategy",
+                remedy='set backend.name = "numpy", or a strategy that sends messages: '
+                "parameter_server, gossip",
+            )
 
     @classmethod
     def runs_in_lockstep(cls, options: Any) -> bool:
@@ -86,9 +88,10 @@ class AsynchronousStrategy(Strategy):
         return False
 
     def start(self) -> None:
-        broadcast(self.parameters.values, comm=self.group, name="parameters")
+        super().start()
         self.load_values(self.parameters.values)
 
+    # --- an epoch ---
     @abstractmethod
     def begin_epoch(self, budget: int) -> None:
         """Begin an epoch of `budget` steps of single ranks. Collective."""
@@ -118,6 +121,7 @@ class AsynchronousStrategy(Strategy):
     def end_epoch(self) -> None:
         """This rank takes no more steps, be the budget used up or not."""
 
+    # --- figures ---
     def meet(self, scalars: StepScalars) -> StepScalars:
         """Sums over all ranks. Collective."""
         total = StepScalars()
@@ -137,96 +141,10 @@ class AsynchronousStrategy(Strategy):
         }
 
 
-def check_host_memory(host: bool, name: str) -> None:
-    """ConfigError for a strategy that reads the memory of other ranks where that is a GPU's."""
-    if not host:
-        raise ConfigError(
-            f"{name} shares host memory among ranks, but the backend computes on GPUs",
-            where="sync.strategy",
-            remedy='set backend.name = "numpy", or a strategy that sends messages: parameter_server, gossip in mode sync',
-        )
-
-
 def mean_and_largest(report: dict[str, Any]) -> tuple[float, int] | None:
     """Of the staleness in a strategy's report; None where there is none."""
     counted = {int(late): times for late, times in report.get("staleness", {}).items()}
     total = sum(counted.values())
-    return (
-        (sum(late * times for late, times in counted.items()) / total, max(counted))
-        if total
-        else None
-    )
-
-
-class Window:
-    """One-sided access to memory of other ranks of a communicator: reads, sums, and atomic counters (MPI passive target).
-
-    count: elements of this rank's memory; rows of ranks without any stay empty. shared: the window can be mapped by all ranks
-    of `comm`, which are on one node; `of` gives the memory itself.
-    """
-
-    def __init__(self, comm: Any, count: int, dtype: Any, *, shared: bool = False) -> None:
-        self.comm, self.dtype, MPI = comm, np.dtype(dtype), mpi.load()
-        allocate = MPI.Win.Allocate_shared if shared else MPI.Win.Allocate
-        self.win = allocate(count * self.dtype.itemsize, self.dtype.itemsize, MPI.INFO_NULL, comm)
-        if count:
-            np.frombuffer(self.win.tomemory(), self.dtype)[...] = 0
-        comm.Barrier()
-        self.win.Lock_all()
-        self._open = True
-        mpi.before_finalize(self.free)
-
-    def of(self, rank: int) -> Any:
-        """The memory of a rank of the node itself."""
-        memory, _ = self.win.Shared_query(rank)
-        return np.frombuffer(memory, self.dtype)
-
-    def get(self, rank: int, out: Any, at: int = 0) -> None:
-        """Read elements from `at` on of a rank's memory. Each is read whole; together they may be older and newer."""
-        MPI = mpi.load()
-        for start, stop in segments((0, out.size), transport.MOST):
-            self.win.Get_accumulate(
-                np.empty(0, self.dtype),
-                out[start:stop],
-                rank,
-                (at + start, stop - start),
-                MPI.NO_OP,
-            )
-        self.win.Flush(rank)
-
-    def add(self, rank: int, values: Any, at: int = 0) -> None:
-        """Add to a rank's memory; every element is added whole."""
-        values = np.ascontiguousarray(values, self.dtype)
-        for start, stop in segments((0, values.size), transport.MOST):
-            self.win.Accumulate(
-                values[start:stop], rank, (at + start, stop - start), mpi.load().SUM
-            )
-        self.win.Flush(rank)
-
-    def count_up(self, rank: int, at: int = 0, by: int = 1) -> int:
-        """Add to one integer, and return what it was before."""
-        before, MPI = np.zeros(1, self.dtype), mpi.load()
-        self.win.Fetch_and_op(np.array([by], self.dtype), before, rank, at, MPI.SUM)
-        self.win.Flush(rank)
-        return int(before[0])
-
-    def read(self, rank: int, at: int = 0) -> int:
-        """One integer."""
-        return self.count_up(rank, at, 0)
-
-    def reset(self, rank: int, at: int = 0) -> None:
-        """Set one integer to 0, while nobody else works on it."""
-        self.count_up(rank, at, -self.read(rank, at))
-
-    def replace(self, rank: int, values: Any) -> None:
-        """Set a rank's memory, while nobody else works on it."""
-        now = np.empty_like(values)
-        self.get(rank, now)
-        self.add(rank, values - now)
-
-    def free(self) -> None:
-        """Give the memory back. Collective."""
-        if self._open:
-            self._open = False
-            self.win.Unlock_all()
-            self.win.Free()
+    if not total:
+        return None
+    return sum(late * times for late, times in counted.items()) / total, max(counted)

@@ -1,57 +1,64 @@
-"""What strategies share whose replicas differ between meetings: the average of parameters and optimizer state."""
+"""What strategies share whose replicas differ for some steps: averaging models and optimizers."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 
 from mpidl.backend import Array
-from mpidl.collectives import Group, all_reduce, broadcast
+from mpidl.collectives import all_reduce
 from mpidl.comm.context import Context
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState
-from mpidl.sync.strategy import StepScalars
+from mpidl.options import Section
+from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.synchronous.strategy import SynchronousStrategy
 
 
 class ParameterAveraging(SynchronousStrategy):
     """Every rank has a model and an optimizer of its own.
 
-    Failures are remembered until the ranks meet.
+    Failures and stop requests are remembered until the ranks meet.
     """
 
     averages_locally = True
 
-    def __init__(self, parameters: FlatParameters, context: Context, name: str) -> None:
-        super().__init__(parameters)
-        self.context = context
-        self.group = Group(context.comm, name=name)
-        self._diverged = False  # whether parameters may differ; `apart`: they or the optimizers
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        context: Context,
+        options: Section | None = None,
+        run: RunInfo | None = None,
+    ) -> None:
+        super().__init__(parameters, context, options, run)
+        # parameters may differ; `replicas_differ` also where only the optimizers do
+        self._diverged = False
         self._pending = StepScalars()
 
-    def start(self) -> None:
-        broadcast(self.parameters.values, comm=self.group, name="parameters")
+    def remember(self, scalars: StepScalars) -> StepScalars:
+        """Keep failures and stop requests for the next meeting.
 
-    def remember(self, own: StepScalars) -> StepScalars:
-        """Keep failures and stops for the next meeting; returns the scalars of a step in which the ranks do not meet."""
-        self._pending.add(StepScalars(failed=own.failed, stop=own.stop))
-        return replace(own, failed=0.0, stop=0.0)
+        Returns:
+            The scalars of a step in which the ranks do not meet.
+        """
+        self._pending.add(StepScalars(failed=scalars.failed, stop=scalars.stop))
+        return replace(scalars, failed=0.0, stop=0.0)
 
-    def meet(self, own: StepScalars | None = None) -> StepScalars:
-        """Sum the scalars of all ranks, with what has been remembered."""
-        total = own or StepScalars()
-        total.failed, total.stop = (
-            total.failed + self._pending.failed,
-            total.stop + self._pending.stop,
-        )
+    def meet(self, scalars: StepScalars) -> StepScalars:
+        """Sum the scalars of all ranks, with what has been remembered. Collective."""
+        self._pending.add(scalars)
+        message = np.array(astuple(self._pending))
         self._pending = StepScalars()
-        message = np.array([total.loss, total.correct, total.failed, total.stop, total.count])
         all_reduce(message, comm=self.group, name="scalars")
-        return StepScalars(*(float(value) for value in message))
+        return StepScalars(*message.tolist())
 
     def average(self, weight: float | None = None) -> None:
-        """Parameters become the (weighted) mean over the ranks. weight: of this rank, in any unit; None: all alike."""
+        """Parameters become the mean over the ranks. Collective.
+
+        Args:
+            weight: Of this rank, in any unit; None: all ranks alike.
+        """
         values = self.parameters.values
         if weight is None:
             all_reduce(values, comm=self.group, op="mean", name="parameters")
@@ -60,29 +67,31 @@ class ParameterAveraging(SynchronousStrategy):
             all_reduce(total, comm=self.group, name="weights")
             values *= values.dtype.type(weight / max(float(total[0]), 1e-30))
             all_reduce(values, comm=self.group, name="parameters")
-        self.sent += 2 * (self.group.size - 1) * values.nbytes // self.group.size
+        self.count_all_reduce(values, self.group)
         self._diverged = False
 
     def synchronize(self) -> StepScalars:
         """The mean of the replicas and of their optimizers."""
-        sums = self.meet()
+        sums = self.meet(StepScalars())
         if sums.failed:
             return sums
         if self._diverged:
             self.combine()
         if self.replicas_differ:
-            self.average_optimizers(self.group)
+            self.average_optimizers()
             self.replicas_differ = False
         return sums
 
     def diverge(self) -> None:
         """This rank's optimizer has taken a step of its own."""
-        self.replicas_differ = self._diverged = True
+        self.replicas_differ = True
+        self._diverged = True
 
     def combine(self) -> None:
-        """Make one model of the replicas."""
+        """Make one model of the replicas. Collective."""
         self.average()
 
+    # --- checkpoints ---
     def state(self) -> RunState:
         """Between averages also this rank's parameters and optimizer, copied."""
         state = super().state()

@@ -1,4 +1,7 @@
-"""Buckets: slices of the flat gradient buffer that leave one by one while backward still runs, last layers first."""
+"""Buckets: slices of the flat gradient buffer that leave one by one while backward still runs.
+
+Backward runs from the last layer to the first, and so do the buckets.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,23 @@ from dataclasses import dataclass
 
 from mpidl.nn import FlatParameters
 
+DEFAULT_BYTES = 4 << 20
+
+
+def bucket_bytes(mebibytes: float) -> int:
+    """The size of a bucket from a setting in MiB, of which 0 is the default."""
+    return int(mebibytes * (1 << 20)) or DEFAULT_BYTES
+
 
 @dataclass(frozen=True)
 class Bucket:
-    """Elements [start, stop) of the flat buffer; name: its number and its parameters, for error messages."""
+    """Elements [start, stop) of the flat buffer.
+
+    Attributes:
+        start: First element.
+        stop: The one after the last.
+        name: Its number and its parameters, for error messages and as the key of state.
+    """
 
     start: int
     stop: int
@@ -27,8 +43,13 @@ class Bucket:
 
 
 def cut(parameters: FlatParameters, nbytes: int) -> list[Bucket]:
-    """Cut between parameters into buckets of about `nbytes`, at least one parameter each; in the order in which they leave."""
-    limit, spans = nbytes // parameters.dtype.itemsize, []
+    """Cut the flat buffer between parameters into buckets of about `nbytes`.
+
+    Returns:
+        Buckets of at least one parameter each, in the order in which they leave.
+    """
+    limit = nbytes // parameters.dtype.itemsize
+    spans = []
     stop, names = parameters.length, []
     for name, slot in reversed(parameters.slots.items()):
         names.append(name)
@@ -38,23 +59,30 @@ def cut(parameters: FlatParameters, nbytes: int) -> list[Bucket]:
     if stop:
         spans.append((0, stop, names))
     return [
-        Bucket(start, stop, f"bucket {index} ({_named(names)})")
+        Bucket(start, stop, f"bucket {index} ({_span(names)})")
         for index, (start, stop, names) in enumerate(spans)
     ]
 
 
-def _named(names: list[str]) -> str:
+def _span(names: list[str]) -> str:
     return names[0] if len(names) < 2 else f"{names[-1]} to {names[0]}"
 
 
 class BucketDispatcher:
-    """Sends each bucket off as soon as all its gradients are final. Gradients become final from the end to the beginning."""
+    """Sends each bucket as soon as all its gradients are final.
+
+    Args:
+        buckets: In the order in which they become final, from the end to the beginning.
+        send: Called for each bucket once a step, in this order.
+    """
 
     def __init__(self, buckets: list[Bucket], send: Callable[[Bucket], None]) -> None:
-        self.buckets, self.send, self._next = buckets, send, 0
+        self.buckets = buckets
+        self.send = send
+        self._next = 0
 
     def ready(self, start: int) -> None:
-        """Everything from `start` on is final."""
+        """Everything from element `start` on is final."""
         while self._next < len(self.buckets) and self.buckets[self._next].start >= start:
             self._next += 1
             self.send(self.buckets[self._next - 1])
@@ -66,10 +94,19 @@ class BucketDispatcher:
 
 
 class BucketTuner:
-    """Tries bucket sizes for some steps each, and then stays with the one with the smallest median step time."""
+    """Tries bucket sizes for some steps each; stays with the one of the smallest median step time.
+
+    Args:
+        candidates: Sizes in bytes.
+        steps: To try each of them.
+
+    Attributes:
+        best: The size that was found, in bytes; None before.
+    """
 
     def __init__(self, candidates: Iterable[int], steps: int = 8) -> None:
-        self.candidates, self.steps = list(candidates), steps
+        self.candidates = list(candidates)
+        self.steps = steps
         self.times: dict[int, list[float]] = {size: [] for size in self.candidates}
         self.best: int | None = None
 
@@ -81,7 +118,14 @@ class BucketTuner:
         return next(size for size in self.candidates if len(self.times[size]) < self.steps)
 
     def record(self, seconds: float) -> bool:
-        """Take the time of a step, the same on all ranks; True when the size for the next step is another one."""
+        """Take the time of a step.
+
+        Args:
+            seconds: The same on all ranks.
+
+        Returns:
+            Whether the next step has another bucket size.
+        """
         if self.best is not None:
             return False
         before = self.current

@@ -1,28 +1,37 @@
-"""Gossip: after each step a rank averages its parameters with a few others, never with all (D-PSGD: Lian et al., 2017).
-
-Push-sum sends along directed edges and corrects for ranks that got more than they gave (SGP: Assran et al., 2019).
-"""
+"""Gossip: after each step a rank averages its parameters with a few others, never with all."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
 from mpidl.comm.transport import host_view
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState
+from mpidl.options import Section
 from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.synchronous.averaging import ParameterAveraging
 from mpidl.sync.synchronous.strategy import Update
-from mpidl.sync.topology import Graph, GraphOptions
+from mpidl.sync.topology import GraphOptions
 
-MEET = 16  # steps between looks at whether a rank has failed
+MEET = 16  # steps between checks of whether a rank has failed
 
 
 class Gossip(ParameterAveraging):
-    """graph: who with whom. period: steps between exchanges. push_sum: for graphs whose rows do not add up to 1."""
+    """Decentralized SGD along the edges of a graph (D-PSGD: Lian et al., 2017).
+
+    Push-sum sends along directed edges, and corrects for ranks that got more than they gave (SGP:
+    Assran et al., 2019).
+
+    Attributes:
+        graph: Who exchanges with whom, in which step.
+        exchanges: Done so far; they choose the edges of the graph.
+        weight: The push-sum weight of this rank.
+    """
 
     class Options(GraphOptions, frozen=True):
         """Options of gossip.
@@ -36,16 +45,10 @@ class Gossip(ParameterAveraging):
 
         push_sum: bool = False
 
-    @classmethod
-    def create(
-        cls, options: Options, parameters: FlatParameters, context: Context, run: RunInfo
-    ) -> Gossip:
-        """The strategy with `options`. Collective."""
-        graph = options.build(context.size, run.seed, directed=options.push_sum)
-        return cls(parameters, context, graph, period=options.period, push_sum=options.push_sum)
+    options: Options
 
     @classmethod
-    def check(cls, options: Options, run: RunInfo) -> None:
+    def check(cls, options: Any, run: RunInfo) -> None:
         """Also refuse graphs that leave ranks alone."""
         super().check(options, run)
         options.check_ranks(run.ranks)
@@ -54,14 +57,15 @@ class Gossip(ParameterAveraging):
         self,
         parameters: FlatParameters,
         context: Context,
-        graph: Graph,
-        *,
-        period: int = 1,
-        push_sum: bool = False,
+        options: Section | None = None,
+        run: RunInfo | None = None,
     ) -> None:
-        super().__init__(parameters, context, "gossip")
-        self.graph, self.period, self.push_sum = graph, period, push_sum
-        self.count, self.exchanges, self.weight = 0, 0, 1.0
+        super().__init__(parameters, context, options, run)
+        directed = self.options.push_sum
+        self.graph = self.options.build(context.size, self.run.seed, directed=directed)
+        self.count = 0
+        self.exchanges = 0
+        self.weight = 1.0
         self._inbox = np.empty((0, 0), parameters.dtype)
 
     def step(self, scalars: StepScalars, update: Update) -> StepScalars:
@@ -69,40 +73,45 @@ class Gossip(ParameterAveraging):
         if not scalars.failed:
             update()
         self.diverge()
-        if self.count % self.period == 0:
+        if self.count % self.options.period == 0:
             self._mix()
         return self.meet(scalars) if self.count % MEET == 0 else self.remember(scalars)
 
     def _mix(self) -> None:
         """Send the weighted parameters to this step's receivers, and add what comes in."""
-        mixing, values = self.graph.mixing(self.group.rank, self.exchanges), self.parameters.values
+        mixing = self.graph.mixing(self.group.rank, self.exchanges)
+        values = self.parameters.values
         self.exchanges += 1
         if not mixing.sends and not mixing.receives:
             return
         if len(self._inbox) < len(mixing.receives):
             self._inbox = np.empty((len(mixing.receives), values.size + 1), values.dtype)
-        self.group.doing = ("gossip", values, "mean", "parameters")
-        try:
-            with host_view(values) as host:
-                self._exchange(host, mixing.sends, mixing.receives, mixing.own)
-        finally:
-            self.group.doing = None
-        self.group.count += 1
+        with self.group.during("gossip", values, "mean", "parameters"), host_view(values) as host:
+            self._exchange(host, mixing.sends, mixing.receives, mixing.own)
         self.sent += len(mixing.sends) * (values.nbytes + values.itemsize)
 
-    def _exchange(self, host: Any, sends: Any, receives: Any, own: float) -> None:
-        """Messages are (x * weight / sum of weights, weight), x the parameters times this rank's push-sum weight."""
+    def _exchange(
+        self,
+        host: NDArray[Any],
+        sends: Sequence[tuple[int, float]],
+        receives: Sequence[int],
+        own: float,
+    ) -> None:
+        """Messages are (x * weight / sum of weights, weight).
+
+        x are the parameters times this rank's push-sum weight.
+        """
         comm, boxes = self.group.comm, self._inbox
         requests = [
             comm.Irecv(boxes[index], source=source) for index, source in enumerate(receives)
         ]
-        outgoing = []
-        for to, weight in sends:
+        outgoing = []  # MPI reads the messages until the requests are complete
+        for dest, weight in sends:
             message = np.empty(host.size + 1, host.dtype)
             np.multiply(host, host.dtype.type(weight * self.weight), out=message[:-1])
             message[-1] = weight * self.weight
             outgoing.append(message)
-            requests.append(comm.Isend(message, dest=to))
+            requests.append(comm.Isend(message, dest=dest))
         for request in requests:
             request.Wait()
         host *= host.dtype.type(own * self.weight)
@@ -111,15 +120,16 @@ class Gossip(ParameterAveraging):
             host += box[:-1]
             total += float(box[-1])
         host *= host.dtype.type(1 / total)
-        self.weight = total if self.push_sum else 1.0
+        self.weight = total if self.options.push_sum else 1.0
 
     def combine(self) -> None:
         """The mean, weighted where push-sum has made ranks unequal."""
-        self.average(self.weight if self.push_sum else None)
+        self.average(self.weight if self.options.push_sum else None)
         self.weight = 1.0
 
+    # --- checkpoints ---
     def state(self) -> RunState:
-        """Also steps, exchanges (which choose the edges of the graph), and this rank's push-sum weight."""
+        """Also steps, exchanges (which choose the edges), and this rank's push-sum weight."""
         state = super().state()
         state.set_numbers(count=self.count, exchanges=self.exchanges)
         if self.replicas_differ:

@@ -1,12 +1,8 @@
-"""Local SGD: every rank takes several steps on its own, then the parameters are averaged (McMahan et al., 2017; Stich, 2019).
-
-Post-local SGD averages gradients in every step first, and begins local steps later (Lin et al., 2020). Slow momentum treats the
-change between two averages as a gradient, with a momentum of its own (SlowMo: Wang et al., 2020).
-"""
+"""Local SGD: every rank takes several steps on its own, then the parameters are averaged."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta
@@ -23,9 +19,17 @@ from mpidl.sync.synchronous.strategy import Update
 
 
 class LocalSGD(ParameterAveraging):
-    """steps: local steps between averages. start_step: the first local step of the run; before it gradients are averaged.
+    """Local steps between averages of the parameters (McMahan et al., 2017; Stich, 2019).
 
-    slow_momentum, slow_rate: 0 and 1 are plain averaging. Averages are weighted by the samples that each rank has seen.
+    Averages are weighted by the samples that each rank has seen. Post-local SGD averages gradients
+    in every step first, and begins local steps later (Lin et al., 2020). Slow momentum treats the
+    change between two averages as a gradient, with a momentum of its own (SlowMo: Wang et al.,
+    2020).
+
+    Attributes:
+        start_step: The first local step of the run; before it gradients are averaged.
+        count: Steps of the run so far.
+        averages: Done so far.
     """
 
     class Options(Section, frozen=True):
@@ -43,95 +47,73 @@ class LocalSGD(ParameterAveraging):
         slow_momentum: Share = 0.0
         slow_rate: Rate = 1.0
 
-    @classmethod
-    def create(
-        cls, options: Options, parameters: FlatParameters, context: Context, run: RunInfo
-    ) -> LocalSGD:
-        """The strategy with `options`. Collective."""
-        return cls(
-            parameters,
-            context,
-            steps=options.steps,
-            start_step=int(options.start_epoch * run.epoch_steps),
-            slow_momentum=options.slow_momentum,
-            slow_rate=options.slow_rate,
-        )
+    options: Options
 
     def __init__(
         self,
         parameters: FlatParameters,
         context: Context,
-        *,
-        steps: int = 8,
-        start_step: int = 0,
-        slow_momentum: float = 0.0,
-        slow_rate: float = 1.0,
+        options: Section | None = None,
+        run: RunInfo | None = None,
     ) -> None:
-        super().__init__(parameters, context, "local SGD")
-        self.steps, self.start_step, self.slow_momentum, self.slow_rate = (
-            steps,
-            start_step,
-            slow_momentum,
-            slow_rate,
-        )
-        self.count, self._seen, self.averages = 0, 0.0, 0
-        xp = parameters.ops.xp
-        self._slow = xp.zeros_like(parameters.values) if slow_momentum or slow_rate != 1 else None
-        self._before = xp.zeros_like(parameters.values) if self._slow is not None else None
+        super().__init__(parameters, context, options, run)
+        self.start_step = int(self.options.start_epoch * self.run.epoch_steps)
+        self.count = 0
+        self.averages = 0
+        self._samples = 0.0  # of this rank since the last average
+        slow = self.options.slow_momentum != 0 or self.options.slow_rate != 1
+        self._slow = SlowMomentum(parameters) if slow else None
 
     def start(self) -> None:
         super().start()
-        if self._before is not None:
-            self._before[...] = self.parameters.values
+        if self._slow is not None:
+            self._slow.restart()
 
     def step(self, scalars: StepScalars, update: Update) -> StepScalars:
         self.count += 1
         if self.count <= self.start_step:
-            return self._together(scalars, update)
+            return self._averaged_step(scalars, update)
         if not scalars.failed:
             update()
         self.diverge()
-        self._seen += scalars.count
-        if (self.count - self.start_step) % self.steps:
+        self._samples += scalars.count
+        if (self.count - self.start_step) % self.options.steps:
             return self.remember(scalars)
         sums = self.meet(scalars)
         if not sums.failed:
             self.combine()
         return sums
 
-    def _together(self, scalars: StepScalars, update: Update) -> StepScalars:
-        """A step with averaged gradients; weighted by samples, since each rank has divided by its own."""
+    def _averaged_step(self, scalars: StepScalars, update: Update) -> StepScalars:
+        """A step with averaged gradients.
+
+        They are weighted by samples, since each rank has divided by its own.
+        """
         sums = self.meet(scalars)
         if not sums.failed:
             gradients = self.parameters.gradients
             gradients *= gradients.dtype.type(scalars.count / max(sums.count, 1.0))
             all_reduce(gradients, comm=self.group, name="gradients")
-            self.sent += 2 * (self.group.size - 1) * gradients.nbytes // self.group.size
+            self.count_all_reduce(gradients, self.group)
             update()
-            if self._before is not None:
-                self._before[...] = self.parameters.values
+            if self._slow is not None:
+                self._slow.restart()
         return sums
 
     def combine(self) -> None:
-        self.average(self._seen)
-        self._seen, self.averages = 0.0, self.averages + 1
-        if self._slow is None or self._before is None:
-            return
-        values = self.parameters.values
-        self._before -= values  # how far the average has come, backwards
-        self._slow *= self._slow.dtype.type(self.slow_momentum)
-        self._slow += self._before
-        self._before += values
-        self._before -= self._slow * self._slow.dtype.type(self.slow_rate)
-        values[...] = self._before
+        self.average(self._samples)
+        self._samples = 0.0
+        self.averages += 1
+        if self._slow is not None:
+            self._slow.step(self.options.slow_momentum, self.options.slow_rate)
 
+    # --- checkpoints ---
     def _slow_buffers(self) -> dict[str, Array]:
-        if self._slow is None or self._before is None:
+        if self._slow is None:
             return {}
         # where the replicas are equal, they are what they were after the last average
-        return {"slow_momentum": self._slow} | (
-            {"average": self._before} if self.replicas_differ else {}
-        )
+        average = {"average": self._slow.before} if self.replicas_differ else {}
+        return {"slow_momentum": self._slow.momentum} | average
 
     def state(self) -> RunState:
         """Also steps, the samples since the last average, and slow momentum."""
@@ -141,22 +123,49 @@ class LocalSGD(ParameterAveraging):
             name: np.array(to_host(array)) for name, array in self._slow_buffers().items()
         }
         if self.replicas_differ:
-            state.own["samples"] = np.array([self._seen])
+            state.own["samples"] = np.array([self._samples])
         return state
 
     def load_state(self, state: RunState) -> None:
         super().load_state(state)
-        before = (
-            self.optimizer.count if self.optimizer is not None else self.count
-        )  # of a run with another strategy so far
+        # of a run that had another strategy so far, the steps are known from its optimizer
+        before = self.optimizer.count if self.optimizer is not None else self.count
         self.count = int(state.take_number("count", before))
         self.averages = int(state.take_number("averages", self.averages))
-        self._seen = state.take_number("samples", 0.0)
+        self._samples = state.take_number("samples", 0.0)
         for name, array in self._slow_buffers().items():
             saved = state.take(name)
             if saved is not None:
                 array[...] = self.parameters.ops.to_device(saved)
         state.take("average")  # without the replicas it has no meaning
 
-    def report(self) -> dict[str, object]:
+    def report(self) -> dict[str, Any]:
         return super().report() | {"averages": self.averages}
+
+
+class SlowMomentum:
+    """Momentum of the change of the parameters from one average to the next.
+
+    Attributes:
+        momentum: (n,).
+        before: (n,) the parameters after the last average.
+    """
+
+    def __init__(self, parameters: FlatParameters) -> None:
+        self.parameters = parameters
+        self.momentum: Array = parameters.ops.xp.zeros_like(parameters.values)
+        self.before: Array = parameters.ops.xp.zeros_like(parameters.values)
+
+    def restart(self) -> None:
+        """The next change counts from the parameters as they are now."""
+        self.before[...] = self.parameters.values
+
+    def step(self, decay: float, rate: float) -> None:
+        """Replace the average of the replicas by a step from the average before it."""
+        values = self.parameters.values
+        self.before -= values  # the change, backwards
+        self.momentum *= self.momentum.dtype.type(decay)
+        self.momentum += self.before
+        self.before += values
+        self.before -= self.momentum * self.momentum.dtype.type(rate)
+        values[...] = self.before

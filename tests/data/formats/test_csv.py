@@ -1,4 +1,4 @@
-"""Tables of text as people have them: any separator, with and without a header, and what is wrong in which line."""
+"""Tables of text: any separator, with and without a header, and errors that name the line."""
 
 from __future__ import annotations
 

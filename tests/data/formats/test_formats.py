@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gzip
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mpidl.data.formats import open_source
+from mpidl.cli.main import make_parser
+from mpidl.data.formats import IMPORTERS, detect_format, open_source
 from mpidl.data.formats.idx import read_idx
 from mpidl.data.hdf5 import h5py
-from mpidl.errors import DataError
+from mpidl.errors import ConfigError, DataError
+from mpidl.options import documented
+from tests.conftest import ROOT
 
 
 def idx(array: np.ndarray, code: int) -> bytes:
@@ -22,6 +27,150 @@ def idx(array: np.ndarray, code: int) -> bytes:
         + struct.pack(f">{array.ndim}I", *array.shape)
         + array.tobytes()
     )
+
+
+def write_idx(folder: Path, x: np.ndarray, y: np.ndarray) -> list[Path]:
+    (folder / "x-ubyte").write_bytes(idx(x, 8))
+    (folder / "y-ubyte.gz").write_bytes(gzip.compress(idx(y, 8)))
+    return [folder / "x-ubyte", folder / "y-ubyte.gz"]
+
+
+def write_npy(folder: Path, x: np.ndarray, y: np.ndarray) -> list[Path]:
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", y)
+    return [folder / "x.npy", folder / "y.npy"]
+
+
+def write_npz(folder: Path, x: np.ndarray, y: np.ndarray) -> list[Path]:
+    np.savez(folder / "a.npz", image=x, label=y)
+    return [folder / "a.npz"]
+
+
+def write_hdf5(folder: Path, x: np.ndarray, y: np.ndarray) -> list[Path]:
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["image"], file["label"] = x, y
+    return [folder / "a.h5"]
+
+
+def write_csv(folder: Path, x: np.ndarray, y: np.ndarray) -> list[Path]:
+    header = ",".join(["label", *(f"pixel{number}" for number in range(x[0].size))])
+    table = np.column_stack([y, x.reshape(len(x), -1)])
+    np.savetxt(
+        folder / "a.csv",
+        table,
+        fmt="%d",
+        delimiter=",",
+        header=header,
+        comments="",
+        encoding="utf8",
+    )
+    return [folder / "a.csv"]
+
+
+def write_images(folder: Path, x: np.ndarray, y: np.ndarray) -> list[Path]:
+    image = pytest.importorskip("PIL.Image")
+    for number, (pixels, label) in enumerate(zip(x, y, strict=True)):
+        target = folder / "images" / str(label)
+        target.mkdir(parents=True, exist_ok=True)
+        image.fromarray(pixels).save(target / f"{number:03d}.png")
+    return [folder / "images"]
+
+
+# For each format: writes bytes x (n, h, w) with labels y (n,), which ascend
+EXAMPLES: dict[str, Callable[[Path, np.ndarray, np.ndarray], list[Path]]] = {
+    "csv": write_csv,
+    "npz": write_npz,
+    "npy": write_npy,
+    "hdf5": write_hdf5,
+    "images": write_images,
+    "idx": write_idx,
+}
+
+
+def test_each_format_has_an_example() -> None:
+    assert list(EXAMPLES) == list(IMPORTERS)
+
+
+@pytest.fixture
+def example(tmp_path: Path, name: str) -> tuple[list[Path], np.ndarray, np.ndarray]:
+    """The paths of an example, and its arrays."""
+    x = np.random.default_rng(0).integers(0, 256, (7, 6, 5), np.uint8)
+    y = np.sort(np.arange(7, dtype=np.uint8) % 3)
+    return EXAMPLES[name](tmp_path, x, y), x, y
+
+
+@pytest.mark.parametrize("name", IMPORTERS)
+def test_each_format_is_detected_and_read_in_any_range(name: str, example: Any) -> None:
+    paths, x, y = example
+    assert detect_format(paths[0]) == name
+    source = open_source(paths)
+    assert source.samples == 7
+    for start, stop in ((0, 7), (2, 5), (6, 7), (3, 3)):
+        image, label = source.read(start, stop).values()
+        np.testing.assert_array_equal(image.reshape(-1, 6, 5), x[start:stop])
+        np.testing.assert_array_equal(label, y[start:stop])
+
+
+@pytest.mark.parametrize("name", IMPORTERS)
+def test_no_format_takes_the_files_of_another_one(name: str, example: Any) -> None:
+    paths, *_ = example
+    for other in IMPORTERS:
+        if other != name:
+            with pytest.raises(DataError):
+                open_source(paths[:1], format=other)
+
+
+@pytest.mark.parametrize("name", IMPORTERS)
+def test_each_format_says_how_many_files_it_takes(name: str, example: Any) -> None:
+    paths, *_ = example
+    if not IMPORTERS[name].SEVERAL_FILES:
+        with pytest.raises(DataError, match=f"one input of the format {name}, got 2"):
+            open_source([*paths, *paths])
+
+
+@pytest.mark.parametrize("name", IMPORTERS)
+def test_each_format_is_in_the_help_and_in_the_readme(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["shard", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    importer = IMPORTERS[name]
+    assert importer.INPUT in shown
+    suffixes = ", ".join(f"`{suffix}`" for suffix in importer.SUFFIXES)
+    options = ", ".join(f"`--{key.replace('_', '-')}`" for key in importer.Options.keys())
+    row = f"| {name} | {importer.INPUT} | {suffixes} | {options} |".replace("  ", " ")
+    assert row in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", IMPORTERS)
+def test_options_are_documented_and_refused_elsewhere(name: str, example: Any) -> None:
+    own = IMPORTERS.options(name).keys()
+    assert set(own) <= set(documented(IMPORTERS.options(name)))
+    for other in IMPORTERS:
+        for key in set(IMPORTERS.options(other).keys()) - set(own):
+            with pytest.raises(DataError, match=f"only {other}") as caught:
+                open_source(example[0], **{key: True})
+            assert caught.value.where == f"--{key}"
+
+
+def test_a_format_can_be_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "table.txt"
+    path.write_text("a,label\n1,0\n2,1\n")
+    with pytest.raises(DataError, match="no known format") as caught:
+        open_source([path])
+    assert all(name in caught.value.remedy for name in IMPORTERS)
+    assert open_source([path], format="csv").samples == 2
+    with pytest.raises(ConfigError, match="no such format") as wrong:
+        open_source([path], format="cvs")
+    assert "did you mean 'csv'" in wrong.value.remedy
+
+
+@pytest.mark.parametrize("value", ["yes", 3])
+def test_options_have_types(tmp_path: Path, value: Any) -> None:
+    (tmp_path / "a.csv").write_text("a,label\n1,0\n")
+    with pytest.raises(ConfigError, match="true or false"):
+        open_source([tmp_path / "a.csv"], header=value)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +250,14 @@ def test_wrong_sources(tmp_path: Path) -> None:
     np.savez(tmp_path / "uneven.npz", x=np.zeros(3), y=np.zeros(4))
     np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
     for name, words in [
-        ("short.gz", "promises"), ("junk", "not an IDX"), ("bad.csv", "line 3"), ("empty", "no class folders"),
-        ("uneven.npz", "different numbers"), ("objects.npz", "cannot be read"), ("nothing.npz", "does not exist"),
-    ]:  # fmt: skip
+        ("short.gz", "promises"),
+        ("junk", "not an IDX"),
+        ("bad.csv", "line 3"),
+        ("empty", "no class folders"),
+        ("uneven.npz", "different numbers"),
+        ("objects.npz", "cannot be read"),
+        ("nothing.npz", "does not exist"),
+    ]:
         with pytest.raises(DataError, match=words) as caught:
             open_source([tmp_path / name])
         assert name in caught.value.where
@@ -143,7 +297,7 @@ def test_channels_last_are_taken_as_they_are(tmp_path: Path, shape: tuple[int, .
 
 def test_nothing_to_turn(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 9)))
-    with pytest.raises(DataError, match="no images .* to transpose"):
+    with pytest.raises(DataError, match=r"no images .* to transpose"):
         open_source([tmp_path / "a.npz"], channels="first")
 
 
@@ -153,9 +307,14 @@ def test_torn_files(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros(300))
     row = (tmp_path / "a.npy").read_bytes()
     for name, content in [
-        ("cut.npz", whole[:-40]), ("bent.npz", whole[:60] + b"\xff" * 60 + whole[120:]), ("empty.npz", b""), ("empty.npy", b""),
-        ("cut.npy", row[:-40]), ("short", b"\0\0\x08\x03\0\0"), ("cut.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x05hello")[:-9]),
-    ]:  # fmt: skip
+        ("cut.npz", whole[:-40]),
+        ("bent.npz", whole[:60] + b"\xff" * 60 + whole[120:]),
+        ("empty.npz", b""),
+        ("empty.npy", b""),
+        ("cut.npy", row[:-40]),
+        ("short", b"\0\0\x08\x03\0\0"),
+        ("cut.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x05hello")[:-9]),
+    ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match="cannot be read"):
             open_source([tmp_path / name])

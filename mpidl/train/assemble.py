@@ -1,0 +1,158 @@
+"""Assembles a run from its configuration; mpidl.train.trainer runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mpidl.backend import create_ops
+from mpidl.collectives.safety import watchdog
+from mpidl.comm.context import Context
+from mpidl.config import Config
+from mpidl.data import LaneSampler, Loader, Reader
+from mpidl.data.manifest import Manifest
+from mpidl.data.sampler import window_steps
+from mpidl.nn import Model
+from mpidl.optim import LearningRate
+from mpidl.train.build import build_for_data, build_loss, build_optimizer, build_strategy
+from mpidl.train.engine import AnyStrategy, StepOptions, TrainingStep
+from mpidl.train.events import Observers
+from mpidl.train.feed import Feed
+from mpidl.train.inputs import Inputs, InputSpec, input_spec
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run.
+
+    Attributes:
+        reader: The training data.
+        test: The test data, if there are any.
+        spec: What the model expects of a data set.
+        feed: Batches on the device, in the order of its sampler.
+        step: Takes the steps; it has model, loss, strategy and optimizer.
+        rate: The learning rate.
+    """
+
+    reader: Reader
+    test: Reader | None
+    spec: InputSpec
+    feed: Feed
+    step: TrainingStep
+    rate: LearningRate
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.step.model
+
+    @property
+    def strategy(self) -> AnyStrategy:
+        """How the ranks combine their work."""
+        return self.step.strategy
+
+    @property
+    def sampler(self) -> LaneSampler:
+        """The order of the data."""
+        return self.feed.sampler
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.feed.loader.steps
+
+
+def assemble(config: Config, context: Context, observers: Observers, say: Say) -> Parts:
+    """Open the data and build all parts. Collective.
+
+    Args:
+        config: The run.
+        context: The ranks.
+        observers: Told of the passes of each step.
+        say: Told what a user should know.
+
+    Raises:
+        MpidlError: Something is missing or does not fit; on all ranks together.
+    """
+    data = config.data
+    reader = Reader(data.train, context=context, driver=data.driver, verify=data.verify)
+    with context.fail_together("setting up the model"):
+        spec = input_spec(reader.manifest, config, lambda text: say(f"note: {text}"))
+        ops = create_ops(config.backend.name, context.local_rank, context.threads)
+        model = build_for_data(config.model, spec, ops, config.train.precision)
+        run = config.run_info(
+            ranks=context.size,
+            needs_collective=model.needs_collective,
+            host_memory=ops.name == "numpy",
+        )
+        config.sync.chosen.check(config.sync.options, run)
+        sampler = _build_sampler(config, reader.manifest, context)
+    test = _open_test(config, spec, context)
+    feed = Feed(
+        Loader(reader, sampler, context=context),
+        sampler,
+        Inputs(spec, model),
+        config.train.micro_batches,
+        stages_empty=model.needs_collective,
+    )
+    watchdog.start(context.comm, config.sync.watchdog)
+    run = replace(run, epoch_steps=feed.loader.steps)
+    strategy = build_strategy(config.sync, model.parameters, context, run)
+    feed.stages_empty |= model.parameters.gathers_in_passes
+    optimizer = build_optimizer(config.optim, strategy.shard, ops)
+    loss = build_loss(config.loss, ops)
+    options = _step_options(config, feed)
+    step = TrainingStep(model, loss, strategy, optimizer, context, options, observers)
+    return Parts(reader, test, spec, feed, step, _build_rate(config, feed.loader.steps))
+
+
+def _step_options(config: Config, feed: Feed) -> StepOptions:
+    return StepOptions(
+        micro_batches=feed.own_micro_batches,
+        clip_norm=config.optim.clip_norm,
+        scale_loss=config.train.precision == "float16",
+        graphs=config.backend.graphs,
+        seed=config.train.seed,
+    )
+
+
+def _build_sampler(config: Config, manifest: Manifest, context: Context) -> LaneSampler:
+    sync, batch = config.sync, config.train.global_batch
+    ranks = sync.chosen.training_ranks(sync.options, context.size)
+    window = window_steps(manifest.samples, batch, manifest.sample_bytes, config.data.window_bytes)
+    return LaneSampler(
+        manifest.samples,
+        batch,
+        min(context.rank, ranks - 1),
+        ranks,
+        seed=config.train.seed,
+        shuffle=config.data.shuffle,
+        window=window,
+    )
+
+
+def _open_test(config: Config, spec: InputSpec, context: Context) -> Reader | None:
+    """The test data, if there are any. Collective."""
+    if config.data.test is None:
+        return None
+    # evaluation reads at each rank's own pace: never collectively
+    test = Reader(config.data.test, context=context, driver="posix", verify=config.data.verify)
+    with context.fail_together("checking the test data"):
+        spec.check(test.manifest, config.data.test)
+    return test
+
+
+def _build_rate(config: Config, steps: int) -> LearningRate:
+    """The learning rate, whose settings in epochs become steps."""
+    optim = config.optim
+    return LearningRate(
+        optim.peak_rate(config.train.global_batch),
+        steps * config.train.epochs,
+        optim.schedule,
+        int(optim.warmup_epochs * steps),
+        optim.floor,
+        [int(epoch * steps) for epoch in optim.milestones],
+        optim.gamma,
+    )
