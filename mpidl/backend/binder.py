@@ -90,15 +90,16 @@ class Binder:
         """Raise BackendError naming the first argument that does not fit; for either backend."""
         if len(args) != len(self.types):
             raise self._error(f"takes {len(self.types)} arguments, got {len(args)}", "")
+        record = self.kernel.struct_position
+        if record is not None:  # first: the sizes of arrays are read from it
+            self._check_record(self.kernel.arguments[record], args[record])
         for argument, dtype, arg in zip(self.kernel.arguments, self.types, args, strict=True):
-            if argument.is_struct:
-                self._check_record(argument, arg)
-            elif dtype is not None and not (arg is None and argument.optional):
+            if dtype is not None and not (arg is None and argument.optional):
                 self._check_array(argument, dtype, arg)
                 self._check_size(argument, arg, args)
 
     def _check_record(self, argument: Argument, arg: Any) -> None:
-        if getattr(arg, "dtype", None) != structs()[argument.kind] or arg.ndim:
+        if not isinstance(arg, np.ndarray) or arg.dtype != structs()[argument.kind] or arg.ndim:
             raise self._error(
                 f"takes a {argument.kind} as {argument.name!r}, got {type(arg).__name__}",
                 "pass the record of a geometry",

@@ -1,4 +1,4 @@
-"""Kernels get addresses and trust them: what does not fit the table is refused in every call."""
+"""Kernels get addresses and trust them: what does not fit the table is refused in every call, on every backend."""
 
 from __future__ import annotations
 
@@ -39,6 +39,9 @@ def test_every_argument_of_every_kernel_is_checked(ops: Any, name: str) -> None:
     args = on_device(ops, name, CASES[name](np.random.default_rng(1), 7, 6, 3), np.float32)
     kernel = KERNELS[name]
     for index, argument in enumerate(kernel.arguments):
+        if argument.is_struct:
+            with pytest.raises(BackendError, match=f"{argument.kind} as '{argument.name}'"):
+                ops.launch(name, *args[:index], np.zeros(9, np.int64), *args[index + 1 :])
         if not argument.is_array or args[index] is None or args[index].size < 2:
             continue
         spoils = ["dtype"]
@@ -58,17 +61,13 @@ def test_every_argument_of_every_kernel_is_checked(ops: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(KERNELS))
 def test_every_array_has_a_size_or_a_reason(name: str) -> None:
-    """Sizes that no argument tells: tables by row, tensors and views, checked by their callers."""
-    kernel = KERNELS[name]
+    """Sizes that no argument tells: tables, slots, and views, all checked by their callers."""
     unchecked = {
-        a.name for a in kernel.arguments if a.is_array and a.kind != "view" and a.factors is None
+        a.name
+        for a in KERNELS[name].arguments
+        if a.is_array and a.kind != "view" and a.factors is None
     }
-    by_family = {
-        "embedding": {"table", "dtable"},
-        "optim": {"x"},  # tensors are ranges of it
-        "compress": {"places", "y"},  # positions in it
-    }
-    assert unchecked <= by_family.get(kernel.family, set()), unchecked
+    assert unchecked <= {"table", "dtable"} or name in ("slot_squares", "slot_scale"), unchecked
 
 
 @pytest.mark.skipif(binder._pointers is None, reason="the compiled binder was not built")
@@ -80,7 +79,7 @@ def test_the_compiled_binder_agrees_with_python(name: str) -> None:
     bound = Binder(name, KERNELS[name], real)
     ops = NumpyOps()
     for trial in range(40):
-        n, m, k = (int(v) for v in rng.integers(1, 6, 3))
+        n, m, k = (int(v) for v in rng.integers(1, (9, 9, 6)))
         args = on_device(ops, name, CASES[name](rng, n, m, k), real)
         if trial:
             where = int(rng.integers(len(args)))
@@ -130,7 +129,7 @@ def test_operations_with_ways_of_their_own_check_too(ops: Any) -> None:
         ops.matmul(x, w, y[:3])
     with pytest.raises(BackendError, match="kernel gemm"):
         ops.matmul(x.astype(np.float64), w, y)
-    with pytest.raises(BackendError, match="maxpool2d_forward"):
+    with pytest.raises(BackendError, match="kernel maxpool2d_forward"):
         ops.maxpool2d_forward(
             np.zeros((1, 4, 4, 2), np.float32), np.zeros((1, 2, 2, 1), np.float32), 2
         )
