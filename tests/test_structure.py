@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FILE, FUNCTION, PARAMETERS, COLUMNS = 400, 40, 8, 100
 SUFFIXES = {".py", ".md", ".c", ".h", ".cu", ".cuh", ".sh", ".toml", ".sbatch"}
-FREE = {"CHANGELOG.md", "LICENSE"}
+FREE = {"LICENSE"}
 
 
 def tracked(*suffixes: str) -> list[Path]:
