@@ -179,7 +179,7 @@ def test_tune_writes_the_table_that_auto_reads(tmp_path: Path) -> None:
     assert held["all_reduce"]["2x1"][0][0] == 0
     code = """
 from mpidl.collectives import get_group
-from mpidl.collectives.api import algorithm_for
+from mpidl.collectives.dispatch import algorithm_for
 from mpidl.collectives.algorithms.tree import tree
 assert algorithm_for("auto", x, get_group(dist.groups.world().group().comm)) is tree
 """

@@ -170,7 +170,7 @@ def test_large_device_arrays(
 
     fake_cupy.install()
     monkeypatch.setattr(transport, "CHUNK", 1 << 16)
-    monkeypatch.setattr("mpidl.collectives.api.CHUNK", 1 << 16)
+    monkeypatch.setattr("mpidl.collectives.dispatch.CHUNK", 1 << 16)
     monkeypatch.setattr(transport.in_chunks, "__defaults__", (1 << 16,))
     group = Group(context.comm, name="device")
     group.gpu_aware = aware

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mpidl.collectives.engine.plans import Plan
 from mpidl.collectives.engine.reduction import MEAN, OPERATIONS, Reducer, is_half
-from mpidl.collectives.group import Group, Plan
+from mpidl.collectives.group import Group
 from mpidl.collectives.safety.checks import FIRST_TAG, TAGS
 from mpidl.collectives.schedule import Exchange, Native, Range, Round, Shared, pair_ranges, segments
 from mpidl.comm import mpi, transport
@@ -39,7 +40,7 @@ def execute(
     "mean" of 16-bit floats in schedules that complete a sum before they send it, and of floats in shared memory.
     """
     small = buffer.nbytes < LARGE and not is_half(buffer.dtype)
-    if small and isinstance(schedule, Plan) and schedule.plain:
+    if small and isinstance(schedule, Plan) and schedule.exchanges_only:
         _small(schedule, buffer, group, OPERATIONS[op], tag)
     else:
         _Execution(buffer, group, op, tag).run(schedule)

@@ -47,11 +47,12 @@ def is_half(dtype: np.dtype[Any]) -> bool:
 
 def call_hash(call: Call | None) -> int:
     """32 bits for a call without its buffer: ranks compare them, message tags are made of them."""
-    return _hash_words(call.what, call.op, call.name) if call is not None else 0
+    return hash_words(call.what, call.op, call.name) if call is not None else 0
 
 
 @lru_cache(4096)
-def _hash_words(what: str, op: str, name: str) -> int:
+def hash_words(what: str, op: str, name: str) -> int:
+    """As `call_hash`, of the words."""
     return zlib.crc32(f"{what} ({op}) {name}".encode())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,16 @@ def operation(op: str, dtype: Any, name: str) -> None:
     if dtype.kind == "c" and op not in ("sum", MEAN):
         raise CollectiveError(
             f"complex numbers have no {op!r} here", where=name, remedy="use sum or mean"
+        )
+
+
+def known(algorithm: str, names: Collection[str], kind: str, where: str) -> None:
+    """Raise CollectiveError unless `algorithm` is one of `names`."""
+    if algorithm not in names:
+        raise CollectiveError(
+            f"unknown {kind} {algorithm!r}",
+            where=where,
+            remedy=f"choose one of {sorted(names)}",
         )
 
 
