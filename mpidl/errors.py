@@ -218,7 +218,7 @@ def unreadable(code: int, where: str) -> UnreadableError | None:
 
 
 def at_place(error: Exception) -> tuple[str, ...]:
-    """Split a message of msgspec: ("expected ...", "fields.x.shape"), the path where there is one."""
+    """Split a message of msgspec: ("expected ...", "fields.x.shape"), with a path if it has one."""
     what, _, path = str(error).partition(" - at ")
     what = what[:1].lower() + what[1:].replace("`", "")
     place = re.sub(r"^\$\.?", "", path.strip("`")).replace("[...]", ".*")

@@ -142,7 +142,8 @@ def fail(self, start, stop):
     if len(calls) == 8 and self.context.rank == 1: raise RuntimeError("broken layer")
     ready(self, start, stop)
 AllReduce.on_gradients_ready = fail
-sys.exit(main(["train", "{run_folder}/run.toml", "--set", "sync.overlap=thread", "--set", "sync.bucket_mib=0.001"]))
+sets = ["--set", "sync.overlap=thread", "--set", "sync.bucket_mib=0.001"]
+sys.exit(main(["train", "{run_folder}/run.toml", *sets]))
 """
     ended = finish(start(2, "python", "-c", code))
     assert ended.status == 1 and "broken layer" in ended.err, ended.err

@@ -1,4 +1,4 @@
-"""Four hosts with 200 Mbit/s links (network namespaces): measured and predicted, compressed and plain, late ranks named."""
+"""Four hosts with 200 Mbit/s links (network namespaces): measured, predicted, compressed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What collectives refuse, on all ranks: wrong arguments of every public function, and ranks that disagree."""
+"""What collectives refuse, on all ranks: wrong arguments, and ranks that disagree."""
 
 from __future__ import annotations
 

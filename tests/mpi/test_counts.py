@@ -1,4 +1,4 @@
-"""No message holds more elements than MPI libraries can count: a communicator that refuses more stands for one of them."""
+"""No message holds more elements than MPI can count, as checked by a communicator that refuses."""
 
 from __future__ import annotations
 
