@@ -11,7 +11,7 @@ import pytest
 from mpidl.collectives.algorithms import ALL_REDUCE
 from mpidl.collectives.engine.plans import LONGEST, PLANS, Plan, PlanCache
 from mpidl.collectives.schedule import AllReduce, all_reduce_bytes
-from mpidl.performance.cost import predict_schedule
+from mpidl.performance.cost import predict
 from mpidl.performance.machine import Machine
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "collectives.md"
@@ -34,7 +34,7 @@ def test_a_fallback_needs_nothing(name: str) -> None:
 def test_every_algorithm_has_a_cost(name: str) -> None:
     machine = Machine(ranks_per_node=2)
     algorithm = ALL_REDUCE[name].make(machine.nodes(8))
-    assert predict_schedule(algorithm, 1 << 20, 8, machine) > 0
+    assert predict(algorithm, 1 << 20, 8, machine) > 0
 
 
 def test_the_table_in_the_documents_is_the_registry() -> None:

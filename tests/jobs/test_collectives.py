@@ -37,7 +37,9 @@ def test_the_watchdog_names_a_rank_that_has_not_arrived() -> None:
 def test_the_watchdog_names_a_stopped_rank(length: int) -> None:
     ended = job(
         2,
-        f"y = np.ones({length})\nif rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\ndist.all_reduce(y)",
+        f"y = np.ones({length})\n"
+        "if rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "dist.all_reduce(y)",
     )
     assert ended.status != 0 and "rank 1 does not answer" in ended.err, ended.err
 
