@@ -1,5 +1,4 @@
-/* Activations and their gradients, and dropout. kind: 0 ReLU, 1 GELU (erf), 2 GELU (tanh), 3 SiLU, 4 tanh, 5 sigmoid. */
-#include "math_impl.h"
+/* Activations and their gradients, and dropout. */
 #define INV_SQRT2 ((REAL)0.70710678118654752)
 #define INV_SQRT_2PI ((REAL)0.39894228040143268)
 #define SQRT_2_PI ((REAL)0.79788456080286536)
@@ -11,11 +10,11 @@ int NAME(act_forward)(const REAL *x, REAL *y, long n, int kind) {
     for (long i = 0; i < n; i++) { const REAL v = x[i]; y[i] = VALUE; }                                                                    \
     break
     switch (kind) {
-    case 0: LOOP(v < 0 ? 0 : v);
-    case 1: LOOP((REAL)0.5 * v * (1 + NAME(fast_erf)(v * INV_SQRT2)));
-    case 2: LOOP((REAL)0.5 * v * (1 + NAME(fast_tanh)(SQRT_2_PI * (v + CUBIC * v * v * v))));
-    case 3: LOOP(v * NAME(sigmoid)(v));
-    case 4: LOOP(NAME(fast_tanh)(v));
+    case ACT_RELU: LOOP(v < 0 ? 0 : v);
+    case ACT_GELU: LOOP((REAL)0.5 * v * (1 + NAME(fast_erf)(v * INV_SQRT2)));
+    case ACT_GELU_TANH: LOOP((REAL)0.5 * v * (1 + NAME(fast_tanh)(SQRT_2_PI * (v + CUBIC * v * v * v))));
+    case ACT_SILU: LOOP(v * NAME(sigmoid)(v));
+    case ACT_TANH: LOOP(NAME(fast_tanh)(v));
     default: LOOP(NAME(sigmoid)(v));
     }
 #undef LOOP
@@ -41,11 +40,11 @@ int NAME(act_backward)(const REAL *dy, const REAL *x, const REAL *y, REAL *dx, l
     for (long i = 0; i < n; i++) { const REAL v = x[i], w = y[i]; (void)v; (void)w; dx[i] = dy[i] * (SLOPE); }                             \
     break
     switch (kind) {
-    case 0: LOOP(w > 0 ? 1 : 0);
-    case 1: LOOP(NAME(gelu_slope)(v));
-    case 2: LOOP(NAME(gelu_tanh_slope)(v));
-    case 3: LOOP(NAME(silu_slope)(v));
-    case 4: LOOP(1 - w * w);
+    case ACT_RELU: LOOP(w > 0 ? 1 : 0);
+    case ACT_GELU: LOOP(NAME(gelu_slope)(v));
+    case ACT_GELU_TANH: LOOP(NAME(gelu_tanh_slope)(v));
+    case ACT_SILU: LOOP(NAME(silu_slope)(v));
+    case ACT_TANH: LOOP(1 - w * w);
     default: LOOP(w * (1 - w));
     }
 #undef LOOP

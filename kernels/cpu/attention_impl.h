@@ -2,12 +2,8 @@
  * time. Queries lie at q[(b * tq + t) * q_row + h * dim], keys and values at [(b * tk + t) * kv_row + h * dim], outputs and
  * their gradients at [((b * tq + t) * heads + h) * dim]. causal: query t sees keys up to t + tk - tq.
  */
-#include "math_impl.h"
 #define QUERIES 32
 #define HEAD(base, tokens, row) ((base) + (b) * (tokens) * (row) + (h) * dim)
-
-int NAME(gemm)(const REAL *a, long a_row, long a_k, const REAL *b, long b_k, long b_col, REAL *c, long c_row, long c_col, const REAL *bias,
-               long m, long n, long k, int relu, int accumulate);
 
 /* scores (count, seen) of queries [first, first + count); unseen ones are -infinity. Returns how many keys the block sees. */
 static long NAME(scores)(const REAL *q, const REAL *k, REAL *scores, long first, long count, long tq, long tk, long dim, long q_row, long kv_row,
@@ -21,10 +17,10 @@ static long NAME(scores)(const REAL *q, const REAL *k, REAL *scores, long first,
 }
 
 /* out, and lse (batch, heads, tq): the logarithm of the sum of exponentials of each query's scores. */
-int NAME(attention_forward)(const REAL *q, const REAL *k, const REAL *v, REAL *out, REAL *lse, long batch, long heads, long tq, long tk, long dim,
-                            long q_row, long kv_row, double scale, int causal) {
+int NAME(attention_forward)(const REAL *q, const REAL *k, const REAL *v, REAL *out, REAL *lse, const attention_geometry *g, double scale, int causal) {
+    const long batch = g->n, heads = g->heads, tq = g->tq, tk = g->tk, dim = g->dim, q_row = g->q_stride, kv_row = g->kv_stride;
     int failed = 0;
-    PARALLEL_FOR(batch *heads *tq *tk *dim)
+    PARALLEL_FOR(batch * heads * tq * tk * dim)
     for (long job = 0; job < batch * heads; job++) {
         const long b = job / heads, h = job % heads;
         REAL *s = mpidl_scratch(SCRATCH_OTHER, (size_t)(QUERIES * tk + 1) * sizeof(REAL));
@@ -52,9 +48,10 @@ int NAME(attention_forward)(const REAL *q, const REAL *k, const REAL *v, REAL *o
 
 /* Gradients of q, k and v, with the layouts of q, k and v; overwritten. */
 int NAME(attention_backward)(const REAL *dout, const REAL *q, const REAL *k, const REAL *v, const REAL *out, const REAL *lse, REAL *dq, REAL *dk,
-                             REAL *dv, long batch, long heads, long tq, long tk, long dim, long q_row, long kv_row, double scale, int causal) {
+                             REAL *dv, const attention_geometry *g, double scale, int causal) {
+    const long batch = g->n, heads = g->heads, tq = g->tq, tk = g->tk, dim = g->dim, q_row = g->q_stride, kv_row = g->kv_stride;
     int failed = 0;
-    PARALLEL_FOR(batch *heads *tq *tk *dim)
+    PARALLEL_FOR(batch * heads * tq * tk * dim)
     for (long job = 0; job < batch * heads; job++) {
         const long b = job / heads, h = job % heads, o_row = heads * dim;
         REAL *p = mpidl_scratch(SCRATCH_OTHER, (size_t)(2 * QUERIES * tk + 1) * sizeof(REAL));
@@ -67,7 +64,7 @@ int NAME(attention_backward)(const REAL *dout, const REAL *q, const REAL *k, con
         for (long first = 0; first < tq; first += QUERIES) {
             const long count = tq - first < QUERIES ? tq - first : QUERIES;
             const long seen = NAME(scores)(HEAD(q, tq, q_row), HEAD(k, tk, kv_row), p, first, count, tq, tk, dim, q_row, kv_row, scale, causal);
-            const REAL *g = HEAD(dout, tq, o_row) + first * o_row, *y = HEAD(out, tq, o_row) + first * o_row;
+            const REAL *grad = HEAD(dout, tq, o_row) + first * o_row, *y = HEAD(out, tq, o_row) + first * o_row;
             if (seen < 0) { failed = 1; break; }
             for (long r = 0; r < count; r++) {
                 const REAL shift = lse[(b * heads + h) * tq + first + r];
@@ -76,12 +73,12 @@ int NAME(attention_backward)(const REAL *dout, const REAL *q, const REAL *k, con
                     p[r * seen + c] = e == (REAL)-INFINITY ? 0 : NAME(fast_exp)(e - shift);
                 }
             }
-            failed |= NAME(gemm)(p, 1, seen, g, o_row, 1, HEAD(dv, tk, kv_row), kv_row, 1, NULL, seen, dim, count, 0, 1);
-            failed |= NAME(gemm)(g, o_row, 1, HEAD(v, tk, kv_row), 1, kv_row, d, seen, 1, NULL, count, seen, dim, 0, 0);
+            failed |= NAME(gemm)(p, 1, seen, grad, o_row, 1, HEAD(dv, tk, kv_row), kv_row, 1, NULL, seen, dim, count, 0, 1);
+            failed |= NAME(gemm)(grad, o_row, 1, HEAD(v, tk, kv_row), 1, kv_row, d, seen, 1, NULL, count, seen, dim, 0, 0);
             for (long r = 0; r < count; r++) {
                 REAL along = 0;
 #pragma omp simd reduction(+ : along)
-                for (long c = 0; c < dim; c++) along += g[r * o_row + c] * y[r * o_row + c];
+                for (long c = 0; c < dim; c++) along += grad[r * o_row + c] * y[r * o_row + c];
                 for (long c = 0; c < seen; c++) d[r * seen + c] = p[r * seen + c] * (d[r * seen + c] - along) * (REAL)scale;
             }
             failed |= NAME(gemm)(d, seen, 1, HEAD(k, tk, kv_row), kv_row, 1, HEAD(dq, tq, q_row) + first * q_row, q_row, 1, NULL, count, dim, seen, 0, 0);

@@ -1,50 +1,46 @@
-/* Columns for convolutions of one to three dimensions with any stride, padding, dilation and groups (dimensions that are missing have
- * extent 1). A part of the channels, [c0, c0 + cg) of `channels`, is taken: a group. */
-#define GEOMETRY                                                                                                                           \
-    long n, long d, long h, long w, long channels, long c0, long cg, long kd, long kh, long kw, long sd, long sh, long sw, long pd,        \
-        long ph, long pw, long gd, long gh, long gw, long od, long oh, long ow
+/* Columns for convolutions of one to three dimensions with any stride, padding, dilation and groups:
+ * the channels [first, first + c) of the input are taken. */
 
 /* columns[(n, oz, oy, ox), (kz, ky, kx, c)]; 0 outside. */
-int NAME(im2col)(const REAL *x, REAL *columns, GEOMETRY) {
-    PARALLEL_FOR(n *od *oh *ow *kd *kh *kw *cg)
-    for (long line = 0; line < n * od * oh; line++) {
-        const long oy = line % oh, oz = line / oh % od, image = line / oh / od;
-        REAL *to = columns + line * ow * kd * kh * kw * cg;
-        for (long ox = 0; ox < ow; ox++)
-            for (long kz = 0; kz < kd; kz++)
-                for (long ky = 0; ky < kh; ky++)
-                    for (long kx = 0; kx < kw; kx++, to += cg) {
-                        const long z = oz * sd + kz * gd - pd, y = oy * sh + ky * gh - ph, q = ox * sw + kx * gw - pw;
-                        if (z >= 0 && z < d && y >= 0 && y < h && q >= 0 && q < w)
-                            memcpy(to, x + (((image * d + z) * h + y) * w + q) * channels + c0, (size_t)cg * sizeof(REAL));
+int NAME(im2col)(const REAL *x, REAL *columns, const conv_geometry *g) {
+    PARALLEL_FOR(g->n * g->od * g->oh * g->ow * g->kd * g->kh * g->kw * g->c)
+    for (long line = 0; line < g->n * g->od * g->oh; line++) {
+        const long oy = line % g->oh, oz = line / g->oh % g->od, image = line / g->oh / g->od;
+        REAL *to = columns + line * g->ow * g->kd * g->kh * g->kw * g->c;
+        for (long ox = 0; ox < g->ow; ox++)
+            for (long kz = 0; kz < g->kd; kz++)
+                for (long ky = 0; ky < g->kh; ky++)
+                    for (long kx = 0; kx < g->kw; kx++, to += g->c) {
+                        const long z = oz * g->sd + kz * g->dd - g->pd, y = oy * g->sh + ky * g->dh - g->ph, q = ox * g->sw + kx * g->dw - g->pw;
+                        if (z >= 0 && z < g->d && y >= 0 && y < g->h && q >= 0 && q < g->w)
+                            memcpy(to, x + (((image * g->d + z) * g->h + y) * g->w + q) * g->channels + g->first, (size_t)g->c * sizeof(REAL));
                         else
-                            memset(to, 0, (size_t)cg * sizeof(REAL));
+                            memset(to, 0, (size_t)g->c * sizeof(REAL));
                     }
     }
     return 0;
 }
 
-/* The transpose: dx (channels [c0, c0 + cg) of it) = the sum of all column elements that came from each; overwritten. */
-int NAME(col2im)(const REAL *columns, REAL *dx, GEOMETRY) {
-    const long taps = kd * kh * kw * cg;
-    PARALLEL_FOR(n *d *h *w *kd *kh *kw *cg)
-    for (long line = 0; line < n * d * h; line++) {
-        const long y = line % h, z = line / h % d, image = line / h / d;
-        for (long q = 0; q < w; q++) {
-            REAL *to = dx + (line * w + q) * channels + c0;
-            memset(to, 0, (size_t)cg * sizeof(REAL));
-            for (long kz = 0; kz < kd; kz++)
-                for (long ky = 0; ky < kh; ky++)
-                    for (long kx = 0; kx < kw; kx++) {
-                        const long back = z + pd - kz * gd, up = y + ph - ky * gh, left = q + pw - kx * gw;
-                        if (back < 0 || up < 0 || left < 0 || back % sd || up % sh || left % sw) continue;
-                        if (back / sd >= od || up / sh >= oh || left / sw >= ow) continue;
-                        const long pixel = ((image * od + back / sd) * oh + up / sh) * ow + left / sw;
-                        const REAL *from = columns + pixel * taps + ((kz * kh + ky) * kw + kx) * cg;
-                        for (long c = 0; c < cg; c++) to[c] += from[c];
+/* The transpose: dx (its channels [first, first + c)) = the sum of all column elements that came from each; overwritten. */
+int NAME(col2im)(const REAL *columns, REAL *dx, const conv_geometry *g) {
+    const long taps = g->kd * g->kh * g->kw * g->c;
+    PARALLEL_FOR(g->n * g->d * g->h * g->w * g->kd * g->kh * g->kw * g->c)
+    for (long line = 0; line < g->n * g->d * g->h; line++) {
+        const long y = line % g->h, z = line / g->h % g->d, image = line / g->h / g->d;
+        for (long q = 0; q < g->w; q++) {
+            REAL *to = dx + (line * g->w + q) * g->channels + g->first;
+            memset(to, 0, (size_t)g->c * sizeof(REAL));
+            for (long kz = 0; kz < g->kd; kz++)
+                for (long ky = 0; ky < g->kh; ky++)
+                    for (long kx = 0; kx < g->kw; kx++) {
+                        const long back = z + g->pd - kz * g->dd, up = y + g->ph - ky * g->dh, left = q + g->pw - kx * g->dw;
+                        if (back < 0 || up < 0 || left < 0 || back % g->sd || up % g->sh || left % g->sw) continue;
+                        if (back / g->sd >= g->od || up / g->sh >= g->oh || left / g->sw >= g->ow) continue;
+                        const long pixel = ((image * g->od + back / g->sd) * g->oh + up / g->sh) * g->ow + left / g->sw;
+                        const REAL *from = columns + pixel * taps + ((kz * g->kh + ky) * g->kw + kx) * g->c;
+                        for (long i = 0; i < g->c; i++) to[i] += from[i];
                     }
         }
     }
     return 0;
 }
-#undef GEOMETRY

@@ -2,10 +2,7 @@
 
    Random numbers come from a hash of (seed, position): the same on every processor, no state (Salmon et al., 2011, for the idea). */
 #include "half.h"
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "mpidl.h"
 #ifdef __F16C__
 #include <immintrin.h>
 #endif
@@ -31,7 +28,8 @@ static inline float float_of(uint32_t b) {
 
 /* x -> q = round(x / scale) with stochastic rounding; scale = max |x| of each block / 127. A block that is not finite gets scale NaN.
    Magnitudes are compared as integers, which orders them the same way and lets the compiler use vectors. */
-void mpidl_int8_pack(const float *x, int64_t n, int64_t block, uint32_t seed, float *scales, int8_t *q) {
+int mpidl_int8_pack_f32(const float *x, float *scales, int8_t *q, long n, long block, long blocks, long seed) {
+    (void)blocks;
     for (int64_t b = 0, at = 0; at < n; at += block, b++) {
         int64_t m = n - at < block ? n - at : block;
         uint32_t top = 0;
@@ -47,25 +45,30 @@ void mpidl_int8_pack(const float *x, int64_t n, int64_t block, uint32_t seed, fl
         float peak = float_of(top), inverse = peak > 1e-37f ? 127.0f / peak : 0;
         scales[b] = inverse > 0 ? peak / 127.0f : 0;
         for (int64_t i = 0; i < m; i++) {
-            float u = (float)(int32_t)(hashed(seed, (uint32_t)(at + i)) >> 8) * (1.0f / 16777216.0f);
+            float u = (float)(int32_t)(hashed((uint32_t)seed, (uint32_t)(at + i)) >> 8) * (1.0f / 16777216.0f);
             int32_t t = (int32_t)(x[at + i] * inverse + u + 256.0f) - 256; /* floor */
             q[at + i] = (int8_t)(t > 127 ? 127 : t);
         }
     }
+    return 0;
 }
 
 /* y = q * scale, or y += sign * q * scale where sign is not 0 */
-void mpidl_int8_unpack(const float *scales, const int8_t *q, int64_t n, int64_t block, int sign, float *y) {
+int mpidl_int8_unpack_f32(const float *scales, const int8_t *q, float *y, long n, long block, long blocks, int sign) {
+    (void)blocks;
     for (int64_t b = 0, at = 0; at < n; at += block, b++) {
         int64_t m = n - at < block ? n - at : block;
         float s = scales[b];
         if (sign) for (int64_t i = 0; i < m; i++) y[at + i] += s * (float)sign * (float)q[at + i];
         else for (int64_t i = 0; i < m; i++) y[at + i] = s * (float)q[at + i];
     }
+    return 0;
 }
 
 /* One bit each (1: not negative), lowest bit first; scale = mean |x| of each block. block is a multiple of 8. */
-void mpidl_sign_pack(const float *x, int64_t n, int64_t block, float *scales, uint8_t *bits) {
+int mpidl_sign_pack_f32(const float *x, float *scales, uint8_t *bits, long n, long block, long blocks, long bytes) {
+    (void)blocks;
+    (void)bytes;
     for (int64_t b = 0, at = 0; at < n; at += block, b++) {
         int64_t m = n - at < block ? n - at : block;
         float sums[8] = {0}, sum = 0;
@@ -82,9 +85,12 @@ void mpidl_sign_pack(const float *x, int64_t n, int64_t block, float *scales, ui
         for (int j = 0; j < 8; j++) sum += sums[j];
         scales[b] = sum / (float)m;
     }
+    return 0;
 }
 
-void mpidl_sign_unpack(const float *scales, const uint8_t *bits, int64_t n, int64_t block, int sign, float *y) {
+int mpidl_sign_unpack_f32(const float *scales, const uint8_t *bits, float *y, long n, long block, long blocks, long bytes, int sign) {
+    (void)blocks;
+    (void)bytes;
     for (int64_t b = 0, at = 0; at < n; at += block, b++) {
         int64_t m = n - at < block ? n - at : block;
         uint32_t s = bits_of(sign < 0 ? -scales[b] : scales[b]);
@@ -96,14 +102,16 @@ void mpidl_sign_unpack(const float *scales, const uint8_t *bits, int64_t n, int6
             else for (int64_t j = 0; j < left; j++) v[j] = v[j] * keep + float_of(s ^ ((byte >> j & 1) << 31));
         }
     }
+    return 0;
 }
 
 /* v += r; r = v; */
-void mpidl_add_and_keep(float *restrict v, float *restrict r, int64_t n) {
+int mpidl_add_and_keep_f32(float *restrict v, float *restrict r, long n) {
     for (int64_t i = 0; i < n; i++) {
         float sum = v[i] + r[i];
         v[i] = sum, r[i] = sum;
     }
+    return 0;
 }
 
 enum { BINS = 1 << 16, STRIDE = 16 };
@@ -193,7 +201,7 @@ static int64_t room_for(int64_t n, int64_t k) { return n < 3 * k + 4096 ? n + 16
 /* The k elements of the largest magnitude: their indices, ascending, and values. Magnitudes are told apart by the upper 16 of
    their 31 bits; within the last such class the first ones are taken. A NaN counts as largest. Returns k, or -1 without memory.
    A sample tells which elements are worth a closer look; if it misled, all are looked at. */
-int64_t mpidl_topk(const float *x, int64_t n, int64_t k, int32_t *index, float *value) {
+static int64_t find_topk(const float *x, int64_t n, int64_t k, int32_t *index, float *value) {
     int64_t room = room_for(n, k), above, last, near = -1, found = -1;
     uint32_t *count = calloc(BINS, sizeof *count);
     int32_t *candidate = malloc((size_t)room * sizeof *candidate);
@@ -213,24 +221,28 @@ int64_t mpidl_topk(const float *x, int64_t n, int64_t k, int32_t *index, float *
 
 /* x += residual; residual = x without what is chosen; and the top k of x as above, in one pass if *hint, a class that they
    surpass, is still right. The hint is renewed; 0 is none. */
-int64_t mpidl_topk_feedback(float *restrict x, float *restrict residual, int64_t n, int64_t k, uint32_t *hint, int32_t *index, float *value) {
+int mpidl_topk_feedback_f32(float *restrict x, float *restrict residual, uint32_t *hint, int32_t *index, float *value, long n, long k) {
     int64_t room = room_for(n, k), last = 0, found = -1;
     uint32_t *count = malloc(BINS * sizeof *count);
     int32_t *candidate = malloc((size_t)room * sizeof *candidate);
     int64_t near = add_and_collect(x, residual, n, candidate && count ? *hint : 0, candidate, room, k, count);
     if (count && candidate) found = choose(x, candidate, near, k, count, index, value, &last);
-    if (found != k) found = mpidl_topk(x, n, k, index, value);
+    if (found != k) found = find_topk(x, n, k, index, value);
     free(count);
     free(candidate);
-    if (found == k && last == 0) /* by way of mpidl_topk */
+    if (found == k && last == 0) /* by way of find_topk */
         for (int64_t i = 0; i < k; i++) last = i == 0 || class_of(value[i]) < last ? class_of(value[i]) : last;
     *hint = last > 160 ? (uint32_t)last - 128 : 0; /* 256 classes are a factor of two: 0.7 times the smallest chosen */
-    return found;
+    return found == k ? 0 : MPIDL_NO_MEMORY;
+}
+
+int mpidl_topk_f32(const float *x, int32_t *index, float *value, long n, long k) {
+    return find_topk(x, n, k, index, value) == k ? 0 : MPIDL_NO_MEMORY;
 }
 
 /* Indices (ascending) and values into a packet of `room` steps from one index to the next, less one, in 16 bits, and then `room` values
    in bfloat16. Where a step is too long there are stops of value zero on the way; what is left of the room is zero. */
-void mpidl_topk_pack(const int32_t *index, const float *value, int64_t k, int64_t room, uint16_t *packet) {
+int mpidl_topk_pack_f32(const int32_t *index, const float *value, uint16_t *packet, long k, long room) {
     int64_t last = -1, used = 0;
     memset(packet, 0, (size_t)room * 4);
     for (int64_t i = 0; i < k; i++, used++) {
@@ -241,10 +253,13 @@ void mpidl_topk_pack(const int32_t *index, const float *value, int64_t k, int64_
         packet[room + used] = (uint16_t)(value[i] != value[i] ? (b >> 16) | 0x40 : (b + 0x7fff + (b >> 16 & 1)) >> 16);
         last = index[i];
     }
+    return 0;
 }
 
-/* y[index] += sign * value for all of a packet. Returns whether all values are finite; an index beyond n ends it. */
-int mpidl_topk_unpack(const uint16_t *packet, int64_t room, float sign, int64_t n, float *y) {
+/* y[index] += sign * value for all of a packet. all_finite: whether all
+   values are finite; an index beyond n ends it. */
+int mpidl_topk_unpack_f32(const uint16_t *packet, float *y, uint8_t *all_finite, long room, long n, int sign) {
+    const float factor = (float)sign;
     int finite = 1;
     for (int64_t i = 0, at = -1; i < room; i++) {
         uint16_t h = packet[room + i];
@@ -252,32 +267,34 @@ int mpidl_topk_unpack(const uint16_t *packet, int64_t room, float sign, int64_t 
         if (at >= n) break;
         if (!(h & 0x7fff)) continue;
         finite &= (h & 0x7f80) != 0x7f80;
-        y[at] += sign * float_of((uint32_t)h << 16);
+        y[at] += factor * float_of((uint32_t)h << 16);
     }
-    return finite;
+    *all_finite = (uint8_t)finite;
+    return 0;
 }
 
 /* float32 (n) to 16-bit floats: bfloat16 or IEEE binary16. Beyond the range of the latter: infinity. */
-void mpidl_half_pack(const float *x, int64_t n, int bf16, uint16_t *out) {
+int mpidl_half_pack_f32(const float *x, uint16_t *out, long n, int bf16) {
     int64_t i = 0;
     if (bf16) {
         for (; i < n; i++) out[i] = float_bf16(x[i]);
-        return;
+        return 0;
     }
 #ifdef __F16C__
     for (; i + 8 <= n; i += 8)
         _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
 #endif
     for (; i < n; i++) out[i] = float_f16(x[i]);
+    return 0;
 }
 
 /* 16-bit floats (n) to y, or `sign` times onto y where sign is not 0. */
-void mpidl_half_unpack(const uint16_t *x, int64_t n, int bf16, int sign, float *y) {
+int mpidl_half_unpack_f32(const uint16_t *x, float *y, long n, int bf16, int sign) {
     const float keep = sign ? 1 : 0, factor = sign ? (float)sign : 1;
     int64_t i = 0;
     if (bf16) {
         for (; i < n; i++) y[i] = (keep ? y[i] : 0) + factor * bf16_float(x[i]);
-        return;
+        return 0;
     }
 #ifdef __F16C__
     for (; i + 8 <= n; i += 8) {
@@ -286,4 +303,5 @@ void mpidl_half_unpack(const uint16_t *x, int64_t n, int bf16, int sign, float *
     }
 #endif
     for (; i < n; i++) y[i] = (keep ? y[i] : 0) + factor * f16_float(x[i]);
+    return 0;
 }

@@ -2,8 +2,6 @@
  * a convolution is, for each kernel row, a matrix product whose left rows overlap. The tile keeps TILE_ROWS output pixels
  * times TILE_VECTORS vectors of output channels in registers.
  */
-#define LANES ((long)(VECTOR_BYTES / sizeof(REAL)))
-#define PANEL (TILE_VECTORS * LANES)
 
 typedef struct {
     long height, width, channels;    /* of one source image */
@@ -114,119 +112,101 @@ static REAL *NAME(zeros)(int slot, long count) {
     return p;
 }
 
-int NAME(winograd_fits)(long ci, long co, long kh, long kw, long stride, long pad, long out_height, long out_width);
-int NAME(winograd_forward)(const REAL *in, const REAL *w, const REAL *bias, REAL *out, long n, long height, long width, long ci, long co,
-                           long pad, long out_height, long out_width, int relu);
-int NAME(winograd_backward_input)(const REAL *dout, const REAL *w, REAL *din, long n, long height, long width, long ci, long co, long pad,
-                                  long out_height, long out_width);
-int NAME(winograd_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, long n, long height, long width, long ci, long co, long pad,
-                                    long out_height, long out_width);
-
-#define PANELS(channels) (((channels) + PANEL - 1) / PANEL)
-
 /* out[n, y, x, o] = act(bias[o] + sum over ky, kx, c of in[n, y*stride + ky - pad, x*stride + kx - pad, c] * w[ky, kx, c, o])
  * w: (kh, kw, ci, co); bias: (co) or NULL. */
-int NAME(conv2d_forward)(const REAL *in, const REAL *w, const REAL *bias, REAL *out, long n, long height, long width, long ci, long co,
-                         long kh, long kw, long stride, long pad, long out_height, long out_width, int relu) {
-    if (NAME(winograd_fits)(ci, co, kh, kw, stride, pad, out_height, out_width))
-        return NAME(winograd_forward)(in, w, bias, out, n, height, width, ci, co, pad, out_height, out_width, relu);
-    const NAME(padding_t) p = {height, width, ci, 1, pad, pad, height + 2 * pad, width + 2 * pad};
-    const long depth = kh * kw * ci, panels = PANELS(co);
-    const long space = p.padded_height * p.padded_width * ci;
+int NAME(conv2d_forward)(const REAL *in, const REAL *w, const REAL *bias, REAL *out, const conv_geometry *g, int relu) {
+    if (NAME(winograd_fits)(g, g->ph, g->oh, g->ow)) return NAME(winograd_forward)(in, w, bias, out, g, relu);
+    const NAME(padding_t) p = {g->h, g->w, g->channels, 1, g->ph, g->ph, g->h + 2 * g->ph, g->w + 2 * g->ph};
+    const long depth = g->kh * g->kw * g->channels, panels = PANELS(g->outputs);
+    const long space = p.padded_height * p.padded_width * g->channels;
     REAL *padded = NAME(zeros)(SCRATCH_INPUT, space * mpidl_threads);
     REAL *packed = NAME(zeros)(SCRATCH_WEIGHTS, panels * PANEL * (depth + 1));
     if (!padded || !packed) return MPIDL_NO_MEMORY;
     REAL *full_bias = packed + panels * PANEL * depth;
-    if (bias) memcpy(full_bias, bias, (size_t)co * sizeof(REAL));
+    if (bias) memcpy(full_bias, bias, (size_t)g->outputs * sizeof(REAL));
     for (long k = 0; k < depth; k++)
-        for (long o = 0; o < co; o++) packed[((o / PANEL) * depth + k) * PANEL + o % PANEL] = w[k * co + o];
+        for (long o = 0; o < g->outputs; o++) packed[((o / PANEL) * depth + k) * PANEL + o % PANEL] = w[k * g->outputs + o];
     PARALLEL {
         REAL *own = padded + THREAD * space;
         SHARED_FOR
-        for (long i = 0; i < n; i++) {
-            NAME(pad)(&p, in + i * height * width * ci, own);
-            NAME(image_forward)(own, p.padded_width, ci, stride, kh, kw, packed, full_bias, relu,
-                                out + i * out_height * out_width * co, out_height, out_width, co);
+        for (long i = 0; i < g->n; i++) {
+            NAME(pad)(&p, in + i * g->h * g->w * g->channels, own);
+            NAME(image_forward)(own, p.padded_width, g->channels, g->sh, g->kh, g->kw, packed, full_bias, relu,
+                                out + i * g->oh * g->ow * g->outputs, g->oh, g->ow, g->outputs);
         }
     }
     return 0;
 }
 
 /* din of conv2d_forward: a convolution of dout, its pixels `stride` apart, with flipped and transposed weights. */
-int NAME(conv2d_backward_input)(const REAL *dout, const REAL *w, REAL *din, long n, long height, long width, long ci, long co, long kh,
-                                long kw, long stride, long pad, long out_height, long out_width) {
-    if (NAME(winograd_fits)(co, ci, kh, kw, stride, 2 - pad, height, width))
-        return NAME(winograd_backward_input)(dout, w, din, n, height, width, ci, co, pad, out_height, out_width);
-    const NAME(padding_t) p = {out_height, out_width, co, stride, kh - 1 - pad, kw - 1 - pad, height + kh - 1, width + kw - 1};
-    const long depth = kh * kw * co, panels = PANELS(ci);
-    const long space = p.padded_height * p.padded_width * co;
+int NAME(conv2d_backward_input)(const REAL *dout, const REAL *w, REAL *din, const conv_geometry *g) {
+    if (NAME(winograd_fits)(g, 2 - g->ph, g->h, g->w)) return NAME(winograd_backward_input)(dout, w, din, g);
+    const NAME(padding_t) p = {g->oh, g->ow, g->outputs, g->sh, g->kh - 1 - g->ph, g->kw - 1 - g->ph, g->h + g->kh - 1, g->w + g->kw - 1};
+    const long depth = g->kh * g->kw * g->outputs, panels = PANELS(g->channels);
+    const long space = p.padded_height * p.padded_width * g->outputs;
     REAL *padded = NAME(zeros)(SCRATCH_INPUT, space * mpidl_threads);
     REAL *packed = NAME(zeros)(SCRATCH_WEIGHTS, panels * PANEL * (depth + 1));
     if (!padded || !packed) return MPIDL_NO_MEMORY;
-    for (long ky = 0; ky < kh; ky++)
-        for (long kx = 0; kx < kw; kx++)
-            for (long c = 0; c < ci; c++)
-                for (long o = 0; o < co; o++) {
-                    const long k = ((kh - 1 - ky) * kw + (kw - 1 - kx)) * co + o;
-                    packed[((c / PANEL) * depth + k) * PANEL + c % PANEL] = w[((ky * kw + kx) * ci + c) * co + o];
+    for (long ky = 0; ky < g->kh; ky++)
+        for (long kx = 0; kx < g->kw; kx++)
+            for (long c = 0; c < g->channels; c++)
+                for (long o = 0; o < g->outputs; o++) {
+                    const long k = ((g->kh - 1 - ky) * g->kw + (g->kw - 1 - kx)) * g->outputs + o;
+                    packed[((c / PANEL) * depth + k) * PANEL + c % PANEL] = w[((ky * g->kw + kx) * g->channels + c) * g->outputs + o];
                 }
     PARALLEL {
         REAL *own = padded + THREAD * space;
         SHARED_FOR
-        for (long i = 0; i < n; i++) {
-            NAME(pad)(&p, dout + i * out_height * out_width * co, own);
-            NAME(image_forward)(own, p.padded_width, co, 1, kh, kw, packed, packed + panels * PANEL * depth, 0,
-                                din + i * height * width * ci, height, width, ci);
+        for (long i = 0; i < g->n; i++) {
+            NAME(pad)(&p, dout + i * g->oh * g->ow * g->outputs, own);
+            NAME(image_forward)(own, p.padded_width, g->outputs, 1, g->kh, g->kw, packed, packed + panels * PANEL * depth, 0,
+                                din + i * g->h * g->w * g->channels, g->h, g->w, g->channels);
         }
     }
     return 0;
 }
 
 /* dw (kh, kw, ci, co) and db (co, or NULL) of conv2d_forward, overwritten. */
-int NAME(conv2d_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, REAL *db, long n, long height, long width, long ci, long co,
-                                  long kh, long kw, long stride, long pad, long out_height, long out_width) {
-    if (NAME(winograd_fits)(ci, co, kh, kw, stride, pad, out_height, out_width)) {
-        if (db) memset(db, 0, (size_t)co * sizeof(REAL));
-        for (long q = 0; db && q < n * out_height * out_width; q++)
-            for (long o = 0; o < co; o++) db[o] += dout[q * co + o];
-        return NAME(winograd_backward_weights)(in, dout, dw, n, height, width, ci, co, pad, out_height, out_width);
+int NAME(conv2d_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, REAL *db, const conv_geometry *g) {
+    if (NAME(winograd_fits)(g, g->ph, g->oh, g->ow)) {
+        if (db) memset(db, 0, (size_t)g->outputs * sizeof(REAL));
+        for (long q = 0; db && q < g->n * g->oh * g->ow; q++)
+            for (long o = 0; o < g->outputs; o++) db[o] += dout[q * g->outputs + o];
+        return NAME(winograd_backward_weights)(in, dout, dw, g);
     }
-    const NAME(padding_t) p = {height, width, ci, 1, pad, pad, height + 2 * pad, width + 2 * pad};
-    const long depth = kw * ci, wide = PANELS(co) * PANEL, pixels = out_height * out_width, tiles = (depth + TILE_ROWS - 1) / TILE_ROWS;
-    const long a_line = p.padded_width * ci, space = p.padded_height * a_line, jobs = wide / PANEL * kh * tiles;
+    const NAME(padding_t) p = {g->h, g->w, g->channels, 1, g->ph, g->ph, g->h + 2 * g->ph, g->w + 2 * g->ph};
+    const long depth = g->kw * g->channels, wide = PANELS(g->outputs) * PANEL, pixels = g->oh * g->ow, tiles = (depth + TILE_ROWS - 1) / TILE_ROWS;
+    const long a_line = p.padded_width * g->channels, space = p.padded_height * a_line, jobs = wide / PANEL * g->kh * tiles;
     REAL *padded = NAME(zeros)(SCRATCH_INPUT, space * mpidl_threads);
-    REAL *sums = NAME(zeros)(SCRATCH_WEIGHTS, (kh * depth + 1) * wide);
-    REAL *widened = wide == co ? NULL : NAME(zeros)(SCRATCH_OUTPUT, pixels * wide * mpidl_threads);
-    if (!padded || !sums || (wide != co && !widened)) return MPIDL_NO_MEMORY;
-    REAL *bias_sums = sums + kh * depth * wide;
+    REAL *sums = NAME(zeros)(SCRATCH_WEIGHTS, (g->kh * depth + 1) * wide);
+    REAL *widened = wide == g->outputs ? NULL : NAME(zeros)(SCRATCH_OUTPUT, pixels * wide * mpidl_threads);
+    if (!padded || !sums || (wide != g->outputs && !widened)) return MPIDL_NO_MEMORY;
+    REAL *bias_sums = sums + g->kh * depth * wide;
     PARALLEL { /* each thread goes through all images for its own tiles of dw */
         REAL *own = padded + THREAD * space, *wider = widened ? widened + THREAD * pixels * wide : NULL;
-        for (long i = 0; i < n; i++) {
-            const REAL *g = dout + i * pixels * co;
-            NAME(pad)(&p, in + i * height * width * ci, own);
+        for (long i = 0; i < g->n; i++) {
+            const REAL *grad = dout + i * pixels * g->outputs;
+            NAME(pad)(&p, in + i * g->h * g->w * g->channels, own);
             if (wider) {
-                for (long q = 0; q < pixels; q++) memcpy(wider + q * wide, g + q * co, (size_t)co * sizeof(REAL));
-                g = wider;
+                for (long q = 0; q < pixels; q++) memcpy(wider + q * wide, grad + q * g->outputs, (size_t)g->outputs * sizeof(REAL));
+                grad = wider;
             }
             for (long job = jobs * THREAD / THREADS; job < jobs * (THREAD + 1) / THREADS; job++) {
-                const long c = job / (kh * tiles) * PANEL, ky = job / tiles % kh, t = job % tiles;
+                const long c = job / (g->kh * tiles) * PANEL, ky = job / tiles % g->kh, t = job % tiles;
                 const long k = t * depth / tiles, rows = (t + 1) * depth / tiles - k;
                 const REAL *a = own + ky * a_line + k;
                 REAL *d = sums + (ky * depth + k) * wide + c;
-#define CALL(R) NAME(weight_tile)(R, a, stride * ci, stride * a_line, g + c, wide, out_height, out_width, d, wide)
+#define CALL(R) NAME(weight_tile)(R, a, g->sh * g->channels, g->sh * a_line, grad + c, wide, g->oh, g->ow, d, wide)
                 FOR_ROWS(rows, CALL)
 #undef CALL
             }
             if (db && THREAD == 0)
                 for (long q = 0; q < pixels; q++)
-                    for (long o = 0; o < wide; o++) bias_sums[o] += g[q * wide + o];
+                    for (long o = 0; o < wide; o++) bias_sums[o] += grad[q * wide + o];
         }
     }
-    for (long k = 0; k < kh * depth; k++) memcpy(dw + k * co, sums + k * wide, (size_t)co * sizeof(REAL));
-    if (db) memcpy(db, bias_sums, (size_t)co * sizeof(REAL));
+    for (long k = 0; k < g->kh * depth; k++) memcpy(dw + k * g->outputs, sums + k * wide, (size_t)g->outputs * sizeof(REAL));
+    if (db) memcpy(db, bias_sums, (size_t)g->outputs * sizeof(REAL));
     return 0;
 }
 
-#undef LANES
-#undef PANEL
-#undef PANELS

@@ -1,7 +1,6 @@
 /* Matrix products of any strides. Blocks of A and single panels of B are copied so that a tile reads memory in one direction; how
  * that is done, and how many threads do it, changes no bit of the result (see tile.h): a batch computed in parts gives the same.
  */
-#include "tile.h"
 #define DEPTH 256 /* a panel of B of this depth stays in the first-level cache */
 #define CHUNK (16 * TILE_ROWS) /* rows of A that stay in the second-level cache */
 
@@ -103,8 +102,5 @@ int NAME(gemm)(const REAL *a, long a_row, long a_k, const REAL *b, long b_k, lon
             NAME(gemm_chunk)(&g, i, g.m - i < CHUNK ? g.m - i : CHUNK, k0, k - k0 < DEPTH ? k - k0 : DEPTH, packed);
     return 0;
 }
-#undef LANES
-#undef PANEL
-#undef PANELS
 #undef DEPTH
 #undef CHUNK

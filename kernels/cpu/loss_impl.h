@@ -1,5 +1,4 @@
 /* Softmax and cross-entropy, fused, with the maximum subtracted first. */
-#include "math_impl.h"
 
 /* loss[r] = -sum of target * log softmax(logits[r]); target is 1 - smoothing at the label, and smoothing / classes everywhere;
  * dlogits = (softmax - target) * scale; hit[r] = argmax == label. A row with a negative label counts nothing. */

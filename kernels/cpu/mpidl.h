@@ -4,6 +4,8 @@
  * NAME.c that includes typed.h. All arrays are C-contiguous; images are NHWC. Functions return 0, or MPIDL_NO_MEMORY.
  */
 #pragma once
+#include "../codes.h"
+#include "../geometry.h"
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

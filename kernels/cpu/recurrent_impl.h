@@ -1,5 +1,4 @@
 /* Cells of recurrent networks, after the matrix products. Gates stand side by side: LSTM i, f, g, o; GRU r, z, n. */
-#include "math_impl.h"
 
 /* LSTM (Hochreiter and Schmidhuber, 1997): gates (rows, 4 hidden) from pre-activations to activations, in place; c, h (rows, hidden). */
 int NAME(lstm_forward)(REAL *gates, const REAL *c_before, REAL *c, REAL *h, long rows, long hidden) {

@@ -1,5 +1,4 @@
 /* Softmax over rows and losses between rows. */
-#include "math_impl.h"
 
 /* y = softmax(x) of each row, or its logarithm. y may be x. */
 int NAME(softmax_forward)(const REAL *x, REAL *y, long rows, long cols, int logarithm) {
@@ -59,28 +58,27 @@ static double NAME(relative_error)(const REAL *x, const REAL *t, REAL *dx, long 
 }
 
 /* loss (rows): sums over the columns of a loss between x and target; dx = its gradient * scale.
- * kind: 0 squared error, 1 Huber with threshold delta (Huber, 1964), 2 binary cross-entropy of
- * logits x, 3 absolute error, 4 relative L2 error of the row, absolute for norms up to delta. */
+ * delta: the threshold of Huber's (1964); relative L2 errors are absolute for norms up to it. */
 int NAME(pair_loss)(const REAL *x, const REAL *target, REAL *loss, REAL *dx, long rows, long cols,
                     double scale, int kind, double delta) {
     const REAL s = (REAL)scale, d = (REAL)delta;
     PARALLEL_FOR(rows *cols * 8)
     for (long r = 0; r < rows; r++) {
         double sum = 0;
-        if (kind == 4) {
+        if (kind == LOSS_RELATIVE_L2) {
             const long at = r * cols;
             loss[r] = (REAL)NAME(relative_error)(x + at, target + at, dx + at, cols, scale, delta);
             continue;
         }
         for (long c = r * cols; c < (r + 1) * cols; c++) {
             const REAL e = x[c] - target[c], a = e < 0 ? -e : e;
-            if (kind == 0) {
+            if (kind == LOSS_MSE) {
                 sum += e * e;
                 dx[c] = 2 * e * s;
-            } else if (kind == 1) {
+            } else if (kind == LOSS_HUBER) {
                 sum += a <= d ? (REAL)0.5 * e * e : d * (a - (REAL)0.5 * d);
                 dx[c] = (a <= d ? e : e < 0 ? -d : d) * s;
-            } else if (kind == 3) {
+            } else if (kind == LOSS_MAE) {
                 sum += a;
                 dx[c] = e > 0 ? s : e < 0 ? -s : e * s;
             } else {

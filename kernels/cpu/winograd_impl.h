@@ -5,7 +5,6 @@
  * Tiles are numbered through all images; a block of them is transformed at a time. No result depends on the division into blocks
  * or threads: a tile's outputs come from it alone, and sums over tiles (gradients of weights) run in their order.
  */
-#include "tile.h"
 #define POINTS 36
 
 typedef struct {
@@ -18,10 +17,12 @@ static NAME(frame_t) NAME(frame)(long n, long height, long width, long channels,
     return (NAME(frame_t)){n, height, width, channels, pad, out_height, out_width, down, across, n * down * across};
 }
 
-int NAME(winograd_fits)(long ci, long co, long kh, long kw, long stride, long pad, long out_height, long out_width) {
+/* pad and the size of the output are those of the convolution that is done: of the input's gradient too. */
+int NAME(winograd_fits)(const conv_geometry *g, long pad, long out_height, long out_width) {
     const long down = (out_height + 3) / 4, across = (out_width + 3) / 4;
-    return mpidl_winograd && kh == 3 && kw == 3 && stride == 1 && pad <= 2 && ci >= 16 && co >= 16 && ci % LANES == 0 && co % LANES == 0 &&
-           3 * POINTS * down * across <= 2 * 9 * out_height * out_width;
+    const int shape = g->kh == 3 && g->kw == 3 && g->sh == 1 && pad <= 2;
+    const int channels = g->channels >= 16 && g->outputs >= 16 && g->channels % LANES == 0 && g->outputs % LANES == 0;
+    return mpidl_winograd && shape && channels && 3 * POINTS * down * across <= 2 * 9 * out_height * out_width;
 }
 
 /* One column (or row) of B^T d B: six values in, six out. */
@@ -211,17 +212,15 @@ static int NAME(winograd)(const NAME(frame_t) * f, const REAL *in, const REAL *w
     return 0;
 }
 
-int NAME(winograd_forward)(const REAL *in, const REAL *w, const REAL *bias, REAL *out, long n, long height, long width, long ci, long co,
-                           long pad, long out_height, long out_width, int relu) {
-    const NAME(frame_t) f = NAME(frame)(n, height, width, ci, pad, out_height, out_width);
-    return NAME(winograd)(&f, in, w, ci, co, 0, bias, relu, out);
+int NAME(winograd_forward)(const REAL *in, const REAL *w, const REAL *bias, REAL *out, const conv_geometry *g, int relu) {
+    const NAME(frame_t) f = NAME(frame)(g->n, g->h, g->w, g->channels, g->ph, g->oh, g->ow);
+    return NAME(winograd)(&f, in, w, g->channels, g->outputs, 0, bias, relu, out);
 }
 
 /* The gradient of the input is the convolution of dout with flipped, transposed weights and padding 2 - pad. */
-int NAME(winograd_backward_input)(const REAL *dout, const REAL *w, REAL *din, long n, long height, long width, long ci, long co, long pad,
-                                  long out_height, long out_width) {
-    const NAME(frame_t) f = NAME(frame)(n, out_height, out_width, co, 2 - pad, height, width);
-    return NAME(winograd)(&f, dout, w, ci, co, 1, NULL, 0, din);
+int NAME(winograd_backward_input)(const REAL *dout, const REAL *w, REAL *din, const conv_geometry *g) {
+    const NAME(frame_t) f = NAME(frame)(g->n, g->oh, g->ow, g->outputs, 2 - g->ph, g->h, g->w);
+    return NAME(winograd)(&f, dout, w, g->channels, g->outputs, 1, NULL, 0, din);
 }
 
 /* dw (3, 3, ci, co) = G^T (sum over tiles of V^T dM) G. */
@@ -245,9 +244,9 @@ static void NAME(finish_weights)(const REAL *sums, long ci, long co, long wide, 
         }
 }
 
-int NAME(winograd_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, long n, long height, long width, long ci, long co, long pad,
-                                    long out_height, long out_width) {
-    const NAME(frame_t) f = NAME(frame)(n, height, width, ci, pad, out_height, out_width);
+int NAME(winograd_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, const conv_geometry *g) {
+    const NAME(frame_t) f = NAME(frame)(g->n, g->h, g->w, g->channels, g->ph, g->oh, g->ow);
+    const long ci = g->channels, co = g->outputs;
     const long wide = PANELS(co) * PANEL, panels = wide / PANEL, rows = (ci + TILE_ROWS - 1) / TILE_ROWS;
     long block = 96;
     if (block > f.tiles) block = f.tiles ? f.tiles : 1;
@@ -278,8 +277,5 @@ int NAME(winograd_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, 
     NAME(finish_weights)(sums, ci, co, wide, dw);
     return 0;
 }
-#undef LANES
-#undef PANEL
-#undef PANELS
 #undef POINTS
 #undef G

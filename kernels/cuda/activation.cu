@@ -1,4 +1,4 @@
-// Activations and their gradients, and dropout. kind: 0 ReLU, 1 GELU (erf), 2 GELU (tanh), 3 SiLU, 4 tanh, 5 sigmoid.
+// Activations and their gradients, and dropout.
 #define SQRT_2_PI ACC(0.79788456080286536)
 #define CUBIC ACC(0.044715)
 
@@ -7,28 +7,28 @@ __device__ inline ACC normal_share(ACC x) { return ACC(0.5) * (ACC(1) + erf(x * 
 
 __device__ inline ACC activate(ACC v, int kind) {
     switch (kind) {
-    case 0: return v < ACC(0) ? ACC(0) : v;
-    case 1: return v * normal_share(v);
-    case 2: return ACC(0.5) * v * (ACC(1) + tanh(SQRT_2_PI * (v + CUBIC * v * v * v)));
-    case 3: return v * sigmoid(v);
-    case 4: return tanh(v);
+    case ACT_RELU: return v < ACC(0) ? ACC(0) : v;
+    case ACT_GELU: return v * normal_share(v);
+    case ACT_GELU_TANH: return ACC(0.5) * v * (ACC(1) + tanh(SQRT_2_PI * (v + CUBIC * v * v * v)));
+    case ACT_SILU: return v * sigmoid(v);
+    case ACT_TANH: return tanh(v);
     default: return sigmoid(v);
     }
 }
 
 // The slope at input v with output w.
 __device__ inline ACC slope(ACC v, ACC w, int kind) {
-    if (kind == 0) return w > ACC(0) ? ACC(1) : ACC(0);
-    if (kind == 1) return normal_share(v) + v * ACC(0.39894228040143268) * exp(ACC(-0.5) * v * v);
-    if (kind == 2) {
+    if (kind == ACT_RELU) return w > ACC(0) ? ACC(1) : ACC(0);
+    if (kind == ACT_GELU) return normal_share(v) + v * ACC(0.39894228040143268) * exp(ACC(-0.5) * v * v);
+    if (kind == ACT_GELU_TANH) {
         const ACC t = tanh(SQRT_2_PI * (v + CUBIC * v * v * v));
         return ACC(0.5) * (ACC(1) + t) + ACC(0.5) * v * (ACC(1) - t * t) * SQRT_2_PI * (ACC(1) + ACC(3) * CUBIC * v * v);
     }
-    if (kind == 3) {
+    if (kind == ACT_SILU) {
         const ACC s = sigmoid(v);
         return s * (ACC(1) + v * (ACC(1) - s));
     }
-    return kind == 4 ? ACC(1) - w * w : w * (ACC(1) - w);
+    return kind == ACT_TANH ? ACC(1) - w * w : w * (ACC(1) - w);
 }
 
 extern "C" __global__ void act_forward(const REAL *x, REAL *y, i64 n, int kind) {
@@ -36,7 +36,7 @@ extern "C" __global__ void act_forward(const REAL *x, REAL *y, i64 n, int kind) 
 }
 
 extern "C" __global__ void act_backward(const REAL *dy, const REAL *x, const REAL *y, REAL *dx, i64 n, int kind) {
-    if (kind == 0 || kind > 3) {  // the output is enough
+    if (kind == ACT_RELU || kind > ACT_SILU) {  // the output is enough
         map2(dy, y, dx, n, [=](i64, ACC d, ACC w) { return d * slope(ACC(0), w, kind); });
         return;
     }

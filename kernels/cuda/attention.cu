@@ -9,7 +9,7 @@
 // Blocks over groups of WARPS rows of one head; head h of sample b.
 #define FOR_GROUPS(group, rows) \
     const i64 groups_each = ((rows) + WARPS - 1) / WARPS; \
-    for (i64 group = blockIdx.x; group < batch * heads * groups_each; group += gridDim.x)
+    for (i64 group = blockIdx.x; group < g.n * heads * groups_each; group += gridDim.x)
 
 // Rows [first, first + count) of a matrix with `stride` to a tile with an odd row length, so that lanes hit different banks.
 __device__ inline void load_tile(ACC *tile, const REAL *from, i64 first, int count, i64 stride, int dim) {
@@ -23,10 +23,11 @@ __device__ inline ACC row_product(const ACC *row, const ACC *other, int dim) {
     return sum;
 }
 
-extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const REAL *v, REAL *out, ACC *lse, i64 batch, i64 heads, i64 tq,
-                                             i64 tk, i64 dims, i64 q_row, i64 kv_row, ACC scale, int causal) {
+extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const REAL *v, REAL *out, ACC *lse, const attention_geometry g, ACC scale,
+                                             int causal) {
     __shared__ ACC keys[TILE], values[TILE], queries[WARPS][256];
-    const int dim = (int)dims, most = TILE / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
+    const i64 heads = g.heads, tq = g.tq, tk = g.tk, q_row = g.q_stride, kv_row = g.kv_stride;
+    const int dim = (int)g.dim, most = TILE / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
     ACC *query = queries[threadIdx.y];
     FOR_GROUPS(group, tq) {
         const i64 h = group / groups_each % heads, b = group / groups_each / heads, first = group % groups_each * WARPS;
@@ -64,10 +65,11 @@ extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const
 
 // Gradients of the queries: one warp a query, tiles of keys and values.
 extern "C" __global__ void attention_backward_q(const REAL *dout, const REAL *q, const REAL *k, const REAL *v, const REAL *out, const ACC *lse,
-                                                REAL *dq, i64 batch, i64 heads, i64 tq, i64 tk, i64 dims, i64 q_row, i64 kv_row, ACC scale,
-                                                int causal) {
+                                                REAL *dq, const attention_geometry g, ACC scale,
+                                             int causal) {
     __shared__ ACC keys[TILE / 2], values[TILE / 2], queries[WARPS][256], grads[WARPS][256];
-    const int dim = (int)dims, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
+    const i64 heads = g.heads, tq = g.tq, tk = g.tk, q_row = g.q_stride, kv_row = g.kv_stride;
+    const int dim = (int)g.dim, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
     ACC *query = queries[threadIdx.y], *grad = grads[threadIdx.y];
     FOR_GROUPS(group, tq) {
         const i64 h = group / groups_each % heads, b = group / groups_each / heads, first = group % groups_each * WARPS;
@@ -107,10 +109,11 @@ extern "C" __global__ void attention_backward_q(const REAL *dout, const REAL *q,
 
 // Gradients of keys and values: one warp a key, tiles of queries and output gradients.
 extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q, const REAL *k, const REAL *v, const REAL *out,
-                                                 const ACC *lse, REAL *dk, REAL *dv, i64 batch, i64 heads, i64 tq, i64 tk, i64 dims, i64 q_row,
-                                                 i64 kv_row, ACC scale, int causal) {
+                                                 const ACC *lse, REAL *dk, REAL *dv, const attention_geometry g, ACC scale,
+                                             int causal) {
     __shared__ ACC queries[TILE / 2], grads[TILE / 2], along[WARP], mine_k[WARPS][256], mine_v[WARPS][256];
-    const int dim = (int)dims, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
+    const i64 heads = g.heads, tq = g.tq, tk = g.tk, q_row = g.q_stride, kv_row = g.kv_stride;
+    const int dim = (int)g.dim, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
     ACC *key = mine_k[threadIdx.y], *value = mine_v[threadIdx.y];
     FOR_GROUPS(group, tk) {
         const i64 h = group / groups_each % heads, b = group / groups_each / heads, first = group % groups_each * WARPS;

@@ -31,6 +31,10 @@ struct bf16 {
 #define FOR_EACH(i, n) \
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x)
 
+// One warp a row, for blocks of (32, rows per block).
+#define FOR_ROWS(r, rows) \
+    for (i64 r = (i64)blockIdx.x * blockDim.y + threadIdx.y; r < (rows); r += (i64)gridDim.x * blockDim.y)
+
 #define WARP 32
 #define BLOCK 256
 #define FULL 0xffffffffu

@@ -20,7 +20,7 @@ __device__ inline float from_bits(unsigned bits) {
 }
 
 // One block of threads for each block of elements that share a scale: the largest magnitude, then stochastic rounding.
-extern "C" __global__ void int8_pack(const REAL *x, float *scales, u8 *q, i64 n, i64 block, i64 blocks, i64 seed) {
+extern "C" __global__ void int8_pack(const float *x, float *scales, u8 *q, i64 n, i64 block, i64 blocks, i64 seed) {
     __shared__ unsigned tops[BLOCK];
     for (i64 b = blockIdx.x; b < blocks; b += gridDim.x) {
         const i64 start = b * block, stop = start + block < n ? start + block : n;
@@ -49,7 +49,7 @@ extern "C" __global__ void int8_pack(const REAL *x, float *scales, u8 *q, i64 n,
 }
 
 // y = q * scale, or y += sign * q * scale where sign is not 0.
-extern "C" __global__ void int8_unpack(const float *scales, const u8 *q, REAL *y, i64 n, i64 block, int sign) {
+extern "C" __global__ void int8_unpack(const float *scales, const u8 *q, float *y, i64 n, i64 block, i64 blocks, int sign) {
     FOR_EACH(i, n) {
         const float value = scales[i / block] * (float)(signed char)q[i];
         y[i] = sign ? float(y[i]) + (float)sign * value : value;
@@ -57,7 +57,7 @@ extern "C" __global__ void int8_unpack(const float *scales, const u8 *q, REAL *y
 }
 
 // One bit each (1: not negative), lowest bit first; scale = mean |x| of each block. A warp a block, a byte a lane at a time.
-extern "C" __global__ void sign_pack(const REAL *x, float *scales, u8 *bits, i64 n, i64 block, i64 blocks) {
+extern "C" __global__ void sign_pack(const float *x, float *scales, u8 *bits, i64 n, i64 block, i64 blocks, i64 bytes) {
     for (i64 b = (i64)blockIdx.x * blockDim.y + threadIdx.y; b < blocks; b += (i64)gridDim.x * blockDim.y) {
         const i64 start = b * block, stop = start + block < n ? start + block : n;
         ACC sum = ACC(0);
@@ -75,7 +75,7 @@ extern "C" __global__ void sign_pack(const REAL *x, float *scales, u8 *bits, i64
     }
 }
 
-extern "C" __global__ void sign_unpack(const float *scales, const u8 *bits, REAL *y, i64 n, i64 block, int sign) {
+extern "C" __global__ void sign_unpack(const float *scales, const u8 *bits, float *y, i64 n, i64 block, i64 blocks, i64 bytes, int sign) {
     FOR_EACH(i, n) {
         const float scale = scales[i / block], value = bits[i / 8] >> (i % 8) & 1 ? scale : -scale;
         y[i] = sign ? float(y[i]) + (float)sign * value : value;
@@ -83,7 +83,7 @@ extern "C" __global__ void sign_unpack(const float *scales, const u8 *bits, REAL
 }
 
 // values += residual; residual = values.
-extern "C" __global__ void add_and_keep(REAL *values, REAL *residual, i64 n) {
+extern "C" __global__ void add_and_keep(float *values, float *residual, i64 n) {
     FOR_EACH(i, n) {
         values[i] = ACC(values[i]) + ACC(residual[i]);
         residual[i] = values[i];
@@ -91,17 +91,17 @@ extern "C" __global__ void add_and_keep(REAL *values, REAL *residual, i64 n) {
 }
 
 // How many elements have each of the 65536 upper halves of their magnitudes.
-extern "C" __global__ void topk_count(const REAL *x, i64 *counts, i64 n) {
+extern "C" __global__ void topk_count(const float *x, i64 *counts, i64 n, i64 bins) {
     FOR_EACH(i, n) atomicAdd((unsigned long long *)counts + (magnitude(float(x[i])) >> 15), 1ull);
 }
 
-// The places of all elements of class `least` and above, in any order; found counts them.
-extern "C" __global__ void topk_select(const REAL *x, i64 *places, i64 *found, i64 n, i64 least) {
+// The indices of all elements of class `least` and above, in any order; found counts them.
+extern "C" __global__ void topk_select(const float *x, i64 *index, i64 *found, i64 n, i64 room, i64 least) {
     FOR_EACH(i, n)
-        if ((i64)(magnitude(float(x[i])) >> 15) >= least) places[atomicAdd((unsigned long long *)found, 1ull)] = i;
+        if ((i64)(magnitude(float(x[i])) >> 15) >= least) index[atomicAdd((unsigned long long *)found, 1ull)] = i;
 }
 
-// y[places] += sign * values; no place occurs twice.
-extern "C" __global__ void scatter_add(const i64 *places, const float *values, REAL *y, i64 count, int sign) {
-    FOR_EACH(i, count) y[places[i]] = float(y[places[i]]) + (float)sign * values[i];
+// y[index] += sign * value; no index occurs twice.
+extern "C" __global__ void scatter_add(const i64 *index, const float *value, float *y, i64 count, i64 n, int sign) {
+    FOR_EACH(i, count) y[index[i]] += (float)sign * value[i];
 }

@@ -3,7 +3,7 @@
 extern "C" __global__ void softmax_cross_entropy(const REAL *logits, const i64 *labels, ACC *loss, REAL *dlogits, u8 *hit, i64 rows,
                                                  i64 classes, ACC scale, ACC smoothing) {
     const int lane = threadIdx.x;
-    for (i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y; row < rows; row += (i64)gridDim.x * blockDim.y) {
+    FOR_ROWS(row, rows) {
         const REAL *z = logits + row * classes;
         REAL *d = dlogits + row * classes;
         ACC top = z[0];

@@ -1,8 +1,5 @@
 // Normalization of rows (layer norm with center, RMS norm without) and of segments (batch, group, instance norm).
 
-#define FOR_ROWS(r, rows) \
-    for (i64 r = (i64)blockIdx.x * blockDim.y + threadIdx.y; r < (rows); r += (i64)gridDim.x * blockDim.y)
-
 extern "C" __global__ void row_norm_forward(const REAL *x, const ACC *gamma, const ACC *beta, REAL *y, ACC *mean, ACC *rstd, i64 rows,
                                             i64 cols, ACC eps, int center) {
     const int lane = threadIdx.x;

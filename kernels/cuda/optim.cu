@@ -3,47 +3,48 @@
 #define FOUR 4
 struct alignas(16) Four { ACC v[FOUR]; };
 
-// Calls f(p, g, a, b) on every element of four buffers, four at a time where all are aligned; p, a and b are changed in place.
-template <class F> __device__ inline void update(ACC *p, const ACC *g, ACC *a, ACC *b, i64 n, F f) {
+// Calls f(p, g, a, b) on every element of the buffers, four at a time where all are aligned; p, a and
+// b are changed in place. b: null for rules with one state.
+template <class F>
+__device__ inline void update(i64 n, F f, ACC *p, const ACC *g, ACC *a, ACC *b = nullptr) {
     const i64 fours = packable(p, g, a, b) ? n / FOUR : 0;
     FOR_EACH(i, fours) {
-        Four pp = ((Four *)p)[i], aa = ((Four *)a)[i], bb = ((Four *)b)[i];
+        Four pp = ((Four *)p)[i], aa = ((Four *)a)[i], bb = {};
         const Four gg = ((const Four *)g)[i];
+        if (b) bb = ((Four *)b)[i];
         for (int k = 0; k < FOUR; k++) f(pp.v[k], gg.v[k], aa.v[k], bb.v[k]);
-        ((Four *)p)[i] = pp, ((Four *)a)[i] = aa, ((Four *)b)[i] = bb;
+        ((Four *)p)[i] = pp;
+        ((Four *)a)[i] = aa;
+        if (b) ((Four *)b)[i] = bb;
     }
     FOR_EACH(i, n - fours * FOUR) {
         const i64 at = fours * FOUR + i;
-        f(p[at], g[at], a[at], b[at]);
+        ACC none = 0;
+        f(p[at], g[at], a[at], b ? b[at] : none);
     }
 }
 
-extern "C" __global__ void sgd_step(ACC *p, const ACC *g, ACC *v, i64 n, ACC lr, ACC momentum, ACC decay, int nesterov) {
-    const i64 fours = packable(p, g, v) ? n / FOUR : 0;
-    const auto step = [=](ACC &value, ACC slope, ACC &speed) {
-        const ACC grad = slope + decay * value;
-        speed = momentum * speed + grad;
-        value -= lr * (nesterov ? grad + momentum * speed : speed);
+extern "C" __global__ void sgd_step(ACC *p, const ACC *g, ACC *v, i64 n, ACC lr, ACC momentum,
+                                    ACC decay, int nesterov) {
+    const auto step = [=](ACC &value, ACC grad, ACC &velocity, ACC &) {
+        const ACC full = grad + decay * value;
+        velocity = momentum * velocity + full;
+        value -= lr * (nesterov ? full + momentum * velocity : velocity);
     };
-    FOR_EACH(i, fours) {
-        Four pp = ((Four *)p)[i], vv = ((Four *)v)[i];
-        const Four gg = ((const Four *)g)[i];
-        for (int k = 0; k < FOUR; k++) step(pp.v[k], gg.v[k], vv.v[k]);
-        ((Four *)p)[i] = pp, ((Four *)v)[i] = vv;
-    }
-    FOR_EACH(i, n - fours * FOUR) step(p[fours * FOUR + i], g[fours * FOUR + i], v[fours * FOUR + i]);
+    update(n, step, p, g, v);
 }
 
 // Adam; decoupled: AdamW. fix1, fix2: 1 - beta^step.
 extern "C" __global__ void adam_step(ACC *p, const ACC *g, ACC *m, ACC *v, i64 n, ACC lr, ACC beta1, ACC beta2, ACC eps, ACC decay,
                                      ACC fix1, ACC fix2, int decoupled) {
     const ACC shrink = decoupled ? ACC(1) - lr * decay : ACC(1), size = lr / fix1, root = ACC(1) / sqrt(fix2);
-    update(p, g, m, v, n, [=](ACC &value, ACC slope, ACC &first, ACC &second) {
-        const ACC grad = slope + (decoupled ? ACC(0) : decay) * value;
+    const auto step = [=](ACC &value, ACC given, ACC &first, ACC &second) {
+        const ACC grad = given + (decoupled ? ACC(0) : decay) * value;
         first = beta1 * first + (ACC(1) - beta1) * grad;
         second = beta2 * second + (ACC(1) - beta2) * grad * grad;
         value = shrink * value - size * first / (sqrt(second) * root + eps);
-    });
+    };
+    update(n, step, p, g, m, v);
 }
 
 // u = Adam's step with decoupled decay, before the learning rate (for LAMB).

@@ -1,7 +1,7 @@
 // Element-wise passes: bias, ReLU and its gradient, input normalization, column sums. See kernels/README.md.
 
-extern "C" __global__ void bias_act(REAL *y, const ACC *bias, i64 n, i64 cols, int relu) {
-    map(y, y, n, [=](i64 i, ACC v) {
+extern "C" __global__ void bias_act(REAL *y, const ACC *bias, i64 rows, i64 cols, int relu) {
+    map(y, y, rows * cols, [=](i64 i, ACC v) {
         v += bias[i % cols];
         return relu && v < ACC(0) ? ACC(0) : v;  // a NaN stays a NaN
     });

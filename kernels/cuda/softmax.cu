@@ -1,6 +1,4 @@
 // Softmax over rows, and losses between rows. One warp a row; blocks of (32, rows per block).
-#define FOR_ROWS(r, rows) \
-    for (i64 r = (i64)blockIdx.x * blockDim.y + threadIdx.y; r < (rows); r += (i64)gridDim.x * blockDim.y)
 
 extern "C" __global__ void softmax_forward(const REAL *x, REAL *y, i64 rows, i64 cols, int logarithm) {
     const int lane = threadIdx.x;
@@ -44,12 +42,11 @@ __device__ ACC relative_error(const REAL *x, const ACC *t, REAL *dx, i64 n, ACC 
     return error / norm;
 }
 
-// kind: 0 squared error, 1 Huber with threshold delta, 2 binary cross-entropy of logits x, 3 absolute
-// error, 4 relative L2 error of the row, absolute for norms up to delta.
+// delta: the threshold of Huber's; relative L2 errors are absolute for norms up to it.
 extern "C" __global__ void pair_loss(const REAL *x, const ACC *target, ACC *loss, REAL *dx, i64 rows, i64 cols, ACC scale, int kind,
                                      ACC delta) {
     FOR_ROWS(r, rows) {
-        if (kind == 4) {
+        if (kind == LOSS_RELATIVE_L2) {
             const i64 at = r * cols;
             const ACC found = relative_error(x + at, target + at, dx + at, cols, scale, delta);
             if (threadIdx.x == 0) loss[r] = found;
@@ -58,13 +55,13 @@ extern "C" __global__ void pair_loss(const REAL *x, const ACC *target, ACC *loss
         ACC sum = ACC(0);
         for (i64 c = r * cols + threadIdx.x; c < (r + 1) * cols; c += WARP) {
             const ACC e = x[c] - target[c], a = e < ACC(0) ? -e : e;
-            if (kind == 0) {
+            if (kind == LOSS_MSE) {
                 sum += e * e;
                 dx[c] = ACC(2) * e * scale;
-            } else if (kind == 1) {
+            } else if (kind == LOSS_HUBER) {
                 sum += a <= delta ? ACC(0.5) * e * e : delta * (a - ACC(0.5) * delta);
                 dx[c] = (a <= delta ? e : e < ACC(0) ? -delta : delta) * scale;
-            } else if (kind == 3) {
+            } else if (kind == LOSS_MAE) {
                 sum += a;
                 dx[c] = e > ACC(0) ? scale : e < ACC(0) ? -scale : e * scale;
             } else {

@@ -1,7 +1,7 @@
-"""Where the arithmetic happens: one contract (ops), one implementation for CPUs and one for GPUs."""
+"""Where the arithmetic happens: one contract (ops), one implementation for CPUs, one for GPUs."""
 
 from mpidl.backend.contract.base import Array, accumulator
 from mpidl.backend.ops import Ops, Workspace
-from mpidl.backend.select import create_ops
+from mpidl.backend.select import create_ops, ops_for
 
-__all__ = ["Array", "Ops", "Workspace", "accumulator", "create_ops"]
+__all__ = ["Array", "Ops", "Workspace", "accumulator", "create_ops", "ops_for"]

@@ -8,10 +8,11 @@ import platform
 from functools import cache
 from pathlib import Path
 
-import mpidl._kernels
+from mpidl import settings
+from mpidl.backend.headers import kernel_folder, shared_headers
 
-LEVEL_VARIABLE = "MPIDL_CPU_LEVEL"
-# Best first; the flags (as the Linux kernel names them) that tell each level of the x86-64 psABI from the one below it.
+# Best first; the flags (as the Linux kernel names them) that tell each level of the x86-64 psABI
+# from the one below it.
 LEVELS: dict[str, frozenset[str]] = {
     "v4": frozenset(
         {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"}
@@ -22,25 +23,22 @@ LEVELS: dict[str, frozenset[str]] = {
 }
 
 
-def kernel_folder() -> Path:
-    """The folder that holds cuda/, cpu/ and the built libraries."""
-    return Path(mpidl._kernels.__path__[0])
-
-
 def cpu_flags() -> frozenset[str]:
     """The instruction-set flags of this processor; empty where the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(
-        next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    )
+    flags = (line.split(":", 1)[1].split() for line in lines if line.startswith("flags"))
+    return frozenset(next(flags, []))
 
 
 def supported_levels() -> list[str]:
-    """Built levels that this processor can run, best first; MPIDL_CPU_LEVEL limits them to one, or to none."""
-    wanted = os.environ.get(LEVEL_VARIABLE)
+    """Built levels that this processor can run, best first.
+
+    MPIDL_CPU_LEVEL limits them to one, or to none.
+    """
+    wanted = settings.CPU_LEVEL.value
     flags = cpu_flags()
     x86 = platform.machine() in ("x86_64", "AMD64")
     return [
@@ -49,7 +47,7 @@ def supported_levels() -> list[str]:
         if needed <= flags
         and (level == "generic") != x86
         and library_path(level).exists()
-        and wanted in (None, "", level)
+        and wanted in ("", level)
     ]
 
 
@@ -62,8 +60,8 @@ def library_path(level: str) -> Path:
 def load_library() -> tuple[ctypes.CDLL, str] | None:
     """The best C library for this processor and its level; None where none was built or can run.
 
-    OpenMP is told to sleep where its threads wait, unless the user says otherwise: on a node shared with other ranks spinning
-    takes the cores that they need.
+    OpenMP is told to sleep where its threads wait, unless the user says otherwise: on a node shared
+    with other ranks spinning takes the cores that they need.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for level in supported_levels():
@@ -75,12 +73,14 @@ def load_library() -> tuple[ctypes.CDLL, str] | None:
 
 
 def cuda_source(family: str) -> str:
-    """The CUDA C++ text of one family of kernels, with the common header in front.
+    """The CUDA C++ text of one family of kernels, with the headers in front.
 
-    In front and not by #include, since CuPy's cache does not notice that an included header has changed.
+    In front and not by #include, since CuPy's cache does not notice that an included header has
+    changed.
     """
     folder = kernel_folder() / "cuda"
-    return (folder / "common.cuh").read_text() + (folder / f"{family}.cu").read_text()
+    parts = (folder / "common.cuh", folder / f"{family}.cu")
+    return shared_headers() + "".join(part.read_text() for part in parts)
 
 
 def cuda_families() -> list[str]:

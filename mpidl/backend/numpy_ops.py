@@ -1,74 +1,85 @@
-"""The contract on the CPU: BLAS through NumPy for matrix products, the C kernels of kernels/cpu for the rest.
+"""The contract on the CPU: the C kernels of kernels/cpu.
 
-Where the C kernels could not be built, or for a dtype they do not know, pure NumPy (numpy_fallback) does the same, slower.
+Where the C kernels could not be built, or for a dtype they do not know, plain NumPy
+(`mpidl.backend.plain`) does the same, slower.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpidl import settings
 from mpidl.backend import kernels
-from mpidl.backend import numpy_fallback as plain
 from mpidl.backend.binder import Binder
-from mpidl.backend.contract.conv import check_tiles
-from mpidl.backend.ops import Conv2DGeometry, Ops
+from mpidl.backend.contract.conv import ConvGeometry
+from mpidl.backend.ops import Ops
 from mpidl.backend.plain import PLAIN
-from mpidl.backend.table import C_KERNELS, KERNELS, ONLY_CUDA
+from mpidl.backend.signature import Argument, C
+from mpidl.backend.table import KERNELS
 from mpidl.errors import BackendError
 
 NDArr = NDArray[Any]
-WINOGRAD_VARIABLE = "MPIDL_WINOGRAD"  # "off": direct convolutions only, slower and more exact
 _SUFFIX: dict[np.dtype[Any], str] = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
-# argument kinds (see mpidl.backend.table) as C sees them; every kernel returns 0 or an error code
-_C_TYPES = dict.fromkeys("apiuds", ctypes.c_void_p) | {
-    "n": ctypes.c_long,
-    "r": ctypes.c_double,
-    "e": ctypes.c_double,
-    "f": ctypes.c_int,
+_FLOAT32 = np.dtype(np.float32)
+_C_NUMBERS = {
+    "size": ctypes.c_long,
+    "number": ctypes.c_double,
+    "double": ctypes.c_double,
+    "code": ctypes.c_int,
 }
-_KERNELS = C_KERNELS | {name: kernel for name, kernel in KERNELS.items() if name not in ONLY_CUDA}
 _settings: tuple[int, bool] | None = None  # threads and Winograd, as the C library has them now
 
 
 class NumpyOps(Ops):
-    """CPU backend. threads: for the C kernels; use_c=False forces the pure NumPy paths (for tests and for comparison)."""
+    """CPU backend.
+
+    Args:
+        threads: For the C kernels. None: leave the number alone, for kernels that use no threads
+            and run beside others.
+        use_c: False: plain NumPy only, for tests and for comparison.
+    """
 
     name = "numpy"
     xp: Any = np
 
-    def __init__(self, threads: int = 1, *, use_c: bool = True) -> None:
+    def __init__(self, threads: int | None = 1, *, use_c: bool = True) -> None:
         loaded = kernels.load_library() if use_c else None
         self.level = loaded[1] if loaded else "none"
-        self._column_memory = self.workspace()
         self._library = loaded[0] if loaded else None
-        self._settings = threads, os.environ.get(WINOGRAD_VARIABLE, "on") != "off"
-        self._c: dict[tuple[str, np.dtype[Any]], Any] = {}
-        self._binders: dict[tuple[str, np.dtype[Any]], Binder] = {}
-        if self._library is not None:
-            for name, kernel in _KERNELS.items():
-                for dtype, suffix in _SUFFIX.items():
-                    function = getattr(self._library, f"mpidl_{name}_{suffix}")
-                    function.argtypes, function.restype = (
-                        [_C_TYPES[kind] for kind in kernel.arguments],
-                        ctypes.c_int,
-                    )
-                    self._c[name, dtype] = function
+        self._column_memory = self.workspace()
+        self._settings: tuple[int, bool] | None = None
+        if threads is not None:
+            self._settings = threads, settings.WINOGRAD.value != "off"
+        self._bound: dict[tuple[str, np.dtype[Any]], tuple[Binder, Any]] = {}
 
-    def _run(self, name: str, dtype: np.dtype[Any], *args: Any) -> bool:
+    def _bind(self, name: str, dtype: np.dtype[Any]) -> tuple[Binder, Any]:
+        """The checks of a kernel for a dtype, and its C function, or None."""
+        kernel = KERNELS[name]
+        function = None
+        if self._library is not None and C in kernel.backends and dtype in _SUFFIX:
+            function = getattr(self._library, f"mpidl_{name}_{_SUFFIX[dtype]}")
+            function.argtypes = [_c_type(argument) for argument in kernel.arguments]
+            function.restype = ctypes.c_int
+        bound = self._bound[name, dtype] = Binder(name, kernel, dtype), function
+        return bound
+
+    def launch(self, name: str, *args: Any) -> None:
+        position = KERNELS[name].real_position
+        dtype = _FLOAT32 if position is None else getattr(args[position], "dtype", _FLOAT32)
+        if not self._run(name, dtype, args):
+            PLAIN[name](*args)
+
+    def _run(self, name: str, dtype: np.dtype[Any], args: tuple[Any, ...]) -> bool:
         """Check the arguments and call the C kernel; False where there is none for this dtype."""
-        binder = self._binders.get((name, dtype))
-        if binder is None:
-            binder = self._binders[name, dtype] = Binder(name, _KERNELS[name], dtype)
+        binder, function = self._bound.get((name, dtype)) or self._bind(name, dtype)
         bound = binder.pointers(args)
-        function = self._c.get((name, dtype))
         if function is None:
             return False
-        if _settings != self._settings:
+        if self._settings is not None and _settings != self._settings:
             self._configure()
         if function(*bound):
             raise BackendError(f"out of memory in kernel {name}", remedy="lower train.global_batch")
@@ -77,18 +88,10 @@ class NumpyOps(Ops):
     def _configure(self) -> None:
         """The C library has one number of threads: that of whoever calls it."""
         global _settings
-        assert self._library is not None
+        assert self._library is not None and self._settings is not None
         self._library.mpidl_set_threads(self._settings[0])
         self._library.mpidl_set_winograd(self._settings[1])
         _settings = self._settings
-
-    def launch(self, name: str, *args: Any) -> None:
-        reals = (
-            arg.dtype for arg in args if isinstance(arg, np.ndarray) and arg.dtype.kind in "fV"
-        )  # V: bfloat16
-        dtype = next(reals, np.dtype(np.float32))
-        if not self._run(name, dtype, *args):
-            PLAIN[name](*args)
 
     def to_device(self, host: NDArr) -> NDArr:
         return np.ascontiguousarray(host)
@@ -100,15 +103,10 @@ class NumpyOps(Ops):
         """Nothing to wait for on a CPU."""
 
     def describe(self) -> str:
-        kind = (
-            f"C kernels, level {self.level}"
-            if self._c
-            else "pure NumPy (the C kernels were not built: slower)"
-        )
+        kind = f"C kernels, level {self.level}"
+        if self._library is None:
+            kind = "pure NumPy (the C kernels were not built: slower)"
         return f"CPU, NumPy {np.__version__}, {kind}"
-
-    def dense_forward(self, x: NDArr, w: NDArr, b: NDArr | None, out: NDArr, *, relu: bool) -> None:
-        self.matmul(x, w, out, b, relu)
 
     def matmul(
         self,
@@ -116,117 +114,81 @@ class NumpyOps(Ops):
         b: NDArr,
         out: NDArr,
         bias: NDArr | None = None,
-        relu: bool = False,
         *,
+        relu: bool = False,
         accumulate: bool = False,
     ) -> None:
-        """out = act(a @ b + bias) by our own kernel: unlike those of a BLAS its sums do not depend on the rows or threads."""
-        if a.shape[1] != b.shape[0] or out.shape != (a.shape[0], b.shape[1]):
+        """By a kernel of our own: unlike a BLAS its sums do not depend on the rows or threads."""
+        (m, k), n = a.shape, b.shape[1]
+        if b.shape[0] != k or out.shape != (m, n):
             raise BackendError(
                 f"cannot multiply {a.shape} by {b.shape} into {out.shape}",
                 where="matmul",
                 remedy="check the shapes",
             )
-        strides = [stride // array.itemsize for array in (a, b, out) for stride in array.strides]
-        (a0, a1, b0, b1, c0, c1), (m, k), n = strides, a.shape, b.shape[1]
-        if not self._run(
-            "gemm", out.dtype, a, a0, a1, b, b0, b1, out, c0, c1, bias, m, n, k, relu, accumulate
-        ):
-            if accumulate:
-                out += a @ b
-            else:
-                out[...] = a @ b
-            plain.bias_act(out, bias, relu)
+        a0, a1 = (stride // a.itemsize for stride in a.strides)
+        b0, b1 = (stride // b.itemsize for stride in b.strides)
+        c0, c1 = (stride // out.itemsize for stride in out.strides)
+        args = (a, a0, a1, b, b0, b1, out, c0, c1, bias, m, n, k, int(relu), int(accumulate))
+        if self._run("gemm", out.dtype, args):
+            return
+        if accumulate:
+            out += a @ b
+        else:
+            out[...] = a @ b
+        if bias is not None:
+            out += bias
+        if relu:
+            np.maximum(out, 0, out=out)
 
-    def embedding_forward(self, table: NDArr, ids: NDArr, out: NDArr) -> None:
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(table):
-            raise BackendError(
-                f"ids from {int(ids.min())} to {int(ids.max())}, but the table has {len(table)} rows",
-                where="embedding",
-                remedy="give the layer as many rows as there are tokens",
-            )
-        super().embedding_forward(table, ids, out)
-
-    def bias_act(self, y: NDArr, bias: NDArr, *, relu: bool) -> None:
-        if not self._run("bias_act", y.dtype, y, bias, y.shape[0], y.shape[1], relu):
-            plain.bias_act(y, bias, relu)
-
-    def relu_forward(self, x: NDArr, out: NDArr) -> None:
-        if not self._run("relu_forward", x.dtype, x, out, x.size):
-            np.maximum(x, 0, out=out)
-
-    def relu_backward(self, dy: NDArr, y: NDArr, out: NDArr) -> None:
-        if not self._run("relu_backward", y.dtype, dy, y, out, y.size):
-            np.multiply(dy, y > 0, out=out)
-
-    def column_sums(self, x: NDArr, out: NDArr) -> None:
-        if not self._run("column_sums", x.dtype, x, out, x.shape[0], x.shape[1]):
-            x.sum(axis=0, out=out)
-
-    def scale_u8(self, x: NDArr, out: NDArr, scale: float, shift: float) -> None:
-        if not self._run("scale_u8", out.dtype, x, out, x.size, scale, shift):
-            self.scale_float(x, out, scale, shift)
-
-    def conv2d_forward(
+    def conv_forward(
         self,
         x: NDArr,
         w: NDArr,
         b: NDArr | None,
         out: NDArr,
-        geometry: Conv2DGeometry,
+        g: ConvGeometry,
         *,
-        relu: bool,
+        relu: bool = False,
     ) -> None:
-        if _is_product(geometry):
-            flat_x, flat_w, rows = (a.reshape(-1, a.shape[-1]) for a in (x, w, out))
-            self.matmul(flat_x, flat_w, rows, b, relu)
-        elif not self._run("conv2d_forward", x.dtype, x, w, b, out, *_numbers(x, geometry), relu):
-            plain.conv2d_forward(x, w, b, out, geometry, relu)
+        if g.is_product:
+            self.matmul(_flat(x), _flat(w), _flat(out), b, relu=relu)
+        elif g.is_direct:
+            self.launch("conv2d_forward", x, w, b, out, g.record(len(x)), int(relu))
+        else:
+            super().conv_forward(x, w, b, out, g, relu=relu)
 
-    def conv2d_backward_input(
-        self, dy: NDArr, w: NDArr, out: NDArr, geometry: Conv2DGeometry
-    ) -> None:
-        g = geometry
-        if _is_product(g):
-            self.matmul(
-                dy.reshape(-1, g.out_channels),
-                w.reshape(-1, g.out_channels).T,
-                out.reshape(-1, g.in_channels),
-            )
-        elif self._c and (
-            g.stride > 1 or g.pad > min(g.kh, g.kw) - 1
-        ):  # between the pixels of dy stand zeros: do not multiply them
-            self.conv_backward_input(dy, w, out, g.general)
-        elif not self._run("conv2d_backward_input", dy.dtype, dy, w, out, *_numbers(dy, g)):
-            plain.conv2d_backward_input(dy, w, out, g)
+    def conv_backward_input(self, dy: NDArr, w: NDArr, out: NDArr, g: ConvGeometry) -> None:
+        # With a stride zeros stand between the pixels of dy: columns do not multiply them
+        dense = g.stride[2] == 1 and g.pad[2] < min(g.kernel[1:])
+        if g.is_product:
+            self.matmul(_flat(dy), _flat(w).T, _flat(out))
+        elif g.is_direct and dense:
+            self.launch("conv2d_backward_input", dy, w, out, g.record(len(dy)))
+        else:
+            super().conv_backward_input(dy, w, out, g)
 
-    def conv2d_backward_weights(
-        self, x: NDArr, dy: NDArr, dw: NDArr, db: NDArr | None, geometry: Conv2DGeometry
+    def conv_backward_weights(
+        self, x: NDArr, dy: NDArr, dw: NDArr, db: NDArr | None, g: ConvGeometry
     ) -> None:
-        if _is_product(geometry):
-            rows = dy.reshape(-1, geometry.out_channels)
-            self.matmul(
-                x.reshape(-1, geometry.in_channels).T, rows, dw.reshape(-1, geometry.out_channels)
-            )
+        if g.is_product:
+            self.matmul(_flat(x).T, _flat(dy), _flat(dw))
             if db is not None:
-                self.column_sums(rows, db)
-        elif not self._run(
-            "conv2d_backward_weights", x.dtype, x, dy, dw, db, *_numbers(x, geometry)
-        ):
-            plain.conv2d_backward_weights(x, dy, dw, db, geometry)
+                self.column_sums(_flat(dy), db)
+        elif g.is_direct:
+            self.launch("conv2d_backward_weights", x, dy, dw, db, g.record(len(x)))
+        else:
+            super().conv_backward_weights(x, dy, dw, db, g)
 
-    def maxpool2d_forward(self, x: NDArr, out: NDArr, k: int) -> None:
-        check_tiles(x, out, k)
-        if not self._run("maxpool2d_forward", x.dtype, x, out, *x.shape, k):
-            plain.maxpool2d_forward(x, out, k)
-
-    def maxpool2d_backward(
-        self, dy: NDArr, x: NDArr, y: NDArr, out: NDArr, k: int, *, relu: bool
-    ) -> None:
-        check_tiles(x, dy, k)
-        check_tiles(x, y, k)
-        if not self._run("maxpool2d_backward", x.dtype, dy, x, y, out, *x.shape, k, relu):
-            plain.maxpool2d_backward(dy, x, y, out, k, relu)
+    def embedding_forward(self, table: NDArr, ids: NDArr, out: NDArr) -> None:
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(table):
+            raise BackendError(
+                f"ids from {int(ids.min())} to {int(ids.max())}, "
+                f"but the table has {len(table)} rows",
+                where="embedding",
+                remedy="give the layer as many rows as there are tokens",
+            )
+        super().embedding_forward(table, ids, out)
 
     def softmax_cross_entropy(
         self,
@@ -244,43 +206,14 @@ class NumpyOps(Ops):
                 where="softmax_cross_entropy",
                 remedy="number the classes from 0, and give the model as many outputs",
             )
-        args = (logits, labels, loss, dlogits, hit, *logits.shape, scale, smoothing)
-        if not self._run("softmax_cross_entropy", logits.dtype, *args):
-            plain.softmax_cross_entropy(logits, labels, loss, dlogits, hit, scale, smoothing)
-
-    def sgd_step(
-        self,
-        p: NDArr,
-        g: NDArr,
-        v: NDArr,
-        *,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        nesterov: bool,
-    ) -> None:
-        if not self._run(
-            "sgd_step", p.dtype, p, g, v, p.size, lr, momentum, weight_decay, nesterov
-        ):
-            plain.sgd_step(p, g, v, lr, momentum, weight_decay, nesterov)
+        super().softmax_cross_entropy(logits, labels, loss, dlogits, hit, scale, smoothing)
 
 
-def _numbers(batch: NDArr, g: Conv2DGeometry) -> tuple[int, ...]:
-    return (
-        batch.shape[0],
-        g.height,
-        g.width,
-        g.in_channels,
-        g.out_channels,
-        g.kh,
-        g.kw,
-        g.stride,
-        g.pad,
-        g.out_height,
-        g.out_width,
-    )
+def _c_type(argument: Argument) -> Any:
+    """How C sees an argument; every kernel returns 0 or an error code."""
+    return _C_NUMBERS.get(argument.kind, ctypes.c_void_p)
 
 
-def _is_product(g: Conv2DGeometry) -> bool:
-    """Whether the convolution is one matrix product."""
-    return g.kh == g.kw == g.stride == 1 and g.pad == 0
+def _flat(x: NDArr) -> NDArr:
+    """(rows, channels)."""
+    return x.reshape(-1, x.shape[-1])

@@ -1,264 +1,331 @@
-"""The table of kernels that the backends call by name: one line each, the same arguments in C, in CUDA and in plain NumPy.
+"""The table of kernels: one line each, with the same arguments in C, in CUDA and in plain NumPy.
 
-An argument is `name:kind`, an array also `name:kind(size)`. Kinds: p, i, u, d an array of REAL, int64, uint8, float64; a an
-array of the type that REAL is summed in: float32 where REAL has 16 bits, else the same; s a view with strides that the kernel
-is told; n a size; r a number of the type of sums; e a double; f a flag or small code. A question mark behind the kind: may be
-None, a null pointer. size: how many elements the array has, a product (with *) of sizes among the arguments and of numbers;
-without it the caller answers for it. `mpidl.backend.binder` checks all of this in every call.
-
-How a GPU covers the work, by numbers of arguments: ("each", a, b, ...) a grid-stride loop over the product of those arguments;
-("warps", a, ...) one warp a row; ("groups", a, b, c) one block for 8 of the c rows of each of a * b matrices; ("blocks", a) one
-block an item; ("columns", c, s) 32 columns by 8 rows a block, and segments.
+`mpidl.backend.signature` says how a line is written. `mpidl.backend.binder` checks every call by
+it; the backends, their tests and kernels/README.md are made from it.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from functools import cached_property
+from mpidl.backend.signature import (
+    CUDA,
+    PLAIN,
+    C,
+    Kernel,
+    blocks,
+    columns,
+    each,
+    groups,
+    warps,
+)
 
-ARRAYS = "apiuds"  # kinds of arguments that are arrays
-_ARGUMENT = re.compile(r"(\w+):([apiudsnref])(\?)?(?:\(([\w*]+)\))?")
-
-
-@dataclass(frozen=True)
-class Argument:
-    """factors: the size of an array: indices of arguments (from 0), and numbers (negative); None where it is not checked."""
-
-    name: str
-    kind: str
-    optional: bool
-    factors: tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """family: the file in kernels/cpu and kernels/cuda; signature, launch: see above."""
-
-    family: str
-    signature: str
-    launch: tuple[str | int, ...] = ()
-
-    @cached_property
-    def parsed(self) -> tuple[Argument, ...]:
-        """The signature."""
-        texts = [_ARGUMENT.fullmatch(text) for text in self.signature.split()]
-        found = [match.groups() for match in texts if match is not None]
-        if len(found) != len(texts):
-            raise ValueError(f"cannot understand {self.signature!r}")
-        places = {name: index for index, (name, *_) in enumerate(found)}
-        return tuple(
-            Argument(name, kind, bool(optional), None if size is None else _factors(size, places))
-            for name, kind, optional, size in found
-        )
-
-    @cached_property
-    def arguments(self) -> str:
-        """The kinds, one letter each."""
-        return "".join(argument.kind for argument in self.parsed)
-
-
-def _factors(size: str, places: dict[str, int]) -> tuple[int, ...]:
-    return tuple(-int(factor) if factor.isdigit() else places[factor] for factor in size.split("*"))
-
-
-_SIZES = "n:n d:n h:n w:n channels:n first:n c:n kd:n kh:n kw:n sd:n sh:n sw:n pd:n ph:n pw:n dd:n dh:n dw:n od:n oh:n ow:n"
-_IMAGE, _COLUMN = "n*d*h*w*channels", "n*od*oh*ow*kd*kh*kw*c"
-_POOL = "n:n h:n w:n c:n k:n stride:n pad:n oh:n ow:n"
-_HEADS = "n:n heads:n tq:n tk:n dim:n q_stride:n kv_stride:n scale:r causal:f"
-_MOMENTS = "p:p(n) g:p(n) m:p(n) v:p(n)"
-_CONV = "n:n h:n w:n ci:n co:n kh:n kw:n stride:n pad:n oh:n ow:n"
-_X, _Y, _W = "n*h*w*ci", "n*oh*ow*co", "kh*kw*ci*co"
+_IMAGE = "real(g.n*g.d*g.h*g.w*g.channels)"
+_COLUMN = "real(g.n*g.od*g.oh*g.ow*g.kd*g.kh*g.kw*g.c)"
+_X = "real(g.n*g.h*g.w*g.channels)"
+_Y = "real(g.n*g.oh*g.ow*g.outputs)"
+_W = "real(g.kh*g.kw*g.channels*g.outputs)"
+_POOL_IN = "real(g.n*g.h*g.w*g.c)"
+_POOL_OUT = "real(g.n*g.oh*g.ow*g.c)"
+_HEADS = "g:attention_geometry scale:number causal:code"
+_QUERIES = "real(g.n*g.tq*g.heads*g.dim)"
+_LSE = "acc(g.n*g.heads*g.tq)"
+_ATTENTION = f"dout:{_QUERIES} q:view k:view v:view out:{_QUERIES} lse:{_LSE}"
+_MOMENTS = "p:real(n) g:real(n) m:real(n) v:real(n)"
+_ROWS = "real(rows*cols)"
+_SEGMENTS = "real(parts*rows*cols)"
+_STATISTIC = "acc(parts*cols)"
+_CELLS = "real(rows*units)"
 
 KERNELS: dict[str, Kernel] = {
-    "act_forward": Kernel("activation", "x:p(n) out:p(n) n:n kind:f", ("each", 2)),
-    "act_backward": Kernel("activation", "dy:p(n) x:p(n) y:p(n) out:p(n) n:n kind:f", ("each", 4)),
-    "round_copy": Kernel("pointwise", "x:a(n) out:p(n) n:n", ("each", 2)),
-    "dropout": Kernel("activation", "x:p(n) out:p(n) n:n keep:e drawn:i(3) stream:n", ("each", 2)),
+    "bias_act": Kernel(
+        "pointwise", f"y:{_ROWS} bias:acc(cols) rows:size cols:size relu:code", each("rows", "cols")
+    ),
+    "relu_forward": Kernel("pointwise", "x:real(n) out:real(n) n:size", each("n")),
+    "relu_backward": Kernel("pointwise", "dy:real(n) y:real(n) out:real(n) n:size", each("n")),
+    "column_sums": Kernel(
+        "pointwise", f"x:{_ROWS} out:acc(cols) rows:size cols:size", columns("cols")
+    ),
+    "scale_u8": Kernel(
+        "pointwise", "x:uint8(n) out:real(n) n:size scale:number shift:number", each("n")
+    ),
+    "round_copy": Kernel("pointwise", "x:acc(n) out:real(n) n:size", each("n"), (CUDA,)),
+    "act_forward": Kernel("activation", "x:real(n) out:real(n) n:size kind:code", each("n")),
+    "act_backward": Kernel(
+        "activation", "dy:real(n) x:real(n) y:real(n) out:real(n) n:size kind:code", each("n")
+    ),
+    "dropout": Kernel(
+        "activation",
+        "x:real(n) out:real(n) n:size keep:double drawn:int64(3) stream:size",
+        each("n"),
+    ),
     "row_norm_forward": Kernel(
         "norm",
-        "x:p(rows*cols) gamma:a(cols) beta:a?(cols) out:p(rows*cols) mean:a(rows) rstd:a(rows) rows:n cols:n eps:r center:f",
-        ("warps", 6),
+        f"x:{_ROWS} gamma:acc(cols) beta:acc?(cols) out:{_ROWS} mean:acc(rows) rstd:acc(rows) "
+        "rows:size cols:size eps:number center:code",
+        warps("rows"),
     ),
     "row_norm_backward": Kernel(
         "norm",
-        "dy:p(rows*cols) x:p(rows*cols) gamma:a(cols) mean:a(rows) rstd:a(rows) out:p(rows*cols) rows:n cols:n center:f",
-        ("warps", 6),
+        f"dy:{_ROWS} x:{_ROWS} gamma:acc(cols) mean:acc(rows) rstd:acc(rows) out:{_ROWS} "
+        "rows:size cols:size center:code",
+        warps("rows"),
     ),
     "row_norm_parameters": Kernel(
         "norm",
-        "dy:p(rows*cols) x:p(rows*cols) mean:a(rows) rstd:a(rows) dgamma:a(cols) dbeta:a?(cols) rows:n cols:n",
-        ("columns", 7),
+        f"dy:{_ROWS} x:{_ROWS} mean:acc(rows) rstd:acc(rows) dgamma:acc(cols) dbeta:acc?(cols) "
+        "rows:size cols:size",
+        columns("cols"),
     ),
     "segment_moments": Kernel(
         "norm",
-        "x:p(parts*rows*cols) mean:a(parts*cols) m2:a(parts*cols) parts:n rows:n cols:n",
-        ("columns", 5, 3),
+        f"x:{_SEGMENTS} mean:{_STATISTIC} m2:{_STATISTIC} parts:size rows:size cols:size",
+        columns("cols", "parts"),
     ),
     "segment_affine": Kernel(
         "norm",
-        "x:p(parts*rows*cols) scale:a(parts*cols) shift:a(parts*cols) residual:p?(parts*rows*cols) out:p(parts*rows*cols) "
-        "parts:n rows:n cols:n relu:f",
-        ("each", 5, 6, 7),
+        f"x:{_SEGMENTS} scale:{_STATISTIC} shift:{_STATISTIC} residual:real?(parts*rows*cols) "
+        f"out:{_SEGMENTS} parts:size rows:size cols:size relu:code",
+        each("parts", "rows", "cols"),
     ),
     "segment_dots": Kernel(
         "norm",
-        "dy:p(parts*rows*cols) x:p(parts*rows*cols) y:p?(parts*rows*cols) mean:a(parts*cols) sum_dy:a(parts*cols) "
-        "sum_dyx:a(parts*cols) parts:n rows:n cols:n",
-        ("columns", 8, 6),
+        f"dy:{_SEGMENTS} x:{_SEGMENTS} y:real?(parts*rows*cols) mean:{_STATISTIC} "
+        f"sum_dy:{_STATISTIC} sum_dyx:{_STATISTIC} parts:size rows:size cols:size",
+        columns("cols", "parts"),
     ),
     "segment_dx": Kernel(
         "norm",
-        "dy:p(parts*rows*cols) x:p(parts*rows*cols) a:a(parts*cols) b:a(parts*cols) c:a(parts*cols) out:p(parts*rows*cols) "
-        "parts:n rows:n cols:n",
-        ("each", 6, 7, 8),
+        f"dy:{_SEGMENTS} x:{_SEGMENTS} a:{_STATISTIC} b:{_STATISTIC} c:{_STATISTIC} "
+        f"out:{_SEGMENTS} parts:size rows:size cols:size",
+        each("parts", "rows", "cols"),
     ),
     "softmax_forward": Kernel(
-        "softmax", "x:p(rows*cols) out:p(rows*cols) rows:n cols:n log:f", ("warps", 2)
+        "softmax", f"x:{_ROWS} out:{_ROWS} rows:size cols:size log:code", warps("rows")
     ),
     "softmax_backward": Kernel(
-        "softmax",
-        "dy:p(rows*cols) y:p(rows*cols) out:p(rows*cols) rows:n cols:n log:f",
-        ("warps", 3),
+        "softmax", f"dy:{_ROWS} y:{_ROWS} out:{_ROWS} rows:size cols:size log:code", warps("rows")
     ),
     "pair_loss": Kernel(
         "softmax",
-        "x:p(rows*cols) target:a(rows*cols) loss:a(rows) dx:p(rows*cols) rows:n cols:n scale:r kind:f delta:r",
-        ("warps", 4),
-    ),
-    "embedding_forward": Kernel(
-        "embedding", "table:p ids:i(count) out:p(count*width) count:n width:n", ("each", 3, 4)
-    ),
-    "embedding_backward": Kernel(
-        "embedding", "dy:p(count*width) ids:i(count) dtable:a count:n width:n", ("each", 3, 4)
-    ),
-    "attention_forward": Kernel(
-        "attention",
-        f"q:s k:s v:s out:p(n*tq*heads*dim) lse:a(n*heads*tq) {_HEADS}",
-        ("groups", 5, 6, 7),
-    ),
-    "attention_backward": Kernel(
-        "attention",
-        f"dout:p(n*tq*heads*dim) q:s k:s v:s out:p(n*tq*heads*dim) lse:a(n*heads*tq) dq:s dk:s dv:s {_HEADS}",
-    ),
-    "attention_backward_q": Kernel(
-        "attention",
-        f"dout:p(n*tq*heads*dim) q:s k:s v:s out:p(n*tq*heads*dim) lse:a(n*heads*tq) dq:s {_HEADS}",
-        ("groups", 7, 8, 9),
-    ),
-    "attention_backward_kv": Kernel(
-        "attention",
-        f"dout:p(n*tq*heads*dim) q:s k:s v:s out:p(n*tq*heads*dim) lse:a(n*heads*tq) dk:s dv:s {_HEADS}",
-        ("groups", 8, 9, 11),
-    ),
-    "lstm_forward": Kernel(
-        "recurrent",
-        "gates:p(4*rows*units) c_before:a(rows*units) c:a(rows*units) h:p(rows*units) rows:n units:n",
-        ("each", 4, 5),
-    ),
-    "lstm_backward": Kernel(
-        "recurrent",
-        "gates:p(4*rows*units) c_before:a(rows*units) c:a(rows*units) dh:p(rows*units) dc:a(rows*units) rows:n units:n",
-        ("each", 5, 6),
-    ),
-    "gru_forward": Kernel(
-        "recurrent",
-        "x_gates:p(3*rows*units) h_gates:p(3*rows*units) h_before:p(rows*units) h:p(rows*units) rows:n units:n",
-        ("each", 4, 5),
-    ),
-    "gru_backward": Kernel(
-        "recurrent",
-        "x_gates:p(3*rows*units) h_gates:p(3*rows*units) h_before:p(rows*units) dh:p(rows*units) rows:n units:n",
-        ("each", 4, 5),
-    ),
-    "im2col": Kernel(
-        "columns",
-        f"x:p({_IMAGE}) columns:p({_COLUMN}) {_SIZES}",
-        ("each", 2, 21, 22, 23, 9, 10, 11, 8),
-    ),
-    "col2im": Kernel(
-        "columns", f"columns:p({_COLUMN}) out:p({_IMAGE}) {_SIZES}", ("each", 2, 3, 4, 5, 8)
-    ),
-    "maxpool_forward": Kernel(
-        "pooling",
-        f"x:p(n*h*w*c) out:p(n*oh*ow*c) place:i(n*oh*ow*c) {_POOL}",
-        ("each", 3, 6, 10, 11),
-    ),
-    "maxpool_backward": Kernel(
-        "pooling",
-        f"dy:p(n*oh*ow*c) place:i(n*oh*ow*c) out:p(n*h*w*c) {_POOL}",
-        ("each", 3, 4, 5, 6),
-    ),
-    "avgpool_forward": Kernel(
-        "pooling", f"x:p(n*h*w*c) out:p(n*oh*ow*c) {_POOL}", ("each", 2, 5, 9, 10)
-    ),
-    "avgpool_backward": Kernel(
-        "pooling", f"dy:p(n*oh*ow*c) out:p(n*h*w*c) {_POOL}", ("each", 2, 3, 4, 5)
-    ),
-    "adam_step": Kernel(
-        "optim",
-        f"{_MOMENTS} n:n lr:r beta1:r beta2:r eps:r weight_decay:r fix1:r fix2:r decoupled:f",
-        ("each", 4),
-    ),
-    "adam_direction": Kernel(
-        "optim",
-        f"{_MOMENTS} out:p(n) n:n beta1:r beta2:r eps:r weight_decay:r fix1:r fix2:r",
-        ("each", 5),
-    ),
-    "sparse_sgd": Kernel("optim", "p:p(n) g:p(n) n:n lr:r", ("each", 2)),
-    "slot_squares": Kernel(
-        "optim", "x:p starts:i(slots) stops:i(slots) out:d(slots) slots:n", ("blocks", 4)
-    ),
-    "slot_scale": Kernel(
-        "optim", "x:p starts:i(slots) stops:i(slots) factors:d(slots) slots:n", ("blocks", 4)
-    ),
-    "int8_pack": Kernel(
-        "compress", "x:p(n) scales:a(blocks) q:u(n) n:n block:n blocks:n seed:n", ("blocks", 5)
-    ),
-    "int8_unpack": Kernel("compress", "scales:a q:u(n) y:p(n) n:n block:n sign:f", ("each", 3)),
-    "sign_pack": Kernel(
-        "compress", "x:p(n) scales:a(blocks) bits:u n:n block:n blocks:n", ("warps", 5)
-    ),
-    "sign_unpack": Kernel("compress", "scales:a bits:u y:p(n) n:n block:n sign:f", ("each", 3)),
-    "add_and_keep": Kernel("compress", "values:p(n) residual:p(n) n:n", ("each", 2)),
-    "topk_count": Kernel("compress", "x:p(n) counts:i n:n", ("each", 2)),
-    "topk_select": Kernel("compress", "x:p(n) places:i found:i(1) n:n least:n", ("each", 3)),
-    "scatter_add": Kernel(
-        "compress", "places:i(count) values:a(count) y:p count:n sign:f", ("each", 3)
-    ),
-}
-# C has these in one piece, in a form of its own (compression: kernels/cpu/compress.c), or not at all: round_copy
-ONLY_CUDA = frozenset({"attention_backward_q", "attention_backward_kv", "round_copy"}) | {
-    name for name, kernel in KERNELS.items() if kernel.family == "compress"
-}
-ONLY_C = frozenset({"attention_backward"})
-# What `NumpyOps` calls in C by methods of their own, which take fast ways; `CupyOps` does these with products and columns, or
-# with kernels of the same arrays and sizes in another order, which are checked by these lines too
-C_KERNELS: dict[str, Kernel] = {
-    "bias_act": Kernel("pointwise", "y:p(rows*cols) bias:a(cols) rows:n cols:n relu:f"),
-    "relu_forward": Kernel("pointwise", "x:p(n) out:p(n) n:n"),
-    "relu_backward": Kernel("pointwise", "dy:p(n) y:p(n) out:p(n) n:n"),
-    "column_sums": Kernel("pointwise", "x:p(rows*cols) out:a(cols) rows:n cols:n"),
-    "scale_u8": Kernel("pointwise", "x:u(n) out:p(n) n:n scale:e shift:e"),
-    "conv2d_forward": Kernel("conv2d", f"x:p({_X}) w:p({_W}) b:p?(co) out:p({_Y}) {_CONV} relu:f"),
-    "conv2d_backward_input": Kernel("conv2d", f"dy:p({_Y}) w:p({_W}) out:p({_X}) {_CONV}"),
-    "conv2d_backward_weights": Kernel(
-        "conv2d", f"x:p({_X}) dy:p({_Y}) dw:p({_W}) db:p?(co) {_CONV}"
-    ),
-    "maxpool2d_forward": Kernel("pool2d", "x:p(n*h*w*c) out:p n:n h:n w:n c:n k:n"),
-    "maxpool2d_backward": Kernel(
-        "pool2d", "dy:p x:p(n*h*w*c) y:p out:p(n*h*w*c) n:n h:n w:n c:n k:n relu:f"
+        f"x:{_ROWS} target:acc(rows*cols) loss:acc(rows) dx:{_ROWS} rows:size cols:size "
+        "scale:number kind:code delta:number",
+        warps("rows"),
     ),
     "softmax_cross_entropy": Kernel(
         "loss",
-        "logits:p(rows*classes) labels:i(rows) loss:a(rows) dlogits:p(rows*classes) hit:u(rows) rows:n classes:n scale:e "
-        "smoothing:e",
+        "logits:real(rows*classes) labels:int64(rows) loss:acc(rows) dlogits:real(rows*classes) "
+        "hit:uint8(rows) rows:size classes:size scale:number smoothing:number",
+        warps("rows"),
+    ),
+    "embedding_forward": Kernel(
+        "embedding",
+        "table:real ids:int64(count) out:real(count*width) count:size width:size",
+        each("count", "width"),
+    ),
+    "embedding_backward": Kernel(
+        "embedding",
+        "dy:real(count*width) ids:int64(count) dtable:acc count:size width:size",
+        each("count", "width"),
+    ),
+    "attention_forward": Kernel(
+        "attention",
+        f"q:view k:view v:view out:{_QUERIES} lse:{_LSE} {_HEADS}",
+        groups("g.n", "g.heads", "g.tq"),
+    ),
+    "attention_backward": Kernel(
+        "attention",
+        f"{_ATTENTION} dq:view dk:view dv:view {_HEADS}",
+        None,
+        (PLAIN, C),
+        passes=("attention_backward_q", "attention_backward_kv"),
+    ),
+    "attention_backward_q": Kernel(
+        "attention", f"{_ATTENTION} dq:view {_HEADS}", groups("g.n", "g.heads", "g.tq"), (CUDA,)
+    ),
+    "attention_backward_kv": Kernel(
+        "attention",
+        f"{_ATTENTION} dk:view dv:view {_HEADS}",
+        groups("g.n", "g.heads", "g.tk"),
+        (CUDA,),
+    ),
+    "lstm_forward": Kernel(
+        "recurrent",
+        f"gates:real(4*rows*units) c_before:acc(rows*units) c:acc(rows*units) h:{_CELLS} "
+        "rows:size units:size",
+        each("rows", "units"),
+    ),
+    "lstm_backward": Kernel(
+        "recurrent",
+        f"gates:real(4*rows*units) c_before:acc(rows*units) c:acc(rows*units) dh:{_CELLS} "
+        "dc:acc(rows*units) rows:size units:size",
+        each("rows", "units"),
+    ),
+    "gru_forward": Kernel(
+        "recurrent",
+        f"x_gates:real(3*rows*units) h_gates:real(3*rows*units) h_before:{_CELLS} h:{_CELLS} "
+        "rows:size units:size",
+        each("rows", "units"),
+    ),
+    "gru_backward": Kernel(
+        "recurrent",
+        f"x_gates:real(3*rows*units) h_gates:real(3*rows*units) h_before:{_CELLS} dh:{_CELLS} "
+        "rows:size units:size",
+        each("rows", "units"),
     ),
     "gemm": Kernel(
         "gemm",
-        "a:s a0:n a1:n b:s b0:n b1:n out:s c0:n c1:n bias:p?(cols) rows:n cols:n k:n relu:f accumulate:f",
+        "a:view a0:size a1:size b:view b0:size b1:size out:view c0:size c1:size bias:real?(cols) "
+        "rows:size cols:size k:size relu:code accumulate:code",
+        None,
+        (C,),
+    ),
+    "im2col": Kernel(
+        "columns",
+        f"x:{_IMAGE} columns:{_COLUMN} g:conv_geometry",
+        each("g.n", "g.od", "g.oh", "g.ow", "g.kd", "g.kh", "g.kw", "g.c"),
+    ),
+    "col2im": Kernel(
+        "columns",
+        f"columns:{_COLUMN} out:{_IMAGE} g:conv_geometry",
+        each("g.n", "g.d", "g.h", "g.w", "g.c"),
+    ),
+    "conv2d_forward": Kernel(
+        "conv2d",
+        f"x:{_X} w:{_W} b:real?(g.outputs) out:{_Y} g:conv_geometry relu:code",
+        None,
+        (PLAIN, C),
+    ),
+    "conv2d_backward_input": Kernel(
+        "conv2d", f"dy:{_Y} w:{_W} out:{_X} g:conv_geometry", None, (PLAIN, C)
+    ),
+    "conv2d_backward_weights": Kernel(
+        "conv2d", f"x:{_X} dy:{_Y} dw:{_W} db:real?(g.outputs) g:conv_geometry", None, (PLAIN, C)
+    ),
+    "maxpool2d_forward": Kernel(
+        "pool2d",
+        f"x:{_POOL_IN} out:{_POOL_OUT} g:pool_geometry",
+        each("g.n", "g.oh", "g.ow", "g.c"),
+    ),
+    "maxpool2d_backward": Kernel(
+        "pool2d",
+        f"dy:{_POOL_OUT} x:{_POOL_IN} y:{_POOL_OUT} out:{_POOL_IN} g:pool_geometry relu:code",
+        each("g.n", "g.h", "g.w", "g.c"),
+    ),
+    "maxpool_forward": Kernel(
+        "pooling",
+        f"x:{_POOL_IN} out:{_POOL_OUT} place:int64(g.n*g.oh*g.ow*g.c) g:pool_geometry",
+        each("g.n", "g.oh", "g.ow", "g.c"),
+    ),
+    "maxpool_backward": Kernel(
+        "pooling",
+        f"dy:{_POOL_OUT} place:int64(g.n*g.oh*g.ow*g.c) out:{_POOL_IN} g:pool_geometry",
+        each("g.n", "g.h", "g.w", "g.c"),
+    ),
+    "avgpool_forward": Kernel(
+        "pooling",
+        f"x:{_POOL_IN} out:{_POOL_OUT} g:pool_geometry",
+        each("g.n", "g.oh", "g.ow", "g.c"),
+    ),
+    "avgpool_backward": Kernel(
+        "pooling",
+        f"dy:{_POOL_OUT} out:{_POOL_IN} g:pool_geometry",
+        each("g.n", "g.h", "g.w", "g.c"),
     ),
     "sgd_step": Kernel(
-        "optim", "p:p(n) g:p(n) v:p(n) n:n lr:e momentum:e weight_decay:e nesterov:f"
+        "optim",
+        "p:real(n) g:real(n) v:real(n) n:size lr:number momentum:number weight_decay:number "
+        "nesterov:code",
+        each("n"),
+    ),
+    "adam_step": Kernel(
+        "optim",
+        f"{_MOMENTS} n:size lr:number beta1:number beta2:number eps:number weight_decay:number "
+        "fix1:number fix2:number decoupled:code",
+        each("n"),
+    ),
+    "adam_direction": Kernel(
+        "optim",
+        f"{_MOMENTS} out:real(n) n:size beta1:number beta2:number eps:number weight_decay:number "
+        "fix1:number fix2:number",
+        each("n"),
+    ),
+    "sparse_sgd": Kernel("optim", "p:real(n) g:real(n) n:size lr:number", each("n")),
+    "slot_squares": Kernel(
+        "optim",
+        "x:real starts:int64(slots) stops:int64(slots) out:float64(slots) slots:size",
+        blocks("slots"),
+    ),
+    "slot_scale": Kernel(
+        "optim",
+        "x:real starts:int64(slots) stops:int64(slots) factors:float64(slots) slots:size",
+        blocks("slots"),
+    ),
+    "int8_pack": Kernel(
+        "compress",
+        "x:float32(n) scales:float32(blocks) q:uint8(n) n:size block:size blocks:size seed:size",
+        blocks("blocks"),
+    ),
+    "int8_unpack": Kernel(
+        "compress",
+        "scales:float32(blocks) q:uint8(n) y:float32(n) n:size block:size blocks:size sign:code",
+        each("n"),
+    ),
+    "sign_pack": Kernel(
+        "compress",
+        "x:float32(n) scales:float32(blocks) bits:uint8(bytes) n:size block:size blocks:size "
+        "bytes:size",
+        warps("blocks"),
+    ),
+    "sign_unpack": Kernel(
+        "compress",
+        "scales:float32(blocks) bits:uint8(bytes) y:float32(n) n:size block:size blocks:size "
+        "bytes:size sign:code",
+        each("n"),
+    ),
+    "add_and_keep": Kernel("compress", "values:float32(n) residual:float32(n) n:size", each("n")),
+    "topk": Kernel(
+        "compress",
+        "x:float32(n) index:int32(k) value:float32(k) n:size k:size",
+        None,
+        (PLAIN, C),
+    ),
+    "topk_feedback": Kernel(
+        "compress",
+        "x:float32(n) residual:float32(n) hint:uint32(1) index:int32(k) value:float32(k) n:size "
+        "k:size",
+        None,
+        (PLAIN, C),
+    ),
+    "topk_pack": Kernel(
+        "compress",
+        "index:int32(k) value:float32(k) packet:uint16(2*room) k:size room:size",
+        None,
+        (PLAIN, C),
+    ),
+    "topk_unpack": Kernel(
+        "compress",
+        "packet:uint16(2*room) y:float32(n) finite:uint8(1) room:size n:size sign:code",
+        None,
+        (PLAIN, C),
+    ),
+    "half_pack": Kernel(
+        "compress", "x:float32(n) out:uint16(n) n:size bfloat16:code", None, (PLAIN, C)
+    ),
+    "half_unpack": Kernel(
+        "compress", "x:uint16(n) y:float32(n) n:size bfloat16:code sign:code", None, (PLAIN, C)
+    ),
+    "topk_count": Kernel(
+        "compress", "x:float32(n) counts:int64(bins) n:size bins:size", each("n"), (CUDA,)
+    ),
+    "topk_select": Kernel(
+        "compress",
+        "x:float32(n) index:int64(room) found:int64(1) n:size room:size least:size",
+        each("n"),
+        (CUDA,),
+    ),
+    "scatter_add": Kernel(
+        "compress",
+        "index:int64(count) value:float32(count) y:float32(n) count:size n:size sign:code",
+        each("count"),
+        (CUDA,),
     ),
 }

@@ -95,9 +95,9 @@ class Context:
             traceback.print_exception(error)
         payload = b""
         if error is not None:
-            payload = pickle.dumps(_portable(wrap(error, activity), self.rank))
-        shared: MpidlError = pickle.loads(self.comm.bcast(payload, root=first))
-        raise shared from error
+            payload = pickle.dumps(_shared_error(wrap(error, activity), self.rank))
+        first_error: MpidlError = pickle.loads(self.comm.bcast(payload, root=first))
+        raise first_error from error
 
     @contextmanager
     def fail_together(self, activity: str) -> Iterator[None]:
@@ -132,12 +132,12 @@ class Context:
         os._exit(status)
 
 
-def _portable(error: MpidlError, rank: int) -> MpidlError:
-    """A copy of `error` that can be pickled and names the rank that raised it."""
+def _shared_error(error: MpidlError, rank: int) -> MpidlError:
+    """A copy of `error` for all ranks, which names the rank that raised it."""
     where = error.where
     if not where.startswith("rank "):
         where = f"rank {rank}, {where}" if where else f"rank {rank}"
-    return type(error)(error.what, where=where, remedy=error.remedy, agreed=True)
+    return error.replace(where=where, agreed=True)
 
 
 def current() -> Context | None:

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mpidl.backend import ops_for
 from mpidl.collectives import Group
 from mpidl.collectives.engine.reduction import BFLOAT16, FLOAT16
 from mpidl.collectives.safety import checks
-from mpidl.compression import kernels
 from mpidl.compression.compressor import Layout
 from mpidl.compression.error_feedback import drop_nonfinite
 from mpidl.compression.quantized import Quantized
@@ -45,11 +45,11 @@ class Float16(Quantized):
 
     def pack(self, x: NDArray[Any], packet: NDArray[Any], seed: int) -> None:
         """Round to nearest."""
-        kernels.half_pack(x, packet.view(self.dtype))
+        ops_for(x).half_pack(x, packet.view(self.dtype))
 
     def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
         """Widen."""
-        kernels.half_unpack(packet.view(self.dtype), y, sign)
+        ops_for(y).half_unpack(packet.view(self.dtype), y, sign)
 
     def _drop_nonfinite(self, packet: NDArray[Any], residual: NDArray[Any]) -> None:
         drop_nonfinite(residual)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpidl.backend import ops_for
 from mpidl.collectives import Group, all_reduce
 from mpidl.collectives.schedule import all_reduce_bytes
-from mpidl.compression import kernels
 from mpidl.compression.compressor import Compressor, Layout
 from mpidl.compression.error_feedback import Residuals, drop_nonfinite, take_arrays
 from mpidl.optim import RunState
@@ -50,7 +50,7 @@ class PowerSGD(Compressor):
         residual = None
         if self.options.error_feedback:
             residual = self.residuals.of(key, values.shape, values)
-            kernels.add_and_keep(values, residual)
+            ops_for(values).add_and_keep(values, residual)
         finite = bool(np.isfinite(values).all())
         matrices, vectors = _split(values, layout)
         own_vectors = [vector.copy() for vector in vectors]
@@ -124,14 +124,14 @@ class PowerSGD(Compressor):
 
 
 def _split(values: NDArray[Any], layout: Layout) -> tuple[Arrays, Arrays]:
-    """Copies of the matrices of a bucket, and views of its vectors."""
+    """Views of the matrices of a bucket and of its vectors; without a layout a padded copy."""
     if not layout:
         columns = max(1, int(np.sqrt(values.size)))
         flat = np.zeros(-(-values.size // columns) * columns, np.float32)
         flat[: values.size] = values
         return [flat.reshape(-1, columns)], []
     found = [(values[start:stop], shape) for start, stop, shape in layout]
-    matrices = [part.reshape(-1, shape[-1]).copy() for part, shape in found if len(shape) > 1]
+    matrices = [part.reshape(-1, shape[-1]) for part, shape in found if len(shape) > 1]
     return matrices, [part for part, shape in found if len(shape) < 2]
 
 
@@ -139,10 +139,15 @@ def _join(
     values: NDArray[Any], layout: Layout, left: Arrays, right: Arrays, vectors: Arrays
 ) -> None:
     """Fill a bucket with the products of factors, and with vectors: the inverse of `_split`."""
-    products = iter([(p @ q.T).reshape(-1) for p, q in zip(left, right, strict=True)])
     if not layout:
-        values[...] = next(products)[: values.size]
+        values[...] = (left[0] @ right[0].T).reshape(-1)[: values.size]
         return
-    rest = iter(vectors)
+    factors, rest = iter(zip(left, right, strict=True)), iter(vectors)
     for start, stop, shape in layout:
-        values[start:stop] = next(products) if len(shape) > 1 else next(rest)
+        part = values[start:stop]
+        if len(shape) > 1:
+            p, q = next(factors)
+            # no temporary: fresh pages for it took longer than the product
+            np.matmul(p, q.T, out=part.reshape(-1, shape[-1]))
+        else:
+            part[...] = next(rest)

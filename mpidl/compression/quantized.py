@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mpidl.backend import ops_for
 from mpidl.collectives import Group, run_rounds
 from mpidl.collectives.algorithms import ring
 from mpidl.collectives.algorithms.pairwise import all_to_all
 from mpidl.collectives.schedule import NOTHING, Exchange, Round
 from mpidl.comm.transport import array_module
-from mpidl.compression import kernels
 from mpidl.compression.compressor import Compressor, Layout
 from mpidl.compression.error_feedback import Residuals, drop_nonfinite
 from mpidl.optim import RunState
@@ -162,7 +162,7 @@ class Quantized(Compressor):
         if residual is None:
             self.pack(part, packet, seed)
             return
-        kernels.add_and_keep(part, residual)
+        ops_for(part).add_and_keep(part, residual)
         self.pack(part, packet, seed)
         self.unpack(packet, residual, -1)
         self._drop_nonfinite(packet, residual)

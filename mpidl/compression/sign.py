@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.compression import kernels
+from mpidl.backend import ops_for
 from mpidl.compression.quantized import Quantized
 
 
@@ -23,9 +23,9 @@ class Sign(Quantized):
     def pack(self, x: NDArray[Any], packet: NDArray[Any], seed: int) -> None:
         """Signs, and the mean magnitude of each block."""
         cut = len(x) // self.block * 4
-        kernels.sign_pack(x, self.block, packet[:cut].view(np.float32), packet[cut:])
+        ops_for(x).sign_pack(x, self.block, packet[:cut].view(np.float32), packet[cut:])
 
     def unpack(self, packet: NDArray[Any], y: NDArray[Any], sign: int = 0) -> None:
         """Plus or minus the scale."""
         cut = len(y) // self.block * 4
-        kernels.sign_unpack(packet[:cut].view(np.float32), packet[cut:], self.block, y, sign)
+        ops_for(y).sign_unpack(packet[:cut].view(np.float32), packet[cut:], self.block, y, sign)

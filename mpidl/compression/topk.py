@@ -8,10 +8,11 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from mpidl.backend import ops_for
+from mpidl.backend.contract.compress import STEP_LIMIT
 from mpidl.collectives import Group, all_gather
 from mpidl.collectives.schedule import segments
 from mpidl.comm import transport
-from mpidl.compression import kernels
 from mpidl.compression.compressor import Compressor, Layout
 from mpidl.compression.error_feedback import Residuals, drop_nonfinite, take_arrays
 from mpidl.optim import RunState
@@ -51,28 +52,28 @@ class TopK(Compressor):
                 self.reduce(values[start:stop], group, f"{key}, part {number}")
             return
         index, value = self._choose(values, key)
-        room = len(index) + values.size // kernels.REACH + 1
+        room = len(index) + values.size // STEP_LIMIT + 1
         packets = np.empty((group.size, 2, room), np.uint16)
-        kernels.topk_pack(index, value, packets[group.rank])
+        ops_for(index).topk_pack(index, value, packets[group.rank])
         if self.options.error_feedback:
             self._subtract_sent(self.residuals.of(key, values.shape, values), packets[group.rank])
         all_gather(packets.reshape(-1), comm=group, algorithm="ring", name=key)
         self.sent += (group.size - 1) * packets[0].nbytes
         values[...] = 0
         for packet in packets:
-            kernels.topk_unpack(packet, values)
+            ops_for(values).topk_unpack(packet, values)
 
     def _choose(self, values: NDArray[Any], key: str) -> tuple[NDArray[Any], NDArray[Any]]:
         k = max(1, min(values.size, round(values.size * self.options.ratio)))
         if not self.options.error_feedback:
-            return kernels.topk(values, k)
+            return ops_for(values).topk(values, k)
         residual = self.residuals.of(key, values.shape, values)
         hint = self._hints.setdefault(key, np.zeros(1, np.uint32))
-        return kernels.topk_feedback(values, residual, k, hint)
+        return ops_for(values).topk_feedback(values, residual, k, hint)
 
     def _subtract_sent(self, residual: NDArray[Any], packet: NDArray[Any]) -> None:
         """What was sent, as it was rounded, is no longer left out."""
-        if not kernels.topk_unpack(packet, residual, -1):
+        if not ops_for(residual).topk_unpack(packet, residual, -1):
             drop_nonfinite(residual)
 
     def state(self) -> RunState:

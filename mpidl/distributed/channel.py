@@ -310,9 +310,5 @@ def _unseen(handle: Handle) -> MpidlError:
     if not isinstance(error, Exception):
         error = RuntimeError(repr(error))
     found = wrap(error, "running an asynchronous operation")
-    return type(found)(
-        f"an asynchronous operation that nobody has waited for failed: {found.what}",
-        where=found.where,
-        remedy=found.remedy,
-        agreed=found.agreed,
-    )
+    what = f"an asynchronous operation that nobody has waited for failed: {found.what}"
+    return found.replace(what=what)

@@ -158,6 +158,4 @@ def _check_equal(own: dict[str, tuple[str, str, CollectiveError | None]], member
                     remedy="build the same model on every rank",
                 )
             if error is not None:
-                raise CollectiveError(
-                    error.what, where=error.where, remedy=error.remedy, agreed=True
-                )
+                raise error.replace(agreed=True)

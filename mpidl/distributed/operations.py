@@ -236,8 +236,7 @@ def _announce_shape(array: Any, members: Group, root: int) -> tuple[tuple[int, .
             _check_divisible(array, members.size, "scatter")
             told = tuple(array.shape), array.dtype
         except CollectiveError as error:
-            where = error.where or f"rank {root}"
-            told = CollectiveError(error.what, where=where, remedy=error.remedy, agreed=True)
+            told = error.replace(where=error.where or f"rank {root}", agreed=True)
     told = members.comm.bcast(told, root=root)
     if isinstance(told, CollectiveError):
         raise told

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpidl.backend.ops import Conv2DGeometry
+from mpidl.backend.contract.conv import ConvGeometry
 
 FEW = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -116,21 +116,37 @@ def test_dense(ops: Any, dtype: Any, n: int, i: int, o: int, relu: bool, seed: i
     )
 
 
+def flat(h: int, w: int, ci: int, co: int, kh: int, kw: int, stride: int, pad: int) -> ConvGeometry:
+    """A convolution of images."""
+    return ConvGeometry(
+        (1, h, w), ci, co, (1, kh, kw), stride=(1, stride, stride), pad=(0, pad, pad)
+    )
+
+
 GEOMETRIES = st.builds(
-    lambda h, w, ci, co, kh, kw, stride, pad: Conv2DGeometry(h + kh, w + kw, ci, co, kh, kw, stride, min(pad, kh, kw)),
-    *[st.integers(0, 13)] * 2, *[st.sampled_from([1, 2, 3, 5, 16, 17, 33])] * 2, *[st.integers(1, 5)] * 2,
-    st.integers(1, 3), st.integers(0, 3),
-)  # fmt: skip
+    lambda h, w, ci, co, kh, kw, stride, pad: flat(
+        h + kh, w + kw, ci, co, kh, kw, stride, min(pad, kh, kw)
+    ),
+    *[st.integers(0, 13)] * 2,
+    *[st.sampled_from([1, 2, 3, 5, 16, 17, 33])] * 2,
+    *[st.integers(1, 5)] * 2,
+    st.integers(1, 3),
+    st.integers(0, 3),
+)
 
 
-def reference_conv(x: np.ndarray, w: np.ndarray, g: Conv2DGeometry) -> np.ndarray:
+def reference_conv(x: np.ndarray, w: np.ndarray, g: ConvGeometry) -> np.ndarray:
     """The definition, in float64, one tap at a time."""
-    padded = np.pad(x.astype(np.float64), ((0, 0), (g.pad, g.pad), (g.pad, g.pad), (0, 0)))
-    out = np.zeros((len(x), g.out_height, g.out_width, g.out_channels))
-    for oy in range(g.out_height):
-        for ox in range(g.out_width):
+    padded = np.pad(
+        x.astype(np.float64), ((0, 0), (g.pad[1], g.pad[1]), (g.pad[1], g.pad[1]), (0, 0))
+    )
+    out = np.zeros((len(x), g.out_size[1], g.out_size[2], g.out_channels))
+    for oy in range(g.out_size[1]):
+        for ox in range(g.out_size[2]):
             window = padded[
-                :, oy * g.stride : oy * g.stride + g.kh, ox * g.stride : ox * g.stride + g.kw
+                :,
+                oy * g.stride[1] : oy * g.stride[1] + g.kernel[1],
+                ox * g.stride[1] : ox * g.stride[1] + g.kernel[2],
             ]
             out[:, oy, ox] = np.tensordot(window, w.astype(np.float64), 3)
     return out
@@ -139,17 +155,17 @@ def reference_conv(x: np.ndarray, w: np.ndarray, g: Conv2DGeometry) -> np.ndarra
 @given(DTYPES, st.integers(0, 3), GEOMETRIES, st.booleans(), st.integers(0, 99))
 @settings(FEW, max_examples=40)
 def test_conv2d_forward(
-    ops: Any, dtype: Any, n: int, g: Conv2DGeometry, relu: bool, seed: int
+    ops: Any, dtype: Any, n: int, g: ConvGeometry, relu: bool, seed: int
 ) -> None:
     x, w = (
-        draw(seed, n, g.height, g.width, g.in_channels, dtype=dtype),
-        draw(seed + 1, g.kh, g.kw, g.in_channels, g.out_channels, dtype=dtype),
+        draw(seed, n, g.size[1], g.size[2], g.in_channels, dtype=dtype),
+        draw(seed + 1, g.kernel[1], g.kernel[2], g.in_channels, g.out_channels, dtype=dtype),
     )
     b, y = (
         draw(seed + 2, g.out_channels, dtype=dtype),
-        empty(ops, n, g.out_height, g.out_width, g.out_channels, dtype=dtype),
+        empty(ops, n, g.out_size[1], g.out_size[2], g.out_channels, dtype=dtype),
     )
-    ops.conv2d_forward(ops.to_device(x), ops.to_device(w), ops.to_device(b), y, g, relu=relu)
+    ops.conv_forward(ops.to_device(x), ops.to_device(w), ops.to_device(b), y, g, relu=relu)
     wanted = reference_conv(x, w, g) + b
     assert_near(ops.to_host(y), np.maximum(wanted, 0) if relu else wanted, dtype)
 
@@ -157,13 +173,13 @@ def test_conv2d_forward(
 @given(DTYPES, st.integers(0, 3), GEOMETRIES, st.integers(0, 99))
 @settings(FEW, max_examples=40)
 def test_conv2d_gradients_are_adjoint(
-    ops: Any, dtype: Any, n: int, g: Conv2DGeometry, seed: int
+    ops: Any, dtype: Any, n: int, g: ConvGeometry, seed: int
 ) -> None:
     """conv is linear in x and in w: for every dy, <conv(x, w), dy> = <x, dx> = <w, dw> for random directions."""
     shapes = [
-        (n, g.height, g.width, g.in_channels),
-        (g.kh, g.kw, g.in_channels, g.out_channels),
-        (n, g.out_height, g.out_width, g.out_channels),
+        (n, g.size[1], g.size[2], g.in_channels),
+        (g.kernel[1], g.kernel[2], g.in_channels, g.out_channels),
+        (n, g.out_size[1], g.out_size[2], g.out_channels),
     ]
     x, w, dy = (draw(seed + k, *shape, dtype=dtype) for k, shape in enumerate(shapes))
     dx, dw, db = (
@@ -171,43 +187,49 @@ def test_conv2d_gradients_are_adjoint(
         empty(ops, *shapes[1], dtype=dtype),
         empty(ops, g.out_channels, dtype=dtype),
     )
-    ops.conv2d_backward_input(ops.to_device(dy), ops.to_device(w), dx, g)
-    ops.conv2d_backward_weights(ops.to_device(x), ops.to_device(dy), dw, db, g)
+    ops.conv_backward_input(ops.to_device(dy), ops.to_device(w), dx, g)
+    ops.conv_backward_weights(ops.to_device(x), ops.to_device(dy), dw, db, g)
     double = dy.astype(np.float64)
     assert_near(ops.to_host(db), double.sum(axis=(0, 1, 2)), dtype)
     wanted_dw = np.zeros(w.shape)
-    wanted_dx = np.zeros((n, g.height + 2 * g.pad, g.width + 2 * g.pad, g.in_channels))
-    padded = np.pad(x.astype(np.float64), ((0, 0), (g.pad, g.pad), (g.pad, g.pad), (0, 0)))
-    for oy in range(g.out_height):
-        for ox in range(g.out_width):
+    wanted_dx = np.zeros((n, g.size[1] + 2 * g.pad[1], g.size[2] + 2 * g.pad[1], g.in_channels))
+    padded = np.pad(
+        x.astype(np.float64), ((0, 0), (g.pad[1], g.pad[1]), (g.pad[1], g.pad[1]), (0, 0))
+    )
+    for oy in range(g.out_size[1]):
+        for ox in range(g.out_size[2]):
             at = np.s_[
-                :, oy * g.stride : oy * g.stride + g.kh, ox * g.stride : ox * g.stride + g.kw
+                :,
+                oy * g.stride[1] : oy * g.stride[1] + g.kernel[1],
+                ox * g.stride[1] : ox * g.stride[1] + g.kernel[2],
             ]
             wanted_dw += np.einsum("nyxc,no->yxco", padded[at], double[:, oy, ox])
             wanted_dx[at] += np.einsum("no,yxco->nyxc", double[:, oy, ox], w.astype(np.float64))
     assert_near(ops.to_host(dw), wanted_dw, dtype)
-    inner = wanted_dx[:, g.pad : g.pad + g.height, g.pad : g.pad + g.width]
+    inner = wanted_dx[:, g.pad[1] : g.pad[1] + g.size[1], g.pad[1] : g.pad[1] + g.size[2]]
     assert_near(ops.to_host(dx), inner, dtype)
 
 
 # where the C kernels take Winograd's way, with edges that fill no tile
 WINOGRAD = st.builds(
-    lambda h, w, ci, co, pad: Conv2DGeometry(h, w, ci, co, 3, 3, 1, pad),
-    *[st.integers(3, 13)] * 2, *[st.sampled_from([16, 32, 48])] * 2, st.integers(0, 2),
-)  # fmt: skip
+    lambda h, w, ci, co, pad: flat(h, w, ci, co, 3, 3, 1, pad),
+    *[st.integers(3, 13)] * 2,
+    *[st.sampled_from([16, 32, 48])] * 2,
+    st.integers(0, 2),
+)
 
 
 @given(DTYPES, st.integers(0, 3), WINOGRAD, st.booleans(), st.integers(0, 99))
 @FEW
 def test_winograd_forward(
-    ops: Any, dtype: Any, n: int, g: Conv2DGeometry, relu: bool, seed: int
+    ops: Any, dtype: Any, n: int, g: ConvGeometry, relu: bool, seed: int
 ) -> None:
     test_conv2d_forward.hypothesis.inner_test(ops, dtype, n, g, relu, seed)  # type: ignore[attr-defined]
 
 
 @given(DTYPES, st.integers(0, 3), WINOGRAD, st.integers(0, 99))
 @FEW
-def test_winograd_gradients(ops: Any, dtype: Any, n: int, g: Conv2DGeometry, seed: int) -> None:
+def test_winograd_gradients(ops: Any, dtype: Any, n: int, g: ConvGeometry, seed: int) -> None:
     test_conv2d_gradients_are_adjoint.hypothesis.inner_test(ops, dtype, n, g, seed)  # type: ignore[attr-defined]
 
 
@@ -295,7 +317,7 @@ def test_sgd_step(ops: Any, dtype: Any, n: int, nesterov: bool, seed: int) -> No
 
 def test_the_backends_do_not_write_past_their_output(ops: Any) -> None:
     """Output arrays inside a larger one: what lies around them stays as it was."""
-    g = Conv2DGeometry(7, 5, 3, 17, 3, 3, 1, 1)
+    g = flat(7, 5, 3, 17, 3, 3, 1, 1)
     x, w, b = (
         draw(0, 2, 7, 5, 3, dtype=np.float32),
         draw(1, 3, 3, 3, 17, dtype=np.float32),
@@ -303,7 +325,7 @@ def test_the_backends_do_not_write_past_their_output(ops: Any) -> None:
     )
     size = 2 * 7 * 5 * 17
     frame = ops.to_device(np.full(size + 64, 5.0, np.float32))
-    ops.conv2d_forward(
+    ops.conv_forward(
         ops.to_device(x),
         ops.to_device(w),
         ops.to_device(b),
@@ -319,14 +341,14 @@ def test_the_backends_do_not_write_past_their_output(ops: Any) -> None:
 def test_every_c_level_that_runs_here_agrees(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mpidl.backend import kernels, numpy_ops
 
-    monkeypatch.setenv(kernels.LEVEL_VARIABLE, level)
+    monkeypatch.setenv("MPIDL_CPU_LEVEL", level)
     if not kernels.supported_levels():
         pytest.skip(f"this processor cannot run level {level}, or it was not built")
     kernels.load_library.cache_clear()
     try:
         chosen, plain = numpy_ops.NumpyOps(), numpy_ops.NumpyOps(use_c=False)
         assert chosen.level == level
-        g = Conv2DGeometry(9, 8, 5, 19, 3, 3, 1, 1)
+        g = flat(9, 8, 5, 19, 3, 3, 1, 1)
         x, w, b = (
             draw(0, 2, 9, 8, 5, dtype=np.float32),
             draw(1, 3, 3, 5, 19, dtype=np.float32),
@@ -334,7 +356,7 @@ def test_every_c_level_that_runs_here_agrees(level: str, monkeypatch: pytest.Mon
         )
         results = [np.empty((2, 9, 8, 19), np.float32) for _ in range(2)]
         for ops, y in zip((chosen, plain), results, strict=True):
-            ops.conv2d_forward(x, w, b, y, g, relu=True)
+            ops.conv_forward(x, w, b, y, g, relu=True)
         np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-4)
     finally:
         kernels.load_library.cache_clear()

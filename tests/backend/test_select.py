@@ -47,22 +47,22 @@ def test_an_unsupported_dtype_is_refused() -> None:
 
 def test_winograd_can_be_turned_off(monkeypatch: Any, rng: np.random.Generator) -> None:
     """And rounding errors are smaller then."""
-    from mpidl.backend.numpy_ops import WINOGRAD_VARIABLE, NumpyOps
-    from mpidl.backend.ops import Conv2DGeometry
+    from mpidl.backend.contract.conv import ConvGeometry
+    from mpidl.backend.numpy_ops import NumpyOps
 
-    g = Conv2DGeometry(16, 16, 64, 32, 3, 3, 1, 1)
+    g = ConvGeometry((1, 16, 16), 64, 32, (1, 3, 3), pad=(0, 1, 1))
     x, w = rng.standard_normal((1, 16, 16, 64)), rng.standard_normal((3, 3, 64, 32))
     exact, errors = np.empty((1, 16, 16, 32)), []
-    NumpyOps(use_c=False).conv2d_forward(x, w, np.zeros(32), exact, g, relu=False)
+    NumpyOps(use_c=False).conv_forward(x, w, np.zeros(32), exact, g, relu=False)
     for value in ("on", "off"):
-        monkeypatch.setenv(WINOGRAD_VARIABLE, value)
+        monkeypatch.setenv("MPIDL_WINOGRAD", value)
         ops, y = NumpyOps(), np.empty(exact.shape, np.float32)
         if ops.level == "none":
             pytest.skip("the C kernels were not built")
-        ops.conv2d_forward(
+        ops.conv_forward(
             x.astype(np.float32), w.astype(np.float32), np.zeros(32, np.float32), y, g, relu=False
         )
         errors.append(np.abs(y - exact).max())
-    monkeypatch.delenv(WINOGRAD_VARIABLE)
+    monkeypatch.delenv("MPIDL_WINOGRAD")
     NumpyOps()
     assert errors[1] < errors[0] < 2e-4 * np.abs(exact).max()

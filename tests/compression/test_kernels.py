@@ -7,21 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpidl.compression import kernels
+from mpidl.backend.contract.compress import BFLOAT16, STEP_LIMIT
+from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import BackendError
+
+HOST = NumpyOps()
 
 
 @pytest.fixture(params=["c", "numpy"])
-def twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "numpy":
-        monkeypatch.setattr(kernels, "library", lambda: None)
-    elif kernels.library() is None:
+def twin(request: pytest.FixtureRequest) -> NumpyOps:
+    """The C kernels, and plain NumPy."""
+    ops = NumpyOps(use_c=request.param == "c")
+    if request.param == "c" and ops.level == "none":
         pytest.skip("no C kernels")
-    return str(request.param)
+    return ops
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 512, 513, 2000])
-def test_int8_is_near_and_unbiased(twin: str, n: int, rng: np.random.Generator) -> None:
+def test_int8_is_near_and_unbiased(twin: NumpyOps, n: int, rng: np.random.Generator) -> None:
     x, blocks = rng.standard_normal(n).astype(np.float32), -(-n // 512)
     scales, q, total, y = (
         np.empty(blocks, np.float32),
@@ -33,38 +36,38 @@ def test_int8_is_near_and_unbiased(twin: str, n: int, rng: np.random.Generator) 
         :n
     ]
     for seed in range(400):
-        kernels.int8_pack(x, 512, seed, scales, q)
-        kernels.int8_unpack(scales, q, 512, y)
+        twin.int8_pack(x, 512, seed, scales, q)
+        twin.int8_unpack(scales, q, 512, y)
         assert (np.abs(y - x) <= step * 1.001).all()
         total += y
     assert (
         np.abs(total / 400 - x) <= 6 * step / np.sqrt(12 * 400) * 3
     ).all()  # the mean of many roundings is the value
     before = y.copy()
-    kernels.int8_unpack(scales, q, 512, y, 1)
+    twin.int8_unpack(scales, q, 512, y, 1)
     np.testing.assert_allclose(y, 2 * before)
 
 
-def test_int8_poisons_a_block_that_is_not_finite(twin: str) -> None:
+def test_int8_poisons_a_block_that_is_not_finite(twin: NumpyOps) -> None:
     x = np.ones(1024, np.float32)
     x[3] = np.nan
     scales, q, y = np.empty(2, np.float32), np.empty(1024, np.int8), np.zeros(1024, np.float32)
     with np.errstate(invalid="ignore"):
-        kernels.int8_pack(x, 512, 1, scales, q)
-        kernels.int8_unpack(scales, q, 512, y)
+        twin.int8_pack(x, 512, 1, scales, q)
+        twin.int8_unpack(scales, q, 512, y)
     assert np.isnan(y[:512]).any() and (np.abs(y[512:] - 1) < 0.01).all()
 
 
 @pytest.mark.parametrize("n", [8, 512, 1000, 1536])
-def test_sign(twin: str, n: int, rng: np.random.Generator) -> None:
+def test_sign(twin: NumpyOps, n: int, rng: np.random.Generator) -> None:
     x, blocks = rng.standard_normal(n).astype(np.float32), -(-n // 512)
     scales, bits, y = (
         np.empty(blocks, np.float32),
         np.empty(-(-n // 8), np.uint8),
         np.zeros(n, np.float32),
     )
-    kernels.sign_pack(x, 512, scales, bits)
-    kernels.sign_unpack(scales, bits, 512, y)
+    twin.sign_pack(x, 512, scales, bits)
+    twin.sign_unpack(scales, bits, 512, y)
     np.testing.assert_array_equal(y >= 0, x >= 0)
     np.testing.assert_allclose(np.abs(y[:512]), np.abs(x[:512]).mean(), rtol=1e-5)
 
@@ -74,7 +77,7 @@ def test_sign(twin: str, n: int, rng: np.random.Generator) -> None:
 def test_topk(n: int, data: st.DataObject) -> None:
     k, seed = data.draw(st.integers(1, n)), data.draw(st.integers(0, 99))
     x = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
-    index, value = kernels.topk(x, k)
+    index, value = HOST.topk(x, k)
     assert len(index) == k and (np.diff(index) > 0).all()
     np.testing.assert_array_equal(value, x[index])
     rest = np.delete(np.abs(x), index)
@@ -83,42 +86,45 @@ def test_topk(n: int, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_topk_packets_carry_any_indices(twin: str, seed: int) -> None:
+def test_topk_packets_carry_any_indices(twin: NumpyOps, seed: int) -> None:
     rng = np.random.default_rng(seed)
     n = int(10 ** rng.uniform(0, 6.3))
     index = np.unique(rng.integers(0, n, rng.integers(1, 30))).astype(np.int32)
     value = np.arange(1, len(index) + 1, dtype=np.float32)
-    packet, y = np.full((2, len(index) + n // 65536 + 1), 7, np.uint16), np.zeros(n, np.float32)
-    kernels.topk_pack(index, value, packet)
-    assert kernels.topk_unpack(packet, y)
+    packet, y = (
+        np.full((2, len(index) + n // STEP_LIMIT + 1), 7, np.uint16),
+        np.zeros(n, np.float32),
+    )
+    twin.topk_pack(index, value, packet)
+    assert twin.topk_unpack(packet, y)
     np.testing.assert_array_equal(np.flatnonzero(y), index)
     np.testing.assert_array_equal(y[index], value)
-    assert kernels.topk_unpack(packet, y, -1) and not y.any()
+    assert twin.topk_unpack(packet, y, -1) and not y.any()
     value[0] = np.nan
-    kernels.topk_pack(index, value, packet)
-    assert not kernels.topk_unpack(packet, y) and np.isnan(y[index[0]])
+    twin.topk_pack(index, value, packet)
+    assert not twin.topk_unpack(packet, y) and np.isnan(y[index[0]])
 
 
 @pytest.mark.parametrize("bad", [np.zeros(64), np.zeros(64, np.float32)[::2], np.zeros(64, ">f4")])
 def test_arrays_that_c_would_read_wrongly_are_refused(bad: np.ndarray) -> None:
-    if kernels.library() is None:
+    if HOST.level == "none":
         pytest.skip("the C kernels were not built")
-    with pytest.raises(BackendError, match="contiguous arrays of float32"):
-        kernels.topk(bad, 3)
-    with pytest.raises(BackendError, match="contiguous arrays of float32"):
-        kernels.int8_pack(bad, 32, 0, np.zeros(2, np.float32), np.zeros(64, np.int8))
-    with pytest.raises(BackendError, match="contiguous arrays of float32"):
-        kernels.add_and_keep(np.zeros(bad.size, np.float32), bad)
+    with pytest.raises(BackendError, match=r"C-contiguous|float32"):
+        HOST.topk(bad, 3)
+    with pytest.raises(BackendError, match=r"C-contiguous|float32"):
+        HOST.int8_pack(bad, 32, 0, np.zeros(2, np.float32), np.zeros(64, np.int8))
+    with pytest.raises(BackendError, match=r"C-contiguous|float32"):
+        HOST.add_and_keep(np.zeros(bad.size, np.float32), bad)
 
 
-@pytest.mark.parametrize("dtype", [np.dtype(np.float16), kernels.BFLOAT16])
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16])
 def test_16_bit_floats_are_those_of_numpy(
-    twin: str, dtype: np.dtype, rng: np.random.Generator
+    twin: NumpyOps, dtype: np.dtype, rng: np.random.Generator
 ) -> None:
     """Every float16 and bfloat16 widened; roundings of ties, subnormal numbers, overflow, infinities and NaN."""
     every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
     wide = np.empty(every.size, np.float32)
-    kernels.half_unpack(every, wide)
+    twin.half_unpack(every, wide)
     np.testing.assert_array_equal(wide, every.astype(np.float32))
     finite = wide[np.isfinite(wide)]
     ties = ((np.sort(finite)[:-1].astype(np.float64) + np.sort(finite)[1:]) / 2).astype(np.float32)
@@ -129,12 +135,12 @@ def test_16_bit_floats_are_those_of_numpy(
     drawn = (rng.standard_normal(5001) * 10.0 ** rng.integers(-9, 6, 5001)).astype(np.float32)
     for x in (ties, special, drawn, drawn[:3]):
         packed = np.empty(x.size, dtype)
-        kernels.half_pack(x, packed)
+        twin.half_pack(x, packed)
         with np.errstate(over="ignore"):
             wanted = x.astype(dtype)
         np.testing.assert_array_equal(packed.astype(np.float32), wanted.astype(np.float32))
         sums = np.full(x.size, 2, np.float32)
-        kernels.half_unpack(packed, sums, -1)
+        twin.half_unpack(packed, sums, -1)
         np.testing.assert_array_equal(sums, 2 - wanted.astype(np.float32))
 
 

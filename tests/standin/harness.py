@@ -17,6 +17,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mpidl.backend.headers import structs
+
 HEADER = Path(__file__).with_name("host_cuda.h")
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)\s*\{', re.S)
 COOPERATIVE = ("__sync", "__shfl", "warp_sum", "__shared__", "all_lanes", "column_pair")
@@ -52,10 +54,14 @@ class HostModule:
 
     def __init__(self, code: str, options: Sequence[str] = ()) -> None:
         real = next((option[7:] for option in options if option.startswith("-DREAL=")), "float")
-        self.types: dict[str, Any] = SCALARS | {
-            "REAL": REALS[real],
-            "ACC": np.float64 if real == "double" else np.float32,
-        }
+        self.types: dict[str, Any] = (
+            SCALARS
+            | structs()
+            | {
+                "REAL": REALS[real],
+                "ACC": np.float64 if real == "double" else np.float32,
+            }
+        )
         self.signatures = {name: _parameters(text) for name, text in KERNEL.findall(code)}
         bodies = {m.group(1): _body(code, m.end()) for m in KERNEL.finditer(code)}
         self.cooperative = {

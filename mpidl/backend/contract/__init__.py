@@ -1,1 +1,1 @@
-"""The operations of a backend by family, written over the kernels of `mpidl.backend.table`: `Ops` inherits them all."""
+"""The operations of a backend by family, written over the kernels of `mpidl.backend.table`."""

@@ -1,9 +1,8 @@
-"""What all families stand on."""
+"""Base class of the operation families."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 
 
 def accumulator(dtype: DTypeLike) -> np.dtype[Any]:
-    """The dtype in which numbers of `dtype` are added up, and in which statistics of them are kept."""
+    """The dtype in which numbers of `dtype` are summed, and in which their statistics are kept."""
     given = np.dtype(dtype)
     return np.dtype(np.float32) if given.itemsize == 2 else given
 
@@ -21,29 +20,24 @@ def accumulator(dtype: DTypeLike) -> np.dtype[Any]:
 class Launcher(ABC):
     """Runs kernels of the table by name on arrays of one backend.
 
-    xp: numpy or cupy. half_types: 16-bit dtypes that activations and copies of the weights may have. largest_head: elements of
-    an attention head, at most; 0: any number.
+    Attributes:
+        xp: numpy or cupy.
+        half_types: 16-bit dtypes that activations and copies of the weights may have.
+        largest_head: Elements of an attention head, at most; 0: any number.
     """
 
     xp: Any
     half_types: tuple[np.dtype[Any], ...] = ()
     largest_head = 0
 
-    def column_sums(self, x: Array, out: Array) -> None:
-        """Out (cols) = sum of x (rows, cols) over its rows."""
-        raise NotImplementedError
-
-    def bias_act(self, y: Array, bias: Array, *, relu: bool) -> None:
-        """Y (rows, cols) = act(y + bias (cols)), in place."""
-        raise NotImplementedError
-
     @abstractmethod
     def launch(self, name: str, *args: Any) -> None:
-        """Run kernel `name` of `mpidl.backend.table`; the dtype is that of its first floating array."""
+        """Run a kernel.
 
-    @abstractmethod
-    def matmul(self, a: Array, b: Array, out: Array, *, accumulate: bool = False) -> None:
-        """Out (m, n) = a (m, k) @ b (k, n), or out += ...; all may be views with any strides."""
+        Args:
+            name: A key of `mpidl.backend.table.KERNELS`.
+            args: Its arguments, in the order of the table.
 
-
-Kernels = dict[str, Callable[..., None]]
+        Raises:
+            BackendError: An argument does not fit the table.
+        """

@@ -1,4 +1,4 @@
-"""Optimizer steps over flat buffers, and norms of their slots."""
+"""Optimizer steps over flat buffers, and norms of their tensors."""
 
 from __future__ import annotations
 
@@ -8,45 +8,88 @@ from mpidl.backend.contract.base import Array, Launcher
 class OptimOps(Launcher):
     """Fused passes over (n,) buffers."""
 
+    def round_copy(self, x: Array, out: Array) -> None:
+        """out (n, 16 bits) = x (n, float32), rounded to nearest even; on a GPU."""
+        self.launch("round_copy", x, out, x.size)
+
+    def sgd_step(
+        self,
+        p: Array,
+        g: Array,
+        v: Array,
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        """SGD in place: g' = g + weight_decay p; v = momentum v + g'; p -= lr v.
+
+        With nesterov p -= lr (g' + momentum v).
+        """
+        numbers = (lr, momentum, weight_decay)
+        self.launch("sgd_step", p, g, v, p.size, *numbers, int(nesterov))
+
     def adam_step(
-        self, p: Array, g: Array, m: Array, v: Array, *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
-        step: int, decoupled: bool,
-    ) -> None:  # fmt: skip
-        """Adam (Kingma and Ba, 2015) in place; step counts from 1; decoupled: AdamW (Loshchilov and Hutter, 2019)."""
-        fixes = (1 - beta1**step, 1 - beta2**step)
-        self.launch(
-            "adam_step",
-            p,
-            g,
-            m,
-            v,
-            p.size,
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            *fixes,
-            int(decoupled),
-        )
+        self,
+        p: Array,
+        g: Array,
+        m: Array,
+        v: Array,
+        *,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+        decoupled: bool,
+    ) -> None:
+        """Adam (Kingma and Ba, 2015) in place.
+
+        Args:
+            p: Parameters.
+            g: Gradients.
+            m: First moments.
+            v: Second moments.
+            lr: Learning rate.
+            beta1: Decay rate of m.
+            beta2: Decay rate of v.
+            eps: Added to the root of v.
+            weight_decay: Coefficient.
+            step: Counts from 1.
+            decoupled: AdamW (Loshchilov and Hutter, 2019).
+        """
+        numbers = (lr, beta1, beta2, eps, weight_decay, 1 - beta1**step, 1 - beta2**step)
+        self.launch("adam_step", p, g, m, v, p.size, *numbers, int(decoupled))
 
     def adam_direction(
-        self, p: Array, g: Array, m: Array, v: Array, out: Array, *, beta1: float, beta2: float, eps: float, weight_decay:
-        float,
+        self,
+        p: Array,
+        g: Array,
+        m: Array,
+        v: Array,
+        out: Array,
+        *,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
         step: int,
-    ) -> None:  # fmt: skip
-        """Out = the step of Adam with decoupled decay before the learning rate; m and v go on."""
-        fixes = (1 - beta1**step, 1 - beta2**step)
-        self.launch(
-            "adam_direction", p, g, m, v, out, p.size, beta1, beta2, eps, weight_decay, *fixes
-        )
+    ) -> None:
+        """out = the update of AdamW before the learning rate; m and v advance as in `adam_step`."""
+        numbers = (beta1, beta2, eps, weight_decay, 1 - beta1**step, 1 - beta2**step)
+        self.launch("adam_direction", p, g, m, v, out, p.size, *numbers)
 
     def sparse_sgd(self, p: Array, g: Array, lr: float) -> None:
-        """P -= lr * g where g is not 0; elements (on a CPU: lines of 16) without a gradient are not written."""
+        """p -= lr * g where g is not 0.
+
+        Elements (on a CPU: lines of 16) without a gradient are not written.
+        """
         self.launch("sparse_sgd", p, g, p.size, lr)
 
     def slot_squares(self, x: Array, starts: Array, stops: Array, out: Array) -> None:
-        """Out (slots, float64) = sums of squares of x[starts[s] : stops[s]] (int64)."""
+        """out (slots, float64) = sums of squares of x[starts[s] : stops[s]] (int64)."""
         self.launch("slot_squares", x, starts, stops, out, out.size)
 
     def slot_scale(self, x: Array, starts: Array, stops: Array, factors: Array) -> None:

@@ -1,8 +1,12 @@
-"""What works on sequences: embeddings, attention, recurrent cells."""
+"""Operations on sequences: embeddings, attention, recurrent cells."""
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mpidl.backend.contract.base import Array, Launcher
+from mpidl.backend.headers import structs
 from mpidl.errors import BackendError
 
 
@@ -10,7 +14,7 @@ class SequenceOps(Launcher):
     """Embedding, attention, LSTM and GRU cells."""
 
     def embedding_forward(self, table: Array, ids: Array, out: Array) -> None:
-        """Out (count, width) = table (rows, width)[ids (count, int64)]."""
+        """out (count, width) = table (rows, width)[ids (count, int64)]."""
         self.launch("embedding_forward", table, ids, out, ids.size, table.shape[1])
 
     def embedding_backward(self, dy: Array, ids: Array, dtable: Array) -> None:
@@ -20,47 +24,84 @@ class SequenceOps(Launcher):
     def attention_forward(
         self, q: Array, k: Array, v: Array, out: Array, lse: Array, *, scale: float, causal: bool
     ) -> None:
-        """Out = softmax(scale q k^T) v for each sample and head (Vaswani et al., 2017).
+        """out = softmax(scale q k^T) v for each sample and head (Vaswani et al., 2017).
 
-        q, out: (n, tq, heads, dim); k, v: (n, tk, heads, dim). q, k, v may be views whose last two axes are contiguous and
-        whose tokens are evenly spaced. lse (n, heads, tq): logarithm of the sum of exponentials, for the gradient. causal:
-        query t sees
-        the keys up to t + tk - tq. On a GPU the scores never exist in memory; on a CPU those of a block of queries do.
+        On a GPU the scores never exist in memory; on a CPU those of a block of queries do.
+
+        Args:
+            q: (n, tq, heads, dim). q, k and v may be views whose last two axes are contiguous and
+                whose tokens are evenly spaced.
+            k: (n, tk, heads, dim).
+            v: As k.
+            out: As q, contiguous.
+            lse: (n, heads, tq): logarithm of the sum of exponentials, for the gradient.
+            scale: Factor of the scores.
+            causal: Query t sees the keys up to t + tk - tq.
+
+        Raises:
+            BackendError: A shape or stride that the kernel would read wrongly, or heads with too
+                many elements.
         """
-        extents = _extents(self, {"q": q}, {"k": k, "v": v})
-        self.launch("attention_forward", q, k, v, out, lse, *extents, scale, int(causal))
+        g = _geometry(self, {"q": q}, {"k": k, "v": v})
+        self.launch("attention_forward", q, k, v, out, lse, g, scale, int(causal))
 
     def attention_backward(
-        self, dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, dq: Array, dk: Array, dv: Array,
-        *, scale: float, causal: bool,
-    ) -> None:  # fmt: skip
-        """Gradients of q, k and v, in the same layouts, overwritten."""
-        extents = _extents(self, {"q": q, "dq": dq}, {"k": k, "v": v, "dk": dk, "dv": dv})
-        self.launch(
-            "attention_backward", dout, q, k, v, out, lse, dq, dk, dv, *extents, scale, int(causal)
-        )
+        self,
+        dout: Array,
+        q: Array,
+        k: Array,
+        v: Array,
+        out: Array,
+        lse: Array,
+        dq: Array,
+        dk: Array,
+        dv: Array,
+        *,
+        scale: float,
+        causal: bool,
+    ) -> None:
+        """dq, dk, dv = gradients of q, k and v, in the same layouts, overwritten."""
+        g = _geometry(self, {"q": q, "dq": dq}, {"k": k, "v": v, "dk": dk, "dv": dv})
+        arrays = (dout, q, k, v, out, lse, dq, dk, dv)
+        self.launch("attention_backward", *arrays, g, scale, int(causal))
 
     def lstm_forward(self, gates: Array, c_before: Array, c: Array, h: Array) -> None:
-        """Gates (n, 4 hidden): i, f, g, o from pre-activations to activations; c, h (n, hidden) (Hochreiter and
-        Schmidhuber, 1997)."""
+        """An LSTM cell (Hochreiter and Schmidhuber, 1997).
+
+        Args:
+            gates: (n, 4 hidden): i, f, g, o, from pre-activations to activations, in place.
+            c_before: (n, hidden), as the next two.
+            c: Cell state, overwritten.
+            h: Hidden state, overwritten.
+        """
         self.launch("lstm_forward", gates, c_before, c, h, *c.shape)
 
     def lstm_backward(self, gates: Array, c_before: Array, c: Array, dh: Array, dc: Array) -> None:
-        """Gates become the gradients of the pre-activations, dc that of c_before."""
+        """Gradients in place: gates of the pre-activations, dc of c_before."""
         self.launch("lstm_backward", gates, c_before, c, dh, dc, *c.shape)
 
     def gru_forward(self, x_gates: Array, h_gates: Array, h_before: Array, h: Array) -> None:
-        """x_gates, h_gates (n, 3 hidden): r, z, n from input and state; x_gates become activations; h (n, hidden) (Cho et
-        al., 2014)."""
+        """A GRU cell (Cho et al., 2014).
+
+        Args:
+            x_gates: (n, 3 hidden): r, z, n from the input; become activations.
+            h_gates: The same from the state.
+            h_before: (n, hidden).
+            h: (n, hidden), overwritten.
+        """
         self.launch("gru_forward", x_gates, h_gates, h_before, h, *h.shape)
 
     def gru_backward(self, x_gates: Array, h_gates: Array, h_before: Array, dh: Array) -> None:
-        """x_gates and h_gates become gradients of the pre-activations, dh the part of h_before's gradient past the gates."""
+        """Gradients in place.
+
+        x_gates and h_gates become those of the pre-activations, dh the part of h_before's gradient
+        that skips the gates.
+        """
         self.launch("gru_backward", x_gates, h_gates, h_before, dh, *dh.shape)
 
 
-def _extents(ops: Launcher, queries: dict[str, Array], keys: dict[str, Array]) -> tuple[int, ...]:
-    """The numbers that the kernels take. Raises BackendError for shapes or strides that they would read wrongly."""
+def _geometry(ops: Launcher, queries: dict[str, Array], keys: dict[str, Array]) -> NDArray[np.void]:
+    """The `attention_geometry`. Raises BackendError for what the kernels would read wrongly."""
     q, k = queries["q"], keys["k"]
     n, tq, heads, dim = q.shape
     if ops.largest_head and dim > ops.largest_head:
@@ -69,15 +110,9 @@ def _extents(ops: Launcher, queries: dict[str, Array], keys: dict[str, Array]) -
             where="attention",
             remedy="use more heads",
         )
-    return (
-        n,
-        heads,
-        tq,
-        k.shape[1],
-        dim,
-        _row_stride(queries, q.shape),
-        _row_stride(keys, (n, k.shape[1], heads, dim)),
-    )
+    tk = k.shape[1]
+    strides = _row_stride(queries, q.shape), _row_stride(keys, (n, tk, heads, dim))
+    return np.array((n, heads, tq, tk, dim, *strides), structs()["attention_geometry"])
 
 
 def _row_stride(arrays: dict[str, Array], shape: tuple[int, ...]) -> int:
@@ -102,8 +137,8 @@ def _row_stride(arrays: dict[str, Array], shape: tuple[int, ...]) -> int:
         found.add(row // item)
         if (array.size and (not even or row % item or len(found) > 1)) or array.shape != shape:
             raise BackendError(
-                f"{name} has shape {array.shape}, strides {array.strides}; the kernel takes {shape} with contiguous heads, and "
-                f"tokens as far apart in each of {', '.join(arrays)}",
+                f"{name} has shape {array.shape}, strides {array.strides}; the kernel takes {shape} "
+                f"with contiguous heads, and tokens as far apart in each of {', '.join(arrays)}",
                 where="attention",
                 remedy="copy it with ascontiguousarray(...)",
             )

@@ -1,13 +1,16 @@
-"""The kernels of `mpidl.backend.table` in plain NumPy: where no compiler was at hand, and as the oracle of the others."""
+"""The kernels of `mpidl.backend.table` in plain NumPy.
 
-from mpidl.backend.contract.base import Kernels
-from mpidl.backend.plain import conv, norm, optim, pointwise, sequence
+They run where no compiler was at hand, and are the reference for the tests of the others.
+"""
 
-PLAIN: Kernels = {
-    name: function
-    for module in (conv, norm, optim, pointwise, sequence)
-    for name, function in vars(module).items()
-    if callable(function)
-    and getattr(function, "__module__", "") == module.__name__
-    and not name.startswith("_")
+from collections.abc import Callable
+
+from mpidl.backend.plain import compress, conv, loss, norm, optim, pointwise, sequence
+from mpidl.backend.signature import PLAIN as NAME
+from mpidl.backend.table import KERNELS
+
+_MODULES = (compress, conv, loss, norm, optim, pointwise, sequence)
+_FUNCTIONS = {name: function for module in _MODULES for name, function in vars(module).items()}
+PLAIN: dict[str, Callable[..., None]] = {
+    name: _FUNCTIONS[name] for name, kernel in KERNELS.items() if NAME in kernel.backends
 }

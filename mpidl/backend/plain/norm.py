@@ -22,7 +22,7 @@ def row_norm_forward(
     eps: float,
     center: int,
 ) -> None:
-    """Ops.row_norm_forward."""
+    """NormOps.row_norm_forward."""
     mean[...] = x.mean(axis=1) if center else 0
     rstd[...] = 1 / np.sqrt(((x - mean[:, None]) ** 2).mean(axis=1) + eps)
     y[...] = (x - mean[:, None]) * rstd[:, None] * gamma + (0 if beta is None else beta)
@@ -39,7 +39,7 @@ def row_norm_backward(
     cols: int,
     center: int,
 ) -> None:
-    """Ops.row_norm_backward."""
+    """NormOps.row_norm_backward."""
     w, unit = dy * gamma, (x - mean[:, None]) * rstd[:, None]
     plain = w.mean(axis=1, keepdims=True) if center else 0
     dx[...] = rstd[:, None] * (w - plain - unit * (w * unit).mean(axis=1, keepdims=True))
@@ -55,14 +55,14 @@ def row_norm_parameters(
     rows: int,
     cols: int,
 ) -> None:
-    """Ops.row_norm_parameters."""
+    """NormOps.row_norm_parameters."""
     dgamma[...] = (dy * (x - mean[:, None]) * rstd[:, None]).sum(axis=0)
     if dbeta is not None:
         dbeta[...] = dy.sum(axis=0)
 
 
 def segment_moments(x: NDArr, mean: NDArr, m2: NDArr, segments: int, rows: int, cols: int) -> None:
-    """Ops.segment_moments."""
+    """NormOps.segment_moments."""
     mean[...] = x.sum(axis=1) / max(rows, 1)
     m2[...] = ((x - mean[:, None]) ** 2).sum(axis=1)
 
@@ -78,7 +78,7 @@ def segment_affine(
     cols: int,
     relu: int,
 ) -> None:
-    """Ops.segment_affine."""
+    """NormOps.segment_affine."""
     result = x * scale[:, None] + shift[:, None]
     if residual is not None:
         result = result + residual.reshape(result.shape)
@@ -96,7 +96,7 @@ def segment_dots(
     rows: int,
     cols: int,
 ) -> None:
-    """Ops.segment_dots."""
+    """NormOps.segment_dots."""
     if y is not None:
         dy[...] = np.where(y.reshape(dy.shape) > 0, dy, 0)
     sum_dy[...] = dy.sum(axis=1)
@@ -114,5 +114,5 @@ def segment_dx(
     rows: int,
     cols: int,
 ) -> None:
-    """Ops.segment_dx."""
+    """NormOps.segment_dx."""
     dx[...] = a[:, None] * dy + b[:, None] * x + c[:, None]

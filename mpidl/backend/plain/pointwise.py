@@ -1,4 +1,4 @@
-"""Activations, dropout, softmax, losses."""
+"""Bias, activations, dropout, softmax, input scaling."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpidl.backend.headers import codes
+
 NDArr = NDArray[Any]
 _erf = np.vectorize(math.erf, otypes=[float])
 _ROOT = math.sqrt(2 / math.pi)
+_NAMES = {number: name for name, number in codes("ACT").items()}
 
 
 def _sigmoid(x: NDArr) -> NDArr:
@@ -22,39 +25,66 @@ def _inner(x: NDArr) -> NDArr:
     return np.asarray(np.tanh(_ROOT * (x + 0.044715 * x**3)))
 
 
+def bias_act(y: NDArr, bias: NDArr, rows: int, cols: int, relu: int) -> None:
+    """PointwiseOps.bias_act."""
+    y += bias
+    if relu:
+        np.maximum(y, 0, out=y)
+
+
+def relu_forward(x: NDArr, y: NDArr, n: int) -> None:
+    """PointwiseOps.relu_forward."""
+    np.maximum(x, 0, out=y)
+
+
+def relu_backward(dy: NDArr, y: NDArr, dx: NDArr, n: int) -> None:
+    """PointwiseOps.relu_backward."""
+    np.multiply(dy, y > 0, out=dx)
+
+
+def column_sums(x: NDArr, sums: NDArr, rows: int, cols: int) -> None:
+    """PointwiseOps.column_sums."""
+    x.sum(axis=0, out=sums)
+
+
+def scale_u8(x: NDArr, y: NDArr, n: int, scale: float, shift: float) -> None:
+    """PointwiseOps.scale_u8."""
+    np.multiply(x, y.dtype.type(scale), out=y, casting="same_kind")
+    np.add(y, y.dtype.type(shift), out=y)
+
+
 def act_forward(x: NDArr, y: NDArr, n: int, kind: int) -> None:
-    """Ops.act_forward."""
-    if kind == 0:
+    """PointwiseOps.act_forward."""
+    name = _NAMES[kind]
+    if name == "relu":
         y[...] = np.maximum(x, 0)
-    elif kind == 1:
+    elif name == "gelu":
         y[...] = 0.5 * x * (1 + _erf(x / math.sqrt(2))) if x.size else x
-    elif kind == 2:
+    elif name == "gelu_tanh":
         y[...] = 0.5 * x * (1 + _inner(x))
-    elif kind == 3:
+    elif name == "silu":
         y[...] = x * _sigmoid(x)
     else:
-        y[...] = np.tanh(x) if kind == 4 else _sigmoid(x)
+        y[...] = np.tanh(x) if name == "tanh" else _sigmoid(x)
 
 
 def act_backward(dy: NDArr, x: NDArr, y: NDArr, dx: NDArr, n: int, kind: int) -> None:
-    """Ops.act_backward."""
+    """PointwiseOps.act_backward."""
     slope: Any
-    if kind == 0:
+    name = _NAMES[kind]
+    if name == "relu":
         slope = y > 0
-    elif kind == 1:
-        slope = (
-            0.5 * (1 + _erf(x / math.sqrt(2))) + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-            if x.size
-            else x
-        )
-    elif kind == 2:
+    elif name == "gelu":
+        density = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+        slope = 0.5 * (1 + _erf(x / math.sqrt(2))) + x * density if x.size else x
+    elif name == "gelu_tanh":
         t = _inner(x)
         slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * _ROOT * (1 + 3 * 0.044715 * x * x)
-    elif kind == 3:
+    elif name == "silu":
         s = _sigmoid(x)
         slope = s * (1 + x * (1 - s))
     else:
-        slope = 1 - y * y if kind == 4 else y * (1 - y)
+        slope = 1 - y * y if name == "tanh" else y * (1 - y)
     np.multiply(dy, slope, out=dx, casting="same_kind")
 
 
@@ -82,7 +112,7 @@ def philox(n: int, seed: int, step: int, stream: int) -> NDArray[np.uint32]:
 
 
 def dropout(x: NDArr, y: NDArr, n: int, keep: float, drawn: NDArr, stream: int) -> None:
-    """Ops.dropout."""
+    """PointwiseOps.dropout."""
     limit = 0xFFFFFFFF if keep >= 1 else int(keep * 4294967296.0)
     seed, step, part = (int(number) for number in drawn)
     kept = philox(n, seed, step, stream + part).reshape(x.shape) < np.uint32(limit)
@@ -90,7 +120,7 @@ def dropout(x: NDArr, y: NDArr, n: int, keep: float, drawn: NDArr, stream: int) 
 
 
 def softmax_forward(x: NDArr, y: NDArr, rows: int, cols: int, logarithm: int) -> None:
-    """Ops.softmax_forward."""
+    """PointwiseOps.softmax_forward."""
     if x.size:
         shifted = x - x.max(axis=1, keepdims=True)
         total = np.exp(shifted).sum(axis=1, keepdims=True)
@@ -98,46 +128,8 @@ def softmax_forward(x: NDArr, y: NDArr, rows: int, cols: int, logarithm: int) ->
 
 
 def softmax_backward(dy: NDArr, y: NDArr, dx: NDArr, rows: int, cols: int, logarithm: int) -> None:
-    """Ops.softmax_backward."""
+    """PointwiseOps.softmax_backward."""
     if logarithm:
         dx[...] = dy - np.exp(y) * dy.sum(axis=1, keepdims=True)
     else:
         dx[...] = y * (dy - (dy * y).sum(axis=1, keepdims=True))
-
-
-def pair_loss(
-    x: NDArr,
-    target: NDArr,
-    loss: NDArr,
-    dx: NDArr,
-    rows: int,
-    cols: int,
-    scale: float,
-    kind: int,
-    delta: float,
-) -> None:
-    """Ops.pair_loss."""
-    error = x - target
-    if kind == 4:
-        size, norm = (np.linalg.norm(part, axis=1) for part in (error, target))
-        norm = np.where(norm <= delta, 1, norm)
-        loss[...] = size / norm
-        # where x equals the target the norm has no derivative: 0 is in its subdifferential
-        factor = np.divide(scale, size * norm, out=np.zeros_like(norm), where=size != 0)
-        dx[...] = error * factor[:, None]
-        return
-    if kind == 0:
-        each, slope = error**2, 2 * error
-    elif kind == 1:
-        size = np.abs(error)
-        each = np.where(size <= delta, 0.5 * error**2, delta * (size - 0.5 * delta))
-        slope = np.clip(error, -delta, delta)
-    elif kind == 3:
-        each, slope = np.abs(error), np.sign(error)
-    else:
-        each, slope = (
-            np.maximum(x, 0) - x * target + np.log1p(np.exp(-np.abs(x))),
-            _sigmoid(x) - target,
-        )
-    loss[...] = each.sum(axis=1)
-    dx[...] = slope * scale

@@ -13,12 +13,12 @@ NDArr = NDArray[Any]
 
 
 def embedding_forward(table: NDArr, ids: NDArr, y: NDArr, count: int, width: int) -> None:
-    """Ops.embedding_forward."""
+    """SequenceOps.embedding_forward."""
     np.take(table, ids.reshape(-1), axis=0, out=y.reshape(count, width))
 
 
 def embedding_backward(dy: NDArr, ids: NDArr, dtable: NDArr, count: int, width: int) -> None:
-    """Ops.embedding_backward."""
+    """SequenceOps.embedding_backward."""
     np.add.at(dtable, ids.reshape(-1), dy.reshape(count, width))
 
 
@@ -31,7 +31,7 @@ def _scores(q: NDArr, k: NDArr, scale: float, causal: int) -> NDArr:
 
 
 def attention_forward(q: NDArr, k: NDArr, v: NDArr, out: NDArr, lse: NDArr, *rest: Any) -> None:
-    """Ops.attention_forward."""
+    """SequenceOps.attention_forward."""
     scores = _scores(q, k, *rest[-2:])
     if scores.size:
         top = scores.max(axis=-1)
@@ -51,7 +51,7 @@ def attention_backward(
     dv: NDArr,
     *rest: Any,
 ) -> None:
-    """Ops.attention_backward."""
+    """SequenceOps.attention_backward."""
     scale = rest[-2]
     p = np.exp(_scores(q, k, *rest[-2:]) - lse[..., None])
     dv[...] = np.einsum("nhqk,nqhd->nkhd", p, dout)
@@ -62,7 +62,7 @@ def attention_backward(
 
 
 def lstm_forward(gates: NDArr, c_before: NDArr, c: NDArr, h: NDArr, rows: int, hidden: int) -> None:
-    """Ops.lstm_forward."""
+    """SequenceOps.lstm_forward."""
     i, f, g, o = (gates[:, k * hidden : (k + 1) * hidden] for k in range(4))
     i[...], f[...], g[...], o[...] = _sigmoid(i), _sigmoid(f), np.tanh(g), _sigmoid(o)
     c[...] = f * c_before + i * g
@@ -72,7 +72,7 @@ def lstm_forward(gates: NDArr, c_before: NDArr, c: NDArr, h: NDArr, rows: int, h
 def lstm_backward(
     gates: NDArr, c_before: NDArr, c: NDArr, dh: NDArr, dc: NDArr, rows: int, hidden: int
 ) -> None:
-    """Ops.lstm_backward."""
+    """SequenceOps.lstm_backward."""
     i, f, g, o = (gates[:, k * hidden : (k + 1) * hidden].copy() for k in range(4))
     t = np.tanh(c)
     d = dc + dh * o * (1 - t * t)
@@ -89,7 +89,7 @@ def lstm_backward(
 def gru_forward(
     x_gates: NDArr, h_gates: NDArr, h_before: NDArr, h: NDArr, rows: int, hidden: int
 ) -> None:
-    """Ops.gru_forward."""
+    """SequenceOps.gru_forward."""
     (ar, az, an), (br, bz, bn) = (
         [g[:, k * hidden : (k + 1) * hidden] for k in range(3)] for g in (x_gates, h_gates)
     )
@@ -101,7 +101,7 @@ def gru_forward(
 def gru_backward(
     x_gates: NDArr, h_gates: NDArr, h_before: NDArr, dh: NDArr, rows: int, hidden: int
 ) -> None:
-    """Ops.gru_backward."""
+    """SequenceOps.gru_backward."""
     r, z, new = (x_gates[:, k * hidden : (k + 1) * hidden].copy() for k in range(3))
     dn = dh * (1 - z) * (1 - new * new)
     dr, dz = dn * h_gates[:, 2 * hidden :] * r * (1 - r), dh * (h_before - new) * z * (1 - z)

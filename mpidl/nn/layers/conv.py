@@ -7,7 +7,6 @@ from typing import Any
 
 from mpidl.backend import Array
 from mpidl.backend.contract.conv import ConvGeometry
-from mpidl.backend.ops import Conv2DGeometry
 from mpidl.errors import ConfigError
 from mpidl.nn.layer import Backward, Layer, Shape
 from mpidl.nn.parameters import ParameterSpec
@@ -127,9 +126,8 @@ class _Conv(Layer, base=True):
         return y, backward
 
     def _forward(self, x: Array, y: Array, bias: Array | None) -> None:
-        self.ops.conv_forward(x, self.value("weight"), bias, y, self._geometry(x.shape[1:]))
-        if self.has_relu:
-            self.ops.relu_forward(y, y)
+        g = self._geometry(x.shape[1:])
+        self.ops.conv_forward(x, self.value("weight"), bias, y, g, relu=self.has_relu)
 
     def _backward(self, x: Array, dy: Array, dbias: Array | None, dx: Array | None) -> None:
         g = self._geometry(x.shape[1:])
@@ -176,32 +174,6 @@ class Conv2D(_Conv):
 
     kind = "conv2d"
     dimensions = 2
-
-    def _fast_geometry(self, shape: Shape) -> Conv2DGeometry | None:
-        """Geometry for the fast kernels: one group, no dilation, equal strides; None for others."""
-        square = len(set(self.strides)) == len(set(self.pads)) == 1
-        if self.groups > 1 or not square or set(self.dilation) != {1}:
-            return None
-        (height, width, channels), (kh, kw) = shape, self.kernel_size
-        return Conv2DGeometry(
-            height, width, channels, self.channels, kh, kw, self.strides[0], self.pads[0]
-        )
-
-    def _forward(self, x: Array, y: Array, bias: Array | None) -> None:
-        g = self._fast_geometry(x.shape[1:])
-        if g is None:
-            super()._forward(x, y, bias)
-        else:
-            self.ops.conv2d_forward(x, self.value("weight"), bias, y, g, relu=self.has_relu)
-
-    def _backward(self, x: Array, dy: Array, dbias: Array | None, dx: Array | None) -> None:
-        g = self._fast_geometry(x.shape[1:])
-        if g is None:
-            super()._backward(x, dy, dbias, dx)
-            return
-        self.ops.conv2d_backward_weights(x, dy, self.gradient("weight"), dbias, g)
-        if dx is not None:
-            self.ops.conv2d_backward_input(dy, self.value("weight"), dx, g)
 
 
 class ConvTranspose2D(Layer):

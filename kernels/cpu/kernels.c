@@ -1,5 +1,4 @@
-/* Included by NAME.c after `#define KERNEL "NAME_impl.h"`: compiles the kernel for float and for double.
- * No include guard: each source includes it once. */
+/* All families of kernels, each compiled for float and for double. */
 #include "mpidl.h"
 
 #define REAL float
@@ -9,7 +8,7 @@
 typedef float vec_f32 __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 #define IVEC ivec_f32
 typedef int32_t ivec_f32 __attribute__((vector_size(VECTOR_BYTES)));
-#include KERNEL
+#include "families.h"
 #undef REAL
 #undef MASK
 #undef NAME
@@ -23,4 +22,4 @@ typedef int32_t ivec_f32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef double vec_f64 __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
 #define IVEC ivec_f64
 typedef int64_t ivec_f64 __attribute__((vector_size(VECTOR_BYTES)));
-#include KERNEL
+#include "families.h"

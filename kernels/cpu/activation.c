@@ -1,2 +1,0 @@
-#define KERNEL "activation_impl.h"
-#include "typed.h"

@@ -1,2 +1,0 @@
-#define KERNEL "attention_impl.h"
-#include "typed.h"

@@ -1,2 +1,0 @@
-#define KERNEL "columns_impl.h"
-#include "typed.h"

@@ -1,2 +1,0 @@
-#define KERNEL "conv2d_impl.h"
-#include "typed.h"

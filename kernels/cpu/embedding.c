@@ -1,2 +1,0 @@
-#define KERNEL "embedding_impl.h"
-#include "typed.h"

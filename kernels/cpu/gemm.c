@@ -1,2 +1,0 @@
-#define KERNEL "gemm_impl.h"
-#include "typed.h"

@@ -1,2 +1,0 @@
-#define KERNEL "loss_impl.h"
-#include "typed.h"

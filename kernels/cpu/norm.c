@@ -1,2 +1,0 @@
-#define KERNEL "norm_impl.h"
-#include "typed.h"

@@ -1,2 +1,0 @@
-#define KERNEL "optim_impl.h"
-#include "typed.h"

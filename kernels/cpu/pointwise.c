@@ -1,2 +1,0 @@
-#define KERNEL "pointwise_impl.h"
-#include "typed.h"

@@ -1,2 +1,0 @@
-#define KERNEL "pool2d_impl.h"
-#include "typed.h"

@@ -1,2 +1,0 @@
-#define KERNEL "pooling_impl.h"
-#include "typed.h"

@@ -1,2 +1,0 @@
-#define KERNEL "recurrent_impl.h"
-#include "typed.h"

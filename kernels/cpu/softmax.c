@@ -1,2 +1,0 @@
-#define KERNEL "softmax_impl.h"
-#include "typed.h"

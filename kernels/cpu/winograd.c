@@ -1,2 +1,0 @@
-#define KERNEL "winograd_impl.h"
-#include "typed.h"

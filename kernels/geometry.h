@@ -1,0 +1,27 @@
+/* Sizes that kernels take as one argument: by pointer in C, by value in CUDA, and as NumPy records of
+ * the same fields in Python (mpidl.backend.headers). */
+
+/* A convolution of one to three dimensions; missing dimensions have size 1. Column kernels take the
+ * channels [first, first + c) of the input: one group. */
+typedef struct {
+    long long n, d, h, w, channels;
+    long long first, c, outputs;
+    long long kd, kh, kw; /* size of the kernel */
+    long long sd, sh, sw; /* stride */
+    long long pd, ph, pw; /* zeros on both sides */
+    long long dd, dh, dw; /* dilation */
+    long long od, oh, ow; /* size of the output */
+} conv_geometry;
+
+/* Pooling over windows of k x k elements. */
+typedef struct {
+    long long n, h, w, c;
+    long long k, stride, pad;
+    long long oh, ow;
+} pool_geometry;
+
+/* Attention; strides: elements from one token to the next. */
+typedef struct {
+    long long n, heads, tq, tk, dim;
+    long long q_stride, kv_stride;
+} attention_geometry;
