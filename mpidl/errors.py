@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from typing import Self
 
 
 class MpidlError(Exception):
@@ -32,6 +33,17 @@ class MpidlError(Exception):
         self.remedy = remedy
         self.agreed = agreed
 
+    def replace(
+        self, *, what: str = "", where: str = "", remedy: str = "", agreed: bool | None = None
+    ) -> Self:
+        """A copy with some fields replaced; it can be pickled even if the original cannot."""
+        return type(self)(
+            what or self.what,
+            where=where or self.where,
+            remedy=remedy or self.remedy,
+            agreed=self.agreed if agreed is None else agreed,
+        )
+
     def __str__(self) -> str:
         """One line for the head (what, where) and one for the remedy."""
         head = f"{self.where}: {self.what}" if self.where else self.what
@@ -47,10 +59,7 @@ class DataError(MpidlError):
 
 
 class UnreadableError(DataError):
-    """A file cannot be read now (locked, no permission, an I/O error, too many open files).
-
-    Nothing says that it is damaged.
-    """
+    """A file cannot be read now: locked, no permission, an I/O error. It may be intact."""
 
 
 class CheckpointError(MpidlError):
@@ -77,7 +86,7 @@ class PlatformError(MpidlError):
     """MPI, HDF5, or another part of the machine is missing or unusable."""
 
 
-# Of the Linux kernel, without a name in POSIX: NFS answers so where it has no locks.
+# Of the Linux kernel, without a name in POSIX: the answer of NFS without locks.
 ENOTSUPP = 524
 _LOCKS = (
     "close the program that holds a lock on it; where the file system has no working locks, set "
@@ -85,15 +94,15 @@ _LOCKS = (
     "(Lustre: -o flock)"
 )
 _PERMISSION = (
-    "check the permissions of that path and of its folders; on AFS or a Kerberos mount renew your "
-    "ticket"
+    "check the permissions of that path and of its folders; "
+    "on AFS or a Kerberos mount renew your ticket"
 )
 _SERVER = (
-    "the file system or its server has a problem: look at its state (dmesg, the site's status "
-    "page), then start again"
+    "the file system or its server has a problem: look at its state "
+    "(dmesg, the site's status page), then start again"
 )
 _NETWORK = "the connection to the file server is broken: wait until it is back, then start again"
-# What the operating system says about reaching a file: it may be as good as ever.
+# Errors that say nothing about the content of a file: it may be intact.
 _UNREACHABLE = {
     errno.EAGAIN: _LOCKS,
     errno.ENOLCK: _LOCKS,
@@ -110,8 +119,8 @@ _UNREACHABLE = {
     errno.ENODEV: _SERVER,
     errno.ESTALE: "the file was replaced, or its server restarted, while it was open: start again",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "this machine has too many open files: close programs, or ask for a higher "
-    "fs.file-max",
+    errno.ENFILE: "this machine has too many open files: close programs, "
+    "or ask for a higher fs.file-max",
     errno.ENOMEM: "this machine is out of memory: use fewer ranks a node",
     errno.EBUSY: "another program uses it: start again when it is free",
     errno.EINTR: "start again",
@@ -147,31 +156,31 @@ def notice(text: str, kind: str = "note") -> None:
     print(f"mpidl: {kind}: {text}", file=sys.stderr, flush=True)
 
 
-def wrap(error: Exception, doing: str) -> MpidlError:
-    """An MpidlError for any error.
+def wrap(error: Exception, activity: str) -> MpidlError:
+    """An MpidlError for any exception.
 
     Args:
         error: Returned as it is if it is an MpidlError.
-        doing: What was going on ("reading shards"), for the message.
+        activity: What was going on ("reading shards"), for the message.
     """
     if isinstance(error, MpidlError):
         return error
     if isinstance(error, MemoryError):
         return MpidlError(
-            f"out of memory while {doing}",
-            remedy="lower train.global_batch or data.window_bytes, raise train.micro_batches, or "
-            "use more nodes",
+            f"out of memory while {activity}",
+            remedy="lower train.global_batch or data.window_bytes, raise train.micro_batches, "
+            "or use more nodes",
         )
     code = errno_of(error)
     if isinstance(error, OSError) or code:
-        return MpidlError(f"{os_words(error)} (while {doing})", remedy=os_remedy(code))
-    return MpidlError(f"{type(error).__name__}: {error} (while {doing})")
+        return MpidlError(f"{os_words(error)} (while {activity})", remedy=os_remedy(code))
+    return MpidlError(f"{type(error).__name__}: {error} (while {activity})")
 
 
 def errno_of(error: Exception) -> int:
-    """The number of the operating system's error, 0 for none.
+    """The error number of the operating system, 0 for none.
 
-    HDF5 has it in its text only, and does not always raise an OSError.
+    HDF5 has it in its text only, and may not raise an OSError.
     """
     if isinstance(error, OSError) and error.errno:
         return error.errno
@@ -180,7 +189,7 @@ def errno_of(error: Exception) -> int:
 
 
 def os_words(error: Exception) -> str:
-    """`error` in one line: HDF5 appends addresses of its memory."""
+    """The text of an error in one line, without the memory addresses that HDF5 appends."""
     code, text = errno_of(error), str(error)
     if "errno = " not in text:
         return text
@@ -198,14 +207,11 @@ def os_remedy(code: int) -> str:
 
 
 def unreadable(code: int, where: str) -> UnreadableError | None:
-    """The error for a file that the operating system does not let us read.
+    """The error for a file that cannot be read now; None if `code` is no such error.
 
     Args:
-        code: The error number.
+        code: Error number of the operating system.
         where: The file.
-
-    Returns:
-        None where the number does not say that the file is out of reach.
     """
     if code not in _UNREACHABLE:
         return None
@@ -218,7 +224,7 @@ def unreadable(code: int, where: str) -> UnreadableError | None:
 
 
 def at_place(error: Exception) -> tuple[str, ...]:
-    """Split a message of msgspec: ("expected ...", "fields.x.shape"), with a path if it has one."""
+    """Message and path of a msgspec error: ("expected ...", "fields.x.shape")."""
     what, _, path = str(error).partition(" - at ")
     what = what[:1].lower() + what[1:].replace("`", "")
     place = re.sub(r"^\$\.?", "", path.strip("`")).replace("[...]", ".*")
@@ -226,7 +232,7 @@ def at_place(error: Exception) -> tuple[str, ...]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A remedy for a misspelt word: the nearest known one, and all of them."""
+    """The remedy for a misspelt word: the nearest known word, and all of them."""
     names = list(known)
     close = difflib.get_close_matches(word, names, 1, cutoff=0.5)
     return (f"did you mean {close[0]!r}? " if close else "") + f"choose one of {', '.join(names)}"
