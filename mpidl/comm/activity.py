@@ -88,9 +88,13 @@ class Activity:
         with _lock:
             _activities.add(self)
 
-    def during(self, what: str, buffer: Any = None, op: str = "", name: str = "") -> _During:
+    def during(self, what: str, buffer: Any = None, op: str = "", name: str = "") -> _Recording:
         """Context manager: record an operation while all ranks do it. Arguments as of `Call`."""
-        return _During(self, Call(what, buffer, op, name))
+        return _Recording(self, Call(what, buffer, op, name))
+
+    def recording(self, call: Call) -> _Recording:
+        """As `during`, of a call that is there."""
+        return _Recording(self, call)
 
     def forget(self) -> None:
         """Take this out of what is watched."""
@@ -98,7 +102,7 @@ class Activity:
             _activities.discard(self)
 
 
-class _During:
+class _Recording:
     """A class, since a generator would add a microsecond to every collective."""
 
     __slots__ = ("activity", "before", "call")
