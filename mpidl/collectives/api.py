@@ -82,8 +82,9 @@ def all_reduce(
         and _fast_all_reduce is not None
     ):
         codes, op_code, mark = FAST.get(op, _SLOW) if type(op) is str else _SLOW
-        code = codes.get(buffer.dtype.num)
-        if code is not None and buffer.dtype.isnative:
+        dtype = buffer.dtype
+        code = codes.get(dtype.num)
+        if code is not None and dtype.isnative:
             if name:
                 mark = hash_words("all_reduce", op, name)
             # by hand what `recording` does: that takes half a microsecond
