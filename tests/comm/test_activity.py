@@ -27,7 +27,7 @@ def test_operations_nest_and_end_also_by_an_error(activity: Activity) -> None:
         with pytest.raises(ZeroDivisionError), activity.recording(Call("inner")):
             assert activity.call == Call("inner")
             raise ZeroDivisionError
-        assert activity.call is outer
+        assert activity.call == outer
     assert activity.call is None and activity.count == 2
 
 
