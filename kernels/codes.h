@@ -1,4 +1,5 @@
-/* Numbers that kernels take for a choice: read by C, by CUDA and by Python (mpidl.backend.headers). */
+/* Numbers that kernels take for a choice: read by C, by CUDA and by Python (mpidl.backend.headers).
+ */
 enum {
     ACT_RELU = 0,
     ACT_GELU = 1, /* by erf */

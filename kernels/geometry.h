@@ -1,5 +1,5 @@
-/* Sizes that kernels take as one argument: by pointer in C, by value in CUDA, and as NumPy records of
- * the same fields in Python (mpidl.backend.headers). */
+/* Sizes that kernels take as one argument: by pointer in C, by value in CUDA, and as NumPy records
+ * of the same fields in Python (mpidl.backend.headers). */
 
 /* A convolution of one to three dimensions; missing dimensions have size 1. Column kernels take the
  * channels [first, first + c) of the input: one group. */

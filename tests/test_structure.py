@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FILE, FUNCTION, PARAMETERS, COLUMNS = 400, 40, 8, 100
 SUFFIXES = {".py", ".md", ".c", ".h", ".cu", ".cuh", ".sh", ".toml", ".sbatch"}
-FREE = {"CHANGELOG.md", "LICENSE"}
+FREE = {"LICENSE"}
 
 
 def tracked(*suffixes: str) -> list[Path]:
@@ -66,10 +66,12 @@ def test_functions_are_short() -> None:
 
 
 def test_functions_have_few_parameters() -> None:
+    """Of the backend the table of kernels is the rule: a kernel has as many arrays as it needs."""
     found = {
         name(path, node): parameters(node)
         for path in PYTHON
         if path.relative_to(ROOT).parts[0] in ("mpidl", "scripts")
+        and path.relative_to(ROOT).parts[1] != "backend"
         for node in functions(path)
         if parameters(node) > PARAMETERS
     }

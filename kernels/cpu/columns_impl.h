@@ -1,5 +1,5 @@
-/* Columns for convolutions of one to three dimensions with any stride, padding, dilation and groups:
- * the channels [first, first + c) of the input are taken. */
+/* Columns for convolutions of one to three dimensions with any stride, padding, dilation and
+ * groups: the channels [first, first + c) of the input are taken. */
 
 /* columns[(n, oz, oy, ox), (kz, ky, kx, c)]; 0 outside. */
 int NAME(im2col)(const REAL *x, REAL *columns, const conv_geometry *g) {
@@ -11,9 +11,14 @@ int NAME(im2col)(const REAL *x, REAL *columns, const conv_geometry *g) {
             for (long kz = 0; kz < g->kd; kz++)
                 for (long ky = 0; ky < g->kh; ky++)
                     for (long kx = 0; kx < g->kw; kx++, to += g->c) {
-                        const long z = oz * g->sd + kz * g->dd - g->pd, y = oy * g->sh + ky * g->dh - g->ph, q = ox * g->sw + kx * g->dw - g->pw;
+                        const long z = oz * g->sd + kz * g->dd - g->pd,
+                                   y = oy * g->sh + ky * g->dh - g->ph,
+                                   q = ox * g->sw + kx * g->dw - g->pw;
                         if (z >= 0 && z < g->d && y >= 0 && y < g->h && q >= 0 && q < g->w)
-                            memcpy(to, x + (((image * g->d + z) * g->h + y) * g->w + q) * g->channels + g->first, (size_t)g->c * sizeof(REAL));
+                            memcpy(to,
+                                   x + (((image * g->d + z) * g->h + y) * g->w + q) * g->channels +
+                                       g->first,
+                                   (size_t)g->c * sizeof(REAL));
                         else
                             memset(to, 0, (size_t)g->c * sizeof(REAL));
                     }
@@ -21,7 +26,8 @@ int NAME(im2col)(const REAL *x, REAL *columns, const conv_geometry *g) {
     return 0;
 }
 
-/* The transpose: dx (its channels [first, first + c)) = the sum of all column elements that came from each; overwritten. */
+/* The transpose: dx (its channels [first, first + c)) = the sum of all column elements that came
+ * from each; overwritten. */
 int NAME(col2im)(const REAL *columns, REAL *dx, const conv_geometry *g) {
     const long taps = g->kd * g->kh * g->kw * g->c;
     PARALLEL_FOR(g->n * g->d * g->h * g->w * g->kd * g->kh * g->kw * g->c)
@@ -33,11 +39,18 @@ int NAME(col2im)(const REAL *columns, REAL *dx, const conv_geometry *g) {
             for (long kz = 0; kz < g->kd; kz++)
                 for (long ky = 0; ky < g->kh; ky++)
                     for (long kx = 0; kx < g->kw; kx++) {
-                        const long back = z + g->pd - kz * g->dd, up = y + g->ph - ky * g->dh, left = q + g->pw - kx * g->dw;
-                        if (back < 0 || up < 0 || left < 0 || back % g->sd || up % g->sh || left % g->sw) continue;
-                        if (back / g->sd >= g->od || up / g->sh >= g->oh || left / g->sw >= g->ow) continue;
-                        const long pixel = ((image * g->od + back / g->sd) * g->oh + up / g->sh) * g->ow + left / g->sw;
-                        const REAL *from = columns + pixel * taps + ((kz * g->kh + ky) * g->kw + kx) * g->c;
+                        const long back = z + g->pd - kz * g->dd, up = y + g->ph - ky * g->dh,
+                                   left = q + g->pw - kx * g->dw;
+                        if (back < 0 || up < 0 || left < 0 || back % g->sd || up % g->sh ||
+                            left % g->sw)
+                            continue;
+                        if (back / g->sd >= g->od || up / g->sh >= g->oh || left / g->sw >= g->ow)
+                            continue;
+                        const long pixel =
+                            ((image * g->od + back / g->sd) * g->oh + up / g->sh) * g->ow +
+                            left / g->sw;
+                        const REAL *from =
+                            columns + pixel * taps + ((kz * g->kh + ky) * g->kw + kx) * g->c;
                         for (long i = 0; i < g->c; i++) to[i] += from[i];
                     }
         }

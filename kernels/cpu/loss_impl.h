@@ -1,11 +1,14 @@
 /* Softmax and cross-entropy, fused, with the maximum subtracted first. */
 
-/* loss[r] = -sum of target * log softmax(logits[r]); target is 1 - smoothing at the label, and smoothing / classes everywhere;
- * dlogits = (softmax - target) * scale; hit[r] = argmax == label. A row with a negative label counts nothing. */
-int NAME(softmax_cross_entropy)(const REAL *logits, const int64_t *labels, REAL *loss, REAL *dlogits, uint8_t *hit, long rows, long classes,
-                                double scale, double smoothing) {
-    const REAL s = (REAL)scale, spread = (REAL)(smoothing / (double)classes), full = (REAL)(1 - smoothing);
-    PARALLEL_FOR(rows *classes * 8)
+/* loss[r] = -sum of target * log softmax(logits[r]); target is 1 - smoothing at the label, and
+ * smoothing / classes everywhere; dlogits = (softmax - target) * scale; hit[r] = argmax == label. A
+ * row with a negative label counts nothing. */
+int NAME(softmax_cross_entropy)(const REAL *logits, const int64_t *labels, REAL *loss,
+                                REAL *dlogits, uint8_t *hit, long rows, long classes, double scale,
+                                double smoothing) {
+    const REAL s = (REAL)scale, spread = (REAL)(smoothing / (double)classes),
+               full = (REAL)(1 - smoothing);
+    PARALLEL_FOR(rows * classes * 8)
     for (long r = 0; r < rows; r++) {
         const REAL *z = logits + r * classes;
         REAL *d = dlogits + r * classes, top = z[0], sum = 0, all = 0;

@@ -1,5 +1,5 @@
-/* exp, tanh and erf that the compiler can vectorize: for float by polynomials (below 3e-7 relative, erf 2e-7 absolute), for double
- * by the C library. Included by *_impl.h files that need them. */
+/* exp, tanh and erf that the compiler can vectorize: for float by polynomials (below 3e-7 relative,
+ * erf 2e-7 absolute), for double by the C library. Included by *_impl.h files that need them. */
 ALWAYS_INLINE REAL NAME(fast_exp)(REAL given) {
     if (sizeof(REAL) == 8) return (REAL)exp((double)given);
     float x = (float)given;
@@ -12,7 +12,10 @@ ALWAYS_INLINE REAL NAME(fast_exp)(REAL given) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    union { int32_t i; float f; } power = {.i = ((int32_t)n + 127) << 23};
+    union {
+        int32_t i;
+        float f;
+    } power = {.i = ((int32_t)n + 127) << 23};
     return (REAL)((p * r * r + r + 1.0f) * power.f);
 }
 
@@ -21,7 +24,8 @@ ALWAYS_INLINE REAL NAME(fast_tanh)(REAL x) {
     const REAL a = x < 0 ? -x : x, small = x * x;
     const REAL e = NAME(fast_exp)(-2 * a), large = (1 - e) / (1 + e);
     /* near 0 the difference would lose digits */
-    const REAL near = x * (1 + small * ((REAL)-0.333333333 + small * ((REAL)0.133333333 - small * (REAL)0.0539682540)));
+    const REAL near = x * (1 + small * ((REAL)-0.333333333 +
+                                        small * ((REAL)0.133333333 - small * (REAL)0.0539682540)));
     const REAL signed_large = x < 0 ? -large : large;
     return a < (REAL)0.2 ? near : signed_large;
 }
@@ -30,7 +34,10 @@ ALWAYS_INLINE REAL NAME(fast_tanh)(REAL x) {
 ALWAYS_INLINE REAL NAME(fast_erf)(REAL x) {
     if (sizeof(REAL) == 8) return (REAL)erf((double)x);
     const REAL a = x < 0 ? -x : x, t = 1 / (1 + (REAL)0.3275911 * a);
-    const REAL p = t * ((REAL)0.254829592 + t * ((REAL)-0.284496736 + t * ((REAL)1.421413741 + t * ((REAL)-1.453152027 + t * (REAL)1.061405429))));
+    const REAL p =
+        t * ((REAL)0.254829592 +
+             t * ((REAL)-0.284496736 +
+                  t * ((REAL)1.421413741 + t * ((REAL)-1.453152027 + t * (REAL)1.061405429))));
     const REAL y = 1 - p * NAME(fast_exp)(-a * a);
     return x < 0 ? -y : y;
 }

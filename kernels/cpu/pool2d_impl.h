@@ -1,4 +1,5 @@
-/* Max pooling, NHWC, windows of k x k that do not overlap (stride k); rows and columns that do not fill a window are dropped. */
+/* Max pooling, NHWC, windows of k x k that do not overlap (stride k); rows and columns that do not
+ * fill a window are dropped. */
 
 /* y[n, i, j, c] = max over the window of x; a NaN in the window is kept. */
 int NAME(maxpool2d_forward)(const REAL *x, REAL *y, const pool_geometry *g) {
@@ -12,15 +13,17 @@ int NAME(maxpool2d_forward)(const REAL *x, REAL *y, const pool_geometry *g) {
                 for (long a = 0; a < g->k; a++)
                     for (long b = a ? 0 : 1; b < g->k; b++) {
                         const REAL *p = window + (a * g->w + b) * g->c;
-                        for (long j = 0; j < g->c; j++) top[j] = (p[j] > top[j]) | (p[j] != p[j]) ? p[j] : top[j];
+                        for (long j = 0; j < g->c; j++)
+                            top[j] = (p[j] > top[j]) | (p[j] != p[j]) ? p[j] : top[j];
                     }
             }
     return 0;
 }
 
-/* dx: dy at the first element of each window that equals the maximum, 0 elsewhere. With relu, also 0 where x <= 0 (the
- * gradient of a ReLU that made x). */
-int NAME(maxpool2d_backward)(const REAL *dy, const REAL *x, const REAL *y, REAL *dx, const pool_geometry *g, int relu) {
+/* dx: dy at the first element of each window that equals the maximum, 0 elsewhere. With relu, also
+ * 0 where x <= 0 (the gradient of a ReLU that made x). */
+int NAME(maxpool2d_backward)(const REAL *dy, const REAL *x, const REAL *y, REAL *dx,
+                             const pool_geometry *g, int relu) {
     const long line = g->w * g->c;
     MASK *masks = malloc((size_t)(g->c * mpidl_threads) * sizeof(MASK));
     if (!masks) return MPIDL_NO_MEMORY;
@@ -30,7 +33,8 @@ int NAME(maxpool2d_backward)(const REAL *dy, const REAL *x, const REAL *y, REAL 
         for (long r = 0; r < g->oh; r++)
             for (long q = 0; q < g->ow; q++) {
                 MASK *open = masks + THREAD * g->c;
-                const REAL *top = y + ((i * g->oh + r) * g->ow + q) * g->c, *grad = dy + ((i * g->oh + r) * g->ow + q) * g->c;
+                const REAL *top = y + ((i * g->oh + r) * g->ow + q) * g->c,
+                           *grad = dy + ((i * g->oh + r) * g->ow + q) * g->c;
                 const long at = (i * g->h + r * g->k) * line + q * g->k * g->c;
                 for (long j = 0; j < g->c; j++) open[j] = !relu | (top[j] > 0);
                 for (long a = 0; a < g->k; a++)

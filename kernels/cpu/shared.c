@@ -1,15 +1,20 @@
-/* All-reduce, reduce and broadcast among the ranks of a node, through a window of memory that all of them map.
+/* All-reduce, reduce and broadcast among the ranks of a node, through a window of memory that all
+   of them map.
 
-   Each rank owns a line (its progress and what it is about to do) and two slots of memory. A message goes in chunks; a chunk is
-   one turn, and turns alternate between the two slots. Small message: every rank copies it into its slot and, once all
-   have arrived, reduces all slots by itself. Large: every rank reduces one part of the chunk and the others fetch it.
-   The next chunk is copied in before the parts of this one are fetched. A slot is written again two turns later, when every
-   rank has passed the turn between: nobody can still be reading it. Very large, and where the kernel lets processes read each
-   other's memory (process_vm_readv): no slots, every rank reduces one part straight out of the others' buffers.
+   Each rank owns a line (its progress and what it is about to do) and two slots of memory. A
+   message goes in chunks; a chunk is one turn, and turns alternate between the two slots. Small
+   message: every rank copies it into its slot and, once all have arrived, reduces all slots by
+   itself. Large: every rank reduces one part of the chunk and the others fetch it. The next chunk
+   is copied in before the parts of this one are fetched. A slot is written again two turns later,
+   when every rank has passed the turn between: nobody can still be reading it. Very large, and
+   where the kernel lets processes read each other's memory (process_vm_readv): no slots, every rank
+   reduces one part straight out of the others' buffers.
 
-   Sums run along one binary tree over the ranks, ((r0 + r1) + (r2 + r3)), as in mpidl.collectives.algorithms.rabenseifner; 16-bit floats are
-   added in float32 and rounded once, a mean of them after the division. Before any data is touched all ranks compare signatures: the
-   length, type and operation, and a mark that stands for the call as the user wrote it (collective, operation, root, name). */
+   Sums run along one binary tree over the ranks, ((r0 + r1) + (r2 + r3)), as in
+   mpidl.collectives.algorithms.rabenseifner; 16-bit floats are added in float32 and rounded once, a
+   mean of them after the division. Before any data is touched all ranks compare signatures: the
+   length, type and operation, and a mark that stands for the call as the user wrote it (collective,
+   operation, root, name). */
 #define _GNU_SOURCE
 #include "half.h"
 #include <sched.h>
@@ -56,42 +61,52 @@ typedef struct {
 
 typedef void tree_fn(char *out, char **source, int64_t count, int64_t n, int op);
 
-#define OPERATE(T, NAN_A, NAN_B)                                                                       \
-    switch (op) {                                                                                      \
-        case SUM: for (int64_t i = 0; i < n; i++) out[i] = (T)(a[i] + b[i]); break;                    \
-        case PRODUCT: for (int64_t i = 0; i < n; i++) out[i] = (T)(a[i] * b[i]); break;                \
-        case MIN: for (int64_t i = 0; i < n; i++) out[i] = (a[i] < b[i] || (NAN_A)) ? a[i] : b[i]; break; \
-        default: for (int64_t i = 0; i < n; i++) out[i] = (a[i] > b[i] || (NAN_A)) ? a[i] : b[i];      \
+#define OPERATE(T, NAN_A, NAN_B)                                                         \
+    switch (op) {                                                                        \
+    case SUM:                                                                            \
+        for (int64_t i = 0; i < n; i++) out[i] = (T)(a[i] + b[i]);                       \
+        break;                                                                           \
+    case PRODUCT:                                                                        \
+        for (int64_t i = 0; i < n; i++) out[i] = (T)(a[i] * b[i]);                       \
+        break;                                                                           \
+    case MIN:                                                                            \
+        for (int64_t i = 0; i < n; i++) out[i] = (a[i] < b[i] || (NAN_A)) ? a[i] : b[i]; \
+        break;                                                                           \
+    default:                                                                             \
+        for (int64_t i = 0; i < n; i++) out[i] = (a[i] > b[i] || (NAN_A)) ? a[i] : b[i]; \
     }
 
 #define DIVIDE(T, out, n, count) \
     for (int64_t i = 0; i < (n); i++) (out)[i] = (T)((out)[i] / (T)(count))
 
-/* The reduction of `count` sources along the binary tree, block by block, with partial sums on a stack. */
-#define TREE(NAME, T, NAN_A)                                                                           \
-    static void pair_##NAME(T *out, const T *a, const T *b, int64_t n, int op) { OPERATE(T, NAN_A, 0) } \
-    static void tree_##NAME(char *out, char **source, int64_t count, int64_t n, int op) {              \
-        int step = op == MEAN ? SUM : op;                                                              \
-        if (count == 2) {                                                                              \
-            pair_##NAME((T *)out, (const T *)source[0], (const T *)source[1], n, step);                \
-            if (op == MEAN) DIVIDE(T, (T *)out, n, count);                                             \
-            return;                                                                                    \
-        }                                                                                              \
-        static _Thread_local T stack[MAX_LEVELS][BLOCK];                                               \
-        for (int64_t at = 0; at < n; at += BLOCK) {                                                    \
-            int64_t m = n - at < BLOCK ? n - at : BLOCK;                                               \
-            int depth = 0;                                                                             \
-            for (int64_t r = 0; r < count; r++) {                                                      \
-                memcpy(stack[depth], (const T *)source[r] + at, m * sizeof(T));                        \
-                for (int64_t bits = r; bits & 1; bits >>= 1, depth--)                                  \
-                    pair_##NAME(stack[depth - 1], stack[depth - 1], stack[depth], m, step);            \
-                depth++;                                                                               \
-            }                                                                                          \
-            for (; depth > 1; depth--)                                                                 \
-                pair_##NAME(stack[depth - 2], stack[depth - 2], stack[depth - 1], m, step);            \
-            if (op == MEAN) DIVIDE(T, stack[0], m, count);                                             \
-            memcpy((T *)out + at, stack[0], m * sizeof(T));                                            \
-        }                                                                                              \
+/* The reduction of `count` sources along the binary tree, block by block, with partial sums on a
+ * stack. */
+#define TREE(NAME, T, NAN_A)                                                                \
+    static void pair_##NAME(T *out, const T *a, const T *b, int64_t n, int op) {            \
+        OPERATE(T, NAN_A, 0)                                                                \
+    }                                                                                       \
+    static void tree_##NAME(char *out, char **source, int64_t count, int64_t n, int op) {   \
+        int step = op == MEAN ? SUM : op;                                                   \
+        if (count == 2) {                                                                   \
+            pair_##NAME((T *)out, (const T *)source[0], (const T *)source[1], n, step);     \
+            if (op == MEAN) DIVIDE(T, (T *)out, n, count);                                  \
+            return;                                                                         \
+        }                                                                                   \
+        static _Thread_local T stack[MAX_LEVELS][BLOCK];                                    \
+        for (int64_t at = 0; at < n; at += BLOCK) {                                         \
+            int64_t m = n - at < BLOCK ? n - at : BLOCK;                                    \
+            int depth = 0;                                                                  \
+            for (int64_t r = 0; r < count; r++) {                                           \
+                memcpy(stack[depth], (const T *)source[r] + at, m * sizeof(T));             \
+                for (int64_t bits = r; bits & 1; bits >>= 1, depth--)                       \
+                    pair_##NAME(stack[depth - 1], stack[depth - 1], stack[depth], m, step); \
+                depth++;                                                                    \
+            }                                                                               \
+            for (; depth > 1; depth--)                                                      \
+                pair_##NAME(stack[depth - 2], stack[depth - 2], stack[depth - 1], m, step); \
+            if (op == MEAN) DIVIDE(T, stack[0], m, count);                                  \
+            memcpy((T *)out + at, stack[0], m * sizeof(T));                                 \
+        }                                                                                   \
     }
 
 TREE(f32, float, a[i] != a[i])
@@ -106,24 +121,25 @@ TREE(i64, int64_t, 0)
 TREE(u64, uint64_t, 0)
 
 /* 16-bit floats: the tree and the division of a mean run in float32, one rounding at their end. */
-#define HALF(NAME)                                                                                     \
-    static void tree_##NAME(char *out, char **source, int64_t count, int64_t n, int op) {              \
-        static _Thread_local float stack[MAX_LEVELS][BLOCK];                                           \
-        int step = op == MEAN ? SUM : op;                                                              \
-        for (int64_t at = 0; at < n; at += BLOCK) {                                                    \
-            int64_t m = n - at < BLOCK ? n - at : BLOCK;                                               \
-            int depth = 0;                                                                             \
-            for (int64_t r = 0; r < count; r++) {                                                      \
-                const uint16_t *x = (const uint16_t *)source[r] + at;                                  \
-                for (int64_t i = 0; i < m; i++) stack[depth][i] = NAME##_float(x[i]);                  \
-                for (int64_t bits = r; bits & 1; bits >>= 1, depth--)                                  \
-                    pair_f32(stack[depth - 1], stack[depth - 1], stack[depth], m, step);               \
-                depth++;                                                                               \
-            }                                                                                          \
-            for (; depth > 1; depth--) pair_f32(stack[depth - 2], stack[depth - 2], stack[depth - 1], m, step); \
-            if (op == MEAN) DIVIDE(float, stack[0], m, count);                                         \
-            for (int64_t i = 0; i < m; i++) ((uint16_t *)out)[at + i] = float_##NAME(stack[0][i]);     \
-        }                                                                                              \
+#define HALF(NAME)                                                                                 \
+    static void tree_##NAME(char *out, char **source, int64_t count, int64_t n, int op) {          \
+        static _Thread_local float stack[MAX_LEVELS][BLOCK];                                       \
+        int step = op == MEAN ? SUM : op;                                                          \
+        for (int64_t at = 0; at < n; at += BLOCK) {                                                \
+            int64_t m = n - at < BLOCK ? n - at : BLOCK;                                           \
+            int depth = 0;                                                                         \
+            for (int64_t r = 0; r < count; r++) {                                                  \
+                const uint16_t *x = (const uint16_t *)source[r] + at;                              \
+                for (int64_t i = 0; i < m; i++) stack[depth][i] = NAME##_float(x[i]);              \
+                for (int64_t bits = r; bits & 1; bits >>= 1, depth--)                              \
+                    pair_f32(stack[depth - 1], stack[depth - 1], stack[depth], m, step);           \
+                depth++;                                                                           \
+            }                                                                                      \
+            for (; depth > 1; depth--)                                                             \
+                pair_f32(stack[depth - 2], stack[depth - 2], stack[depth - 1], m, step);           \
+            if (op == MEAN) DIVIDE(float, stack[0], m, count);                                     \
+            for (int64_t i = 0; i < m; i++) ((uint16_t *)out)[at + i] = float_##NAME(stack[0][i]); \
+        }                                                                                          \
     }
 
 HALF(f16)
@@ -133,17 +149,22 @@ static tree_fn *const TREES[] = {tree_f32, tree_f64, tree_i8,  tree_u8,  tree_i1
                                  tree_i32, tree_u32, tree_i64, tree_u64, tree_f16, tree_bf16};
 
 static void publish(node_t *node, int phase) {
-    atomic_store_explicit(&node->lines[node->rank]->seen, node->turn * PHASES + phase, memory_order_release);
+    atomic_store_explicit(&node->lines[node->rank]->seen, node->turn * PHASES + phase,
+                          memory_order_release);
 }
 
-/* Spin, then give the core away, then sleep: a rank that waits long must not take the core from those that compute. */
+/* Spin, then give the core away, then sleep: a rank that waits long must not take the core from
+ * those that compute. */
 static void wait_for(node_t *node, int64_t rank, uint64_t wanted) {
     _Atomic uint64_t *seen = &node->lines[rank]->seen;
     struct timespec nap = {0, 50000};
     for (int64_t tries = 0; atomic_load_explicit(seen, memory_order_acquire) < wanted; tries++) {
-        if (tries < node->spins) PAUSE();
-        else if (tries < node->spins + STEP / 64) sched_yield();
-        else nanosleep(&nap, NULL);
+        if (tries < node->spins)
+            PAUSE();
+        else if (tries < node->spins + STEP / 64)
+            sched_yield();
+        else
+            nanosleep(&nap, NULL);
     }
 }
 
@@ -164,21 +185,27 @@ static int arrive(node_t *node, signature_t signature, int check) {
     return same;
 }
 
-static char *slot(node_t *node, int64_t rank, uint64_t turn) { return node->slots[rank] + (turn & 1) * node->slot_bytes; }
+static char *slot(node_t *node, int64_t rank, uint64_t turn) {
+    return node->slots[rank] + (turn & 1) * node->slot_bytes;
+}
 
-static int small(node_t *node, char *data, int64_t n, int64_t width, int type, int op, signature_t signature, int what, int64_t root) {
+static int small(node_t *node, char *data, int64_t n, int64_t width, int type, int op,
+                 signature_t signature, int what, int64_t root) {
     char *source[node->size];
     node->turn++;
     memcpy(slot(node, node->rank, node->turn), data, n * width);
     if (!arrive(node, signature, 1)) return MISMATCH;
     for (int64_t r = 0; r < node->size; r++) source[r] = slot(node, r, node->turn);
-    if (what == BROADCAST) memcpy(data, source[root], n * width);
-    else if (what == ALL_REDUCE || node->rank == root) TREES[type](data, source, node->size, n, op);
+    if (what == BROADCAST)
+        memcpy(data, source[root], n * width);
+    else if (what == ALL_REDUCE || node->rank == root)
+        TREES[type](data, source, node->size, n, op);
     return OK;
 }
 
 /* Chunk [at, at + m) of the message: part r of it, cut on whole cache lines. */
-static void part(const node_t *node, int64_t r, int64_t m, int64_t width, int64_t *low, int64_t *high) {
+static void part(const node_t *node, int64_t r, int64_t m, int64_t width, int64_t *low,
+                 int64_t *high) {
     int64_t line = 64 / width, lines = (m + line - 1) / line;
     *low = r * lines / node->size * line;
     *high = (r + 1) * lines / node->size * line;
@@ -194,7 +221,8 @@ static void copy_in(node_t *node, uint64_t turn, const char *chunk, int64_t m, i
     memcpy(mine + high * width, chunk + high * width, (m - high) * width);
 }
 
-static int large(node_t *node, char *data, int64_t n, int64_t width, int type, int op, signature_t signature, int what, int64_t root) {
+static int large(node_t *node, char *data, int64_t n, int64_t width, int type, int op,
+                 signature_t signature, int what, int64_t root) {
     char *source[node->size];
     int64_t step = node->slot_bytes / width, low, high;
     copy_in(node, node->turn + 1, data, n < step ? n : step, width);
@@ -205,18 +233,21 @@ static int large(node_t *node, char *data, int64_t n, int64_t width, int type, i
         if (!arrive(node, signature, at == 0)) return MISMATCH;
         part(node, node->rank, m, width, &low, &high);
         char *result = slot(node, node->rank, node->turn) + low * width;
-        for (int64_t r = 0; r < node->size; r++) source[r] = slot(node, r, node->turn) + low * width;
+        for (int64_t r = 0; r < node->size; r++)
+            source[r] = slot(node, r, node->turn) + low * width;
         source[node->rank] = chunk + low * width;
         if (high > low) TREES[type](result, source, node->size, high - low, op);
         publish(node, 2);
-        if (what == ALL_REDUCE || node->rank == root) memcpy(chunk + low * width, result, (high - low) * width);
+        if (what == ALL_REDUCE || node->rank == root)
+            memcpy(chunk + low * width, result, (high - low) * width);
         int64_t next = n - at - m < step ? n - at - m : step;
         if (next > 0) copy_in(node, node->turn + 1, chunk + m * width, next, width);
         for (int64_t r = 0; r < node->size; r++) {
             if (r == node->rank || (what == REDUCE && node->rank != root)) continue;
             wait_for(node, r, node->turn * PHASES + 2);
             part(node, r, m, width, &low, &high);
-            memcpy(chunk + low * width, slot(node, r, node->turn) + low * width, (high - low) * width);
+            memcpy(chunk + low * width, slot(node, r, node->turn) + low * width,
+                   (high - low) * width);
         }
     }
     return OK;
@@ -244,29 +275,35 @@ static int fetch(node_t *node, int64_t rank, char *to, uint64_t from, int64_t by
 }
 
 /* Reduce this rank's part out of everybody's buffers into its own buffer. */
-static int gather_part(node_t *node, char *data, int64_t low, int64_t high, int64_t width, int type, int op) {
+static int gather_part(node_t *node, char *data, int64_t low, int64_t high, int64_t width, int type,
+                       int op) {
     char *source[node->size];
     int64_t step = SEGMENT / width;
     for (int64_t at = low; at < high; at += step) {
         int64_t m = high - at < step ? high - at : step;
         for (int64_t r = 0; r < node->size; r++) {
             source[r] = r == node->rank ? data + at * width : node->scratch + r * SEGMENT;
-            if (r != node->rank && fetch(node, r, source[r], node->lines[r]->address + at * width, m * width)) return UNREADABLE;
+            if (r != node->rank &&
+                fetch(node, r, source[r], node->lines[r]->address + at * width, m * width))
+                return UNREADABLE;
         }
         TREES[type](data + at * width, source, node->size, m, op);
     }
     return OK;
 }
 
-/* A root of reduce reads the others' parts, which they reduced in place: what the others hold afterwards is undefined. */
-static int direct(node_t *node, char *data, int64_t n, int64_t width, int type, int op, signature_t signature, int what, int64_t root) {
+/* A root of reduce reads the others' parts, which they reduced in place: what the others hold
+ * afterwards is undefined. */
+static int direct(node_t *node, char *data, int64_t n, int64_t width, int type, int op,
+                  signature_t signature, int what, int64_t root) {
     int64_t low, high;
     int status = OK;
     node->turn++;
     node->lines[node->rank]->address = (uint64_t)data;
     if (!arrive(node, signature, 1)) return MISMATCH;
     if (what == BROADCAST) {
-        if (node->rank != root) status = fetch(node, root, data, node->lines[root]->address, n * width);
+        if (node->rank != root)
+            status = fetch(node, root, data, node->lines[root]->address, n * width);
     } else {
         part(node, node->rank, n, width, &low, &high);
         status = gather_part(node, data, low, high, width, type, op);
@@ -275,7 +312,8 @@ static int direct(node_t *node, char *data, int64_t n, int64_t width, int type, 
             int64_t r = (node->rank + i) % node->size;
             wait_for(node, r, node->turn * PHASES + 2);
             part(node, r, n, width, &low, &high);
-            status |= fetch(node, r, data + low * width, node->lines[r]->address + low * width, (high - low) * width);
+            status |= fetch(node, r, data + low * width, node->lines[r]->address + low * width,
+                            (high - low) * width);
         }
     }
     publish(node, 3); /* nobody changes a buffer that another rank still reads */
@@ -283,7 +321,8 @@ static int direct(node_t *node, char *data, int64_t n, int64_t width, int type, 
     return status;
 }
 
-/* Whether this rank can read the memory of every other one. Call on all ranks; lines must be zero before the first call. */
+/* Whether this rank can read the memory of every other one. Call on all ranks; lines must be zero
+ * before the first call. */
 int mpidl_shared_probe(node_t *node) {
     uint64_t word = 0x6d7069646cu, copy = 0;
     int status = OK;
@@ -292,24 +331,29 @@ int mpidl_shared_probe(node_t *node) {
     node->turn++;
     arrive(node, (signature_t){0, 0}, 0);
     for (int64_t r = 0; r < node->size && !status; r++) {
-        status = fetch(node, r, (char *)&copy, node->lines[r]->address, sizeof copy) || copy != word;
+        status =
+            fetch(node, r, (char *)&copy, node->lines[r]->address, sizeof copy) || copy != word;
     }
     publish(node, 3);
     wait_all(node, 3);
     return status == OK;
 }
 
-/* what: 0 all-reduce, 1 reduce to root (what the others hold afterwards is undefined), 2 broadcast from root, 3 only compare. n: below
-   2^48. mark: any number that must be equal on all ranks. Returns 1 on a mismatch of what the ranks want to do, 2 where another rank's
-   memory could not be read. */
-int mpidl_shared(node_t *node, void *data, int64_t n, int width, int type, int op, int what, int root, uint64_t mark) {
+/* what: 0 all-reduce, 1 reduce to root (what the others hold afterwards is undefined), 2 broadcast
+   from root, 3 only compare. n: below 2^48. mark: any number that must be equal on all ranks.
+   Returns 1 on a mismatch of what the ranks want to do, 2 where another rank's memory could not be
+   read. */
+int mpidl_shared(node_t *node, void *data, int64_t n, int width, int type, int op, int what,
+                 int root, uint64_t mark) {
     signature_t signature = {(((uint64_t)n * 16 + type) * 16 + op) * 4 + what, mark};
     if (what == COMPARE) {
         node->turn++;
         return arrive(node, signature, 1) ? OK : MISMATCH;
     }
-    if (n * width <= node->small_bytes) return small(node, data, n, width, type, op, signature, what, root);
-    if (n * width >= node->direct_bytes) return direct(node, data, n, width, type, op, signature, what, root);
+    if (n * width <= node->small_bytes)
+        return small(node, data, n, width, type, op, signature, what, root);
+    if (n * width >= node->direct_bytes)
+        return direct(node, data, n, width, type, op, signature, what, root);
     if (what == BROADCAST) return broadcast(node, data, n * width, signature, root);
     return large(node, data, n, width, type, op, signature, what, root);
 }

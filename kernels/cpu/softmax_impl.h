@@ -2,7 +2,7 @@
 
 /* y = softmax(x) of each row, or its logarithm. y may be x. */
 int NAME(softmax_forward)(const REAL *x, REAL *y, long rows, long cols, int logarithm) {
-    PARALLEL_FOR(rows *cols * 8)
+    PARALLEL_FOR(rows * cols * 8)
     for (long r = 0; r < rows; r++) {
         const REAL *in = x + r * cols;
         REAL *out = y + r * cols, top = cols ? in[0] : 0, sum = 0;
@@ -22,8 +22,9 @@ int NAME(softmax_forward)(const REAL *x, REAL *y, long rows, long cols, int loga
 }
 
 /* dx from dy and the output y. dx may be dy. */
-int NAME(softmax_backward)(const REAL *dy, const REAL *y, REAL *dx, long rows, long cols, int logarithm) {
-    PARALLEL_FOR(rows *cols * 8)
+int NAME(softmax_backward)(const REAL *dy, const REAL *y, REAL *dx, long rows, long cols,
+                           int logarithm) {
+    PARALLEL_FOR(rows * cols * 8)
     for (long r = 0; r < rows; r++) {
         const REAL *g = dy + r * cols, *out = y + r * cols;
         REAL *to = dx + r * cols, sum = 0;
@@ -38,7 +39,8 @@ int NAME(softmax_backward)(const REAL *dy, const REAL *y, REAL *dx, long rows, l
     return 0;
 }
 
-/* Relative L2 error of one row, |x - t| / |t| (Li et al., 2021); |x - t| where |t| is at most `least`.
+/* Relative L2 error of one row, |x - t| / |t| (Li et al., 2021); |x - t| where |t| is at most
+ * `least`.
  */
 static double NAME(relative_error)(const REAL *x, const REAL *t, REAL *dx, long n, double scale,
                                    double least) {
@@ -62,7 +64,7 @@ static double NAME(relative_error)(const REAL *x, const REAL *t, REAL *dx, long 
 int NAME(pair_loss)(const REAL *x, const REAL *target, REAL *loss, REAL *dx, long rows, long cols,
                     double scale, int kind, double delta) {
     const REAL s = (REAL)scale, d = (REAL)delta;
-    PARALLEL_FOR(rows *cols * 8)
+    PARALLEL_FOR(rows * cols * 8)
     for (long r = 0; r < rows; r++) {
         double sum = 0;
         if (kind == LOSS_RELATIVE_L2) {

@@ -3,9 +3,12 @@
 int mpidl_threads = 1, mpidl_winograd = 1;
 
 /* Whether convolutions may take Winograd's way. */
-void mpidl_set_winograd(int allowed) { mpidl_winograd = allowed; }
+void mpidl_set_winograd(int allowed) {
+    mpidl_winograd = allowed;
+}
 
-/* How many threads the kernels of this process use: the rank's share of cores. Returns what they will use. */
+/* How many threads the kernels of this process use: the rank's share of cores. Returns what they
+ * will use. */
 int mpidl_set_threads(int count) {
 #ifdef _OPENMP
     mpidl_threads = count > 0 ? count : 1;
@@ -14,10 +17,14 @@ int mpidl_set_threads(int count) {
     return mpidl_threads;
 }
 
-/* Memory that kernels use again: fresh pages in every call would cost as much as small kernels do. One set for each thread that
- * calls kernels; grows, and is never given back. NULL if there is none. */
+/* Memory that kernels use again: fresh pages in every call would cost as much as small kernels do.
+ * One set for each thread that calls kernels; grows, and is never given back. NULL if there is
+ * none. */
 void *mpidl_scratch(int slot, size_t bytes) {
-    static __thread struct { void *memory; size_t bytes; } held[SCRATCH_SLOTS];
+    static __thread struct {
+        void *memory;
+        size_t bytes;
+    } held[SCRATCH_SLOTS];
     if (held[slot].bytes < bytes) {
         free(held[slot].memory);
         held[slot].bytes = (bytes + (bytes >> 3) + 4095) & ~(size_t)4095;

@@ -2,8 +2,12 @@
 #define SQRT_2_PI ACC(0.79788456080286536)
 #define CUBIC ACC(0.044715)
 
-__device__ inline ACC sigmoid(ACC x) { return ACC(1) / (ACC(1) + exp(-x)); }
-__device__ inline ACC normal_share(ACC x) { return ACC(0.5) * (ACC(1) + erf(x * ACC(0.70710678118654752))); }
+__device__ inline ACC sigmoid(ACC x) {
+    return ACC(1) / (ACC(1) + exp(-x));
+}
+__device__ inline ACC normal_share(ACC x) {
+    return ACC(0.5) * (ACC(1) + erf(x * ACC(0.70710678118654752)));
+}
 
 __device__ inline ACC activate(ACC v, int kind) {
     switch (kind) {
@@ -19,10 +23,12 @@ __device__ inline ACC activate(ACC v, int kind) {
 // The slope at input v with output w.
 __device__ inline ACC slope(ACC v, ACC w, int kind) {
     if (kind == ACT_RELU) return w > ACC(0) ? ACC(1) : ACC(0);
-    if (kind == ACT_GELU) return normal_share(v) + v * ACC(0.39894228040143268) * exp(ACC(-0.5) * v * v);
+    if (kind == ACT_GELU)
+        return normal_share(v) + v * ACC(0.39894228040143268) * exp(ACC(-0.5) * v * v);
     if (kind == ACT_GELU_TANH) {
         const ACC t = tanh(SQRT_2_PI * (v + CUBIC * v * v * v));
-        return ACC(0.5) * (ACC(1) + t) + ACC(0.5) * v * (ACC(1) - t * t) * SQRT_2_PI * (ACC(1) + ACC(3) * CUBIC * v * v);
+        return ACC(0.5) * (ACC(1) + t) +
+               ACC(0.5) * v * (ACC(1) - t * t) * SQRT_2_PI * (ACC(1) + ACC(3) * CUBIC * v * v);
     }
     if (kind == ACT_SILU) {
         const ACC s = sigmoid(v);
@@ -35,17 +41,20 @@ extern "C" __global__ void act_forward(const REAL *x, REAL *y, i64 n, int kind) 
     map(x, y, n, [=](i64, ACC v) { return activate(v, kind); });
 }
 
-extern "C" __global__ void act_backward(const REAL *dy, const REAL *x, const REAL *y, REAL *dx, i64 n, int kind) {
-    if (kind == ACT_RELU || kind > ACT_SILU) {  // the output is enough
+extern "C" __global__ void act_backward(const REAL *dy, const REAL *x, const REAL *y, REAL *dx,
+                                        i64 n, int kind) {
+    if (kind == ACT_RELU || kind > ACT_SILU) { // the output is enough
         map2(dy, y, dx, n, [=](i64, ACC d, ACC w) { return d * slope(ACC(0), w, kind); });
         return;
     }
     map2(dy, x, dx, n, [=](i64, ACC d, ACC v) { return d * slope(v, ACC(0), kind); });
 }
 
-// Philox4x32-10 (Salmon et al., 2011): counter (i / 4, step, stream + part), key seed; element i takes word i % 4.
-// drawn: seed, step, part, in device memory, so that a captured graph draws other numbers in every step.
-extern "C" __global__ void dropout(const REAL *x, REAL *y, i64 n, double keep, const i64 *drawn, i64 stream) {
+// Philox4x32-10 (Salmon et al., 2011): counter (i / 4, step, stream + part), key seed; element i
+// takes word i % 4. drawn: seed, step, part, in device memory, so that a captured graph draws other
+// numbers in every step.
+extern "C" __global__ void dropout(const REAL *x, REAL *y, i64 n, double keep, const i64 *drawn,
+                                   i64 stream) {
     const i64 seed = drawn[0], step = drawn[1], line = stream + drawn[2];
     const ACC scale = ACC(1 / keep);
     const unsigned limit = keep >= 1 ? 0xffffffffu : (unsigned)(keep * 4294967296.0);
@@ -54,7 +63,8 @@ extern "C" __global__ void dropout(const REAL *x, REAL *y, i64 n, double keep, c
         unsigned k0 = (unsigned)seed, k1 = (unsigned)(seed >> 32);
         for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
             const unsigned long long a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];
-            const unsigned n0 = (unsigned)(b >> 32) ^ c[1] ^ k0, n2 = (unsigned)(a >> 32) ^ c[3] ^ k1;
+            const unsigned n0 = (unsigned)(b >> 32) ^ c[1] ^ k0,
+                           n2 = (unsigned)(a >> 32) ^ c[3] ^ k1;
             c[0] = n0, c[1] = (unsigned)b, c[2] = n2, c[3] = (unsigned)a;
         }
         for (int word = 0; word < 4; word++) {

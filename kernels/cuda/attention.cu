@@ -1,18 +1,21 @@
-// Attention that never holds the score matrix (Dao et al., 2022). Layouts as in kernels/cpu/attention_impl.h. A block takes 8 queries
-// (or keys) of one head, a warp each; keys and values (or queries and gradients) come through shared memory in tiles that all
-// warps use. In a tile each lane takes the score of one row, so that nothing is shuffled for a product. A head has at most 256
-// elements, up to 8 a lane.
+// Attention that never holds the score matrix (Dao et al., 2022). Layouts as in
+// kernels/cpu/attention_impl.h. A block takes 8 queries (or keys) of one head, a warp each; keys
+// and values (or queries and gradients) come through shared memory in tiles that all warps use. In
+// a tile each lane takes the score of one row, so that nothing is shuffled for a product. A head
+// has at most 256 elements, up to 8 a lane.
 #define MAX_EACH 8
 #define WARPS 8
 #define TILE (16000 / (int)sizeof(ACC))
 #define FOR_MINE(e, c) for (int e = 0, c = threadIdx.x; e < MAX_EACH && c < dim; e++, c += WARP)
 // Blocks over groups of WARPS rows of one head; head h of sample b.
-#define FOR_GROUPS(group, rows) \
+#define FOR_GROUPS(group, rows)                           \
     const i64 groups_each = ((rows) + WARPS - 1) / WARPS; \
     for (i64 group = blockIdx.x; group < g.n * heads * groups_each; group += gridDim.x)
 
-// Rows [first, first + count) of a matrix with `stride` to a tile with an odd row length, so that lanes hit different banks.
-__device__ inline void load_tile(ACC *tile, const REAL *from, i64 first, int count, i64 stride, int dim) {
+// Rows [first, first + count) of a matrix with `stride` to a tile with an odd row length, so that
+// lanes hit different banks.
+__device__ inline void load_tile(ACC *tile, const REAL *from, i64 first, int count, i64 stride,
+                                 int dim) {
     for (int i = threadIdx.y * WARP + threadIdx.x; i < count * dim; i += WARPS * WARP)
         tile[i / dim * (dim | 1) + i % dim] = from[(first + i / dim) * stride + i % dim];
 }
@@ -23,20 +26,28 @@ __device__ inline ACC row_product(const ACC *row, const ACC *other, int dim) {
     return sum;
 }
 
-extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const REAL *v, REAL *out, ACC *lse, const attention_geometry g, ACC scale,
+extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const REAL *v, REAL *out,
+                                             ACC *lse, const attention_geometry g, ACC scale,
                                              int causal) {
     __shared__ ACC keys[TILE], values[TILE], queries[WARPS][256];
     const i64 heads = g.heads, tq = g.tq, tk = g.tk, q_row = g.q_stride, kv_row = g.kv_stride;
-    const int dim = (int)g.dim, most = TILE / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
+    const int dim = (int)g.dim, most = TILE / (dim | 1), tile = most < WARP ? most : WARP,
+              lane = threadIdx.x;
     ACC *query = queries[threadIdx.y];
     FOR_GROUPS(group, tq) {
-        const i64 h = group / groups_each % heads, b = group / groups_each / heads, first = group % groups_each * WARPS;
+        const i64 h = group / groups_each % heads, b = group / groups_each / heads,
+                  first = group % groups_each * WARPS;
         const i64 t = first + threadIdx.y, last = first + WARPS < tq ? first + WARPS : tq;
-        const i64 wanted = t >= tq ? 0 : causal ? t + 1 + tk - tq : tk, all = causal ? last + tk - tq : tk;
-        const REAL *all_keys = k + b * tk * kv_row + h * dim, *all_values = v + b * tk * kv_row + h * dim;
+        const i64 wanted = t >= tq  ? 0
+                           : causal ? t + 1 + tk - tq
+                                    : tk,
+                  all = causal ? last + tk - tq : tk;
+        const REAL *all_keys = k + b * tk * kv_row + h * dim,
+                   *all_values = v + b * tk * kv_row + h * dim;
         ACC sum[MAX_EACH], top = ACC(0), total = ACC(0);
         for (int e = 0; e < MAX_EACH; e++) sum[e] = ACC(0);
-        if (t < tq) FOR_MINE(e, c) query[c] = q[(b * tq + t) * q_row + h * dim + c] * scale;
+        if (t < tq)
+            FOR_MINE(e, c) query[c] = q[(b * tq + t) * q_row + h * dim + c] * scale;
         for (i64 j = 0; j < all; j += tile) {
             const int count = (int)(all - j < tile ? all - j : tile);
             __syncthreads();
@@ -45,9 +56,13 @@ extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const
             __syncthreads();
             const bool seen = lane < count && j + lane < wanted;
             const ACC s = seen ? row_product(keys + lane * (dim | 1), query, dim) : ACC(0);
-            const bool any = j < wanted, before = total > ACC(0);
-            const ACC highest = warp_top(seen ? s : ACC(-1e30)), newer = !any ? top : before && top > highest ? top : highest;
-            const ACC weight = seen ? exp(s - newer) : ACC(0), shrink = before ? exp(top - newer) : ACC(1);
+            const bool any = (j < wanted), before = (total > ACC(0));
+            const ACC highest = warp_top(seen ? s : ACC(-1e30)), newer = !any ? top
+                                                                         : before && top > highest
+                                                                             ? top
+                                                                             : highest;
+            const ACC weight = seen ? exp(s - newer) : ACC(0),
+                      shrink = before ? exp(top - newer) : ACC(1);
             total = total * shrink + all_lanes(weight);
             for (int e = 0; e < MAX_EACH; e++) sum[e] *= shrink;
             for (int r = 0; r < count; r++) {
@@ -57,25 +72,34 @@ extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const
             top = newer;
         }
         if (t < tq) {
-            FOR_MINE(e, c) out[((b * tq + t) * heads + h) * dim + c] = wanted > 0 ? sum[e] / total : ACC(0);
+            FOR_MINE(e, c)
+                out[((b * tq + t) * heads + h) * dim + c] = wanted > 0 ? sum[e] / total : ACC(0);
             if (lane == 0) lse[(b * heads + h) * tq + t] = top + log(total);
         }
     }
 }
 
 // Gradients of the queries: one warp a query, tiles of keys and values.
-extern "C" __global__ void attention_backward_q(const REAL *dout, const REAL *q, const REAL *k, const REAL *v, const REAL *out, const ACC *lse,
+extern "C" __global__ void attention_backward_q(const REAL *dout, const REAL *q, const REAL *k,
+                                                const REAL *v, const REAL *out, const ACC *lse,
                                                 REAL *dq, const attention_geometry g, ACC scale,
-                                             int causal) {
+                                                int causal) {
     __shared__ ACC keys[TILE / 2], values[TILE / 2], queries[WARPS][256], grads[WARPS][256];
     const i64 heads = g.heads, tq = g.tq, tk = g.tk, q_row = g.q_stride, kv_row = g.kv_stride;
-    const int dim = (int)g.dim, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
+    const int dim = (int)g.dim, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP,
+              lane = threadIdx.x;
     ACC *query = queries[threadIdx.y], *grad = grads[threadIdx.y];
     FOR_GROUPS(group, tq) {
-        const i64 h = group / groups_each % heads, b = group / groups_each / heads, first = group % groups_each * WARPS;
-        const i64 t = first + threadIdx.y, last = first + WARPS < tq ? first + WARPS : tq, at = ((b * tq + t) * heads + h) * dim;
-        const i64 wanted = t >= tq ? 0 : causal ? t + 1 + tk - tq : tk, all = causal ? last + tk - tq : tk;
-        const REAL *all_keys = k + b * tk * kv_row + h * dim, *all_values = v + b * tk * kv_row + h * dim;
+        const i64 h = group / groups_each % heads, b = group / groups_each / heads,
+                  first = group % groups_each * WARPS;
+        const i64 t = first + threadIdx.y, last = first + WARPS < tq ? first + WARPS : tq,
+                  at = ((b * tq + t) * heads + h) * dim;
+        const i64 wanted = t >= tq  ? 0
+                           : causal ? t + 1 + tk - tq
+                                    : tk,
+                  all = causal ? last + tk - tq : tk;
+        const REAL *all_keys = k + b * tk * kv_row + h * dim,
+                   *all_values = v + b * tk * kv_row + h * dim;
         ACC sum[MAX_EACH], along = ACC(0), shift = ACC(0);
         for (int e = 0; e < MAX_EACH; e++) sum[e] = ACC(0);
         if (t < tq) {
@@ -103,26 +127,36 @@ extern "C" __global__ void attention_backward_q(const REAL *dout, const REAL *q,
                 FOR_MINE(e, c) sum[e] += w * keys[r * (dim | 1) + c];
             }
         }
-        if (t < tq) FOR_MINE(e, c) dq[(b * tq + t) * q_row + h * dim + c] = sum[e];
+        if (t < tq)
+            FOR_MINE(e, c) dq[(b * tq + t) * q_row + h * dim + c] = sum[e];
     }
 }
 
 // Gradients of keys and values: one warp a key, tiles of queries and output gradients.
-extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q, const REAL *k, const REAL *v, const REAL *out,
-                                                 const ACC *lse, REAL *dk, REAL *dv, const attention_geometry g, ACC scale,
-                                             int causal) {
-    __shared__ ACC queries[TILE / 2], grads[TILE / 2], along[WARP], mine_k[WARPS][256], mine_v[WARPS][256];
+extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q, const REAL *k,
+                                                 const REAL *v, const REAL *out, const ACC *lse,
+                                                 REAL *dk, REAL *dv, const attention_geometry g,
+                                                 ACC scale, int causal) {
+    __shared__ ACC queries[TILE / 2], grads[TILE / 2], along[WARP], mine_k[WARPS][256],
+        mine_v[WARPS][256];
     const i64 heads = g.heads, tq = g.tq, tk = g.tk, q_row = g.q_stride, kv_row = g.kv_stride;
-    const int dim = (int)g.dim, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP, lane = threadIdx.x;
+    const int dim = (int)g.dim, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP,
+              lane = threadIdx.x;
     ACC *key = mine_k[threadIdx.y], *value = mine_v[threadIdx.y];
     FOR_GROUPS(group, tk) {
-        const i64 h = group / groups_each % heads, b = group / groups_each / heads, first = group % groups_each * WARPS;
-        const i64 j = first + threadIdx.y, at = (b * tk + j) * kv_row + h * dim, rows = b * tq, wide = heads * dim;
-        const i64 earliest = causal ? first - (tk - tq) : 0;  // the first query that sees any of the block's keys
-        const REAL *all_queries = q + rows * q_row + h * dim, *all_grads = dout + (rows * heads + h) * dim, *all_outs = out + (rows * heads + h) * dim;
+        const i64 h = group / groups_each % heads, b = group / groups_each / heads,
+                  first = group % groups_each * WARPS;
+        const i64 j = first + threadIdx.y, at = (b * tk + j) * kv_row + h * dim, rows = b * tq,
+                  wide = heads * dim;
+        const i64 earliest =
+            causal ? first - (tk - tq) : 0; // the first query that sees any of the block's keys
+        const REAL *all_queries = q + rows * q_row + h * dim,
+                   *all_grads = dout + (rows * heads + h) * dim,
+                   *all_outs = out + (rows * heads + h) * dim;
         ACC sum_k[MAX_EACH], sum_v[MAX_EACH];
         for (int e = 0; e < MAX_EACH; e++) sum_k[e] = sum_v[e] = ACC(0);
-        if (j < tk) FOR_MINE(e, c) key[c] = k[at + c] * scale, value[c] = v[at + c];
+        if (j < tk)
+            FOR_MINE(e, c) key[c] = k[at + c] * scale, value[c] = v[at + c];
         for (i64 t = earliest < 0 ? 0 : earliest; t < tq; t += tile) {
             const int count = (int)(tq - t < tile ? tq - t : tile);
             __syncthreads();
@@ -137,15 +171,19 @@ extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q
             __syncthreads();
             ACC p = ACC(0), d = ACC(0);
             if (lane < count && j < tk && (!causal || t + lane >= j - (tk - tq))) {
-                p = exp(row_product(queries + lane * (dim | 1), key, dim) - lse[(b * heads + h) * tq + t + lane]);
+                p = exp(row_product(queries + lane * (dim | 1), key, dim) -
+                        lse[(b * heads + h) * tq + t + lane]);
                 d = p * (row_product(grads + lane * (dim | 1), value, dim) - along[lane]) * scale;
             }
             for (int r = 0; r < count; r++) {
                 const ACC wp = __shfl_sync(FULL, p, r), wd = __shfl_sync(FULL, d, r);
-                FOR_MINE(e, c) sum_v[e] += wp * grads[r * (dim | 1) + c], sum_k[e] += wd * queries[r * (dim | 1) + c];
+                FOR_MINE(e, c)
+                    sum_v[e] += wp * grads[r * (dim | 1) + c],
+                        sum_k[e] += wd * queries[r * (dim | 1) + c];
             }
         }
         __syncthreads();
-        if (j < tk) FOR_MINE(e, c) dk[at + c] = sum_k[e], dv[at + c] = sum_v[e];
+        if (j < tk)
+            FOR_MINE(e, c) dk[at + c] = sum_k[e], dv[at + c] = sum_v[e];
     }
 }

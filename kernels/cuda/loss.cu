@@ -1,7 +1,8 @@
 // Softmax and cross-entropy, fused. One warp a row; blocks of (32, rows per block).
 
-extern "C" __global__ void softmax_cross_entropy(const REAL *logits, const i64 *labels, ACC *loss, REAL *dlogits, u8 *hit, i64 rows,
-                                                 i64 classes, ACC scale, ACC smoothing) {
+extern "C" __global__ void softmax_cross_entropy(const REAL *logits, const i64 *labels, ACC *loss,
+                                                 REAL *dlogits, u8 *hit, i64 rows, i64 classes,
+                                                 ACC scale, ACC smoothing) {
     const int lane = threadIdx.x;
     FOR_ROWS(row, rows) {
         const REAL *z = logits + row * classes;
@@ -25,11 +26,14 @@ extern "C" __global__ void softmax_cross_entropy(const REAL *logits, const i64 *
         ACC all = ACC(0);
         for (i64 c = lane; c < classes; c += WARP) {
             all += z[c] - top;
-            d[c] = (exp(z[c] - top) / sum - spread - (c == label ? ACC(1) - smoothing : ACC(0))) * scale * counted;
+            d[c] = (exp(z[c] - top) / sum - spread - (c == label ? ACC(1) - smoothing : ACC(0))) *
+                   scale * counted;
         }
         all = warp_sum(all);
         if (lane == 0) {
-            loss[row] = label < 0 ? ACC(0) : log(sum) - (ACC(1) - smoothing) * (z[label] - top) - spread * all;
+            loss[row] = label < 0
+                            ? ACC(0)
+                            : log(sum) - (ACC(1) - smoothing) * (z[label] - top) - spread * all;
             hit[row] = best == label;
         }
     }

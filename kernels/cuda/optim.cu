@@ -1,10 +1,12 @@
 // Optimizer steps, one fused pass over the flat buffers.
 
 #define FOUR 4
-struct alignas(16) Four { ACC v[FOUR]; };
+struct alignas(16) Four {
+    ACC v[FOUR];
+};
 
-// Calls f(p, g, a, b) on every element of the buffers, four at a time where all are aligned; p, a and
-// b are changed in place. b: null for rules with one state.
+// Calls f(p, g, a, b) on every element of the buffers, four at a time where all are aligned; p, a
+// and b are changed in place. b: null for rules with one state.
 template <class F>
 __device__ inline void update(i64 n, F f, ACC *p, const ACC *g, ACC *a, ACC *b = nullptr) {
     const i64 fours = packable(p, g, a, b) ? n / FOUR : 0;
@@ -35,9 +37,11 @@ extern "C" __global__ void sgd_step(ACC *p, const ACC *g, ACC *v, i64 n, ACC lr,
 }
 
 // Adam; decoupled: AdamW. fix1, fix2: 1 - beta^step.
-extern "C" __global__ void adam_step(ACC *p, const ACC *g, ACC *m, ACC *v, i64 n, ACC lr, ACC beta1, ACC beta2, ACC eps, ACC decay,
-                                     ACC fix1, ACC fix2, int decoupled) {
-    const ACC shrink = decoupled ? ACC(1) - lr * decay : ACC(1), size = lr / fix1, root = ACC(1) / sqrt(fix2);
+extern "C" __global__ void adam_step(ACC *p, const ACC *g, ACC *m, ACC *v, i64 n, ACC lr, ACC beta1,
+                                     ACC beta2, ACC eps, ACC decay, ACC fix1, ACC fix2,
+                                     int decoupled) {
+    const ACC shrink = decoupled ? ACC(1) - lr * decay : ACC(1), size = lr / fix1,
+              root = ACC(1) / sqrt(fix2);
     const auto step = [=](ACC &value, ACC given, ACC &first, ACC &second) {
         const ACC grad = given + (decoupled ? ACC(0) : decay) * value;
         first = beta1 * first + (ACC(1) - beta1) * grad;
@@ -48,11 +52,13 @@ extern "C" __global__ void adam_step(ACC *p, const ACC *g, ACC *m, ACC *v, i64 n
 }
 
 // u = Adam's step with decoupled decay, before the learning rate (for LAMB).
-extern "C" __global__ void adam_direction(const ACC *p, const ACC *g, ACC *m, ACC *v, ACC *u, i64 n, ACC beta1, ACC beta2, ACC eps,
-                                          ACC decay, ACC fix1, ACC fix2) {
+extern "C" __global__ void adam_direction(const ACC *p, const ACC *g, ACC *m, ACC *v, ACC *u, i64 n,
+                                          ACC beta1, ACC beta2, ACC eps, ACC decay, ACC fix1,
+                                          ACC fix2) {
     const ACC root = ACC(1) / sqrt(fix2);
     FOR_EACH(i, n) {
-        const ACC first = beta1 * m[i] + (ACC(1) - beta1) * g[i], second = beta2 * v[i] + (ACC(1) - beta2) * g[i] * g[i];
+        const ACC first = beta1 * m[i] + (ACC(1) - beta1) * g[i],
+                  second = beta2 * v[i] + (ACC(1) - beta2) * g[i] * g[i];
         m[i] = first;
         v[i] = second;
         u[i] = first / fix1 / (sqrt(second) * root + eps) + decay * p[i];
@@ -60,11 +66,13 @@ extern "C" __global__ void adam_direction(const ACC *p, const ACC *g, ACC *m, AC
 }
 
 // One block a slot: sums of squares of x[starts[s], stops[s]).
-extern "C" __global__ void slot_squares(const ACC *x, const i64 *starts, const i64 *stops, double *squares, i64 slots) {
+extern "C" __global__ void slot_squares(const ACC *x, const i64 *starts, const i64 *stops,
+                                        double *squares, i64 slots) {
     __shared__ double part[BLOCK];
     for (i64 s = blockIdx.x; s < slots; s += gridDim.x) {
         double sum = 0;
-        for (i64 i = starts[s] + threadIdx.x; i < stops[s]; i += BLOCK) sum += (double)x[i] * (double)x[i];
+        for (i64 i = starts[s] + threadIdx.x; i < stops[s]; i += BLOCK)
+            sum += (double)x[i] * (double)x[i];
         part[threadIdx.x] = sum;
         __syncthreads();
         for (int half = BLOCK / 2; half > 0; half /= 2) {
@@ -77,7 +85,8 @@ extern "C" __global__ void slot_squares(const ACC *x, const i64 *starts, const i
 }
 
 // One block a slot: x[starts[s], stops[s]) *= factors[s].
-extern "C" __global__ void slot_scale(ACC *x, const i64 *starts, const i64 *stops, const double *factors, i64 slots) {
+extern "C" __global__ void slot_scale(ACC *x, const i64 *starts, const i64 *stops,
+                                      const double *factors, i64 slots) {
     for (i64 s = blockIdx.x; s < slots; s += gridDim.x)
         for (i64 i = starts[s] + threadIdx.x; i < stops[s]; i += BLOCK) x[i] *= ACC(factors[s]);
 }

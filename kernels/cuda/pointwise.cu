@@ -1,9 +1,10 @@
-// Element-wise passes: bias, ReLU and its gradient, input normalization, column sums. See kernels/README.md.
+// Element-wise passes: bias, ReLU and its gradient, input normalization, column sums. See
+// kernels/README.md.
 
 extern "C" __global__ void bias_act(REAL *y, const ACC *bias, i64 rows, i64 cols, int relu) {
     map(y, y, rows * cols, [=](i64 i, ACC v) {
         v += bias[i % cols];
-        return relu && v < ACC(0) ? ACC(0) : v;  // a NaN stays a NaN
+        return relu && v < ACC(0) ? ACC(0) : v; // a NaN stays a NaN
     });
 }
 
@@ -17,7 +18,9 @@ extern "C" __global__ void relu_backward(const REAL *dy, const REAL *y, REAL *dx
 
 extern "C" __global__ void scale_u8(const u8 *x, REAL *y, i64 n, ACC scale, ACC shift) {
     const i64 packs = packable(y) && (unsigned long long)x % PACK == 0 ? n / PACK : 0;
-    struct alignas(PACK) Bytes { u8 v[PACK]; };
+    struct alignas(PACK) Bytes {
+        u8 v[PACK];
+    };
     FOR_EACH(p, packs) {
         const Bytes in = ((const Bytes *)x)[p];
         Pack out;
@@ -27,7 +30,8 @@ extern "C" __global__ void scale_u8(const u8 *x, REAL *y, i64 n, ACC scale, ACC 
     FOR_EACH(i, n - packs * PACK) y[packs * PACK + i] = ACC(x[packs * PACK + i]) * scale + shift;
 }
 
-// One block of (32, 8) threads sums 32 columns: threadIdx.x is the column, threadIdx.y strides over the rows.
+// One block of (32, 8) threads sums 32 columns: threadIdx.x is the column, threadIdx.y strides over
+// the rows.
 extern "C" __global__ void column_sums(const REAL *x, ACC *sums, i64 rows, i64 cols) {
     __shared__ ACC part[8][WARP];
     const i64 col = (i64)blockIdx.x * WARP + threadIdx.x;
@@ -45,7 +49,9 @@ extern "C" __global__ void column_sums(const REAL *x, ACC *sums, i64 rows, i64 c
 // Master weights to the 16-bit copy that the kernels multiply with.
 extern "C" __global__ void round_copy(const ACC *x, REAL *y, i64 n) {
     const i64 packs = packable(x, y) ? n / PACK : 0;
-    struct alignas(16) Wide { ACC v[PACK]; };
+    struct alignas(16) Wide {
+        ACC v[PACK];
+    };
     FOR_EACH(p, packs) {
         const Wide in = ((const Wide *)x)[p];
         Pack out;

@@ -1,6 +1,7 @@
 // Softmax over rows, and losses between rows. One warp a row; blocks of (32, rows per block).
 
-extern "C" __global__ void softmax_forward(const REAL *x, REAL *y, i64 rows, i64 cols, int logarithm) {
+extern "C" __global__ void softmax_forward(const REAL *x, REAL *y, i64 rows, i64 cols,
+                                           int logarithm) {
     const int lane = threadIdx.x;
     FOR_ROWS(r, rows) {
         const REAL *in = x + r * cols;
@@ -10,18 +11,21 @@ extern "C" __global__ void softmax_forward(const REAL *x, REAL *y, i64 rows, i64
         for (i64 c = lane; c < cols; c += WARP) sum += exp(in[c] - top);
         sum = all_lanes(sum);
         const ACC shift = top + log(sum);
-        for (i64 c = lane; c < cols; c += WARP) y[r * cols + c] = logarithm ? in[c] - shift : exp(in[c] - top) / sum;
+        for (i64 c = lane; c < cols; c += WARP)
+            y[r * cols + c] = logarithm ? in[c] - shift : exp(in[c] - top) / sum;
     }
 }
 
-extern "C" __global__ void softmax_backward(const REAL *dy, const REAL *y, REAL *dx, i64 rows, i64 cols, int logarithm) {
+extern "C" __global__ void softmax_backward(const REAL *dy, const REAL *y, REAL *dx, i64 rows,
+                                            i64 cols, int logarithm) {
     const int lane = threadIdx.x;
     FOR_ROWS(r, rows) {
         const REAL *g = dy + r * cols, *out = y + r * cols;
         ACC sum = ACC(0);
         for (i64 c = lane; c < cols; c += WARP) sum += logarithm ? g[c] : g[c] * out[c];
         sum = all_lanes(sum);
-        for (i64 c = lane; c < cols; c += WARP) dx[r * cols + c] = logarithm ? g[c] - exp(out[c]) * sum : out[c] * (g[c] - sum);
+        for (i64 c = lane; c < cols; c += WARP)
+            dx[r * cols + c] = logarithm ? g[c] - exp(out[c]) * sum : out[c] * (g[c] - sum);
     }
 }
 
@@ -43,8 +47,8 @@ __device__ ACC relative_error(const REAL *x, const ACC *t, REAL *dx, i64 n, ACC 
 }
 
 // delta: the threshold of Huber's; relative L2 errors are absolute for norms up to it.
-extern "C" __global__ void pair_loss(const REAL *x, const ACC *target, ACC *loss, REAL *dx, i64 rows, i64 cols, ACC scale, int kind,
-                                     ACC delta) {
+extern "C" __global__ void pair_loss(const REAL *x, const ACC *target, ACC *loss, REAL *dx,
+                                     i64 rows, i64 cols, ACC scale, int kind, ACC delta) {
     FOR_ROWS(r, rows) {
         if (kind == LOSS_RELATIVE_L2) {
             const i64 at = r * cols;

@@ -1,11 +1,11 @@
-/* Checks the arguments of a kernel and takes the addresses of its arrays, for mpidl.backend.binder: in
-   Python that takes longer than small kernels run.
+/* Checks the arguments of a kernel and takes the addresses of its arrays, for mpidl.backend.binder:
+   in Python that takes longer than small kernels run.
 
    A program begins with the position of the record of sizes (255: there is none). Then it has, for
    each argument: the number of the dtype in NumPy (PLAIN: not an array, passed on as it is; RECORD:
    the record of sizes), flags, the number of factors of the size, and the factors: below FIELD the
-   position of an argument, from FIELD on a field of the record, from NUMBER on a number. The one factor
-   of a record is its number of fields. */
+   position of an argument, from FIELD on a field of the record, from NUMBER on a number. The one
+   factor of a record is its number of fields. */
 #define PY_SSIZE_T_CLEAN
 #define NPY_NO_DEPRECATED_API NPY_1_19_API_VERSION
 #include <Python.h>
@@ -47,7 +47,8 @@ static npy_intp size_of(const unsigned char *factors, int count, const call_info
 static int is_record(PyObject *arg, int fields) {
     if (!PyArray_Check(arg)) return 0;
     PyArrayObject *array = (PyArrayObject *)arg;
-    return PyArray_TYPE(array) == NPY_VOID && PyArray_NDIM(array) == 0 && PyArray_ISALIGNED(array) &&
+    return PyArray_TYPE(array) == NPY_VOID && PyArray_NDIM(array) == 0 &&
+           PyArray_ISALIGNED(array) &&
            PyArray_ITEMSIZE(array) == fields * (npy_intp)sizeof(long long);
 }
 
@@ -77,7 +78,8 @@ static PyObject *pointers(PyObject *self, PyObject *const *given, Py_ssize_t cou
         PyObject *arg = PyTuple_GET_ITEM(given[1], record);
         if (PyArray_Check(arg) && PyArray_NDIM((PyArrayObject *)arg) == 0) {
             call.fields = PyArray_DATA((PyArrayObject *)arg);
-            call.field_count = (int)(PyArray_ITEMSIZE((PyArrayObject *)arg) / (npy_intp)sizeof(long long));
+            call.field_count =
+                (int)(PyArray_ITEMSIZE((PyArrayObject *)arg) / (npy_intp)sizeof(long long));
         }
     }
     PyObject *bound = PyTuple_New(length);
@@ -101,7 +103,8 @@ static PyObject *pointers(PyObject *self, PyObject *const *given, Py_ssize_t cou
 }
 
 static PyMethodDef methods[] = {
-    {"pointers", (PyCFunction)(void (*)(void))pointers, METH_FASTCALL, "pointers(program, args) -> args with addresses, or None"},
+    {"pointers", (PyCFunction)(void (*)(void))pointers, METH_FASTCALL,
+     "pointers(program, args) -> args with addresses, or None"},
     {NULL, NULL, 0, NULL},
 };
 

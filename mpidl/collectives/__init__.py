@@ -1,4 +1,7 @@
-"""Collective operations as schedules: one text that is executed over MPI, simulated in one process, and predicted at scale."""
+"""Collective operations as schedules.
+
+One text is executed over MPI, simulated in one process, and predicted at scale.
+"""
 
 from mpidl.collectives.api import (
     all_gather,
@@ -7,17 +10,18 @@ from mpidl.collectives.api import (
     barrier,
     broadcast,
     gather,
-    recv,
     reduce,
     reduce_scatter,
     run_rounds,
     scatter,
-    send,
 )
 from mpidl.collectives.group import Group, get_group
+from mpidl.collectives.point_to_point import recv, send
+from mpidl.collectives.window import Window
 
 __all__ = [
     "Group",
+    "Window",
     "all_gather",
     "all_reduce",
     "all_to_all",

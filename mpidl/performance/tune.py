@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.collectives.api import all_reduce
+from mpidl.collectives import all_reduce
 from mpidl.collectives.engine.select import TABLE_VERSION, load_table
 from mpidl.collectives.group import Group
 from mpidl.files import write_file

@@ -71,4 +71,5 @@ class SharedState:
             all_reduce(state, comm=self.group, op="mean", name="running statistics")
 
     def _sum(self, values: NDArray[Any]) -> None:
+        assert self.group is not None
         all_reduce(values, comm=self.group, name="batch statistics")

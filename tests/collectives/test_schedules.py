@@ -1,4 +1,4 @@
-"""Schedules proven in one process: exact results, least traffic, no deadlock, nothing left unreceived."""
+"""Schedules proven in one process: exact results, least traffic, no deadlock."""
 
 from __future__ import annotations
 

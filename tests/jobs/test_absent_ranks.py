@@ -88,7 +88,8 @@ for move in (
 ):
     started = time.monotonic()
     move()
-    print("took", round(time.monotonic() - started, 1), y[[0, 2**30, 2**31 - 1, -1, 1, -2]].tolist(), flush=True)
+    print("took", round(time.monotonic() - started, 1),
+      y[[0, 2**30, 2**31 - 1, -1, 1, -2]].tolist(), flush=True)
 """
     ended = finish(start(2, "python", "-c", HEAD + code))
     assert ended.status == 0, ended.err

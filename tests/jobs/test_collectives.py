@@ -37,7 +37,9 @@ def test_the_watchdog_names_a_rank_that_has_not_arrived() -> None:
 def test_the_watchdog_names_a_stopped_rank(length: int) -> None:
     ended = job(
         2,
-        f"y = np.ones({length})\nif rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\ndist.all_reduce(y)",
+        f"y = np.ones({length})\n"
+        "if rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "dist.all_reduce(y)",
     )
     assert ended.status != 0 and "rank 1 does not answer" in ended.err, ended.err
 
@@ -142,7 +144,8 @@ def fail(self, start, stop):
     if len(calls) == 8 and self.context.rank == 1: raise RuntimeError("broken layer")
     ready(self, start, stop)
 AllReduce.on_gradients_ready = fail
-sys.exit(main(["train", "{run_folder}/run.toml", "--set", "sync.overlap=thread", "--set", "sync.bucket_mib=0.001"]))
+sets = ["--set", "sync.overlap=thread", "--set", "sync.bucket_mib=0.001"]
+sys.exit(main(["train", "{run_folder}/run.toml", *sets]))
 """
     ended = finish(start(2, "python", "-c", code))
     assert ended.status == 1 and "broken layer" in ended.err, ended.err
@@ -179,7 +182,7 @@ def test_tune_writes_the_table_that_auto_reads(tmp_path: Path) -> None:
     assert held["all_reduce"]["2x1"][0][0] == 0
     code = """
 from mpidl.collectives import get_group
-from mpidl.collectives.api import algorithm_for
+from mpidl.collectives.dispatch import algorithm_for
 from mpidl.collectives.algorithms.tree import tree
 assert algorithm_for("auto", x, get_group(dist.groups.world().group().comm)) is tree
 """

@@ -9,10 +9,10 @@ from tests.jobs.helpers import finish, start
 CODE = """
 import numpy as np
 from mpidl.collectives import all_reduce
-from mpidl.collectives.api import NAMES
+from mpidl.collectives.algorithms import ALL_REDUCE
 from mpidl.comm.context import init
 context = init()
-for algorithm in (*NAMES, "auto"):
+for algorithm in (*ALL_REDUCE, "auto"):
     for dtype in (np.float32, np.float64, np.int64):
         for length in (0, 1, 2, 7, 8, 9, 64, 1001):
             parts = [

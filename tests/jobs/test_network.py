@@ -1,4 +1,4 @@
-"""Four hosts with 200 Mbit/s links (network namespaces): measured and predicted, compressed and plain, late ranks named."""
+"""Four hosts with 200 Mbit/s links (network namespaces): measured, predicted, compressed."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_two_levels_across_hosts(hosts: None) -> None:
 import numpy as np
 import mpidl.distributed as dist
 from mpidl.collectives import all_reduce
-from mpidl.collectives.api import NAMES
+from mpidl.collectives.algorithms import ALL_REDUCE
 dist.init()
 group = dist.groups.world().group()
 assert group.node_count == 4 and group.shares
-for name in (*NAMES, "auto"):
+for name in (*ALL_REDUCE, "auto"):
     for length in (3, 100_000):
         for exact in (False, True):
             x = np.arange(length) + float(dist.rank())

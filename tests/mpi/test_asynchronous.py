@@ -1,4 +1,4 @@
-"""Asynchronous operations: fused where small, the same bits, errors of their own; and who joins last."""
+"""Asynchronous operations: fused where small, the same bits, own errors; who joins last."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def group(context: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of the messages of the communication thread, without those by which it agrees on them."""
+    """The lengths of the messages of the communication thread, without those of agreeing."""
     seen: list[int] = []
 
     def counting(buffer: Any, **options: Any) -> None:

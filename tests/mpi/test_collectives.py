@@ -91,7 +91,7 @@ def test_floats_come_out_bit_equal_on_all_ranks_and_in_tree_order(context: Any) 
         assert len(set(context.allgather_object(buffer.tobytes()))) == 1
 
 
-def test_the_other_collectives(context: Any) -> None:
+def test_rooted_collectives(context: Any) -> None:
     group, size, rank = Group(context.comm, name="test"), context.size, context.rank
     for length in (1, 10, 1001, 200_000):
         parts = [draw(other, length, np.float32) for other in range(size)]
@@ -118,6 +118,14 @@ def test_the_other_collectives(context: Any) -> None:
                     ]
                 )
                 np.testing.assert_array_equal(buffer, whole)
+    group.free()
+
+
+def test_the_other_collectives(context: Any) -> None:
+    group, size, rank = Group(context.comm, name="test"), context.size, context.rank
+    for length in (1, 10, 1001, 200_000):
+        parts = [draw(other, length, np.float32) for other in range(size)]
+        low, high = block_range(rank, size, length)
         for algorithm in ("ring", "bruck", "auto"):
             buffer = np.zeros(length)
             buffer[low:high] = rank
@@ -170,7 +178,7 @@ def test_large_device_arrays(
 
     fake_cupy.install()
     monkeypatch.setattr(transport, "CHUNK", 1 << 16)
-    monkeypatch.setattr("mpidl.collectives.api.CHUNK", 1 << 16)
+    monkeypatch.setattr("mpidl.collectives.dispatch.CHUNK", 1 << 16)
     monkeypatch.setattr(transport.in_chunks, "__defaults__", (1 << 16,))
     group = Group(context.comm, name="device")
     group.gpu_aware = aware

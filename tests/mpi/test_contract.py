@@ -1,4 +1,4 @@
-"""What collectives refuse, on all ranks: wrong arguments of every public function, and ranks that disagree."""
+"""What collectives refuse, on all ranks: wrong arguments, and ranks that disagree."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_another_byte_order_is_never_summed(context: Any, group: Group) -> None:
     np.testing.assert_array_equal(x, [1, 2, 3])
 
 
-def test_wrong_ranks_tags_and_names_are_refused(context: Any) -> None:
+def test_wrong_ranks_and_tags_are_refused(context: Any) -> None:
     x, size, comm = np.zeros(2 * dist.size()), dist.size(), context.comm
     for root in (-1, size, None, "0", 0.5):
         for function in (
@@ -131,6 +131,10 @@ def test_wrong_ranks_tags_and_names_are_refused(context: Any) -> None:
         for function in (dist.send, dist.recv):
             with pytest.raises(CollectiveError, match=r"tag|this rank itself"):
                 function(x, (dist.rank() + 1) % size, tag=tag)
+
+
+def test_wrong_operations_groups_and_handles_are_refused(context: Any) -> None:
+    x, size, comm = np.zeros(2 * dist.size()), dist.size(), context.comm
     for op in (None, ["sum"], "avg", np.add):
         for function in (collectives.all_reduce, collectives.reduce, collectives.reduce_scatter):
             with pytest.raises(CollectiveError, match="unknown operation"):

@@ -1,4 +1,7 @@
-"""Runs a schedule on real memory over MPI: explicit `Sendrecv` for each exchange, or two in flight where they are large."""
+"""Runs a schedule on real memory over MPI.
+
+A `Sendrecv` for each small exchange; large ones are started and completed apart, two in flight.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,28 @@ from typing import Any
 
 import numpy as np
 
+from mpidl.collectives.engine.plans import Plan
 from mpidl.collectives.engine.reduction import MEAN, OPERATIONS, Reducer, is_half
-from mpidl.collectives.group import Group, Plan
+from mpidl.collectives.group import Group
 from mpidl.collectives.safety.checks import FIRST_TAG, TAGS
 from mpidl.collectives.schedule import Exchange, Native, Range, Round, Shared, pair_ranges, segments
 from mpidl.comm import mpi, transport
 
-EAGER, NAP = (
-    20,
-    5e-5,
-)  # tries before sleeping, and seconds of a sleep, while a large message travels
+EAGER = 20  # tests of a large message before the first sleep
+NAP = 5e-5  # seconds of a sleep
 LARGE = 1 << 16  # bytes; from here on exchanges are started and completed separately
 _NATIVE = {"sum": "SUM", "product": "PROD", "min": "MIN", "max": "MAX"}
 
 
 def message_tag(length: int, code: int, mark: int) -> int:
-    """A message tag that differs, nearly always, between calls that differ: their messages can then never be mixed up.
+    """A message tag that nearly always differs between calls that differ.
 
-    code: of the dtype; mark: of collective, operation, root and name (see `call_hash`).
+    Their messages can then never be mixed up.
+
+    Args:
+        length: Elements of the buffer.
+        code: Of its dtype.
+        mark: Of collective, operation, root and name (see `call_hash`).
     """
     return FIRST_TAG + (length * 131 + code * 7 + mark) % TAGS
 
@@ -33,25 +40,28 @@ def message_tag(length: int, code: int, mark: int) -> int:
 def execute(
     schedule: Iterable[Round], buffer: Any, group: Group, *, op: str = "sum", tag: int = FIRST_TAG
 ) -> None:
-    """Run this rank's `schedule` in place.
+    """Run this rank's rounds in place.
 
-    buffer: (n,) array, C-contiguous, in host memory, or in device memory if MPI can read that. op: see `OPERATIONS`;
-    "mean" of 16-bit floats in schedules that complete a sum before they send it, and of floats in shared memory.
+    Args:
+        schedule: The rounds.
+        buffer: (n,) array, C-contiguous, in host memory, or in device memory if MPI can read that.
+        group: The ranks.
+        op: One of `OPERATIONS`; "mean" of 16-bit floats in schedules that complete a sum before
+            they send it, and of floats in shared memory.
+        tag: Of all messages.
     """
     small = buffer.nbytes < LARGE and not is_half(buffer.dtype)
-    if small and isinstance(schedule, Plan) and schedule.plain:
+    if small and isinstance(schedule, Plan) and schedule.exchanges_only:
         _small(schedule, buffer, group, OPERATIONS[op], tag)
     else:
         _Execution(buffer, group, op, tag).run(schedule)
 
 
 def _small(rounds: list[Any], buffer: Any, group: Group, function: Any, tag: int) -> None:
-    """A few small exchanges, where the time goes into Python: the same as below, without its steps."""
-    sendrecv, nobody, scratch = (
-        group.comm.Sendrecv,
-        group.nobody,
-        group.scratch(buffer, buffer.size, 0),
-    )
+    """A few small exchanges, where Python takes the time: as `_Execution`, without its steps."""
+    sendrecv = group.comm.Sendrecv
+    nobody = group.nobody
+    scratch = group.scratch(buffer, buffer.size, 0)
     for dest, (low, high), source, (start, stop), reduce in rounds:
         if high == low:
             dest = nobody
@@ -67,15 +77,18 @@ def _small(rounds: list[Any], buffer: Any, group: Group, function: Any, tag: int
 
 
 class _Execution:
-    """One schedule on one buffer; at most one exchange is in flight while the next one is being prepared."""
+    """One schedule on one buffer; one exchange at most is in flight while the next is prepared."""
 
     def __init__(self, buffer: Any, group: Group, op: str, tag: int) -> None:
-        self.buffer, self.group, self.op, self.tag = buffer, group, op, tag
+        self.buffer = buffer
+        self.group = group
+        self.op = op
+        self.tag = tag
         self.reducer = Reducer(buffer, "sum", group.size) if op == MEAN else Reducer(buffer, op)
-        self.wire = (
-            buffer.view(np.uint16) if self.reducer.half else buffer
-        )  # MPI has no 16-bit floats
-        self.comm, self.MPI = group.comm, mpi.load()
+        # MPI has no 16-bit floats
+        self.wire = buffer.view(np.uint16) if self.reducer.half else buffer
+        self.comm = group.comm
+        self.MPI = mpi.load()
         self.pending: tuple[Exchange, list[Any], Any] | None = None
         self.turn = 0
 
@@ -92,7 +105,7 @@ class _Execution:
                     self._exchange(piece)
         self._complete()
         if self.reducer.half:
-            self.reducer.settle()
+            self.reducer.round()
 
     def _incoming(self, step: Exchange) -> tuple[Any, Any]:
         """Where the message is received: (as MPI sees it, as the reducer sees it)."""
@@ -108,7 +121,7 @@ class _Execution:
             self._complete()
         dest, send, source, receive, reduce = step
         if self.reducer.half:
-            self.reducer.settle(send)
+            self.reducer.round(send)
         outgoing, nobody = self.wire[send[0] : send[1]], self.MPI.PROC_NULL
         target, values = self._incoming(step)
         self.comm.Sendrecv(
@@ -127,7 +140,7 @@ class _Execution:
         if self.pending is not None and _depends(step, self.pending[0]):
             self._complete()
         if self.reducer.half:
-            self.reducer.settle(step.send)
+            self.reducer.round(step.send)
         target, values = self._incoming(step)
         requests = [self.comm.Irecv(target, step.source, self.tag)]
         if step.send[1] > step.send[0]:
@@ -143,7 +156,7 @@ class _Execution:
         step, requests, values = self.pending
         self.pending = None
         if self.group.node_count > 1:
-            _wait_patiently(self.MPI.Request, requests)
+            _wait_sleeping(self.MPI.Request, requests)
         else:
             self.MPI.Request.Waitall(requests)
         if step.reduce:
@@ -166,11 +179,14 @@ def _pieces(step: Exchange) -> Sequence[Exchange]:
     if step.send[1] - step.send[0] <= most and step.receive[1] - step.receive[0] <= most:
         return (step,)
     both = pair_ranges(segments(step.send, most), segments(step.receive, most))
-    return [step._replace(send=give, receive=take) for give, take in both]
+    return [step._replace(send=send, receive=receive) for send, receive in both]
 
 
-def _wait_patiently(kind: Any, requests: list[Any]) -> None:
-    """For long transfers over a network: MPI waits by polling, and would take the core from whoever computes meanwhile."""
+def _wait_sleeping(kind: Any, requests: list[Any]) -> None:
+    """Wait for a long transfer over a network without a busy core.
+
+    MPI waits by polling, and would take the core from whoever computes meanwhile.
+    """
     for _ in range(EAGER):
         if kind.Testall(requests):
             return

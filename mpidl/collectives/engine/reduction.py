@@ -32,9 +32,8 @@ CODES: dict[np.dtype[Any], int] = {
         ("f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", FLOAT16, BFLOAT16)
     )
 }
-NUMBERS = {
-    dtype.num: code for dtype, code in CODES.items()
-}  # looking up a dtype itself takes ten times longer
+# By number: looking up a dtype itself takes ten times longer.
+NUMBERS = {dtype.num: code for dtype, code in CODES.items()}
 HALVES = frozenset({FLOAT16.num, BFLOAT16.num})
 MEAN = "mean"
 OP_CODES = {name: code for code, name in enumerate((*OPERATIONS, MEAN))}  # as in shared.c
@@ -47,16 +46,20 @@ def is_half(dtype: np.dtype[Any]) -> bool:
 
 def call_hash(call: Call | None) -> int:
     """32 bits for a call without its buffer: ranks compare them, message tags are made of them."""
-    return _hash_words(call.what, call.op, call.name) if call is not None else 0
+    return hash_words(call.what, call.op, call.name) if call is not None else 0
 
 
 @lru_cache(4096)
-def _hash_words(what: str, op: str, name: str) -> int:
+def hash_words(what: str, op: str, name: str) -> int:
+    """As `call_hash`, of the words."""
     return zlib.crc32(f"{what} ({op}) {name}".encode())
 
 
 def tree_reduce(parts: Iterable[NDArray[Any]], op: str) -> NDArray[Any]:
-    """The reduction of equally shaped arrays along one binary tree, ((p0 + p1) + (p2 + p3)), rounded once if 16-bit floats."""
+    """The reduction of equally shaped arrays along one binary tree, ((p0 + p1) + (p2 + p3)).
+
+    16-bit floats are added in float32 and rounded once.
+    """
     function, stack, dtype = OPERATIONS["sum" if op == MEAN else op], [], None
     for count, part in enumerate(parts, 1):
         index = count - 1
@@ -75,19 +78,22 @@ def tree_reduce(parts: Iterable[NDArray[Any]], op: str) -> NDArray[Any]:
 
 
 class Reducer:
-    """Combines received parts into `buffer`.
+    """Reduces received ranges into a buffer.
 
-    16-bit floats are kept in float32 from their first combination until they are sent or the schedule ends, so that a part
-    is rounded as few times as the schedule allows. divisor: of these float32 sums, before they are rounded; for schedules that
-    settle a part only once it is complete.
+    16-bit floats are kept in float32 from their first reduction until they are sent or the schedule
+    ends, so that an element is rounded as few times as the schedule allows.
+
+    Args:
+        buffer: (n,) array.
+        op: One of `OPERATIONS`.
+        divisor: Of these float32 sums, before they are rounded; for schedules that send a range
+            only once it is complete.
     """
 
     def __init__(self, buffer: Any, op: str, divisor: int = 1) -> None:
-        self.buffer, self.function, self.half = (
-            buffer,
-            OPERATIONS[op],
-            is_half(np.dtype(buffer.dtype)),
-        )
+        self.buffer = buffer
+        self.function = OPERATIONS[op]
+        self.half = is_half(np.dtype(buffer.dtype))
         self.divisor = divisor
         self._wide: dict[Range, NDArray[np.float32]] = {}
 
@@ -98,17 +104,18 @@ class Reducer:
             self.function(target, incoming, out=target)
             return
         if where not in self._wide:
-            self.settle(where)
+            self.round(where)
             self._wide[where] = target.astype(np.float32)
         self.function(self._wide[where], incoming.astype(np.float32), out=self._wide[where])
 
-    def settle(self, where: Range | None = None) -> None:
-        """Round what overlaps `where` (everything, by default) into the buffer: it is about to be sent or overwritten."""
-        for held in [
-            held
-            for held in self._wide
-            if where is None or (held[0] < where[1] and where[0] < held[1])
-        ]:
+    def round(self, where: Range | None = None) -> None:
+        """Round float32 sums into the buffer, before it is sent or overwritten.
+
+        Args:
+            where: Those that overlap this range; None: all.
+        """
+        start, stop = where or (0, self.buffer.size)
+        for held in [held for held in self._wide if held[0] < stop and start < held[1]]:
             wide = self._wide.pop(held)
             if self.divisor != 1:
                 wide /= self.divisor

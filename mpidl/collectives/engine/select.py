@@ -1,4 +1,4 @@
-"""Which algorithm `auto` uses: by message size, number of ranks and placement; from a measured table where there is one."""
+"""Which algorithm `auto` uses: by message size and placement, or from a measured table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ def layout_key(nodes: Sequence[int]) -> str:
 
 @cache
 def load_table(path: Path) -> dict[str, list[tuple[int, str]]]:
-    """{layout: [(bytes, algorithm), ...] ascending}; empty where there is no table, or one of another version."""
+    """The measured tables.
+
+    Returns:
+        {layout: [(bytes, algorithm), ...] ascending}; empty where there is no file, or one of
+        another version.
+    """
     try:
         held: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -44,10 +49,14 @@ def load_table(path: Path) -> dict[str, list[tuple[int, str]]]:
 def choose(
     nbytes: int, nodes: Sequence[int], *, half: bool = False, shared: bool = True, table: Any = None
 ) -> str:
-    """The all-reduce algorithm for `nbytes` among ranks placed on `nodes`.
+    """The name of an all-reduce algorithm.
 
-    half: 16-bit floats, which MPI cannot reduce by itself; shared: whether ranks of a node share memory.
-    table: as from `load_table`; without it a rule that needs no measurement. The measured row nearest below counts.
+    Args:
+        nbytes: Of the buffer; the measured row nearest below counts.
+        nodes: The node of each rank.
+        half: 16-bit floats, which MPI cannot reduce by itself.
+        shared: Ranks of a node share memory.
+        table: As from `load_table`; without it a rule that needs no measurement.
     """
     size, count = len(nodes), max(nodes) + 1
     rows: list[tuple[int, str]] | None = (table or {}).get(layout_key(nodes))

@@ -29,21 +29,17 @@ from mpidl.errors import CollectiveError
 if TYPE_CHECKING:
     from mpi4py import MPI as MPITypes
 
-LINES, SLOT = (
-    4096,
-    1 << 18,
-)  # bytes: of a rank's control line (with room), and of each of its two slots
-SMALL, DIRECT = (
-    1 << 14,
-    8 << 20,
-)  # bytes: up to here one round is enough; from here on ranks read each other's memory
+LINES = 4096  # bytes of a rank's control line, with room
+SLOT = 1 << 18  # bytes of each of its two slots
+SMALL = 1 << 14  # bytes up to which one round is enough
+DIRECT = 8 << 20  # bytes from which on ranks read each other's memory
 SEGMENT = 128 << 10  # bytes of scratch for each rank; as in shared.c
 SPINS = 4000
 WHAT = {"all_reduce": 0, "reduce": 1, "broadcast": 2}
 COMPARE = 3
 FOLDER = Path("/dev/shm")  # where MPI libraries keep the shared windows of a Linux node
-# What can take the fast way, by operation: ({number of a dtype: its code}, operation, mark). Dtypes that Python's buffer
-# protocol knows and that need no care.
+# What the short way of `api.all_reduce` takes, by operation: ({number of a dtype: its code},
+# operation, mark). Dtypes that Python's buffer protocol knows and that need no staging or checks.
 FAST = {
     op: (
         {
@@ -72,7 +68,10 @@ class _Node(ctypes.Structure):
 
 
 def has_room(ranks: int) -> bool:
-    """Whether this process may make a window for so many ranks: MPI hangs or dies where the memory cannot be had."""
+    """Whether this process may make a window for so many ranks.
+
+    MPI hangs or dies where the memory cannot be had.
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     free = shutil.disk_usage(FOLDER).free if FOLDER.is_dir() else 1 << 62
     return ranks * (LINES + 2 * SLOT) <= (
@@ -81,12 +80,23 @@ def has_room(ranks: int) -> bool:
 
 
 class SharedNode:
-    """Collectives among the ranks of a node. `compiled` is False where there are no C kernels: NumPy and barriers then."""
+    """Collectives among the ranks of a node.
+
+    Args:
+        comm: The ranks of the node.
+        owner: The group they belong to.
+
+    Attributes:
+        ranks: Their numbers in the group.
+        compiled: By the C kernel; else by NumPy and barriers.
+    """
 
     def __init__(self, comm: MPITypes.Intracomm, owner: Any) -> None:
-        self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
+        self.comm = comm
+        self.rank = comm.Get_rank()
+        self.size = comm.Get_size()
         self.owner = owner
-        self.ranks: list[int] = comm.allgather(owner.rank)  # their numbers in the group
+        self.ranks: list[int] = comm.allgather(owner.rank)
         MPI = mpi.load()
         self._window = MPI.Win.Allocate_shared(LINES + 2 * SLOT, 1, comm=comm)
         self._memory = [
@@ -94,9 +104,8 @@ class SharedNode:
         ]
         self._memory[self.rank][:] = 0
         library = load_library()
-        self.compiled = bool(
-            comm.allreduce(int(library is not None), op=MPI.MIN)
-        )  # also: all memory is zero
+        # also a barrier: afterwards all memory is zero
+        self.compiled = bool(comm.allreduce(int(library is not None), op=MPI.MIN))
         if self.compiled and library is not None:
             self._prepare(library[0])
 
@@ -136,7 +145,17 @@ class SharedNode:
         return call_hash(self.owner.call)
 
     def run(self, buffer: NDArray[Any], op: str, what: str, root: int = 0) -> None:
-        """Reduce or broadcast `buffer` (n,) in place; root: a rank of the node. Raises CollectiveError on a mismatch."""
+        """Reduce or broadcast in place.
+
+        Args:
+            buffer: (n,) array.
+            op: The reduction.
+            what: One of `WHAT`.
+            root: A rank of the node.
+
+        Raises:
+            CollectiveError: The ranks do different things.
+        """
         dtype, n, mark = buffer.dtype, buffer.size, self.mark
         if dtype.kind == "c":
             buffer, dtype, n = buffer.view(buffer.real.dtype), buffer.real.dtype, 2 * n
@@ -148,7 +167,11 @@ class SharedNode:
         self.check(self._kernel(self.node_address, buffer.ctypes.data, n, *codes, mark))
 
     def compare(self, number: int) -> None:
-        """Raise CollectiveError on all ranks of the node unless all bring the same number (below 2^48) to the same call."""
+        """Raise CollectiveError on all ranks of the node unless all make the same call.
+
+        Args:
+            number: Below 2^48; has to be the same too.
+        """
         self.check(self._kernel(self.node_address, None, number, 1, 0, 0, COMPARE, 0, self.mark))
 
     def check(self, status: int) -> None:
@@ -160,7 +183,8 @@ class SharedNode:
         raise CollectiveError(
             "another rank's memory could not be read in a large all-reduce",
             where=f"rank {self.ranks[self.rank]}",
-            remedy="choose another algorithm (sync.algorithm or algorithm=...), and tell us what 'mpidl doctor' says",
+            remedy="choose another algorithm (sync.algorithm or algorithm=...), and tell us what "
+            "'mpidl doctor' says",
         )
 
     def _mismatch(self) -> CollectiveError:
@@ -199,6 +223,7 @@ def disagreement(ranks: Iterable[int], calls: Iterable[str]) -> CollectiveError:
     listed = "; ".join(f"rank {rank}: {call}" for rank, call in zip(ranks, calls, strict=True))
     return CollectiveError(
         f"the ranks disagree on the collective: {listed}",
-        remedy="all ranks must call the same collectives in the same order, with equal lengths, dtypes, operations and roots",
+        remedy="all ranks must call the same collectives in the same order, with equal lengths, "
+        "dtypes, operations and roots",
         agreed=True,
     )

@@ -1,4 +1,4 @@
-"""Plays a schedule for P virtual ranks in one process: proves results, finds deadlocks, counts rounds and bytes."""
+"""Simulates a schedule for P ranks in one process: results, deadlocks, rounds and bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ Mailboxes = dict[tuple[int, int], "deque[NDArray[Any]]"]
 
 @dataclass
 class Traffic:
-    """What a simulated schedule cost. Bytes are those of `Exchange` rounds; native and shared rounds hide their own."""
+    """What a simulated schedule cost, by rank.
+
+    Attributes:
+        rounds: All of them.
+        bytes_sent: In exchanges; native and shared rounds hide their own.
+        messages: In exchanges.
+    """
 
     rounds: list[int]
     bytes_sent: list[int]
@@ -27,24 +33,32 @@ class Traffic:
 
 
 class _Rank:
-    """One virtual rank: its buffer, the round it is in, and whether it has sent that round's message."""
+    """A simulated rank: its buffer, its current round, and whether that round's message is sent."""
 
     def __init__(self, rounds: Iterator[Round], buffer: NDArray[Any], op: str) -> None:
-        self.rounds, self.buffer, self.reducer = rounds, buffer, Reducer(buffer, op)
+        self.rounds = rounds
+        self.buffer = buffer
+        self.reducer = Reducer(buffer, op)
         self.current: Round | None = None
         self.advance()
 
     def advance(self) -> None:
         self.current, self.sent = next(self.rounds, None), False
         if self.current is None or not isinstance(self.current, Exchange):
-            self.reducer.settle()
+            self.reducer.round()
 
 
 def simulate(algorithm: Algorithm, buffers: Sequence[NDArray[Any]], op: str = "sum") -> Traffic:
-    """Run `algorithm` on one buffer per virtual rank, in place, with `op` as the reduction.
+    """Run an algorithm on one buffer per simulated rank, in place.
 
-    buffers: P arrays of shape (n,) and equal dtype. Raises CollectiveError if ranks wait for each other for ever, if a
-    message has another length than its receiver expects, or if a message is never received.
+    Args:
+        algorithm: The schedule.
+        buffers: P arrays of shape (n,) and equal dtype.
+        op: The reduction.
+
+    Raises:
+        CollectiveError: Ranks wait for each other for ever, a message has another length than its
+            receiver expects, or a message is never received.
     """
     size = len(buffers)
     ranks = [
@@ -73,7 +87,7 @@ def _try_round(index: int, rank: _Rank, mail: Mailboxes, traffic: Traffic) -> bo
     moved = False
     if not rank.sent:
         moved, rank.sent = True, True
-        rank.reducer.settle(step.send)
+        rank.reducer.round(step.send)
         payload = rank.buffer[slice(*step.send)].copy()
         if payload.size:
             mail.setdefault((index, step.dest), deque()).append(payload)

@@ -1,8 +1,8 @@
-"""Refuses what cannot work, before a byte is sent; and checks that ranks agree and that numbers did not overflow."""
+"""Refuses what cannot work before a byte is sent; checks agreement and overflows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,13 @@ LEAST_TAG_UB = 32_767  # what every MPI library allows
 
 
 def array(value: Any, what: str, name: str, *, writable: bool = True) -> None:
-    """Raise CollectiveError unless `value` is an array of any shape that can be sent as it lies in memory and, if `writable`,
-    received into.
+    """Raise CollectiveError unless an array of any shape can be sent as it lies in memory.
+
+    Args:
+        value: The array.
+        what: The operation, for the message.
+        name: What the array is, for the message.
+        writable: It is also received into.
     """
     if (
         type(value) is np.ndarray
@@ -85,6 +90,16 @@ def operation(op: str, dtype: Any, name: str) -> None:
         )
 
 
+def known(algorithm: str, names: Collection[str], kind: str, where: str) -> None:
+    """Raise CollectiveError unless `algorithm` is one of `names`."""
+    if algorithm not in names:
+        raise CollectiveError(
+            f"unknown {kind} {algorithm!r}",
+            where=where,
+            remedy=f"choose one of {sorted(names)}",
+        )
+
+
 def peer(rank: int, group: Group, what: str) -> None:
     """Raise CollectiveError unless `rank` is a rank of the group."""
     if not isinstance(rank, int | np.integer) or not 0 <= rank < group.size:
@@ -95,7 +110,11 @@ def peer(rank: int, group: Group, what: str) -> None:
 
 
 def wire_tag(tag: int, what: str) -> int:
-    """The MPI tag for a tag of the user's, beside those of collectives. Raises CollectiveError for one that is out of range."""
+    """The MPI tag for a tag of the user's, apart from those of collectives.
+
+    Raises:
+        CollectiveError: It is out of range.
+    """
     MPI = mpi.load()
     most = (MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or LEAST_TAG_UB) - TAGS
     if not isinstance(tag, int | np.integer) or not 0 <= tag <= most:
@@ -106,10 +125,11 @@ def wire_tag(tag: int, what: str) -> int:
 
 
 def agreement(group: Group, value: Any = None) -> None:
-    """The desync guard: raise on every rank, saying who does what, unless all do the same with arrays alike.
+    """The guard: raise on every rank, naming each rank's call, unless all make the same one.
 
-    What is under way, its operation, root and name are compared, and of `value` length and dtype. Costs a microsecond in the
-    shared memory of one node, else a small native all-reduce.
+    Operation, reduction, root and name of the call in progress are compared, and length and dtype
+    of `value`. Costs a microsecond in the shared memory of one node, else a small native
+    all-reduce.
     """
     number = 0 if value is None else value.size * 16 + NUMBERS.get(value.dtype.num, 15)
     if group.fast is not None:
@@ -123,10 +143,20 @@ def agreement(group: Group, value: Any = None) -> None:
 
 
 def mean(value: Any, group: Group, name: str, add: Callable[[Any], None], count: int) -> None:
-    """`value` (n,) becomes the mean of `count` ranks' values; add: sums an array over the ranks, in place.
+    """Replace an array by its mean over ranks.
 
-    Of 16-bit floats the sum is one in float32, which is divided and then rounded once. Integers are rounded down, and refused
-    on every rank if their sum does not fit their dtype.
+    The sum of 16-bit floats is one in float32, which is divided and then rounded once. Integers are
+    rounded down.
+
+    Args:
+        value: (n,) array, changed in place.
+        group: The ranks.
+        name: What the array is, for messages.
+        add: Sums an array over the ranks, in place.
+        count: The divisor.
+
+    Raises:
+        CollectiveError: On every rank, if the sum of integers does not fit their dtype.
     """
     if is_half(value.dtype):
         wide = value.astype(np.float32)
@@ -148,15 +178,15 @@ def mean(value: Any, group: Group, name: str, add: Callable[[Any], None], count:
 
 def _refuse_overflow(value: Any, group: Group, name: str) -> None:
     if group.guard != "off":
-        agreement(
-            group, value
-        )  # before an exchange that ranks with another operation do not take part in
+        # before an exchange that ranks with another operation do not take part in
+        agreement(group, value)
     peak = max(abs(int(value.max())), abs(int(value.min())))
     peaks = group.comm.allgather(peak)
     if sum(peaks) > np.iinfo(value.dtype).max:
         rank = int(np.argmax(np.array(peaks, object)))
         raise CollectiveError(
-            f"the mean of {value.dtype} values over {group.size} ranks could overflow: rank {rank} holds {peaks[rank]}",
+            f"the mean of {value.dtype} values over {group.size} ranks could overflow: "
+            f"rank {rank} holds {peaks[rank]}",
             where=name,
             remedy="convert to int64 or float64 first",
             agreed=True,
@@ -167,9 +197,14 @@ def _refuse_overflow(value: Any, group: Group, name: str) -> None:
 def overflow(
     value: Any, op: str, group: Group, name: str, *, everywhere: bool = True
 ) -> Iterator[None]:
-    """Around an all-reduce: a float16 result that is not finite although every input was is an error on every rank.
+    """Context manager around a reduction, for `refuse_overflowed`.
 
-    everywhere: whether all ranks hold the same result; where they do not, each looks at its own.
+    Args:
+        value: Its (n,) array.
+        op: The reduction.
+        group: The ranks.
+        name: What the array is, for messages.
+        everywhere: All ranks hold the same result; else each looks at its own.
     """
     if value.dtype != FLOAT16 or op in ("min", "max"):
         yield
@@ -182,9 +217,18 @@ def overflow(
 def refuse_overflowed(
     value: Any, peak: float, op: str, group: Group, name: str, *, everywhere: bool = True
 ) -> None:
-    """Raise CollectiveError on every rank for a float16 result that is not finite, unless one of the inputs was not.
+    """Refuse a float16 result that is not finite although every input was.
 
-    peak: the largest magnitude of this rank's input.
+    Args:
+        value: The (n,) result.
+        peak: The largest magnitude of this rank's input.
+        op: The reduction.
+        group: The ranks.
+        name: What the array is, for messages.
+        everywhere: All ranks hold the same result; else each looks at its own.
+
+    Raises:
+        CollectiveError: On every rank.
     """
     broken = ~np.isfinite(value)
     if not (broken.any() if everywhere else any(group.comm.allgather(bool(broken.any())))):

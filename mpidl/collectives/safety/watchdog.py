@@ -1,7 +1,8 @@
-"""Ends a job whose ranks wait for each other for too long, and says which ranks have not arrived and where they are instead.
+"""Ends a job whose ranks wait for each other for too long, and names the ranks that are missing.
 
-One thread per process looks at the collectives under way. When one lasts longer than the limit, it asks the watchdogs of all
-other ranks what they are doing. A rank that computes answers with its stack; a stopped or dead one does not answer.
+One thread per process looks at the collectives in progress. When one lasts longer than the limit,
+it asks the watchdogs of all other ranks what they are doing. A rank that computes answers with its
+stack; a stopped or dead one does not answer.
 """
 
 from __future__ import annotations
@@ -23,19 +24,30 @@ if TYPE_CHECKING:
 
 DEFAULT_LIMIT = 300.0  # seconds
 ASK, ANSWER = 11, 12
-_watchdog: Watchdog | None = None
+_watchdog: Watchdog | None = None  # one thread watches all groups of a process
 
 
 class State(NamedTuple):
-    """What a rank does in a group: the collectives it has begun, the one under way, and the top of its stack."""
+    """What a rank does in a group.
+
+    Attributes:
+        begun: Collectives it has begun.
+        call: The one in progress, in words.
+        stack: The top of its stack.
+    """
 
     begun: int
-    doing: str
+    call: str
     stack: str
 
 
 def start(comm: MPITypes.Intracomm, limit: float | None = None) -> None:
-    """Start watching, once per process; collective. limit: seconds, by default MPIDL_WATCHDOG or 300; 0 turns it off."""
+    """Start watching, once per process. Collective.
+
+    Args:
+        comm: All ranks; it is cloned.
+        limit: Seconds, by default MPIDL_WATCHDOG or 300; 0 turns it off.
+    """
     global _watchdog
     if limit is None:
         limit = _limit(WATCHDOG.value or DEFAULT_LIMIT, WATCHDOG.name)
@@ -65,8 +77,11 @@ class Watchdog(threading.Thread):
 
     def __init__(self, comm: MPITypes.Intracomm, limit: float) -> None:
         super().__init__(name="mpidl-watchdog", daemon=True)
-        self.comm, self.limit, self.tick = comm, limit, min(1.0, limit / 10)
-        self.rank, self.main = comm.Get_rank(), threading.main_thread().ident
+        self.comm = comm
+        self.limit = limit
+        self.tick = min(1.0, limit / 10)
+        self.rank = comm.Get_rank()
+        self.main = threading.main_thread().ident
         self._over = threading.Event()
         self._since: dict[Any, tuple[int, float]] = {}
         self._sends: list[Any] = []
@@ -131,28 +146,29 @@ class Watchdog(threading.Thread):
         return answers
 
     def _report(self, group: Activity) -> None:
-        count, doing = group.count, str(group.call or "")
+        count, call = group.count, str(group.call or "")
         answers = self._ask(group) if self.may_talk else {}
         if group.call is None or group.count != count:
             return  # it went on after all
-        answers[group.rank] = State(count, doing, "")
+        answers[group.rank] = State(count, call, "")
         lines = []
         for rank in range(group.size):
             state = answers.get(rank)
             if state is None:
                 lines.append(
-                    f"rank {rank} does not answer: it is stopped, dead, or computes without letting Python run"
+                    f"rank {rank} does not answer: it is stopped, dead, or computes without "
+                    "letting Python run"
                 )
-            elif state.begun < count or not state.doing:
+            elif state.begun < count or not state.call:
                 lines.append(f"rank {rank} has not arrived; it is in {state.stack}")
-            elif state.doing != doing:
-                lines.append(f"rank {rank} is in another collective: {state.doing}")
+            elif state.call != call:
+                lines.append(f"rank {rank} is in another collective: {state.call}")
         waiting = min(
-            rank for rank, state in answers.items() if state.doing and state.begun >= count
+            rank for rank, state in answers.items() if state.call and state.begun >= count
         )
         if waiting == group.rank:
             lines = lines or ["all ranks are in this collective: messages are lost or very slow"]
-            head = f"{doing} has waited for over {self.limit:g} s in group {group.name!r}"
+            head = f"{call} has waited for over {self.limit:g} s in group {group.name!r}"
             remedy = (
                 "what to do: look at those ranks; for slow work set a longer limit "
                 "(MPIDL_WATCHDOG, in seconds)"
