@@ -109,6 +109,7 @@ class _Check:
             steps.append(step)
         gradient: Array | None = ops.to_device(self.weights.copy())
         for step in reversed(steps):
+            assert gradient is not None  # only the first layer may return None
             gradient = step(gradient)
         dx = np.zeros(self.x.shape) if gradient is None else ops.to_host(gradient)
         return np.array(dx), ops.to_host(flat.gradients).copy()

@@ -1,6 +1,7 @@
 """Where the arithmetic happens: one contract (ops), one implementation for CPUs, one for GPUs."""
 
-from mpidl.backend.contract.base import Array, accumulator
+from mpidl.backend.array import Array
+from mpidl.backend.contract.base import accumulator
 from mpidl.backend.ops import Ops, Workspace
 from mpidl.backend.select import create_ops, ops_for
 

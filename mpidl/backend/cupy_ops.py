@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.backend.contract.base import Array
+from mpidl.backend.array import Array
 from mpidl.backend.cuda.compress import DeviceCompressOps
 from mpidl.backend.cuda.gemm import gemm
 from mpidl.backend.cuda.launch import KernelLauncher
@@ -59,7 +59,8 @@ class CupyOps(DeviceCompressOps, Ops):
             self.relu_forward(out, out)
 
     def to_device(self, host: NDArray[Any]) -> Array:
-        return cp.asarray(host)
+        array: Array = cp.asarray(host)
+        return array
 
     def stage(self, host: NDArray[Any], slot: str) -> Array:
         return self._staging.send(host, slot)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mpidl import settings
 from mpidl.backend import kernels
+from mpidl.backend.array import Array
 from mpidl.backend.binder import Binder
 from mpidl.backend.contract.conv import ConvGeometry
 from mpidl.backend.ops import Ops
@@ -96,8 +97,8 @@ class NumpyOps(Ops):
     def to_device(self, host: NDArr) -> NDArr:
         return np.ascontiguousarray(host)
 
-    def to_host(self, array: NDArr) -> NDArr:
-        return array
+    def to_host(self, array: Array) -> NDArr:
+        return np.asarray(array)
 
     def synchronize(self) -> None:
         """Nothing to wait for on a CPU."""
@@ -110,10 +111,10 @@ class NumpyOps(Ops):
 
     def matmul(
         self,
-        a: NDArr,
-        b: NDArr,
-        out: NDArr,
-        bias: NDArr | None = None,
+        a: Array,
+        b: Array,
+        out: Array,
+        bias: Array | None = None,
         *,
         relu: bool = False,
         accumulate: bool = False,
@@ -139,14 +140,15 @@ class NumpyOps(Ops):
         if bias is not None:
             out += bias
         if relu:
-            np.maximum(out, 0, out=out)
+            result = self.to_host(out)
+            np.maximum(result, 0, out=result)
 
     def conv_forward(
         self,
-        x: NDArr,
-        w: NDArr,
-        b: NDArr | None,
-        out: NDArr,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        out: Array,
         g: ConvGeometry,
         *,
         relu: bool = False,
@@ -158,7 +160,7 @@ class NumpyOps(Ops):
         else:
             super().conv_forward(x, w, b, out, g, relu=relu)
 
-    def conv_backward_input(self, dy: NDArr, w: NDArr, out: NDArr, g: ConvGeometry) -> None:
+    def conv_backward_input(self, dy: Array, w: Array, out: Array, g: ConvGeometry) -> None:
         # With a stride zeros stand between the pixels of dy: columns do not multiply them
         dense = g.stride[2] == 1 and g.pad[2] < min(g.kernel[1:])
         if g.is_product:
@@ -169,7 +171,7 @@ class NumpyOps(Ops):
             super().conv_backward_input(dy, w, out, g)
 
     def conv_backward_weights(
-        self, x: NDArr, dy: NDArr, dw: NDArr, db: NDArr | None, g: ConvGeometry
+        self, x: Array, dy: Array, dw: Array, db: Array | None, g: ConvGeometry
     ) -> None:
         if g.is_product:
             self.matmul(_flat(x).T, _flat(dy), _flat(dw))
@@ -180,7 +182,7 @@ class NumpyOps(Ops):
         else:
             super().conv_backward_weights(x, dy, dw, db, g)
 
-    def embedding_forward(self, table: NDArr, ids: NDArr, out: NDArr) -> None:
+    def embedding_forward(self, table: Array, ids: Array, out: Array) -> None:
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(table):
             raise BackendError(
                 f"ids from {int(ids.min())} to {int(ids.max())}, "
@@ -192,11 +194,11 @@ class NumpyOps(Ops):
 
     def softmax_cross_entropy(
         self,
-        logits: NDArr,
-        labels: NDArr,
-        loss: NDArr,
-        dlogits: NDArr,
-        hit: NDArr,
+        logits: Array,
+        labels: Array,
+        loss: Array,
+        dlogits: Array,
+        hit: Array,
         scale: float,
         smoothing: float = 0.0,
     ) -> None:
@@ -214,6 +216,6 @@ def _c_type(argument: Argument) -> Any:
     return _C_NUMBERS.get(argument.kind, ctypes.c_void_p)
 
 
-def _flat(x: NDArr) -> NDArr:
+def _flat(x: Array) -> Array:
     """(rows, channels)."""
     return x.reshape(-1, x.shape[-1])

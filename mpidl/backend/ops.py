@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mpidl.backend.contract.base import Array
+from mpidl.backend.array import Array
 from mpidl.backend.contract.compress import CompressOps
 from mpidl.backend.contract.conv import ConvOps
 from mpidl.backend.contract.loss import LossOps

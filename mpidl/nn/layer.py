@@ -51,7 +51,7 @@ class Runtime:
     reduce: Callable[[NDArray[Any]], None] | None = None
     recomputing: bool = False
     model: weakref.ref[Any] | None = None
-    _device_key: Array = None
+    _device_key: Array | None = None
     _written: MaskKey | None = None
 
     @property

@@ -164,18 +164,20 @@ class Model:
     def _usable(self, x: Any) -> Array:
         """`x` as layers need it: contiguous on the device, in the compute dtype, or int64 ids."""
         xp = self.ops.xp
-        if not isinstance(x, xp.ndarray):
-            x = self.ops.to_device(np.asarray(x))
+        given: Array = x if isinstance(x, xp.ndarray) else self.ops.to_device(np.asarray(x))
         wanted = np.dtype(np.int64) if self.takes_ids else self.parameters.compute_dtype
         kinds = "iu" if self.takes_ids else "fiub"
-        if x.dtype.kind not in kinds and x.dtype not in self.ops.half_types:
+        if given.dtype.kind not in kinds and given.dtype not in self.ops.half_types:
             numbers = "ids (whole numbers)" if self.takes_ids else "real numbers"
             raise ShapeError(
-                f"the model takes {numbers}, but got {x.dtype}",
+                f"the model takes {numbers}, but got {given.dtype}",
                 where=f"layer {self.layers[0].name}",
                 remedy="convert the input: tokens to int64, fields to float32",
             )
-        return x if x.dtype == wanted and x.flags.c_contiguous else xp.ascontiguousarray(x, wanted)
+        if given.dtype == wanted and given.flags.c_contiguous:
+            return given
+        converted: Array = xp.ascontiguousarray(given, wanted)
+        return converted
 
 
 def _check_dtypes(ops: Ops, dtype: np.dtype[Any], compute: np.dtype[Any]) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-Array = Any  # numpy.ndarray or cupy.ndarray
-
 
 def accumulator(dtype: DTypeLike) -> np.dtype[Any]:
     """The dtype in which numbers of `dtype` are summed, and in which their statistics are kept."""

@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.backend.contract.base import Array, Launcher
+from mpidl.backend.array import Array
+from mpidl.backend.contract.base import Launcher
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 STEP_LIMIT = 1 << 16  # indices of a top-k packet are steps of 16 bits

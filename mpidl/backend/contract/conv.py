@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.backend.contract.base import Array
+from mpidl.backend.array import Array
 from mpidl.backend.contract.dense import DenseOps
 from mpidl.backend.headers import structs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from mpidl.backend.contract.base import Array
+from mpidl.backend.array import Array
 from mpidl.backend.contract.pointwise import PointwiseOps
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mpidl.backend.contract.base import Array, Launcher
+from mpidl.backend.array import Array
+from mpidl.backend.contract.base import Launcher
 
 
 class OptimOps(Launcher):

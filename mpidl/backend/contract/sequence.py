@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.backend.contract.base import Array, Launcher
+from mpidl.backend.array import Array
+from mpidl.backend.contract.base import Launcher
 from mpidl.backend.headers import structs
 from mpidl.errors import BackendError
 

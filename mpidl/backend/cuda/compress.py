@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.backend.contract.base import Array
+from mpidl.backend.array import Array
 from mpidl.backend.contract.compress import CompressOps, HostArray
 from mpidl.backend.plain.compress import topk_pack, topk_pairs
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cupy as cp
 import numpy as np
 from cupy.cuda import cublas
 
-from mpidl.backend.contract.base import Array, accumulator
+from mpidl.backend.array import Array
+from mpidl.backend.contract.base import accumulator
 from mpidl.backend.cuda.launch import REAL
 
 _CUDA_TYPE = {"float": 0, "double": 1, "f16": 2, "bf16": 14}  # cudaDataType
@@ -27,12 +30,12 @@ def gemm(a: Array, b: Array, out: Array, accumulate: bool) -> None:
     if _leading(out)[0] == "N":
         _gemm_ex(a, b, out, accumulate)
         return
-    held = cp.ascontiguousarray(out)
+    held: Array = cp.ascontiguousarray(out)
     _gemm_ex(a, b, held, accumulate)
     out[...] = held
 
 
-def _gemm_ex(a: Array, b: Array, out: Array, accumulate: bool) -> None:
+def _gemm_ex(a: Array, b: Array, out: Any, accumulate: bool) -> None:
     """Row-major out = a @ b, as column-major out.T = b.T @ a.T."""
     left, how_left, ld_left = _operand(b)
     right, how_right, ld_right = _operand(a)
@@ -72,7 +75,7 @@ def _leading(array: Array) -> tuple[str, int]:
     return "", 0
 
 
-def _operand(array: Array) -> tuple[Array, str, int]:
+def _operand(array: Array) -> tuple[Any, str, int]:
     how, distance = _leading(array)
     if not how:
         array = cp.ascontiguousarray(array)

@@ -9,7 +9,7 @@ import cupyx
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.backend.contract.base import Array
+from mpidl.backend.array import Array
 
 
 class Staging:
@@ -51,10 +51,11 @@ class _Slot:
             self._pinned = cupyx.empty_pinned(host.nbytes, np.uint8)
             self._device = cp.empty(host.nbytes, np.uint8)
         pinned = self._pinned[: host.nbytes].view(host.dtype).reshape(host.shape)
-        device: Array = self._device[: host.nbytes].view(host.dtype).reshape(host.shape)
+        memory: Any = self._device[: host.nbytes].view(host.dtype).reshape(host.shape)
+        device: Array = memory
         pinned[...] = host
         if consumed is not None:
             stream.wait_event(consumed)
-        device.set(pinned, stream=stream)
+        memory.set(pinned, stream=stream)
         self.arrived = stream.record()
         return device

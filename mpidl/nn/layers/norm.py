@@ -135,4 +135,5 @@ class GroupNorm(Layer):
         """Sum values (n, c) over the channels of each group; every channel gets its group's sum."""
         n, c = values.shape
         sums = values.reshape(n, self.groups, c // self.groups).sum(axis=2)
-        return self.ops.xp.repeat(sums, c // self.groups, axis=1)
+        repeated: Array = self.ops.xp.repeat(sums, c // self.groups, axis=1)
+        return repeated

@@ -91,13 +91,14 @@ class SpectralConv(Layer):
         else:
             kept = xp.concatenate((spectrum[:, :m, :m], spectrum[:, -m:, :m]), axis=1)
         kept = kept.reshape(kept.shape[0], -1, kept.shape[-1])
-        return xp.ascontiguousarray(kept.transpose(1, 0, 2))
+        low: Array = xp.ascontiguousarray(kept.transpose(1, 0, 2))
+        return low
 
     def _embed(self, low: Array, n: int, size: Shape) -> Array:
         """The spectrum (n, ..., c) that has these modes and zeros elsewhere."""
         m, xp = self.modes, self.ops.xp
         kept = low.transpose(1, 0, 2).reshape(n, *self._kept(len(size)), low.shape[-1])
-        spectrum = xp.zeros((n, *size[:-1], size[-1] // 2 + 1, low.shape[-1]), low.dtype)
+        spectrum: Array = xp.zeros((n, *size[:-1], size[-1] // 2 + 1, low.shape[-1]), low.dtype)
         if len(size) == 1:
             spectrum[:, :m] = kept
         else:
@@ -115,4 +116,5 @@ class SpectralConv(Layer):
         last = xp.arange(self.modes)
         single = (last == 0) | ((size[-1] % 2 == 0) & (last == size[-1] // 2))
         column = xp.where(single, 1.0, 2.0).astype(self.parameters.dtype)
-        return xp.broadcast_to(column, kept).reshape(-1, 1, 1)
+        full: Array = xp.broadcast_to(column, kept)
+        return full.reshape(-1, 1, 1)

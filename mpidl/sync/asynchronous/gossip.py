@@ -82,7 +82,8 @@ class AsyncGossip(AsynchronousStrategy):
 
     def apply_gradients(self, lr: float, update: Update) -> None:
         update(lr)
-        self._window.accumulate(self.context.rank, self.parameters.values - self._before)
+        change = self.parameters.ops.to_host(self.parameters.values - self._before)
+        self._window.accumulate(self.context.rank, change)
         self.staleness[self._tickets.updates(self.context.rank) - self._seen] += 1
         self._steps += 1
         if self._steps % self.options.period == 0 and self.context.size > 1:

@@ -71,8 +71,9 @@ class OneSidedParameterServer(ServerStrategy):
 
     def _read(self) -> None:
         """Get the parameters from all servers."""
+        values = self.parameters.ops.to_host(self.parameters.values)  # the same memory
         for server, (start, stop) in enumerate(self.ranges, self.workers):
-            self._memory.get(server, self.parameters.values[start:stop])
+            self._memory.get(server, values[start:stop])
 
     # --- an epoch ---
     def begin_epoch(self, budget: int) -> None:

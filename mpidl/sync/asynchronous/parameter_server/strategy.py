@@ -111,7 +111,7 @@ class ParameterServer(ServerStrategy):
         return StepScalars()
 
     def gather_full(self, array: Array) -> Array:
-        full = self.parameters.ops.xp.zeros(self.parameters.length, self.parameters.dtype)
+        full: Array = self.parameters.ops.xp.zeros(self.parameters.length, self.parameters.dtype)
         full[slice(*self.own)] = array
         for root, (start, stop) in enumerate(self.ranges, self.workers):
             broadcast(full[start:stop], comm=self.group, root=root, name="parameters")

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from mpidl.backend import Array
 from mpidl.collectives import Group, all_reduce
 from mpidl.collectives.schedule import all_reduce_bytes
 from mpidl.comm.context import Context
@@ -81,7 +82,7 @@ class BucketExchange:
             part, comm=self.group, algorithm=self.algorithm, exact=self.exact, name=bucket.name
         )
 
-    def _sum_compressed(self, part: np.ndarray, bucket: Bucket, compressor: Compressor) -> None:
+    def _sum_compressed(self, part: Array, bucket: Bucket, compressor: Compressor) -> None:
         layout = bucket.layout(self.parameters)
         with host_view(part, aware=compressor.on_device) as values:
             compressor.reduce(values, self.group, bucket.name, layout)

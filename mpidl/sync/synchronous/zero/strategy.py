@@ -151,7 +151,7 @@ class Zero(SynchronousStrategy):
 
     # --- checkpoints ---
     def gather_full(self, array: Array) -> Array:
-        full = self.parameters.ops.xp.zeros(self.parameters.length, array.dtype)
+        full: Array = self.parameters.ops.xp.zeros(self.parameters.length, array.dtype)
         for bucket, (start, stop), (low, high) in zip(
             self.layout.buckets, self.layout.owned, self.layout.placed, strict=True
         ):
