@@ -4,27 +4,49 @@
 #define SQRT_2_PI ((REAL)0.79788456080286536)
 #define CUBIC ((REAL)0.044715)
 
+/* y[i] = f(x[i]), and dx[i] = dy[i] * slope(from[i]), for all i < n. */
+#define MAP(f, x, y, n)   \
+    PARALLEL_FOR((n) * 8) \
+    for (long i = 0; i < (n); i++) (y)[i] = f((x)[i])
+#define MAP_SLOPE(slope, dy, from, dx, n) \
+    PARALLEL_FOR((n) * 8)                 \
+    for (long i = 0; i < (n); i++) (dx)[i] = (dy)[i] * slope((from)[i])
+
+ALWAYS_INLINE REAL NAME(relu)(REAL v) {
+    return v < 0 ? 0 : v;
+}
+ALWAYS_INLINE REAL NAME(gelu)(REAL v) {
+    return (REAL)0.5 * v * (1 + NAME(fast_erf)(v * INV_SQRT2));
+}
+ALWAYS_INLINE REAL NAME(gelu_tanh)(REAL v) {
+    return (REAL)0.5 * v * (1 + NAME(fast_tanh)(SQRT_2_PI * (v + CUBIC * v * v * v)));
+}
+ALWAYS_INLINE REAL NAME(silu)(REAL v) {
+    return v * NAME(sigmoid)(v);
+}
+
 int NAME(act_forward)(const REAL *x, REAL *y, long n, int kind) {
-#define LOOP(VALUE)                \
-    PARALLEL_FOR(n * 8)            \
-    for (long i = 0; i < n; i++) { \
-        const REAL v = x[i];       \
-        y[i] = VALUE;              \
-    }                              \
-    break
     switch (kind) {
-    case ACT_RELU: LOOP(v < 0 ? 0 : v);
-    case ACT_GELU: LOOP((REAL)0.5 * v * (1 + NAME(fast_erf)(v * INV_SQRT2)));
-    case ACT_GELU_TANH:
-        LOOP((REAL)0.5 * v * (1 + NAME(fast_tanh)(SQRT_2_PI * (v + CUBIC * v * v * v))));
-    case ACT_SILU: LOOP(v * NAME(sigmoid)(v));
-    case ACT_TANH: LOOP(NAME(fast_tanh)(v));
-    default: LOOP(NAME(sigmoid)(v));
+    case ACT_RELU: MAP(NAME(relu), x, y, n); break;
+    case ACT_GELU: MAP(NAME(gelu), x, y, n); break;
+    case ACT_GELU_TANH: MAP(NAME(gelu_tanh), x, y, n); break;
+    case ACT_SILU: MAP(NAME(silu), x, y, n); break;
+    case ACT_TANH: MAP(NAME(fast_tanh), x, y, n); break;
+    default: MAP(NAME(sigmoid), x, y, n);
     }
-#undef LOOP
     return 0;
 }
 
+/* Slopes of ReLU, tanh and sigmoid from the output w, of the others from the input v. */
+ALWAYS_INLINE REAL NAME(relu_slope)(REAL w) {
+    return w > 0 ? 1 : 0;
+}
+ALWAYS_INLINE REAL NAME(tanh_slope)(REAL w) {
+    return 1 - w * w;
+}
+ALWAYS_INLINE REAL NAME(sigmoid_slope)(REAL w) {
+    return w * (1 - w);
+}
 ALWAYS_INLINE REAL NAME(gelu_slope)(REAL v) {
     return (REAL)0.5 * (1 + NAME(fast_erf)(v * INV_SQRT2)) +
            v * INV_SQRT_2PI * NAME(fast_exp)((REAL)-0.5 * v * v);
@@ -40,24 +62,14 @@ ALWAYS_INLINE REAL NAME(silu_slope)(REAL v) {
 
 /* dx = dy * act'(x), from the input x and the output y; dx may be dy. */
 int NAME(act_backward)(const REAL *dy, const REAL *x, const REAL *y, REAL *dx, long n, int kind) {
-#define LOOP(SLOPE)                    \
-    PARALLEL_FOR(n * 8)                \
-    for (long i = 0; i < n; i++) {     \
-        const REAL v = x[i], w = y[i]; \
-        (void)v;                       \
-        (void)w;                       \
-        dx[i] = dy[i] * (SLOPE);       \
-    }                                  \
-    break
     switch (kind) {
-    case ACT_RELU: LOOP(w > 0 ? 1 : 0);
-    case ACT_GELU: LOOP(NAME(gelu_slope)(v));
-    case ACT_GELU_TANH: LOOP(NAME(gelu_tanh_slope)(v));
-    case ACT_SILU: LOOP(NAME(silu_slope)(v));
-    case ACT_TANH: LOOP(1 - w * w);
-    default: LOOP(w * (1 - w));
+    case ACT_RELU: MAP_SLOPE(NAME(relu_slope), dy, y, dx, n); break;
+    case ACT_GELU: MAP_SLOPE(NAME(gelu_slope), dy, x, dx, n); break;
+    case ACT_GELU_TANH: MAP_SLOPE(NAME(gelu_tanh_slope), dy, x, dx, n); break;
+    case ACT_SILU: MAP_SLOPE(NAME(silu_slope), dy, x, dx, n); break;
+    case ACT_TANH: MAP_SLOPE(NAME(tanh_slope), dy, y, dx, n); break;
+    default: MAP_SLOPE(NAME(sigmoid_slope), dy, y, dx, n);
     }
-#undef LOOP
     return 0;
 }
 
@@ -88,3 +100,5 @@ int NAME(dropout)(const REAL *x, REAL *y, long n, double keep, const long *drawn
 #undef INV_SQRT_2PI
 #undef SQRT_2_PI
 #undef CUBIC
+#undef MAP
+#undef MAP_SLOPE

@@ -4,24 +4,28 @@
  * heads + h) * dim]. causal: query t sees keys up to t + tk - tq.
  */
 #define QUERIES 32
-#define HEAD(base, tokens, row) ((base) + (b) * (tokens) * (row) + (h) * dim)
+
+/* Where head `head` of sample `sample` begins in an array of `tokens` tokens a sample. */
+static inline long NAME(head_at)(long sample, long head, long tokens, long row, long dim) {
+    return sample * tokens * row + head * dim;
+}
 
 /* scores (count, seen) of queries [first, first + count); unseen ones are -infinity. Returns how
  * many keys the block sees. */
 static long NAME(scores)(const REAL *q, const REAL *k, REAL *scores, long first, long count,
-                         long tq, long tk, long dim, long q_row, long kv_row, double scale,
-                         int causal) {
-    const long ahead = tk - tq, wanted = causal ? first + count + ahead : tk,
-               seen = wanted < 0    ? 0
-                      : wanted > tk ? tk
-                                    : wanted;
-    if (NAME(gemm)(q + first * q_row, q_row, 1, k, 1, kv_row, scores, seen, 1, NULL, count, seen,
-                   dim, 0, 0))
+                         const attention_geometry *g, double scale, int causal) {
+    const long ahead = g->tk - g->tq, last = first + count + ahead;
+    const long seen = !causal || last > g->tk ? g->tk : last < 0 ? 0 : last;
+    if (NAME(gemm)(q + first * g->q_stride, g->q_stride, 1, k, 1, g->kv_stride, scores, seen, 1,
+                   NULL, count, seen, g->dim, 0, 0))
         return -1;
     for (long i = 0; i < count * seen; i++) scores[i] *= (REAL)scale;
-    for (long r = 0; causal && r < count; r++)
-        for (long c = first + r + ahead + 1 < 0 ? 0 : first + r + ahead + 1; c < seen; c++)
+    if (!causal) return seen;
+    for (long r = 0; r < count; r++) {
+        const long hidden = first + r + ahead + 1;
+        for (long c = hidden < 0 ? 0 : hidden; c < seen; c++)
             scores[r * seen + c] = (REAL)-INFINITY;
+    }
     return seen;
 }
 
@@ -35,12 +39,18 @@ int NAME(attention_forward)(const REAL *q, const REAL *k, const REAL *v, REAL *o
     PARALLEL_FOR(batch * heads * tq * tk * dim)
     for (long job = 0; job < batch * heads; job++) {
         const long b = job / heads, h = job % heads;
+        const long at_q = NAME(head_at)(b, h, tq, q_row, dim);
+        const long at_kv = NAME(head_at)(b, h, tk, kv_row, dim);
+        const long at_out = NAME(head_at)(b, h, tq, heads * dim, dim);
         REAL *s = mpidl_scratch(SCRATCH_OTHER, (size_t)(QUERIES * tk + 1) * sizeof(REAL));
-        for (long first = 0; s && first < tq; first += QUERIES) {
+        if (!s) {
+            failed = 1;
+            continue;
+        }
+        for (long first = 0; first < tq; first += QUERIES) {
             const long count = tq - first < QUERIES ? tq - first : QUERIES;
-            const long seen = NAME(scores)(HEAD(q, tq, q_row), HEAD(k, tk, kv_row), s, first, count,
-                                           tq, tk, dim, q_row, kv_row, scale, causal);
-            REAL *to = HEAD(out, tq, heads * dim) + first * heads * dim;
+            const long seen = NAME(scores)(q + at_q, k + at_kv, s, first, count, g, scale, causal);
+            REAL *to = out + at_out + first * heads * dim;
             if (seen < 0) {
                 failed = 1;
                 break;
@@ -56,10 +66,9 @@ int NAME(attention_forward)(const REAL *q, const REAL *k, const REAL *v, REAL *o
                 for (long c = 0; c < seen; c++) row[c] *= inverse;
                 lse[(b * heads + h) * tq + first + r] = top + (REAL)log((double)sum);
             }
-            failed |= NAME(gemm)(s, seen, 1, HEAD(v, tk, kv_row), kv_row, 1, to, heads * dim, 1,
-                                 NULL, count, dim, seen, 0, 0);
+            failed |= NAME(gemm)(s, seen, 1, v + at_kv, kv_row, 1, to, heads * dim, 1, NULL, count,
+                                 dim, seen, 0, 0);
         }
-        failed |= !s;
     }
     return failed ? MPIDL_NO_MEMORY : 0;
 }
@@ -74,6 +83,9 @@ int NAME(attention_backward)(const REAL *dout, const REAL *q, const REAL *k, con
     PARALLEL_FOR(batch * heads * tq * tk * dim)
     for (long job = 0; job < batch * heads; job++) {
         const long b = job / heads, h = job % heads, o_row = heads * dim;
+        const long at_q = NAME(head_at)(b, h, tq, q_row, dim);
+        const long at_kv = NAME(head_at)(b, h, tk, kv_row, dim);
+        const long at_out = NAME(head_at)(b, h, tq, o_row, dim);
         REAL *p = mpidl_scratch(SCRATCH_OTHER, (size_t)(2 * QUERIES * tk + 1) * sizeof(REAL));
         if (!p) {
             failed = 1;
@@ -81,15 +93,13 @@ int NAME(attention_backward)(const REAL *dout, const REAL *q, const REAL *k, con
         }
         REAL *d = p + QUERIES * tk;
         for (long t = 0; t < tk; t++) {
-            memset(HEAD(dk, tk, kv_row) + t * kv_row, 0, (size_t)dim * sizeof(REAL));
-            memset(HEAD(dv, tk, kv_row) + t * kv_row, 0, (size_t)dim * sizeof(REAL));
+            memset(dk + at_kv + t * kv_row, 0, (size_t)dim * sizeof(REAL));
+            memset(dv + at_kv + t * kv_row, 0, (size_t)dim * sizeof(REAL));
         }
         for (long first = 0; first < tq; first += QUERIES) {
             const long count = tq - first < QUERIES ? tq - first : QUERIES;
-            const long seen = NAME(scores)(HEAD(q, tq, q_row), HEAD(k, tk, kv_row), p, first, count,
-                                           tq, tk, dim, q_row, kv_row, scale, causal);
-            const REAL *grad = HEAD(dout, tq, o_row) + first * o_row,
-                       *y = HEAD(out, tq, o_row) + first * o_row;
+            const long seen = NAME(scores)(q + at_q, k + at_kv, p, first, count, g, scale, causal);
+            const REAL *grad = dout + at_out + first * o_row, *y = out + at_out + first * o_row;
             if (seen < 0) {
                 failed = 1;
                 break;
@@ -101,10 +111,10 @@ int NAME(attention_backward)(const REAL *dout, const REAL *q, const REAL *k, con
                     p[r * seen + c] = e == (REAL)-INFINITY ? 0 : NAME(fast_exp)(e - shift);
                 }
             }
-            failed |= NAME(gemm)(p, 1, seen, grad, o_row, 1, HEAD(dv, tk, kv_row), kv_row, 1, NULL,
-                                 seen, dim, count, 0, 1);
-            failed |= NAME(gemm)(grad, o_row, 1, HEAD(v, tk, kv_row), 1, kv_row, d, seen, 1, NULL,
-                                 count, seen, dim, 0, 0);
+            failed |= NAME(gemm)(p, 1, seen, grad, o_row, 1, dv + at_kv, kv_row, 1, NULL, seen, dim,
+                                 count, 0, 1);
+            failed |= NAME(gemm)(grad, o_row, 1, v + at_kv, 1, kv_row, d, seen, 1, NULL, count,
+                                 seen, dim, 0, 0);
             for (long r = 0; r < count; r++) {
                 REAL along = 0;
 #pragma omp simd reduction(+ : along)
@@ -112,14 +122,12 @@ int NAME(attention_backward)(const REAL *dout, const REAL *q, const REAL *k, con
                 for (long c = 0; c < seen; c++)
                     d[r * seen + c] = p[r * seen + c] * (d[r * seen + c] - along) * (REAL)scale;
             }
-            failed |= NAME(gemm)(d, seen, 1, HEAD(k, tk, kv_row), kv_row, 1,
-                                 HEAD(dq, tq, q_row) + first * q_row, q_row, 1, NULL, count, dim,
-                                 seen, 0, 0);
-            failed |= NAME(gemm)(d, 1, seen, HEAD(q, tq, q_row) + first * q_row, q_row, 1,
-                                 HEAD(dk, tk, kv_row), kv_row, 1, NULL, seen, dim, count, 0, 1);
+            failed |= NAME(gemm)(d, seen, 1, k + at_kv, kv_row, 1, dq + at_q + first * q_row, q_row,
+                                 1, NULL, count, dim, seen, 0, 0);
+            failed |= NAME(gemm)(d, 1, seen, q + at_q + first * q_row, q_row, 1, dk + at_kv, kv_row,
+                                 1, NULL, seen, dim, count, 0, 1);
         }
     }
     return failed ? MPIDL_NO_MEMORY : 0;
 }
 #undef QUERIES
-#undef HEAD

@@ -11,8 +11,10 @@
 static inline uint32_t hashed(uint32_t seed,
                               uint32_t i) { /* lowbias32 of Wellons (2018) over a Weyl sequence */
     uint32_t x = i * 0x9e3779b9u + seed;
-    x ^= x >> 16, x *= 0x7feb352du;
-    x ^= x >> 15, x *= 0x846ca68bu;
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
     return x ^ (x >> 16);
 }
 
@@ -124,7 +126,8 @@ int mpidl_sign_unpack_f32(const float *scales, const uint8_t *bits, float *y, lo
 int mpidl_add_and_keep_f32(float *restrict v, float *restrict r, long n) {
     for (int64_t i = 0; i < n; i++) {
         float sum = v[i] + r[i];
-        v[i] = sum, r[i] = sum;
+        v[i] = sum;
+        r[i] = sum;
     }
     return 0;
 }
@@ -186,7 +189,9 @@ static int64_t choose(const float *x, const int32_t *candidate, int64_t near, in
         int64_t mine = class_of(x[candidate[i]]);
         if (mine > bin || (mine == bin && ties-- > 0)) index[found++] = candidate[i];
     }
-    for (int64_t i = 0; value && i < found; i++) value[i] = x[index[i]];
+    if (value) {
+        for (int64_t i = 0; i < found; i++) value[i] = x[index[i]];
+    }
     *last = bin;
     return found;
 }
@@ -203,11 +208,15 @@ static int64_t add_and_collect(float *restrict x, float *restrict residual, int6
         if (m == WIDE) {
             for (int64_t i = at; i < at + WIDE; i++) {
                 float sum = x[i] + residual[i];
-                x[i] = sum, residual[i] = sum;
+                x[i] = sum;
+                residual[i] = sum;
             }
             if (!any_reaches(x + at, bar)) continue;
         } else {
-            for (int64_t i = at; i < n; i++) x[i] += residual[i], residual[i] = x[i];
+            for (int64_t i = at; i < n; i++) {
+                x[i] += residual[i];
+                residual[i] = x[i];
+            }
         }
         if (found < 0) continue;
         if (found + WIDE > room) {
@@ -237,7 +246,10 @@ static int64_t find_topk(const float *x, int64_t n, int64_t k, int32_t *index, f
     }
     if (near < k && candidate) {
         int32_t *larger = realloc(candidate, (size_t)(n + 16) * sizeof *candidate);
-        if (larger) candidate = larger, near = collect(x, n, 0, candidate, n + 16);
+        if (larger) {
+            candidate = larger;
+            near = collect(x, n, 0, candidate, n + 16);
+        }
     }
     if (count && candidate) found = choose(x, candidate, near, k, count, index, value, &last);
     free(count);
@@ -246,7 +258,7 @@ static int64_t find_topk(const float *x, int64_t n, int64_t k, int32_t *index, f
 }
 
 /* x += residual; residual = x without what is chosen; and the top k of x as above, in one pass if
-   *hint, a class that they surpass, is still right. The hint is renewed; 0 is none. */
+ *hint, a class that they surpass, is still right. The hint is renewed; 0 is none. */
 int mpidl_topk_feedback_f32(float *restrict x, float *restrict residual, uint32_t *hint,
                             int32_t *index, float *value, long n, long k) {
     int64_t room = room_for(n, k), last = 0, found = -1;

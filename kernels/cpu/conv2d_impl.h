@@ -200,9 +200,11 @@ int NAME(conv2d_backward_input)(const REAL *dout, const REAL *w, REAL *din,
 int NAME(conv2d_backward_weights)(const REAL *in, const REAL *dout, REAL *dw, REAL *db,
                                   const conv_geometry *g) {
     if (NAME(winograd_fits)(g, g->ph, g->oh, g->ow)) {
-        if (db) memset(db, 0, (size_t)g->outputs * sizeof(REAL));
-        for (long q = 0; db && q < g->n * g->oh * g->ow; q++)
-            for (long o = 0; o < g->outputs; o++) db[o] += dout[q * g->outputs + o];
+        if (db) {
+            memset(db, 0, (size_t)g->outputs * sizeof(REAL));
+            for (long q = 0; q < g->n * g->oh * g->ow; q++)
+                for (long o = 0; o < g->outputs; o++) db[o] += dout[q * g->outputs + o];
+        }
         return NAME(winograd_backward_weights)(in, dout, dw, g);
     }
     const NAME(padding_t)

@@ -16,11 +16,15 @@ int NAME(softmax_cross_entropy)(const REAL *logits, const int64_t *labels, REAL 
         long best = 0;
         if (label < 0) {
             memset(d, 0, (size_t)classes * sizeof(REAL));
-            loss[r] = 0, hit[r] = 0;
+            loss[r] = 0;
+            hit[r] = 0;
             continue;
         }
         for (long c = 1; c < classes; c++)
-            if (z[c] > top) top = z[c], best = c;
+            if (z[c] > top) {
+                top = z[c];
+                best = c;
+            }
 #pragma omp simd reduction(+ : sum, all)
         for (long c = 0; c < classes; c++) {
             const REAL e = NAME(fast_exp)(z[c] - top);

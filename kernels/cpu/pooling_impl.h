@@ -23,8 +23,10 @@ int NAME(maxpool_forward)(const REAL *x, REAL *y, int64_t *place, const pool_geo
                  q < NAME(high)(ox, g->stride, g->pad, g->k, g->w); q++, fresh = 0) {
                 const REAL *p = x + ((image * g->h + r) * g->w + q) * g->c;
                 for (long j = 0; j < g->c; j++)
-                    if (fresh || p[j] > top[j] || (p[j] != p[j] && top[j] == top[j]))
-                        top[j] = p[j], at[j] = r * g->w + q;
+                    if (fresh || p[j] > top[j] || (p[j] != p[j] && top[j] == top[j])) {
+                        top[j] = p[j];
+                        at[j] = r * g->w + q;
+                    }
             }
     }
     return 0;

@@ -9,7 +9,9 @@ int NAME(lstm_forward)(REAL *gates, const REAL *c_before, REAL *c, REAL *h, long
     for (long r = 0; r < rows; r++) {
         REAL *i = gates + 4 * r * hidden, *f = i + hidden, *g = f + hidden, *o = g + hidden;
         for (long j = 0; j < hidden; j++) {
-            i[j] = NAME(sigmoid)(i[j]), f[j] = NAME(sigmoid)(f[j]), g[j] = NAME(fast_tanh)(g[j]),
+            i[j] = NAME(sigmoid)(i[j]);
+            f[j] = NAME(sigmoid)(f[j]);
+            g[j] = NAME(fast_tanh)(g[j]);
             o[j] = NAME(sigmoid)(o[j]);
             const REAL state = f[j] * c_before[r * hidden + j] + i[j] * g[j];
             c[r * hidden + j] = state;
@@ -53,7 +55,9 @@ int NAME(gru_forward)(REAL *x_gates, const REAL *h_gates, const REAL *h_before, 
             const REAL reset = NAME(sigmoid)(a[j] + b[j]),
                        update = NAME(sigmoid)(a[hidden + j] + b[hidden + j]);
             const REAL new = NAME(fast_tanh)(a[2 * hidden + j] + reset * b[2 * hidden + j]);
-            a[j] = reset, a[hidden + j] = update, a[2 * hidden + j] = new;
+            a[j] = reset;
+            a[hidden + j] = update;
+            a[2 * hidden + j] = new;
             h[r * hidden + j] = (1 - update) * new + update *h_before[r * hidden + j];
         }
     }

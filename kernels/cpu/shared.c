@@ -33,7 +33,10 @@
 #define PAUSE() ((void)0)
 #endif
 
-enum { MAX_LEVELS = 20, BLOCK = 2048, STEP = 1 << 20 };
+enum { MAX_RANKS = 1024 }; /* of a node; as in mpidl.collectives.engine.shared */
+enum { MAX_LEVELS = 11 };  /* of the tree over so many ranks, and one more */
+enum { BLOCK = 2048 };     /* elements that are reduced at a time */
+enum { YIELDS = 1 << 14 }; /* how often a waiting rank gives its core away before it sleeps */
 enum { ALL_REDUCE = 0, REDUCE = 1, BROADCAST = 2, COMPARE = 3 };
 enum { OK = 0, MISMATCH = 1, UNREADABLE = 2 };
 enum { PHASES = 4, SEGMENT = 128 << 10 };
@@ -41,27 +44,36 @@ enum { SUM = 0, PRODUCT = 1, MIN = 2, MAX = 3, MEAN = 4 }; /* MEAN: of floating-
 
 typedef struct {
     uint64_t shape, mark;
-} signature_t;
+} call_signature;
 
 typedef struct {
-    _Atomic uint64_t seen;    /* turn * PHASES + phase reached */
-    signature_t signature[2]; /* of even and odd turns */
-    uint64_t address;         /* of the buffer, while the others read it */
+    _Atomic uint64_t seen;       /* turn * PHASES + phase reached */
+    call_signature signature[2]; /* of even and odd turns */
+    uint64_t address;            /* of the buffer, while the others read it */
     int64_t pid;
     char pad[72];
-} line_t;
+} rank_line;
 
 typedef struct {
     int64_t rank, size, slot_bytes, small_bytes, direct_bytes, spins;
     uint64_t turn;
-    line_t **lines;
+    rank_line **lines;
     char **slots;
     char *scratch; /* SEGMENT bytes for each rank */
-} node_t;
+} node_state;
+
+/* One collective of a rank: n elements of `width` bytes, and what all ranks must agree on. */
+typedef struct {
+    char *data;
+    int64_t n, width;
+    int type, op, what;
+    int64_t root;
+    call_signature signature;
+} request;
 
 typedef void tree_fn(char *out, char **source, int64_t count, int64_t n, int op);
 
-#define OPERATE(T, NAN_A, NAN_B)                                                         \
+#define OPERATE(T, NAN_A)                                                                \
     switch (op) {                                                                        \
     case SUM:                                                                            \
         for (int64_t i = 0; i < n; i++) out[i] = (T)(a[i] + b[i]);                       \
@@ -83,7 +95,7 @@ typedef void tree_fn(char *out, char **source, int64_t count, int64_t n, int op)
  * stack. */
 #define TREE(NAME, T, NAN_A)                                                                \
     static void pair_##NAME(T *out, const T *a, const T *b, int64_t n, int op) {            \
-        OPERATE(T, NAN_A, 0)                                                                \
+        OPERATE(T, NAN_A)                                                                   \
     }                                                                                       \
     static void tree_##NAME(char *out, char **source, int64_t count, int64_t n, int op) {   \
         int step = op == MEAN ? SUM : op;                                                   \
@@ -148,63 +160,64 @@ HALF(bf16)
 static tree_fn *const TREES[] = {tree_f32, tree_f64, tree_i8,  tree_u8,  tree_i16, tree_u16,
                                  tree_i32, tree_u32, tree_i64, tree_u64, tree_f16, tree_bf16};
 
-static void publish(node_t *node, int phase) {
+static void publish(node_state *node, int phase) {
     atomic_store_explicit(&node->lines[node->rank]->seen, node->turn * PHASES + phase,
                           memory_order_release);
 }
 
 /* Spin, then give the core away, then sleep: a rank that waits long must not take the core from
  * those that compute. */
-static void wait_for(node_t *node, int64_t rank, uint64_t wanted) {
+static void wait_for(node_state *node, int64_t rank, uint64_t wanted) {
     _Atomic uint64_t *seen = &node->lines[rank]->seen;
     struct timespec nap = {0, 50000};
     for (int64_t tries = 0; atomic_load_explicit(seen, memory_order_acquire) < wanted; tries++) {
         if (tries < node->spins)
             PAUSE();
-        else if (tries < node->spins + STEP / 64)
+        else if (tries < node->spins + YIELDS)
             sched_yield();
         else
             nanosleep(&nap, NULL);
     }
 }
 
-static void wait_all(node_t *node, int phase) {
+static void wait_all(node_state *node, int phase) {
     for (int64_t r = 0; r < node->size; r++)
         if (r != node->rank) wait_for(node, r, node->turn * PHASES + phase);
 }
 
-static int arrive(node_t *node, signature_t signature, int check) {
+static int arrive(node_state *node, call_signature signature, int check) {
     int parity = node->turn & 1, same = 1;
     node->lines[node->rank]->signature[parity] = signature;
     publish(node, 1);
     wait_all(node, 1);
-    for (int64_t r = 0; check && r < node->size; r++) {
-        const signature_t *other = &node->lines[r]->signature[parity];
+    if (!check) return same;
+    for (int64_t r = 0; r < node->size; r++) {
+        const call_signature *other = &node->lines[r]->signature[parity];
         same &= other->shape == signature.shape && other->mark == signature.mark;
     }
     return same;
 }
 
-static char *slot(node_t *node, int64_t rank, uint64_t turn) {
+static char *slot(node_state *node, int64_t rank, uint64_t turn) {
     return node->slots[rank] + (turn & 1) * node->slot_bytes;
 }
 
-static int small(node_t *node, char *data, int64_t n, int64_t width, int type, int op,
-                 signature_t signature, int what, int64_t root) {
-    char *source[node->size];
+static int small(node_state *node, const request *call) {
+    const int64_t bytes = call->n * call->width;
+    char *source[MAX_RANKS];
     node->turn++;
-    memcpy(slot(node, node->rank, node->turn), data, n * width);
-    if (!arrive(node, signature, 1)) return MISMATCH;
+    memcpy(slot(node, node->rank, node->turn), call->data, bytes);
+    if (!arrive(node, call->signature, 1)) return MISMATCH;
     for (int64_t r = 0; r < node->size; r++) source[r] = slot(node, r, node->turn);
-    if (what == BROADCAST)
-        memcpy(data, source[root], n * width);
-    else if (what == ALL_REDUCE || node->rank == root)
-        TREES[type](data, source, node->size, n, op);
+    if (call->what == BROADCAST)
+        memcpy(call->data, source[call->root], bytes);
+    else if (call->what == ALL_REDUCE || node->rank == call->root)
+        TREES[call->type](call->data, source, node->size, call->n, call->op);
     return OK;
 }
 
 /* Chunk [at, at + m) of the message: part r of it, cut on whole cache lines. */
-static void part(const node_t *node, int64_t r, int64_t m, int64_t width, int64_t *low,
+static void part(const node_state *node, int64_t r, int64_t m, int64_t width, int64_t *low,
                  int64_t *high) {
     int64_t line = 64 / width, lines = (m + line - 1) / line;
     *low = r * lines / node->size * line;
@@ -213,7 +226,7 @@ static void part(const node_t *node, int64_t r, int64_t m, int64_t width, int64_
     if (*high > m) *high = m;
 }
 
-static void copy_in(node_t *node, uint64_t turn, const char *chunk, int64_t m, int64_t width) {
+static void copy_in(node_state *node, uint64_t turn, const char *chunk, int64_t m, int64_t width) {
     int64_t low, high;
     char *mine = slot(node, node->rank, turn);
     part(node, node->rank, m, width, &low, &high);
@@ -221,29 +234,29 @@ static void copy_in(node_t *node, uint64_t turn, const char *chunk, int64_t m, i
     memcpy(mine + high * width, chunk + high * width, (m - high) * width);
 }
 
-static int large(node_t *node, char *data, int64_t n, int64_t width, int type, int op,
-                 signature_t signature, int what, int64_t root) {
-    char *source[node->size];
+static int large(node_state *node, const request *call) {
+    const int64_t n = call->n, width = call->width;
+    char *source[MAX_RANKS];
     int64_t step = node->slot_bytes / width, low, high;
-    copy_in(node, node->turn + 1, data, n < step ? n : step, width);
+    copy_in(node, node->turn + 1, call->data, n < step ? n : step, width);
     for (int64_t at = 0; at < n; at += step) {
         int64_t m = n - at < step ? n - at : step;
-        char *chunk = data + at * width;
+        char *chunk = call->data + at * width;
         node->turn++;
-        if (!arrive(node, signature, at == 0)) return MISMATCH;
+        if (!arrive(node, call->signature, at == 0)) return MISMATCH;
         part(node, node->rank, m, width, &low, &high);
         char *result = slot(node, node->rank, node->turn) + low * width;
         for (int64_t r = 0; r < node->size; r++)
             source[r] = slot(node, r, node->turn) + low * width;
         source[node->rank] = chunk + low * width;
-        if (high > low) TREES[type](result, source, node->size, high - low, op);
+        if (high > low) TREES[call->type](result, source, node->size, high - low, call->op);
         publish(node, 2);
-        if (what == ALL_REDUCE || node->rank == root)
+        if (call->what == ALL_REDUCE || node->rank == call->root)
             memcpy(chunk + low * width, result, (high - low) * width);
         int64_t next = n - at - m < step ? n - at - m : step;
         if (next > 0) copy_in(node, node->turn + 1, chunk + m * width, next, width);
         for (int64_t r = 0; r < node->size; r++) {
-            if (r == node->rank || (what == REDUCE && node->rank != root)) continue;
+            if (r == node->rank || (call->what == REDUCE && node->rank != call->root)) continue;
             wait_for(node, r, node->turn * PHASES + 2);
             part(node, r, m, width, &low, &high);
             memcpy(chunk + low * width, slot(node, r, node->turn) + low * width,
@@ -253,62 +266,67 @@ static int large(node_t *node, char *data, int64_t n, int64_t width, int type, i
     return OK;
 }
 
-static int broadcast(node_t *node, char *data, int64_t bytes, signature_t signature, int64_t root) {
+static int broadcast(node_state *node, const request *call) {
+    const int64_t bytes = call->n * call->width, root = call->root;
     for (int64_t at = 0; at < bytes; at += node->slot_bytes) {
         int64_t m = bytes - at < node->slot_bytes ? bytes - at : node->slot_bytes;
         node->turn++;
-        if (node->rank == root) memcpy(slot(node, root, node->turn), data + at, m);
-        if (!arrive(node, signature, at == 0)) return MISMATCH;
-        if (node->rank != root) memcpy(data + at, slot(node, root, node->turn), m);
+        if (node->rank == root) memcpy(slot(node, root, node->turn), call->data + at, m);
+        if (!arrive(node, call->signature, at == 0)) return MISMATCH;
+        if (node->rank != root) memcpy(call->data + at, slot(node, root, node->turn), m);
     }
     return OK;
 }
 
-static int fetch(node_t *node, int64_t rank, char *to, uint64_t from, int64_t bytes) {
+static int fetch(node_state *node, int64_t rank, char *to, uint64_t from, int64_t bytes) {
     while (bytes > 0) {
         struct iovec local = {to, (size_t)bytes}, remote = {(void *)from, (size_t)bytes};
         ssize_t got = process_vm_readv((pid_t)node->lines[rank]->pid, &local, 1, &remote, 1, 0);
         if (got <= 0) return UNREADABLE;
-        to += got, from += (uint64_t)got, bytes -= got;
+        to += got;
+        from += (uint64_t)got;
+        bytes -= got;
     }
     return OK;
 }
 
 /* Reduce this rank's part out of everybody's buffers into its own buffer. */
-static int gather_part(node_t *node, char *data, int64_t low, int64_t high, int64_t width, int type,
-                       int op) {
-    char *source[node->size];
+static int gather_part(node_state *node, const request *call, int64_t low, int64_t high) {
+    const int64_t width = call->width;
+    char *source[MAX_RANKS];
     int64_t step = SEGMENT / width;
     for (int64_t at = low; at < high; at += step) {
         int64_t m = high - at < step ? high - at : step;
         for (int64_t r = 0; r < node->size; r++) {
-            source[r] = r == node->rank ? data + at * width : node->scratch + r * SEGMENT;
+            source[r] = r == node->rank ? call->data + at * width : node->scratch + r * SEGMENT;
             if (r != node->rank &&
                 fetch(node, r, source[r], node->lines[r]->address + at * width, m * width))
                 return UNREADABLE;
         }
-        TREES[type](data + at * width, source, node->size, m, op);
+        TREES[call->type](call->data + at * width, source, node->size, m, call->op);
     }
     return OK;
 }
 
 /* A root of reduce reads the others' parts, which they reduced in place: what the others hold
  * afterwards is undefined. */
-static int direct(node_t *node, char *data, int64_t n, int64_t width, int type, int op,
-                  signature_t signature, int what, int64_t root) {
+static int direct(node_state *node, const request *call) {
+    const int64_t n = call->n, width = call->width, root = call->root;
+    char *data = call->data;
+    const int64_t last = call->what == ALL_REDUCE || node->rank == root ? node->size : 1;
     int64_t low, high;
     int status = OK;
     node->turn++;
     node->lines[node->rank]->address = (uint64_t)data;
-    if (!arrive(node, signature, 1)) return MISMATCH;
-    if (what == BROADCAST) {
+    if (!arrive(node, call->signature, 1)) return MISMATCH;
+    if (call->what == BROADCAST) {
         if (node->rank != root)
             status = fetch(node, root, data, node->lines[root]->address, n * width);
     } else {
         part(node, node->rank, n, width, &low, &high);
-        status = gather_part(node, data, low, high, width, type, op);
+        status = gather_part(node, call, low, high);
         publish(node, 2);
-        for (int64_t i = 1; i < node->size && (what == ALL_REDUCE || node->rank == root); i++) {
+        for (int64_t i = 1; i < last; i++) {
             int64_t r = (node->rank + i) % node->size;
             wait_for(node, r, node->turn * PHASES + 2);
             part(node, r, n, width, &low, &high);
@@ -323,13 +341,13 @@ static int direct(node_t *node, char *data, int64_t n, int64_t width, int type, 
 
 /* Whether this rank can read the memory of every other one. Call on all ranks; lines must be zero
  * before the first call. */
-int mpidl_shared_probe(node_t *node) {
+int mpidl_shared_probe(node_state *node) {
     uint64_t word = 0x6d7069646cu, copy = 0;
     int status = OK;
     node->lines[node->rank]->pid = getpid();
     node->lines[node->rank]->address = (uint64_t)&word;
     node->turn++;
-    arrive(node, (signature_t){0, 0}, 0);
+    arrive(node, (call_signature){0, 0}, 0);
     for (int64_t r = 0; r < node->size && !status; r++) {
         status =
             fetch(node, r, (char *)&copy, node->lines[r]->address, sizeof copy) || copy != word;
@@ -343,17 +361,16 @@ int mpidl_shared_probe(node_t *node) {
    from root, 3 only compare. n: below 2^48. mark: any number that must be equal on all ranks.
    Returns 1 on a mismatch of what the ranks want to do, 2 where another rank's memory could not be
    read. */
-int mpidl_shared(node_t *node, void *data, int64_t n, int width, int type, int op, int what,
+int mpidl_shared(node_state *node, void *data, int64_t n, int width, int type, int op, int what,
                  int root, uint64_t mark) {
-    signature_t signature = {(((uint64_t)n * 16 + type) * 16 + op) * 4 + what, mark};
+    const call_signature signature = {(((uint64_t)n * 16 + type) * 16 + op) * 4 + what, mark};
+    const request call = {data, n, width, type, op, what, root, signature};
     if (what == COMPARE) {
         node->turn++;
         return arrive(node, signature, 1) ? OK : MISMATCH;
     }
-    if (n * width <= node->small_bytes)
-        return small(node, data, n, width, type, op, signature, what, root);
-    if (n * width >= node->direct_bytes)
-        return direct(node, data, n, width, type, op, signature, what, root);
-    if (what == BROADCAST) return broadcast(node, data, n * width, signature, root);
-    return large(node, data, n, width, type, op, signature, what, root);
+    if (n * width <= node->small_bytes) return small(node, &call);
+    if (n * width >= node->direct_bytes) return direct(node, &call);
+    if (what == BROADCAST) return broadcast(node, &call);
+    return large(node, &call);
 }

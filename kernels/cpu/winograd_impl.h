@@ -167,14 +167,17 @@ static void NAME(transform_weights)(const REAL *w, long ci, long co, int turned,
         for (long first = 0; first < in; first += TOGETHER) {
             const long count = in - first < TOGETHER ? in - first : TOGETHER,
                        columns = out - p * PANEL < PANEL ? out - p * PANEL : PANEL;
-            for (int s = 0; s < 9; s++)
-                for (long j = 0; turned && j < columns; j++)
+            for (int s = 0; s < 9; s++) {
+                if (turned) {
+                    for (long j = 0; j < columns; j++)
+                        for (long k = 0; k < count; k++)
+                            taps[k][s][j] = w[((8 - s) * ci + p * PANEL + j) * co + first + k];
+                } else {
                     for (long k = 0; k < count; k++)
-                        taps[k][s][j] = w[((8 - s) * ci + p * PANEL + j) * co + first + k];
-            for (int s = 0; s < 9; s++)
-                for (long k = 0; !turned && k < count; k++)
-                    memcpy(taps[k][s], w + (s * ci + first + k) * co + p * PANEL,
-                           (size_t)columns * sizeof(REAL));
+                        memcpy(taps[k][s], w + (s * ci + first + k) * co + p * PANEL,
+                               (size_t)columns * sizeof(REAL));
+                }
+            }
             for (long k = 0; k < count; k++) {
                 for (int y = 0; y < 6; y++)
                     for (int x = 0; x < 3; x++)

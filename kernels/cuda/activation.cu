@@ -65,7 +65,10 @@ extern "C" __global__ void dropout(const REAL *x, REAL *y, i64 n, double keep, c
             const unsigned long long a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];
             const unsigned n0 = (unsigned)(b >> 32) ^ c[1] ^ k0,
                            n2 = (unsigned)(a >> 32) ^ c[3] ^ k1;
-            c[0] = n0, c[1] = (unsigned)b, c[2] = n2, c[3] = (unsigned)a;
+            c[0] = n0;
+            c[1] = (unsigned)b;
+            c[2] = n2;
+            c[3] = (unsigned)a;
         }
         for (int word = 0; word < 4; word++) {
             const i64 i = group * 4 + word;

@@ -6,11 +6,14 @@
 #define MAX_EACH 8
 #define WARPS 8
 #define TILE (16000 / (int)sizeof(ACC))
-#define FOR_MINE(e, c) for (int e = 0, c = threadIdx.x; e < MAX_EACH && c < dim; e++, c += WARP)
-// Blocks over groups of WARPS rows of one head; head h of sample b.
-#define FOR_GROUPS(group, rows)                           \
-    const i64 groups_each = ((rows) + WARPS - 1) / WARPS; \
-    for (i64 group = blockIdx.x; group < g.n * heads * groups_each; group += gridDim.x)
+// The elements of a head that a lane holds: its e-th is number c.
+#define FOR_MINE(e, c, dim) \
+    for (int e = 0, c = threadIdx.x; e < MAX_EACH && c < (dim); e++, c += WARP)
+
+// Blocks that take WARPS rows each.
+__device__ inline i64 groups(i64 rows) {
+    return (rows + WARPS - 1) / WARPS;
+}
 
 // Rows [first, first + count) of a matrix with `stride` to a tile with an odd row length, so that
 // lanes hit different banks.
@@ -34,7 +37,8 @@ extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const
     const int dim = (int)g.dim, most = TILE / (dim | 1), tile = most < WARP ? most : WARP,
               lane = threadIdx.x;
     ACC *query = queries[threadIdx.y];
-    FOR_GROUPS(group, tq) {
+    const i64 groups_each = groups(tq);
+    for (i64 group = blockIdx.x; group < g.n * heads * groups_each; group += gridDim.x) {
         const i64 h = group / groups_each % heads, b = group / groups_each / heads,
                   first = group % groups_each * WARPS;
         const i64 t = first + threadIdx.y, last = first + WARPS < tq ? first + WARPS : tq;
@@ -47,7 +51,7 @@ extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const
         ACC sum[MAX_EACH], top = ACC(0), total = ACC(0);
         for (int e = 0; e < MAX_EACH; e++) sum[e] = ACC(0);
         if (t < tq)
-            FOR_MINE(e, c) query[c] = q[(b * tq + t) * q_row + h * dim + c] * scale;
+            FOR_MINE(e, c, dim) query[c] = q[(b * tq + t) * q_row + h * dim + c] * scale;
         for (i64 j = 0; j < all; j += tile) {
             const int count = (int)(all - j < tile ? all - j : tile);
             __syncthreads();
@@ -67,12 +71,12 @@ extern "C" __global__ void attention_forward(const REAL *q, const REAL *k, const
             for (int e = 0; e < MAX_EACH; e++) sum[e] *= shrink;
             for (int r = 0; r < count; r++) {
                 const ACC w = __shfl_sync(FULL, weight, r);
-                FOR_MINE(e, c) sum[e] += w * values[r * (dim | 1) + c];
+                FOR_MINE(e, c, dim) sum[e] += w * values[r * (dim | 1) + c];
             }
             top = newer;
         }
         if (t < tq) {
-            FOR_MINE(e, c)
+            FOR_MINE(e, c, dim)
                 out[((b * tq + t) * heads + h) * dim + c] = wanted > 0 ? sum[e] / total : ACC(0);
             if (lane == 0) lse[(b * heads + h) * tq + t] = top + log(total);
         }
@@ -89,7 +93,8 @@ extern "C" __global__ void attention_backward_q(const REAL *dout, const REAL *q,
     const int dim = (int)g.dim, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP,
               lane = threadIdx.x;
     ACC *query = queries[threadIdx.y], *grad = grads[threadIdx.y];
-    FOR_GROUPS(group, tq) {
+    const i64 groups_each = groups(tq);
+    for (i64 group = blockIdx.x; group < g.n * heads * groups_each; group += gridDim.x) {
         const i64 h = group / groups_each % heads, b = group / groups_each / heads,
                   first = group % groups_each * WARPS;
         const i64 t = first + threadIdx.y, last = first + WARPS < tq ? first + WARPS : tq,
@@ -103,7 +108,7 @@ extern "C" __global__ void attention_backward_q(const REAL *dout, const REAL *q,
         ACC sum[MAX_EACH], along = ACC(0), shift = ACC(0);
         for (int e = 0; e < MAX_EACH; e++) sum[e] = ACC(0);
         if (t < tq) {
-            FOR_MINE(e, c) {
+            FOR_MINE(e, c, dim) {
                 query[c] = q[(b * tq + t) * q_row + h * dim + c] * scale;
                 grad[c] = dout[at + c];
                 along += grad[c] * out[at + c];
@@ -124,11 +129,11 @@ extern "C" __global__ void attention_backward_q(const REAL *dout, const REAL *q,
             }
             for (int r = 0; r < count; r++) {
                 const ACC w = __shfl_sync(FULL, d, r);
-                FOR_MINE(e, c) sum[e] += w * keys[r * (dim | 1) + c];
+                FOR_MINE(e, c, dim) sum[e] += w * keys[r * (dim | 1) + c];
             }
         }
         if (t < tq)
-            FOR_MINE(e, c) dq[(b * tq + t) * q_row + h * dim + c] = sum[e];
+            FOR_MINE(e, c, dim) dq[(b * tq + t) * q_row + h * dim + c] = sum[e];
     }
 }
 
@@ -143,7 +148,8 @@ extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q
     const int dim = (int)g.dim, most = TILE / 2 / (dim | 1), tile = most < WARP ? most : WARP,
               lane = threadIdx.x;
     ACC *key = mine_k[threadIdx.y], *value = mine_v[threadIdx.y];
-    FOR_GROUPS(group, tk) {
+    const i64 groups_each = groups(tk);
+    for (i64 group = blockIdx.x; group < g.n * heads * groups_each; group += gridDim.x) {
         const i64 h = group / groups_each % heads, b = group / groups_each / heads,
                   first = group % groups_each * WARPS;
         const i64 j = first + threadIdx.y, at = (b * tk + j) * kv_row + h * dim, rows = b * tq,
@@ -156,7 +162,10 @@ extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q
         ACC sum_k[MAX_EACH], sum_v[MAX_EACH];
         for (int e = 0; e < MAX_EACH; e++) sum_k[e] = sum_v[e] = ACC(0);
         if (j < tk)
-            FOR_MINE(e, c) key[c] = k[at + c] * scale, value[c] = v[at + c];
+            FOR_MINE(e, c, dim) {
+                key[c] = k[at + c] * scale;
+                value[c] = v[at + c];
+            }
         for (i64 t = earliest < 0 ? 0 : earliest; t < tq; t += tile) {
             const int count = (int)(tq - t < tile ? tq - t : tile);
             __syncthreads();
@@ -164,7 +173,8 @@ extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q
             load_tile(grads, all_grads, t, count, wide, dim);
             for (int r = threadIdx.y; r < count; r += WARPS) {
                 ACC part = ACC(0);
-                FOR_MINE(e, c) part += all_grads[(t + r) * wide + c] * all_outs[(t + r) * wide + c];
+                FOR_MINE(e, c, dim)
+                    part += all_grads[(t + r) * wide + c] * all_outs[(t + r) * wide + c];
                 part = all_lanes(part);
                 if (lane == 0) along[r] = part;
             }
@@ -177,13 +187,17 @@ extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q
             }
             for (int r = 0; r < count; r++) {
                 const ACC wp = __shfl_sync(FULL, p, r), wd = __shfl_sync(FULL, d, r);
-                FOR_MINE(e, c)
-                    sum_v[e] += wp * grads[r * (dim | 1) + c],
-                        sum_k[e] += wd * queries[r * (dim | 1) + c];
+                FOR_MINE(e, c, dim) {
+                    sum_v[e] += wp * grads[r * (dim | 1) + c];
+                    sum_k[e] += wd * queries[r * (dim | 1) + c];
+                }
             }
         }
         __syncthreads();
         if (j < tk)
-            FOR_MINE(e, c) dk[at + c] = sum_k[e], dv[at + c] = sum_v[e];
+            FOR_MINE(e, c, dim) {
+                dk[at + c] = sum_k[e];
+                dv[at + c] = sum_v[e];
+            }
     }
 }

@@ -4,8 +4,10 @@
 __device__ inline unsigned hashed(unsigned seed,
                                   unsigned i) { // lowbias32 of Wellons (2018) over a Weyl sequence
     unsigned x = i * 0x9e3779b9u + seed;
-    x ^= x >> 16, x *= 0x7feb352du;
-    x ^= x >> 15, x *= 0x846ca68bu;
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
     return x ^ (x >> 16);
 }
 

@@ -10,11 +10,17 @@ extern "C" __global__ void softmax_cross_entropy(const REAL *logits, const i64 *
         ACC top = z[0];
         i64 best = 0;
         for (i64 c = lane; c < classes; c += WARP)
-            if (z[c] > top || (z[c] == top && c < best)) top = z[c], best = c;
+            if (z[c] > top || (z[c] == top && c < best)) {
+                top = z[c];
+                best = c;
+            }
         for (int offset = WARP / 2; offset > 0; offset /= 2) {
             const ACC other = __shfl_down_sync(FULL, top, offset);
             const i64 place = __shfl_down_sync(FULL, best, offset);
-            if (other > top || (other == top && place < best)) top = other, best = place;
+            if (other > top || (other == top && place < best)) {
+                top = other;
+                best = place;
+            }
         }
         top = __shfl_sync(FULL, top, 0);
         best = __shfl_sync(FULL, best, 0);

@@ -15,7 +15,10 @@ extern "C" __global__ void row_norm_forward(const REAL *x, const ACC *gamma, con
         const ACC s = ACC(1) / sqrt(all_lanes(square) / ACC(cols) + eps);
         for (i64 c = lane; c < cols; c += WARP)
             y[r * cols + c] = (in[c] - m) * s * gamma[c] + (beta ? beta[c] : ACC(0));
-        if (lane == 0) mean[r] = m, rstd[r] = s;
+        if (lane == 0) {
+            mean[r] = m;
+            rstd[r] = s;
+        }
     }
 }
 
@@ -48,7 +51,10 @@ __device__ inline void column_pair(ACC *a, ACC *b) {
     part[1][threadIdx.y][threadIdx.x] = *b;
     __syncthreads();
     if (threadIdx.y == 0)
-        for (int k = 1; k < 8; k++) *a += part[0][k][threadIdx.x], *b += part[1][k][threadIdx.x];
+        for (int k = 1; k < 8; k++) {
+            *a += part[0][k][threadIdx.x];
+            *b += part[1][k][threadIdx.x];
+        }
 }
 
 extern "C" __global__ void row_norm_parameters(const REAL *dy, const REAL *x, const ACC *mean,
@@ -86,8 +92,10 @@ extern "C" __global__ void segment_moments(const REAL *x, ACC *mean, ACC *m2, i6
             for (i64 r = threadIdx.y; r < rows; r += 8)
                 square += (in[r * cols] - means[threadIdx.x]) * (in[r * cols] - means[threadIdx.x]);
         column_pair(&square, &sum);
-        if (threadIdx.y == 0 && c < cols)
-            mean[s * cols + c] = means[threadIdx.x], m2[s * cols + c] = square;
+        if (threadIdx.y == 0 && c < cols) {
+            mean[s * cols + c] = means[threadIdx.x];
+            m2[s * cols + c] = square;
+        }
         __syncthreads();
     }
 }
@@ -117,8 +125,10 @@ extern "C" __global__ void segment_dots(REAL *dy, const REAL *x, const REAL *y, 
             }
         column_pair(&plain, &along);
         __syncthreads();
-        if (threadIdx.y == 0 && c < cols)
-            sum_dy[s * cols + c] = plain, sum_dyx[s * cols + c] = along;
+        if (threadIdx.y == 0 && c < cols) {
+            sum_dy[s * cols + c] = plain;
+            sum_dyx[s * cols + c] = along;
+        }
     }
 }
 

@@ -26,7 +26,10 @@ extern "C" __global__ void maxpool_forward(const REAL *x, REAL *y, i64 *place,
         for (i64 r = r0; r < high(oy, g.stride, g.pad, g.k, g.h); r++)
             for (i64 q = q0; q < high(ox, g.stride, g.pad, g.k, g.w); q++) {
                 const ACC v = x[((image * g.h + r) * g.w + q) * g.c + channel];
-                if (v > top || (v != v && top == top)) top = v, at = r * g.w + q;
+                if (v > top || (v != v && top == top)) {
+                    top = v;
+                    at = r * g.w + q;
+                }
             }
         y[i] = top;
         place[i] = at;

@@ -9,7 +9,10 @@ extern "C" __global__ void lstm_forward(REAL *gates, const ACC *c_before, ACC *c
     FOR_EACH(at, rows * hidden) {
         REAL *i = gates + at / hidden * 4 * hidden + at % hidden, *f = i + hidden, *g = f + hidden,
              *o = g + hidden;
-        *i = sigmoid(*i), *f = sigmoid(*f), *g = tanh(*g), *o = sigmoid(*o);
+        *i = sigmoid(*i);
+        *f = sigmoid(*f);
+        *g = tanh(*g);
+        *o = sigmoid(*o);
         const ACC state = *f * c_before[at] + *i * *g;
         c[at] = state;
         h[at] = *o * tanh(state);
@@ -38,7 +41,9 @@ extern "C" __global__ void gru_forward(REAL *x_gates, const REAL *h_gates, const
         const REAL *b = h_gates + at / hidden * 3 * hidden + at % hidden;
         const ACC reset = sigmoid(a[0] + b[0]), update = sigmoid(a[hidden] + b[hidden]);
         const ACC fresh = tanh(a[2 * hidden] + reset * b[2 * hidden]);
-        a[0] = reset, a[hidden] = update, a[2 * hidden] = fresh;
+        a[0] = reset;
+        a[hidden] = update;
+        a[2 * hidden] = fresh;
         h[at] = (ACC(1) - update) * fresh + update * h_before[at];
     }
 }

@@ -5,15 +5,15 @@
 #include <Python.h>
 #include <stdint.h>
 
-typedef int kernel_t(void *node, void *data, int64_t n, int width, int type, int op, int what,
-                     int root, uint64_t mark);
+typedef int shared_kernel(void *node, void *data, int64_t n, int width, int type, int op, int what,
+                          int root, uint64_t mark);
 
 static PyObject *all_reduce(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 6) {
         PyErr_SetString(PyExc_TypeError, "all_reduce(kernel, node, buffer, type, op, mark)");
         return NULL;
     }
-    kernel_t *kernel = (kernel_t *)PyLong_AsVoidPtr(args[0]);
+    shared_kernel *kernel = (shared_kernel *)PyLong_AsVoidPtr(args[0]);
     void *node = PyLong_AsVoidPtr(args[1]);
     long type = PyLong_AsLong(args[3]), op = PyLong_AsLong(args[4]);
     uint64_t mark = PyLong_AsUnsignedLongLong(args[5]);

@@ -34,6 +34,7 @@ SLOT = 1 << 18  # bytes of each of its two slots
 SMALL = 1 << 14  # bytes up to which one round is enough
 DIRECT = 8 << 20  # bytes from which on ranks read each other's memory
 SEGMENT = 128 << 10  # bytes of scratch for each rank; as in shared.c
+MAX_RANKS = 1024  # of a node, for the C kernel; as in shared.c
 SPINS = 4000
 WHAT = {"all_reduce": 0, "reduce": 1, "broadcast": 2}
 COMPARE = 3
@@ -55,7 +56,7 @@ FAST = {
 
 
 class _Node(ctypes.Structure):
-    """`node_t` of shared.c."""
+    """`node_state` of shared.c."""
 
     _fields_ = [
         *(
@@ -105,7 +106,8 @@ class SharedNode:
         self._memory[self.rank][:] = 0
         library = load_library()
         # also a barrier: afterwards all memory is zero
-        self.compiled = bool(comm.allreduce(int(library is not None), op=MPI.MIN))
+        usable = library is not None and self.size <= MAX_RANKS
+        self.compiled = bool(comm.allreduce(int(usable), op=MPI.MIN))
         if self.compiled and library is not None:
             self._prepare(library[0])
 
