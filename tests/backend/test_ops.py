@@ -23,7 +23,9 @@ def tolerance(dtype: Any) -> dict[str, float]:
 
 
 def assert_near(got: Any, wanted: np.ndarray, dtype: Any) -> None:
-    """Sums of many products: float32 errors in proportion to the largest value, 1e-5 of it with Winograd."""
+    """Sums of many products: float32 errors in proportion to the largest value, 1e-5 of it with
+    Winograd.
+    """
     limit = tolerance(dtype)
     if dtype == np.float32:
         limit["atol"] += 4e-5 * float(np.abs(wanted).max(initial=0))
@@ -175,7 +177,9 @@ def test_conv2d_forward(
 def test_conv2d_gradients_are_adjoint(
     ops: Any, dtype: Any, n: int, g: ConvGeometry, seed: int
 ) -> None:
-    """conv is linear in x and in w: for every dy, <conv(x, w), dy> = <x, dx> = <w, dw> for random directions."""
+    """conv is linear in x and in w: for every dy, <conv(x, w), dy> = <x, dx> = <w, dw> for random
+    directions.
+    """
     shapes = [
         (n, g.size[1], g.size[2], g.in_channels),
         (g.kernel[1], g.kernel[2], g.in_channels, g.out_channels),
@@ -413,7 +417,9 @@ def test_threads_do_not_change_a_bit(
 def test_a_batch_in_parts_gives_the_same_bits(
     name: str, shape: Any, options: Any, rng: np.random.Generator
 ) -> None:
-    """No sample's result depends on those beside it: so results do not depend on the number of ranks."""
+    """No sample's result depends on those beside it: so results do not depend on the number of
+    ranks.
+    """
     from mpidl.backend.numpy_ops import NumpyOps
     from mpidl.models import build_layers
     from mpidl.nn import Model

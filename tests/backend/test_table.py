@@ -1,4 +1,5 @@
-"""Every kernel of the table, on every backend, against plain NumPy in float64, over drawn shapes; and that oracle itself
+"""Every kernel of the table, on every backend, against plain NumPy in float64, over drawn shapes;
+and that oracle itself
 against derivatives."""
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ def tiles_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
 
 
 def conv2d(g: np.random.Generator, n: int, m: int, k: int) -> Args:
-    """Input, weights, bias or None, output, sizes; with 16 channels 3 x 3 kernels go by Winograd."""
+    """Input, weights, bias or None, output, sizes; 3 x 3 with 16 channels goes by Winograd."""
     kernel, stride = (3, 3) if k == 5 else (1 + n % 4, k), 1 if k == 5 else 1 + m % 2
     pad = int(g.integers(0, min(kernel)))
     size = (1, kernel[0] + n % 9, kernel[1] + m % 9)
@@ -302,37 +303,103 @@ CASES: dict[str, Case] = {
     "relu_backward": lambda g, n, m, k: [*(normal(g, n, m) for _ in range(3)), n * m],
     "column_sums": lambda g, n, m, k: [normal(g, n, m), normal(g, m), n, m],
     "scale_u8": lambda g, n, m, k: [
-        g.integers(0, 256, (n, m)).astype(np.uint8), normal(g, n, m), n * m, 1 / 255, -0.5
+        g.integers(0, 256, (n, m)).astype(np.uint8),
+        normal(g, n, m),
+        n * m,
+        1 / 255,
+        -0.5,
     ],
     "softmax_cross_entropy": cross_entropy,
     "sgd_step": lambda g, n, m, k: [*adam(g, n, m, k)[:3], n * m, 0.1, 0.9, 0.01, k % 2],
     "act_forward": act,
     "act_backward": act_back,
     "dropout": lambda g, n, m, k: [
-        normal(g, n, m), normal(g, n, m), n * m, [0.5, 0.9, 1.0][k % 3], np.array([7 << 33 | 5, n, m]), k
+        normal(g, n, m),
+        normal(g, n, m),
+        n * m,
+        [0.5, 0.9, 1.0][k % 3],
+        np.array([7 << 33 | 5, n, m]),
+        k,
     ],
     "row_norm_forward": row_norm,
     "row_norm_backward": row_norm_back,
     "row_norm_parameters": row_norm_parameters,
-    "segment_moments": lambda g, n, m, k: [normal(g, k, n, m) + 3, normal(g, k, m), normal(g, k, m), k, n, m],
+    "segment_moments": lambda g, n, m, k: [
+        normal(g, k, n, m) + 3,
+        normal(g, k, m),
+        normal(g, k, m),
+        k,
+        n,
+        m,
+    ],
     "segment_affine": affine,
     "segment_dots": dots,
     "segment_dx": lambda g, n, m, k: [
-        normal(g, k, n, m), normal(g, k, n, m), *(normal(g, k, m) for _ in range(3)), normal(g, k, n, m), k, n, m
+        normal(g, k, n, m),
+        normal(g, k, n, m),
+        *(normal(g, k, m) for _ in range(3)),
+        normal(g, k, n, m),
+        k,
+        n,
+        m,
     ],
     "softmax_forward": lambda g, n, m, k: [normal(g, n, m) * 5, normal(g, n, m), n, m, k % 2],
     "softmax_backward": softmax_back,
     "pair_loss": lambda g, n, m, k: [
-        normal(g, n, m), g.random((n, m)), normal(g, n), normal(g, n, m), n, m, 0.5, k % 5, 0.7
+        normal(g, n, m),
+        g.random((n, m)),
+        normal(g, n),
+        normal(g, n, m),
+        n,
+        m,
+        0.5,
+        k % 5,
+        0.7,
     ],
-    "embedding_forward": lambda g, n, m, k: [normal(g, 9, m), g.integers(0, 9, n), normal(g, n, m), n, m],
-    "embedding_backward": lambda g, n, m, k: [normal(g, n, m), g.integers(0, 9, n), normal(g, 9, m), n, m],
+    "embedding_forward": lambda g, n, m, k: [
+        normal(g, 9, m),
+        g.integers(0, 9, n),
+        normal(g, n, m),
+        n,
+        m,
+    ],
+    "embedding_backward": lambda g, n, m, k: [
+        normal(g, n, m),
+        g.integers(0, 9, n),
+        normal(g, 9, m),
+        n,
+        m,
+    ],
     "attention_forward": attention,
     "attention_backward": attention_back,
-    "lstm_forward": lambda g, n, m, k: [normal(g, n, 4 * m), *(normal(g, n, m) for _ in range(3)), n, m],
-    "lstm_backward": lambda g, n, m, k: [g.random((n, 4 * m)), *(normal(g, n, m) for _ in range(4)), n, m],
-    "gru_forward": lambda g, n, m, k: [normal(g, n, 3 * m), normal(g, n, 3 * m), normal(g, n, m), normal(g, n, m), n, m],
-    "gru_backward": lambda g, n, m, k: [g.random((n, 3 * m)), normal(g, n, 3 * m), normal(g, n, m), normal(g, n, m), n, m],
+    "lstm_forward": lambda g, n, m, k: [
+        normal(g, n, 4 * m),
+        *(normal(g, n, m) for _ in range(3)),
+        n,
+        m,
+    ],
+    "lstm_backward": lambda g, n, m, k: [
+        g.random((n, 4 * m)),
+        *(normal(g, n, m) for _ in range(4)),
+        n,
+        m,
+    ],
+    "gru_forward": lambda g, n, m, k: [
+        normal(g, n, 3 * m),
+        normal(g, n, 3 * m),
+        normal(g, n, m),
+        normal(g, n, m),
+        n,
+        m,
+    ],
+    "gru_backward": lambda g, n, m, k: [
+        g.random((n, 3 * m)),
+        normal(g, n, 3 * m),
+        normal(g, n, m),
+        normal(g, n, m),
+        n,
+        m,
+    ],
     "im2col": columns,
     "col2im": lambda g, n, m, k: [*reversed((a := columns(g, n, m, k))[:2]), *a[2:]],
     "maxpool_forward": maxpool,
@@ -345,8 +412,18 @@ CASES: dict[str, Case] = {
     "conv2d_backward_input": conv2d_input,
     "conv2d_backward_weights": conv2d_weights,
     "adam_step": adam,
-    "adam_direction": lambda g, n, m, k: [*(a := adam(g, n, m, k))[:4], normal(g, n * m), n * m, *a[6:12]],
-    "sparse_sgd": lambda g, n, m, k: [normal(g, n * m), normal(g, n * m) * (g.random(n * m) < 0.05), n * m, 0.1],
+    "adam_direction": lambda g, n, m, k: [
+        *(a := adam(g, n, m, k))[:4],
+        normal(g, n * m),
+        n * m,
+        *a[6:12],
+    ],
+    "sparse_sgd": lambda g, n, m, k: [
+        normal(g, n * m),
+        normal(g, n * m) * (g.random(n * m) < 0.05),
+        n * m,
+        0.1,
+    ],
     "slot_squares": slots,
     "slot_scale": slots,
     "int8_unpack": int8_values,
@@ -357,7 +434,7 @@ CASES: dict[str, Case] = {
     "topk_unpack": unpacked,
     "half_pack": half,
     "half_unpack": widened,
-}  # fmt: skip
+}
 
 
 # What the reference draws or breaks ties by differs: tests/backend/test_compress.py
@@ -387,7 +464,9 @@ def has(ops: Any, name: str) -> bool:
 
 
 def on_device(ops: Any, name: str, args: Args, dtype: Any) -> Args:
-    """The arguments on the backend; views into one array (k and v, say) stay views with the same strides."""
+    """The arguments on the backend; views into one array (k and v, say) stay views with the same
+    strides.
+    """
     moved: Args = []
     for argument, arg in zip(KERNELS[name].arguments, args, strict=True):
         if not isinstance(arg, np.ndarray) or argument.is_struct:
@@ -457,7 +536,9 @@ def test_agrees_with_plain_numpy(
 def test_16_bit_storage_rounds_only_what_is_stored(
     gpu_ops: Any, name: str, dtype: Any, n: int, m: int, k: int, seed: int
 ) -> None:
-    """Results of kernels that store 16 bits differ from the oracle, started from the same numbers, by roundings of outputs."""
+    """Results of kernels that store 16 bits differ from the oracle, started from the same numbers,
+    by roundings of outputs.
+    """
     args = CASES[name](np.random.default_rng(seed), n, m, k)
     device = on_device(gpu_ops, name, args, dtype)
     for index, (argument, arg) in enumerate(zip(KERNELS[name].arguments, device, strict=True)):

@@ -121,7 +121,9 @@ def test_arrays_that_c_would_read_wrongly_are_refused(bad: np.ndarray) -> None:
 def test_16_bit_floats_are_those_of_numpy(
     twin: NumpyOps, dtype: np.dtype, rng: np.random.Generator
 ) -> None:
-    """Every float16 and bfloat16 widened; roundings of ties, subnormal numbers, overflow, infinities and NaN."""
+    """Every float16 and bfloat16 widened; roundings of ties, subnormal numbers, overflow,
+    infinities and NaN.
+    """
     every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
     wide = np.empty(every.size, np.float32)
     twin.half_unpack(every, wide)

@@ -1,6 +1,8 @@
-"""A CuPy over NumPy memory whose RawModule is the host harness: drives `cupy_ops` end to end without a GPU.
+"""A CuPy over NumPy memory whose RawModule is the host harness: drives `cupy_ops` end to end
+without a GPU.
 
-Device arrays are a subclass of ndarray that refuses to mix with host arrays, as CuPy does, so that a forgotten transfer fails.
+Device arrays are a subclass of ndarray that refuses to mix with host arrays, as CuPy does, so that
+a forgotten transfer fails.
 """
 
 from __future__ import annotations
@@ -159,7 +161,8 @@ def _scalar(pointer: int, compute: int) -> float:
 
 
 def _gemm_ex(
-    handle: Any, ta: int, tb: int, m: int, n: int, k: int, alpha: int, a: int, a_kind: int, lda: int, b: int, b_kind: int,
+    handle: Any, ta: int, tb: int, m: int, n: int, k: int, alpha: int, a: int, a_kind: int, lda:
+    int, b: int, b_kind: int,
     ldb: int, beta: int, c: int, c_kind: int, ldc: int, compute: int, algorithm: int,
 ) -> None:  # fmt: skip
     exact = np.float64 if compute == 70 else np.float32
