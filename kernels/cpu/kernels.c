@@ -1,6 +1,6 @@
-/* One family of kernels, the header FAMILY, compiled for float and for double. setup.py compiles this
- * file once for each family: in one translation unit GCC inlines less, and products took 3 to 9 %
- * longer. */
+/* One family of kernels, the header FAMILY, compiled for float and for double. setup.py compiles
+ * this file once for each family: in one translation unit GCC inlines less, and products took 3 to
+ * 9 % longer. */
 #include "mpidl.h"
 
 #define REAL float

@@ -202,6 +202,27 @@ def _wrapped(function: Any) -> Any:
     return call
 
 
+def _cuda_module() -> types.ModuleType:
+    runtime = types.SimpleNamespace(
+        getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"}
+    )
+    cuda = types.ModuleType("cupy.cuda")
+    device = types.SimpleNamespace(get_cublas_handle=lambda: 0)
+    pool = {
+        "MemoryPool": lambda: types.SimpleNamespace(malloc=None),
+        "using_allocator": lambda malloc: nullcontext(),
+    }
+    parts = {
+        "Device": _Device,
+        "runtime": runtime,
+        "Stream": _Stream,
+        "get_current_stream": _Stream,
+    } | pool
+    for name, part in (parts | {"device": device, "cublas": _CUBLAS}).items():
+        setattr(cuda, name, part)
+    return cuda
+
+
 def make() -> tuple[types.ModuleType, types.ModuleType]:
     """The modules `cupy` and `cupyx`."""
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
@@ -223,23 +244,6 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
         setattr(cupy, name, getattr(np, name))
     fft = {name: _wrapped(getattr(np.fft, name)) for name in ("rfftn", "irfftn")}
     cupy.fft = types.SimpleNamespace(**fft)  # type: ignore[attr-defined]
-    runtime = types.SimpleNamespace(
-        getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"}
-    )
-    cuda = types.ModuleType("cupy.cuda")
-    device = types.SimpleNamespace(get_cublas_handle=lambda: 0)
-    pool = {
-        "MemoryPool": lambda: types.SimpleNamespace(malloc=None),
-        "using_allocator": lambda malloc: nullcontext(),
-    }
-    parts = {
-        "Device": _Device,
-        "runtime": runtime,
-        "Stream": _Stream,
-        "get_current_stream": _Stream,
-    } | pool
-    for name, part in (parts | {"device": device, "cublas": _CUBLAS}).items():
-        setattr(cuda, name, part)
     values = {
         "__version__": "stand-in",
         "ndarray": DeviceArray,
@@ -247,7 +251,7 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
         "asnumpy": lambda array: np.array(_plain(array)),
         "count_nonzero": _count_nonzero,
         "RawModule": HostModule,
-        "cuda": cuda,
+        "cuda": _cuda_module(),
     }
     for name, value in values.items():
         setattr(cupy, name, value)
