@@ -6,9 +6,12 @@ Where no compiler is found the package installs without them and mpidl runs on N
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -16,6 +19,10 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
 SOURCES = sorted(str(p.relative_to(HERE)) for p in (HERE / "kernels" / "cpu").glob("*.c"))
+TEMPLATE = "kernels/cpu/kernels.c"
+FAMILIES = sorted(
+    p.name for p in (HERE / "kernels" / "cpu").glob("*_impl.h") if p.name != "math_impl.h"
+)
 X86_LEVELS = {
     "v2": ["-march=x86-64-v2"],
     "v3": ["-march=x86-64-v3"],
@@ -29,7 +36,7 @@ FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fPIC",
-    "-shared",
+    "-falign-functions=64",  # else the speed of a tile depends on what is linked before it
     "-Wall",
 ]
 
@@ -43,35 +50,46 @@ def numpy_headers() -> list[str]:
     return [numpy.get_include()]
 
 
+def build_library(target: Path, flags: list[str]) -> None:
+    """Compile every family of kernels and every other source on its own, and link them.
+
+    A translation unit of all families is inlined less: its matrix products took 3 to 9 % longer.
+    """
+    jobs = [(TEMPLATE, [f'-DFAMILY="{family}"'], Path(family).stem) for family in FAMILIES]
+    jobs += [(source, [], Path(source).stem) for source in SOURCES if source != TEMPLATE]
+    with tempfile.TemporaryDirectory() as folder:
+
+        def compile_one(job: tuple[str, list[str], str]) -> str:
+            source, defines, name = job
+            made = f"{folder}/{name}.o"
+            run("cc", *flags, *defines, "-c", source, "-o", made)
+            return made
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, jobs))
+        run("cc", *flags, "-shared", "-o", str(target), *objects, "-lm")
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, cwd=HERE, capture_output=True, text=True)
+
+
 class BuildKernels(build_ext):
-    """Compile all sources into one library per level, beside the sources' package."""
+    """Compile the sources into one library per level, beside the sources' package."""
 
     def build_extension(self, ext: Extension) -> None:
         if not ext.name.rsplit(".", 1)[1].startswith("lib"):
-            super().build_extension(
-                ext
-            )  # optional: without Python.h mpidl calls the kernels through ctypes
+            # Optional: without Python.h mpidl calls the kernels through ctypes
+            super().build_extension(ext)
             return
         level = ext.name.rsplit("_", 1)[1]
-        target = Path(self.get_ext_fullpath(ext.name))
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         detail = ""
-        for threads in (
-            ["-fopenmp"],
-            [],
-        ):  # a compiler without OpenMP still gives kernels, for one thread
-            command = [
-                "cc",
-                *FLAGS,
-                *threads,
-                *LEVELS[level],
-                "-o",
-                str(target),
-                *ext.sources,
-                "-lm",
-            ]
+        # A compiler without OpenMP still gives kernels, for one thread
+        for threads in (["-fopenmp"], []):
             try:
-                subprocess.run(command, check=True, cwd=HERE, capture_output=True, text=True)
+                build_library(target, [*FLAGS, *threads, *LEVELS[level]])
                 return
             except (OSError, subprocess.CalledProcessError) as error:
                 detail = getattr(error, "stderr", "") or str(error)
@@ -89,9 +107,8 @@ class BuildKernels(build_ext):
         for ext in self.extensions:
             built = Path(self.build_lib) / self.get_ext_filename(ext.name)
             wanted = HERE / "kernels" / built.name
-            if (
-                built.exists()
-            ):  # renamed: a job that runs keeps its library; writing into that would crash it
+            # Renamed: a job that runs keeps its library; writing into that would crash it
+            if built.exists():
                 partial = wanted.with_suffix(".partial")
                 partial.write_bytes(built.read_bytes())
                 partial.replace(wanted)

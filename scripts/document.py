@@ -1,7 +1,8 @@
-"""Writes the tables of docs/configuration.md from the code: python scripts/document.py [--check]
+"""Writes tables of documents from the code: python scripts/document.py [--check]
 
-Settings, defaults and meanings come from the sections and the registries of the configuration, the
-environment variables from mpidl.settings. What stands between two markers of the page is replaced.
+In docs/configuration.md settings, defaults and meanings come from the sections and the registries
+of the configuration, the environment variables from mpidl.settings; in kernels/README.md the
+kernels come from mpidl.backend.table. What stands between two markers of a page is replaced.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from typing import Any
 
 import msgspec
 
+from mpidl.backend.table import KERNELS
 from mpidl.config import Config
 from mpidl.options import Section, describe, documented, is_section
 from mpidl.registry import Choice
 from mpidl.settings import VARIABLES
 
-PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "configuration.md"
+PAGES = (PAGE, ROOT / "kernels" / "README.md")
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 Row = tuple[str, str, str]  # key, default, meaning
 
@@ -29,16 +33,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
     args = parser.parse_args()
-    text = PAGE.read_text()
-    made = update(text)
-    if args.check:
-        sys.exit(f"{PAGE} is not up to date: run {sys.argv[0]}" if made != text else 0)
-    PAGE.write_text(made)
+    for page in PAGES:
+        text = page.read_text()
+        made = update(text)
+        if args.check and made != text:
+            sys.exit(f"{page} is not up to date: run {sys.argv[0]}")
+        page.write_text(made)
 
 
 def update(text: str) -> str:
     """The page with new tables."""
-    tables = {"settings": settings(), "variables": variables()}
+    tables = {"settings": settings(), "variables": variables(), "kernels": kernels()}
     return BLOCK.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n{found[3]}", text)
 
 
@@ -133,6 +138,15 @@ def table(found: Iterable[Row]) -> str:
 def variables() -> str:
     lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
     lines += [f"| `{v.name}` | {v.default or '-'} | {escape(v.meaning)} |" for v in VARIABLES]
+    return "\n".join(lines) + "\n"
+
+
+def kernels() -> str:
+    """One row for each line of the table of kernels."""
+    lines = ["| kernel | file | backends | arguments |", "| --- | --- | --- | --- |"]
+    for name, kernel in KERNELS.items():
+        backends = ", ".join(kernel.backends)
+        lines.append(f"| {name} | {kernel.family} | {backends} | `{kernel.signature}` |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,5 @@
-"""Registers, shared memory and spills of every CUDA kernel, as the compiler reports them: python scripts/kernel_report.py
+"""Registers, shared memory and spills of every CUDA kernel, as the compiler reports them: python
+scripts/kernel_report.py
 
 Needs NVRTC and cuda-bindings, no GPU. `make kernel-report` writes the table into kernels/README.md.
 """
@@ -16,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 ACCUMULATOR = {"float": "float", "double": "double", "f16": "float", "bf16": "float"}
 MARK = "## Registers and shared memory"
 ENTRY = re.compile(
-    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+    r".*?Used (\d+) registers([^\n]*)",
     re.S,
 )
 
@@ -46,7 +48,9 @@ def compile_cubin(code: str, options: list[str]) -> tuple[bytes, str]:
 def report(
     family: str, real: str, architecture: str
 ) -> tuple[bytes, str, dict[str, tuple[int, int, int]]]:
-    """Machine code, log, and (registers, bytes of shared memory, bytes spilled) for each kernel of a family."""
+    """Machine code, log, and (registers, bytes of shared memory, bytes spilled) for each kernel of
+    a family.
+    """
     options = [
         f"--gpu-architecture={architecture}",
         "--std=c++17",
@@ -73,7 +77,8 @@ def table() -> str:
         for name in sorted(new):
             spilled = old[name][2] + new[name][2]
             lines.append(
-                f"| {family}: {name} | {old[name][0]} | {new[name][0]} | {new[name][1]} | {spilled} |"
+                f"| {family}: {name} | {old[name][0]} | {new[name][0]} | {new[name][1]} "
+                f"| {spilled} |"
             )
     return "\n".join(lines)
 
@@ -82,7 +87,8 @@ def main() -> None:
     readme = ROOT / "kernels" / "README.md"
     before = readme.read_text().split(MARK)[0].rstrip()
     readme.write_text(
-        f"{before}\n\n{MARK}\n\nfloat32, as ptxas reports them (`make kernel-report`).\n\n{table()}\n"
+        f"{before}\n\n{MARK}\n\n"
+        f"float32, as ptxas reports them (`make kernel-report`).\n\n{table()}\n"
     )
 
 

@@ -84,7 +84,8 @@ def test_lines_have_at_most_100_columns() -> None:
         for path in tracked(*SUFFIXES)
         if path.name not in FREE
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if len(line) > COLUMNS and not line.startswith("|")  # a row of a table cannot be broken
+        # rows of tables cannot be broken, and what linters are told is no text
+        if len(line.partition("  # type: ")[0]) > COLUMNS and not line.startswith("|")
     ]
     assert found == []
 

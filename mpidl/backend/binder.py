@@ -1,7 +1,8 @@
 """Checks the arguments of a kernel by its line of the table, and takes the pointers that C needs.
 
 A kernel gets addresses and trusts them: an array of another dtype, a view with gaps or one that is
-too short would be wrong numbers or a crash. So every call is checked: by `kernels/python/bind.c`, in
+too short would be wrong numbers or a crash. So every call is checked: by `kernels/python/bind.c`,
+in
 about 20 ns an array, or where that could not be built by the Python code here, which also says what
 is wrong.
 """

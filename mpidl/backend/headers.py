@@ -1,4 +1,5 @@
-"""What C, CUDA and Python share: the numbers of kernels/codes.h and the structs of kernels/geometry.h.
+"""What C, CUDA and Python share: the numbers of kernels/codes.h and the structs of
+kernels/geometry.h.
 
 The headers are the only place where they are written; here they are read.
 """

@@ -1,4 +1,5 @@
-"""How a line of `mpidl.backend.table` is written: the arguments of a kernel and how a GPU covers it.
+"""How a line of `mpidl.backend.table` is written: the arguments of a kernel and how a GPU covers
+it.
 
 An argument is `name:kind`, an array also `name:kind(size)`. A question mark behind the kind: may be
 None, a null pointer. size: the number of elements of the array, a product (with *) of sizes among

@@ -18,7 +18,8 @@ possible() {
     ip netns add mpidl-probe 2>/dev/null || return 1
     local fine=0
     { ip link add mpidl-probe0 type veth peer name mpidl-probe1 &&
-        tc qdisc add dev mpidl-probe0 root tbf rate 1mbit burst 10kb latency 50ms; } 2>/dev/null || fine=1
+        tc qdisc add dev mpidl-probe0 root tbf rate 1mbit burst 10kb latency 50ms
+    } 2>/dev/null || fine=1
     ip link del mpidl-probe0 2>/dev/null || true
     ip netns del mpidl-probe
     return $fine

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # local_cluster.sh start|stop FOLDER: a real one-node SLURM (munge, slurmctld, slurmd) on loopback,
-# for tests. Needs root and the packages slurm-wlm and munge; writes into FOLDER only. `start` prints
+# for tests. Needs root and the packages slurm-wlm and munge; writes into FOLDER only. `start`
+# prints
 # the line that points clients to it.
 set -euo pipefail
 action=$1

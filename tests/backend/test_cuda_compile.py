@@ -1,4 +1,6 @@
-"""Every CUDA source compiles to machine code for the GPUs of today's clusters, without a driver, and spills no register."""
+"""Every CUDA source compiles to machine code for the GPUs of today's clusters, without a driver,
+and spills no register.
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,10 @@ def test_a_barrier_that_not_all_threads_reach_is_an_error() -> None:
 
 
 def test_shuffles_move_values_within_a_warp() -> None:
-    code = 'extern "C" __global__ void f(int *d, int n) { d[threadIdx.x] = __shfl_down_sync(0xffffffffu, d[threadIdx.x], n); }'
+    code = (
+        'extern "C" __global__ void f(int *d, int n) '
+        "{ d[threadIdx.x] = __shfl_down_sync(0xffffffffu, d[threadIdx.x], n); }"
+    )
     data = np.arange(64, dtype=np.int32)
     run(code, "f", 64, data, np.int32(1))
     wanted = np.arange(64) + 1

@@ -1,6 +1,8 @@
-"""A CuPy over NumPy memory whose RawModule is the host harness: drives `cupy_ops` end to end without a GPU.
+"""A CuPy over NumPy memory whose RawModule is the host harness: drives `cupy_ops` end to end
+without a GPU.
 
-Device arrays are a subclass of ndarray that refuses to mix with host arrays, as CuPy does, so that a forgotten transfer fails.
+Device arrays are a subclass of ndarray that refuses to mix with host arrays, as CuPy does, so that
+a forgotten transfer fails.
 """
 
 from __future__ import annotations
@@ -159,7 +161,8 @@ def _scalar(pointer: int, compute: int) -> float:
 
 
 def _gemm_ex(
-    handle: Any, ta: int, tb: int, m: int, n: int, k: int, alpha: int, a: int, a_kind: int, lda: int, b: int, b_kind: int,
+    handle: Any, ta: int, tb: int, m: int, n: int, k: int, alpha: int, a: int, a_kind: int, lda:
+    int, b: int, b_kind: int,
     ldb: int, beta: int, c: int, c_kind: int, ldc: int, compute: int, algorithm: int,
 ) -> None:  # fmt: skip
     exact = np.float64 if compute == 70 else np.float32
@@ -199,6 +202,27 @@ def _wrapped(function: Any) -> Any:
     return call
 
 
+def _cuda_module() -> types.ModuleType:
+    runtime = types.SimpleNamespace(
+        getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"}
+    )
+    cuda = types.ModuleType("cupy.cuda")
+    device = types.SimpleNamespace(get_cublas_handle=lambda: 0)
+    pool = {
+        "MemoryPool": lambda: types.SimpleNamespace(malloc=None),
+        "using_allocator": lambda malloc: nullcontext(),
+    }
+    parts = {
+        "Device": _Device,
+        "runtime": runtime,
+        "Stream": _Stream,
+        "get_current_stream": _Stream,
+    } | pool
+    for name, part in (parts | {"device": device, "cublas": _CUBLAS}).items():
+        setattr(cuda, name, part)
+    return cuda
+
+
 def make() -> tuple[types.ModuleType, types.ModuleType]:
     """The modules `cupy` and `cupyx`."""
     cupy, cupyx = types.ModuleType("cupy"), types.ModuleType("cupyx")
@@ -220,23 +244,6 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
         setattr(cupy, name, getattr(np, name))
     fft = {name: _wrapped(getattr(np.fft, name)) for name in ("rfftn", "irfftn")}
     cupy.fft = types.SimpleNamespace(**fft)  # type: ignore[attr-defined]
-    runtime = types.SimpleNamespace(
-        getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"}
-    )
-    cuda = types.ModuleType("cupy.cuda")
-    device = types.SimpleNamespace(get_cublas_handle=lambda: 0)
-    pool = {
-        "MemoryPool": lambda: types.SimpleNamespace(malloc=None),
-        "using_allocator": lambda malloc: nullcontext(),
-    }
-    parts = {
-        "Device": _Device,
-        "runtime": runtime,
-        "Stream": _Stream,
-        "get_current_stream": _Stream,
-    } | pool
-    for name, part in (parts | {"device": device, "cublas": _CUBLAS}).items():
-        setattr(cuda, name, part)
     values = {
         "__version__": "stand-in",
         "ndarray": DeviceArray,
@@ -244,7 +251,7 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
         "asnumpy": lambda array: np.array(_plain(array)),
         "count_nonzero": _count_nonzero,
         "RawModule": HostModule,
-        "cuda": cuda,
+        "cuda": _cuda_module(),
     }
     for name, value in values.items():
         setattr(cupy, name, value)

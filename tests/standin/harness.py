@@ -1,6 +1,7 @@
 """Compiles a CUDA source with g++ against host_cuda.h and launches its kernels on NumPy arrays.
 
-Arguments are checked against the kernel's signature as strictly as a GPU would need them: kind, dtype and contiguity.
+Arguments are checked against the kernel's signature as strictly as a GPU would need them: kind,
+dtype and contiguity.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ def _compile(
         )
         launchers.append(f"static void call_{name}(void **a) {{ {name}({args}); }}")
         launchers.append(
-            f'extern "C" const char *launch_{name}(const unsigned *g, const unsigned *b, void **a, int c, int s) '
+            f'extern "C" const char *launch_{name}'
+            "(const unsigned *g, const unsigned *b, void **a, int c, int s) "
             f"{{ return launch(call_{name}, g, b, a, c, s); }}"
         )
     text = "\n".join([HEADER.read_text(), code, *launchers])

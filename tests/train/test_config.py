@@ -89,30 +89,69 @@ def test_the_configurations_that_are_shipped_are_valid(path: Path) -> None:
 
 WORDS: dict[str, tuple[str, list[str], list[str]]] = {
     "a misspelt choice": (
-        MINIMAL, ["sync.algorithm=rnig"], ["sync.algorithm is 'rnig'", "'ring', 'rabenseifner'", "did you mean 'ring'?"],
+        MINIMAL,
+        ["sync.algorithm=rnig"],
+        ["sync.algorithm is 'rnig'", "'ring', 'rabenseifner'", "did you mean 'ring'?"],
     ),
-    "a choice that is near to none": (MINIMAL, ["optim.name=7"], ["one of sgd, adam, adamw, lars, lamb"]),
+    "a choice that is near to none": (
+        MINIMAL,
+        ["optim.name=7"],
+        ["one of sgd, adam, adamw, lars, lamb"],
+    ),
     "a choice or a number": (
-        MINIMAL, ["sync.strategy=parameter_server", "sync.staleness=unbouned"],
+        MINIMAL,
+        ["sync.strategy=parameter_server", "sync.staleness=unbouned"],
         ["a whole number of at least 0 or 'unbounded'", "did you mean 'unbounded'?"],
     ),
-    "a misspelt strategy": (MINIMAL, ["sync.strategy=gosip"], ["no such strategy", "did you mean 'gossip'?"]),
-    "a number out of its limits": (MINIMAL, ["optim.momentum=2"], ["momentum is 2", "of at least 0 and at most 1"]),
-    "a number below 0": (MINIMAL, ["optim.lr=-1"], ["optim.lr is -1, but must be a number above 0"]),
+    "a misspelt strategy": (
+        MINIMAL,
+        ["sync.strategy=gosip"],
+        ["no such strategy", "did you mean 'gossip'?"],
+    ),
+    "a number out of its limits": (
+        MINIMAL,
+        ["optim.momentum=2"],
+        ["momentum is 2", "of at least 0 and at most 1"],
+    ),
+    "a number below 0": (
+        MINIMAL,
+        ["optim.lr=-1"],
+        ["optim.lr is -1, but must be a number above 0"],
+    ),
     "infinity": (MINIMAL, ["optim.lr=inf"], ["optim.lr is inf, but must be finite"]),
     "not a number": (MINIMAL, ["data.mean=nan"], ["data.mean is nan, but must be finite"]),
     "a huge number": (MINIMAL, [f"train.global_batch={10**30}"], ["train.global_batch"]),
     "half a number": (MINIMAL, ["train.epochs=1.5"], ["a whole number of at least 1"]),
-    "a word for a switch": (MINIMAL, ["data.verify=maybe"], ["data.verify is 'maybe', but must be true or false"]),
-    "a number in a list": (MINIMAL, ["optim.milestones=[1, -2]"], ["[1, -2]", "a list, in it a number above 0"]),
-    "pairs": (MINIMAL, ["sync.strategy=gossip", "sync.edges=[[1]]"], ["a list, in it a list of 2, in it a whole number"]),
+    "a word for a switch": (
+        MINIMAL,
+        ["data.verify=maybe"],
+        ["data.verify is 'maybe', but must be true or false"],
+    ),
+    "a number in a list": (
+        MINIMAL,
+        ["optim.milestones=[1, -2]"],
+        ["[1, -2]", "a list, in it a number above 0"],
+    ),
+    "pairs": (
+        MINIMAL,
+        ["sync.strategy=gossip", "sync.edges=[[1]]"],
+        ["a list, in it a list of 2, in it a whole number"],
+    ),
     "an option that nothing has": (MINIMAL, ["model.hiden=[3]"], ["unknown key 'model.hiden'"]),
-    "no data": ("[train]\nepochs = 1\n", [], ["the section [data] is missing", 'add [data] and below it train = "..."']),
-    "no training data": ("[data]\ntest = 'x'\n", [], ["'data.train' is missing", 'train = "..."', "--set data.train="]),
+    "no data": (
+        "[train]\nepochs = 1\n",
+        [],
+        ["the section [data] is missing", 'add [data] and below it train = "..."'],
+    ),
+    "no training data": (
+        "[data]\ntest = 'x'\n",
+        [],
+        ["'data.train' is missing", 'train = "..."', "--set data.train="],
+    ),
     "a list for a section": ("data = [1]\n", [], ["'data' must be a section", "[data]"]),
     "a word for the strategies": (MINIMAL + "sync = 1\n", [], ["data.sync"]),
     "sync that is no section": ("sync = 1\n" + MINIMAL, [], ["'sync' must be a section"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -154,7 +193,8 @@ def test_settings_without_effect_are_said(tmp_path: Path) -> None:
         "only what was written counts, not the defaults"
     )
     assert notes(tmp_path, MINIMAL, "optim.name=adam", "optim.momentum=0.8") == [
-        "optim.momentum has no effect: optim.name is 'adam', and it works with optim.name = 'sgd' or 'lars' only"
+        "optim.momentum has no effect: optim.name is 'adam', and it works with "
+        "optim.name = 'sgd' or 'lars' only"
     ]
     found = notes(tmp_path, MINIMAL + "[optim]\nmilestones = [1]\ngamma = 0.5\nscaling = 'sqrt'\n")
     assert [text.split()[0] for text in found] == [

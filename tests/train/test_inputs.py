@@ -46,10 +46,14 @@ def test_every_model_says_what_it_takes() -> None:
 @pytest.mark.parametrize(
     ("model", "layout", "shape"),
     [
-        ("cnn", "auto", (16, 16, 1)), ("mlp", "auto", (16, 16, 1)), ("lstm", "auto", (16, 16)), ("vit", "image", (16, 16, 1)),
-        ("lstm", "series", (16, 16)), ("mlp", "series", (16, 16)),
+        ("cnn", "auto", (16, 16, 1)),
+        ("mlp", "auto", (16, 16, 1)),
+        ("lstm", "auto", (16, 16)),
+        ("vit", "image", (16, 16, 1)),
+        ("lstm", "series", (16, 16)),
+        ("mlp", "series", (16, 16)),
     ],
-)  # fmt: skip
+)
 def test_the_layout_of_two_extents(model: str, layout: Any, shape: tuple[int, ...]) -> None:
     found = spec((16, 16), model, layout=layout)
     assert found.shape == shape and found.field_shape == (16, 16)

@@ -138,7 +138,8 @@ def _row_stride(arrays: dict[str, Array], shape: tuple[int, ...]) -> int:
         found.add(row // item)
         if (array.size and (not even or row % item or len(found) > 1)) or array.shape != shape:
             raise BackendError(
-                f"{name} has shape {array.shape}, strides {array.strides}; the kernel takes {shape} "
+                f"{name} has shape {array.shape}, strides {array.strides}; the kernel takes "
+                f"{shape} "
                 f"with contiguous heads, and tokens as far apart in each of {', '.join(arrays)}",
                 where="attention",
                 remedy="copy it with ascontiguousarray(...)",

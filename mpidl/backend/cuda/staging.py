@@ -44,7 +44,7 @@ class _Slot:
         self._device: Any = None
 
     def send(self, host: NDArray[Any], stream: Any, consumed: Any) -> Array:
-        """Start the copy of `host`, after the event `consumed`; `arrived` is the event of its end."""
+        """Start to copy `host`, after the event `consumed`; `arrived` is the event of its end."""
         if self.arrived is not None:
             self.arrived.synchronize()  # the pinned buffer is free again
         if self._device is None or self._pinned.nbytes < host.nbytes:
