@@ -1,4 +1,4 @@
-"""Kernels get addresses and trust them: what does not fit the table is refused in every call, on every backend."""
+"""Kernels trust the addresses they get: what does not fit the table is refused in every call."""
 
 from __future__ import annotations
 
