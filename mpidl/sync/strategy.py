@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from mpidl.backend import Array
 from mpidl.collectives import Group, all_reduce, broadcast
@@ -84,9 +84,13 @@ class StepScalars:
     stop: float = 0.0
     count: float = 0.0
 
+    def _row(self, dtype: DTypeLike) -> NDArray[Any]:
+        """The fields in their order; `dataclasses.astuple` copies deeply and takes 5 us more."""
+        return np.array(list(vars(self).values()), dtype)
+
     def write(self, parameters: FlatParameters) -> None:
         """Into the spare elements behind the gradients, to travel in the same message."""
-        own = np.array(astuple(self), parameters.spare.dtype)
+        own = self._row(parameters.spare.dtype)
         parameters.spare[: own.size] = parameters.ops.to_device(own)
 
     @classmethod
@@ -110,7 +114,7 @@ class StepScalars:
             leaves: Of each micro-batch of this rank.
             dtype: Of the gradients.
         """
-        rows = [np.array(astuple(leaf), dtype) for leaf in leaves]
+        rows = [leaf._row(dtype) for leaf in leaves]
         while len(rows) > 1:
             pairs = [a + b for a, b in zip(rows[::2], rows[1::2], strict=False)]
             rows = pairs + rows[2 * len(pairs) :]

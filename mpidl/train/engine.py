@@ -192,7 +192,7 @@ class TrainingStep:
         except Exception as error:
             if self.model.parameters.gathers_in_passes:
                 raise  # the other ranks wait in the middle of a pass, and not for our scalars
-            self._error = error
+            self._error = self._error or error  # the first is the cause
             self._tree.reset()
             own = StepScalars(failed=1.0)
         own.stop = float(stop)

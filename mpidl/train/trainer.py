@@ -136,11 +136,12 @@ class Trainer:
             The same on every rank.
         """
         sampler, first = self.parts.sampler, self.at.step
-        self._started = time.monotonic()
         start = RunStart(first, self.context.size, sampler.seen(self._total), sampler.seen(first))
         try:
             for observer in self.observers:
                 observer.run_started(start)
+            # not before: observers import packages and open files
+            self._started = time.monotonic()
             stopped = self._run_epochs()
             result = self._result(sampler.seen(self.at.step) - sampler.seen(first), stopped)
             for observer in self.observers:
