@@ -77,10 +77,10 @@ def test_train_evaluate_predict(run_folder: Path) -> None:
 
 
 def test_rank_counts_agree_and_resume_works_on_others(run_folder: Path) -> None:
-    """All rank counts see the same batches: the same loss curve, also after changing the number of
-    ranks half way.
+    """All rank counts see the same batches, so they have the same loss curve.
 
-    Those that divide the number of micro-batches give the same bits.
+    Also after the number of ranks changes half way. Those that divide the number of micro-batches
+    give the same bits.
     """
     curves = {}
     for ranks in (1, 2, 3, 4):

@@ -21,9 +21,7 @@ def exact(micro_batches: int, ranks: int) -> bool:
 
 
 def tree_total(leaves: np.ndarray, size: int) -> np.ndarray:
-    """The sum of all leaves as `size` ranks compute it: each its own leaves, then the all-reduce
-    between them.
-    """
+    """The sum of all leaves as `size` ranks compute it: each its own, then the all-reduce."""
     messages = []
     for own in np.split(leaves, size):
         flat = FlatParameters([ParameterSpec("w", (leaves.shape[1],))], NumpyOps(), spare=0)
@@ -98,9 +96,7 @@ def test_ranks_that_do_not_divide_take_their_part_whole() -> None:
 
 
 def test_a_dense_layer_computed_in_parts_gives_the_same_bits(rng: np.random.Generator) -> None:
-    """Rows of a product must not depend on how many rows there are; a BLAS does not promise that,
-    our kernel does.
-    """
+    """Rows of a product must not depend on their number: our kernel promises that."""
     ops = NumpyOps()
     if ops.level == "none":
         pytest.skip("the C kernels were not built")

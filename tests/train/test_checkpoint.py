@@ -76,9 +76,7 @@ def test_an_unfinished_file_is_not_a_checkpoint(tmp_path: Path, context: Any) ->
 
 
 def test_metadata_grows_beyond_what_an_attribute_can_hold(tmp_path: Path, context: Any) -> None:
-    """As many parts as 64 ranks with a few buckets of a compressor have: attributes of HDF5 end at
-    64 KiB.
-    """
+    """As many parts as 64 ranks with a compressor have: attributes of HDF5 end at 64 KiB."""
     state = RunState(
         own={
             f"strategy.compression.residual:bucket {i} (dense.w)": np.full(3, i) for i in range(600)

@@ -132,9 +132,7 @@ def test_a_newer_format_stops_the_job(tmp_path: Path, context: Any) -> None:
 
 
 def test_later_checkpoints_are_set_aside_not_dropped(two: Path, context: Any) -> None:
-    """After going on from step 846 that of step 940 belongs to another course, and would count as
-    the newest.
-    """
+    """After resuming from step 846 that of step 940 belongs to another course of the run."""
     said: list[str] = []
     ckpt.set_aside_later(two, two / "step-00000846.h5", 846, said.append)
     save(two, 850, context)

@@ -193,8 +193,8 @@ def test_settings_without_effect_are_said(tmp_path: Path) -> None:
         "only what was written counts, not the defaults"
     )
     assert notes(tmp_path, MINIMAL, "optim.name=adam", "optim.momentum=0.8") == [
-        "optim.momentum has no effect: optim.name is 'adam', and it works with "
-        "optim.name = 'sgd' or 'lars' only"
+        "optim.momentum has no effect: optim.name is 'adam', and it works with optim.name = "
+        "'sgd' or 'lars' only"
     ]
     found = notes(tmp_path, MINIMAL + "[optim]\nmilestones = [1]\ngamma = 0.5\nscaling = 'sqrt'\n")
     assert [text.split()[0] for text in found] == [
