@@ -1,4 +1,4 @@
-"""The sections of a run configuration that belong to nothing that is chosen by name."""
+"""The sections of a run configuration; those that choose by name take options from registries."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DataConfig(Section, frozen=True):
             several channels; "auto": what the model takes. Kept in checkpoints.
         mean: Normalization of inputs, (x - mean) / std; by default from the manifest.
         std: See mean.
-        shuffle: A new order in every epoch, from (seed, epoch).
+        shuffle: Draw a new order in every epoch, from (seed, epoch).
         window_bytes: How much of the data set all ranks together hold in memory; smaller data is
             read once and kept.
         driver: "posix": each rank opens the files it needs; "mpio", "mpio-collective": all ranks
@@ -109,8 +109,8 @@ class OptimConfig(Choice, frozen=True):
     Attributes:
         name: The optimizer.
         lr: The peak learning rate.
-        base_batch: The batch that lr is meant for; with another global batch the rate is scaled.
-            0: it is not.
+        base_batch: The global batch that lr is meant for; with another one the rate is scaled. 0:
+            it is not.
         scaling: By the ratio of the batches ("linear": Goyal et al., 2017) or its root ("sqrt":
             for Adam and LAMB).
         clip_norm: Largest norm of all gradients together; 0: no limit.
@@ -159,8 +159,8 @@ class TrainConfig(Section, frozen=True):
     """The run.
 
     Attributes:
-        epochs: Passes over the training data.
-        global_batch: Samples of a step over all ranks, whatever their number.
+        epochs: Number of passes over the training data.
+        global_batch: Samples of a step over all ranks, for any number of ranks.
         micro_batches: A power of two. Every number of ranks that is a power of two and divides it
             gives the same bits; with fewer ranks each does several in turn (less memory).
         precision: Of activations and matrix products: 16 bits need a GPU; float16 scales its loss.
@@ -168,7 +168,7 @@ class TrainConfig(Section, frozen=True):
         seed: Of the initial parameters and the order of the data.
         output: Folder of the run.
         log_every: Steps between records in metrics.jsonl.
-        max_steps: End earlier; 0: never.
+        max_steps: End the run after this many steps; 0: at the end of the epochs.
     """
 
     epochs: Positive = 1
