@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy import ndarray
 
-from mpidl.collectives.algorithms import ALL_REDUCE, pairwise, ring, tree
+from mpidl.collectives.algorithms import ALL_GATHER, ALL_REDUCE, pairwise, ring, tree
 from mpidl.collectives.algorithms.native import native
 from mpidl.collectives.dispatch import algorithm_for, run, tag_of_call
 from mpidl.collectives.engine.execute import execute
@@ -38,7 +38,6 @@ except ImportError:  # built without Python.h
 
 Ranks: TypeAlias = "MPITypes.Intracomm | Group"
 
-ALL_GATHER: dict[str, Algorithm] = {"ring": ring.all_gather, "bruck": pairwise.bruck}
 SHORT_GATHER = 64 << 10  # bytes below which "auto" takes bruck
 _SLOW: tuple[dict[int, int], int, int] = ({}, 0, 0)
 
@@ -110,7 +109,7 @@ def _all_reduce(buffer: Any, group: Group, op: str, algorithm: str, exact: bool,
     checks.buffer(buffer, "all_reduce", name)
     checks.operation(op, buffer.dtype, name)
     if algorithm != "auto":
-        checks.known(algorithm, ALL_REDUCE, "all-reduce algorithm", name)
+        checks.known(algorithm, ALL_REDUCE, name)
     if group.size == 1 or not buffer.size:
         return
     chosen = algorithm_for(algorithm, buffer, group, exact)
@@ -176,7 +175,7 @@ def all_gather(buffer: Any, *, comm: Ranks, algorithm: str = "auto", name: str =
     checks.buffer(buffer, "all_gather", name)
     if algorithm == "auto":
         algorithm = "bruck" if buffer.nbytes < SHORT_GATHER else "ring"
-    checks.known(algorithm, ALL_GATHER, "all-gather algorithm", name)
+    checks.known(algorithm, ALL_GATHER, name)
     _run_in_place(ALL_GATHER[algorithm], Call("all_gather", buffer, "sum", name), comm)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mpidl.collectives import all_reduce
 from mpidl.collectives.algorithms import ALL_REDUCE
 from mpidl.collectives.group import Group
+from mpidl.collectives.schedule import all_reduce_bytes
 from mpidl.comm import mpi
 from mpidl.errors import ConfigError, nearest
 from mpidl.performance.measure import Call, time_interleaved, usable_algorithms
@@ -110,14 +111,14 @@ def _compare_at(
     group: Group, contenders: Mapping[str, Contender], nbytes: int, seconds: float
 ) -> list[Row]:
     calls = {name: make(np.zeros(nbytes // 4, np.float32)) for name, make in contenders.items()}
-    share = 2 * (group.size - 1) / group.size
+    sent = all_reduce_bytes(nbytes, group.size)
     return [
         {
             "bytes": nbytes,
             "algorithm": name,
             "median_us": 1e6 * median,
             "algorithm_gb_s": nbytes / median / 1e9,
-            "bus_gb_s": share * nbytes / median / 1e9,
+            "bus_gb_s": sent / median / 1e9,
         }
         for name, median in time_interleaved(calls, group, seconds=seconds).items()
     ]

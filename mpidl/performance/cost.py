@@ -12,7 +12,7 @@ import math
 from itertools import zip_longest
 
 from mpidl.collectives.engine.execute import LARGE
-from mpidl.collectives.schedule import Algorithm, Exchange, Range, Round, Shared
+from mpidl.collectives.schedule import Algorithm, Exchange, Range, Round, Shared, all_reduce_bytes
 from mpidl.performance.machine import Machine
 
 
@@ -74,14 +74,14 @@ def _seconds(
     return _native_seconds(machine, size, nbytes)
 
 
-def _native_seconds(machine: Machine, size: int, nbytes: float) -> float:
+def _native_seconds(machine: Machine, size: int, nbytes: int) -> float:
     """Of a good MPI library: recursive doubling for short messages, Rabenseifner for long ones."""
     rounds = math.ceil(math.log2(size))
     remote = size > machine.ranks_per_node
     flows = machine.ranks_per_node if remote else 1
     message = machine.message_seconds(nbytes, remote, flows)
     short = rounds * (message + machine.reduce_seconds(nbytes))
-    sent = 2 * (size - 1) / size * nbytes
+    sent = all_reduce_bytes(nbytes, size)
     latency = machine.message_seconds(0, remote)
     transfer = machine.message_seconds(sent, remote, flows)
     return min(short, 2 * rounds * latency + transfer + machine.reduce_seconds(sent / 2))

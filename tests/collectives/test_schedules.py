@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpidl.collectives.algorithms import ALL_REDUCE, pairwise, tree
+from mpidl.collectives.algorithms import ALL_GATHER, ALL_REDUCE, pairwise, tree
 from mpidl.collectives.algorithms.hierarchical import fixed_order, hierarchical
 from mpidl.collectives.algorithms.rabenseifner import rabenseifner
 from mpidl.collectives.algorithms.recursive_doubling import recursive_doubling
-from mpidl.collectives.algorithms.ring import all_gather, reduce_scatter, ring
+from mpidl.collectives.algorithms.ring import reduce_scatter, ring
 from mpidl.collectives.engine.reduction import OPERATIONS, tree_reduce
 from mpidl.collectives.engine.simulate import simulate
 from mpidl.collectives.schedule import Exchange, Round, block_range
@@ -132,7 +132,7 @@ def test_partitioned_collectives(size: int, length: int, seed: int) -> None:
     whole = np.concatenate(
         [before[rank][slice(*block_range(rank, size, length))] for rank in range(size)]
     )
-    for schedule in (all_gather, pairwise.bruck):
+    for schedule in ALL_GATHER.values():
         buffers = [buffer.copy() for buffer in before]
         simulate(schedule, buffers)
         for buffer in buffers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ from mpidl.collectives.engine.reduction import FLOAT16, MEAN, NUMBERS, OP_CODES,
 from mpidl.collectives.engine.shared import disagreement
 from mpidl.comm import mpi
 from mpidl.comm.transport import array_module
-from mpidl.errors import CollectiveError
+from mpidl.errors import CollectiveError, nearest
 
 if TYPE_CHECKING:
     from mpidl.collectives.group import Group
+    from mpidl.registry import Registry
 
 FIRST_TAG, TAGS = 128, 30_011  # message tags of collectives
 LEAST_TAG_UB = 32_767  # what every MPI library allows
@@ -90,13 +91,13 @@ def operation(op: str, dtype: Any, name: str) -> None:
         )
 
 
-def known(algorithm: str, names: Collection[str], kind: str, where: str) -> None:
-    """Raise CollectiveError unless `algorithm` is one of `names`."""
-    if algorithm not in names:
+def known(algorithm: str, registry: Registry[Any], where: str) -> None:
+    """Raise CollectiveError unless `registry` has `algorithm`."""
+    if algorithm not in registry:
         raise CollectiveError(
-            f"unknown {kind} {algorithm!r}",
+            f"unknown {registry.kind} {algorithm!r}",
             where=where,
-            remedy=f"choose one of {sorted(names)}",
+            remedy=nearest(str(algorithm), registry),
         )
 
 
