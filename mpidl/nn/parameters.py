@@ -58,6 +58,10 @@ class Slot:
     start: int
     stop: int
 
+    def view(self, flat: Array) -> Array:
+        """Its elements of a flat buffer, in the shape of the parameter."""
+        return flat[self.start : self.stop].reshape(self.spec.shape)
+
 
 Reduce = Callable[[NDArray[np.float64]], None]
 
@@ -166,16 +170,17 @@ class FlatParameters:
     def value(self, name: str) -> Array:
         """The parameter or state `name` in its own shape, a view; of the master weights."""
         if name in self.state_slots:
-            return _view(self.state, self.state_slots[name])
-        slot = self.slots[name]
-        return self.storage.value(slot).reshape(slot.spec.shape)
+            return self.state_slots[name].view(self.state)
+        return self.storage.value(self.slots[name])
 
     def compute_value(self, name: str) -> Array:
         """The parameter or state `name` as layers compute with it."""
         slot = self.slots.get(name)
-        if slot is not None and self.copies.size and slot.spec.has_copy:
-            return _view(self.copies, slot)
-        return self.value(name)
+        if slot is None:
+            return self.value(name)
+        if self.copies.size and slot.spec.has_copy:
+            return slot.view(self.copies)
+        return self.storage.value(slot)
 
     def refresh(self) -> None:
         """Make the 16-bit copies again, after the values have changed."""
@@ -184,8 +189,7 @@ class FlatParameters:
 
     def gradient(self, name: str) -> Array:
         """The gradient of `name` in its own shape, a view."""
-        slot = self.slots[name]
-        return self.storage.gradient(slot).reshape(slot.spec.shape)
+        return self.storage.gradient(self.slots[name])
 
     def initialize(self, seed: int, names: Iterable[str] | None = None) -> None:
         """Fill the values; the same on every rank and backend, whatever the number of ranks.
@@ -246,7 +250,3 @@ def _lay_out(specs: Sequence[ParameterSpec]) -> tuple[dict[str, Slot], int]:
         end = start + spec.size
         slots[spec.name] = Slot(spec, start, end)
     return slots, -(-end // ALIGNMENT) * ALIGNMENT
-
-
-def _view(flat: Array, slot: Slot) -> Array:
-    return flat[slot.start : slot.stop].reshape(slot.spec.shape)

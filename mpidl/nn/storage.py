@@ -34,11 +34,11 @@ class Storage(ABC):
 
     @abstractmethod
     def value(self, slot: Slot) -> Array:
-        """The values of a parameter, flat."""
+        """The values of a parameter, in its shape."""
 
     @abstractmethod
     def gradient(self, slot: Slot) -> Array:
-        """The gradient of a parameter, flat."""
+        """The gradient of a parameter, in its shape."""
 
     @abstractmethod
     def gradient_range(self, start: int, stop: int) -> list[Array]:
@@ -60,14 +60,22 @@ class WholeStorage(Storage):
         self.values = values
         self.message = message
         self.gradients = message[: values.size]
+        self._values: dict[str, Array] = {}  # views, by parameter: layers ask in every pass
+        self._gradients: dict[str, Array] = {}
 
     def value(self, slot: Slot) -> Array:
         """A view."""
-        return self.values[slot.start : slot.stop]
+        view = self._values.get(slot.spec.name)
+        if view is None:
+            view = self._values[slot.spec.name] = slot.view(self.values)
+        return view
 
     def gradient(self, slot: Slot) -> Array:
         """A view."""
-        return self.gradients[slot.start : slot.stop]
+        view = self._gradients.get(slot.spec.name)
+        if view is None:
+            view = self._gradients[slot.spec.name] = slot.view(self.gradients)
+        return view
 
     def gradient_range(self, start: int, stop: int) -> list[Array]:
         """One view."""

@@ -104,7 +104,7 @@ class StepScalars:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
     @classmethod
-    def tree_sum(cls, leaves: Sequence[StepScalars], dtype: DTypeLike = np.float32) -> Self:
+    def tree_sum(cls, leaves: Sequence[StepScalars], dtype: DTypeLike = np.float32) -> StepScalars:
         """Sum the scalars of micro-batches in the order and precision of their gradients.
 
         So the sums over all ranks do not depend on the number of ranks either (see
@@ -114,6 +114,8 @@ class StepScalars:
             leaves: Of each micro-batch of this rank.
             dtype: Of the gradients.
         """
+        if len(leaves) == 1:
+            return leaves[0]
         rows = [leaf._row(dtype) for leaf in leaves]
         while len(rows) > 1:
             pairs = [a + b for a, b in zip(rows[::2], rows[1::2], strict=False)]

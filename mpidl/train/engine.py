@@ -238,7 +238,7 @@ class TrainingStep:
             last = self._tree.at_last  # only then are gradients final
             result = self._run_pass(current, divisor, self._on_final if last else None)
             if not last:
-                self.scaler.unscale(*parameters.storage.gradient_range(0, parameters.length))
+                self._unscale(0, parameters.length)
             count = len(current[1]) if current is not None else 0
             # before the result is read, which waits for the device
             current = next(staged) if index + 1 < self.micro_batches else None
@@ -262,9 +262,14 @@ class TrainingStep:
 
     def _on_final(self, start: int, stop: int) -> None:
         """Gradients [start, stop) of the last micro-batch are computed."""
-        self.scaler.unscale(*self.model.parameters.storage.gradient_range(start, stop))
-        self._tree.add_part(start, stop)
+        self._unscale(start, stop)
+        if self.micro_batches > 1:
+            self._tree.add_part(start, stop)
         self.strategy.on_gradients_ready(start, stop)
+
+    def _unscale(self, start: int, stop: int) -> None:
+        if self.scaler.scale != 1:
+            self.scaler.unscale(*self.model.parameters.storage.gradient_range(start, stop))
 
     def _raise_failures(self, sums: StepScalars, own: StepScalars, step: int) -> None:
         """Where the ranks have met: raise on all of them what went wrong on any."""

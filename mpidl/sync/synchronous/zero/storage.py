@@ -52,7 +52,7 @@ class PartitionedStorage(Storage):
     def value(self, slot: Slot) -> Array:
         """In stage 3 from the window of its bucket, which `enter` has gathered."""
         if not self.gathers_in_passes:
-            return self.values[slot.start : slot.stop]
+            return slot.view(self.values)
         return self._view(self._values, slot)
 
     def gradient(self, slot: Slot) -> Array:
@@ -99,7 +99,8 @@ class PartitionedStorage(Storage):
         index = self.layout.bucket_index(slot.spec.name)
         assert index is not None
         start = self.layout.buckets[index].start
-        return self._window(windows, index)[slot.start - start : slot.stop - start]
+        window = self._window(windows, index)
+        return window[slot.start - start : slot.stop - start].reshape(slot.spec.shape)
 
     def _window(self, windows: Windows, index: int) -> Array:
         """The window of a bucket; zeroed if it is a new one."""
