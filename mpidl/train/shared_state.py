@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpidl.collectives import Group, all_reduce
 from mpidl.comm.context import Context
@@ -38,7 +37,7 @@ class SharedState:
             isinstance(layer, BatchNorm) and not layer.needs_collective for layer in model.walk()
         )
         if self.group is not None and model.needs_collective:
-            model.runtime.reduce = self._sum
+            model.runtime.reduce = partial(all_reduce, comm=self.group, name="batch statistics")
 
     def begin(self, step: int, index: int, count: int) -> None:
         """Before a pass.
@@ -69,7 +68,3 @@ class SharedState:
         if self.group is not None and self.replicas_differ:
             state = self.model.parameters.state
             all_reduce(state, comm=self.group, op="mean", name="running statistics")
-
-    def _sum(self, values: NDArray[Any]) -> None:
-        assert self.group is not None
-        all_reduce(values, comm=self.group, name="batch statistics")

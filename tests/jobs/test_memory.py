@@ -15,7 +15,8 @@ from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.comm.context import init
 from mpidl.nn import Dense, Model, CrossEntropy
 from mpidl.optim import Adam
-from mpidl.sync import AllReduce, StepScalars, Zero
+from mpidl.sync import AllReduce, Zero
+from mpidl.train.engine import StepBatch, TrainingStep
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()
@@ -32,14 +33,12 @@ strategy = Zero(parameters, context, stage_3) if zero else AllReduce(parameters,
 optimizer = Adam(strategy.shard, model.ops)
 strategy.initialize(0)
 strategy.start()
-loss, rng, losses = CrossEntropy(model.ops), np.random.default_rng(context.rank), []
+training = TrainingStep(model, CrossEntropy(model.ops), strategy, optimizer, context)
+rng, losses = np.random.default_rng(context.rank), []
 for step in range(4):
     x, y = rng.standard_normal((8, 1024)).astype(np.float32), np.arange(8) % 4
-    logits, backward = model.forward(x, train=True)
-    result = loss(logits, y, 8 * context.size)
-    backward(result.gradient, strategy.on_gradients_ready)
-    own = StepScalars(result.total, count=8)
-    losses.append(strategy.step(own, lambda: optimizer.step(1e-4)).loss / 16)
+    batch = StepBatch.whole(x, y, context.size)
+    losses.append(training.run(iter([batch]), 1e-4, step=step).loss / 16)
 if context.is_root:
     print(json.dumps({"whole": whole, "used": peak() - before, "losses": losses}))
 """

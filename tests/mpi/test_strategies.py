@@ -13,7 +13,7 @@ from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.errors import ConfigError
 from mpidl.models import build_layers
 from mpidl.nn import CrossEntropy, FlatParameters, Model, ParameterSpec
-from mpidl.optim import SGD, Adam, Optimizer, clip_by_global_norm
+from mpidl.optim import SGD, Adam, Optimizer
 from mpidl.sync import (
     AllReduce,
     AsyncGossip,
@@ -28,6 +28,7 @@ from mpidl.sync import (
     Strategy,
     Zero,
 )
+from mpidl.train.engine import StepBatch, StepOptions, TrainingStep
 
 pytestmark = pytest.mark.mpi
 BATCH = 8
@@ -48,20 +49,12 @@ def train(
     optimizer = optimizer_of(strategy.shard, model.ops)
     strategy.initialize(0)
     strategy.start()
-    loss = CrossEntropy(model.ops)
+    options = StepOptions(clip_norm=clip)
+    training = TrainingStep(model, CrossEntropy(model.ops), strategy, optimizer, context, options)
     for step in range(steps):
         rng = np.random.default_rng([step, context.rank])
         x, y = rng.standard_normal((BATCH, 12)).astype(np.float32), rng.integers(0, 5, BATCH)
-        logits, backward = model.forward(x, train=True)
-        result = loss(logits, y, BATCH * context.size)
-        backward(result.gradient, strategy.on_gradients_ready)
-
-        def apply() -> None:
-            if clip:
-                clip_by_global_norm(strategy.shard, model.ops, clip)
-            optimizer.step(0.05)
-
-        sums = strategy.step(StepScalars(result.total, count=BATCH), apply)
+        sums = training.run(iter([StepBatch.whole(x, y, context.size)]), 0.05, step=step)
         assert sums.count == BATCH * context.size
     return strategy.values(), strategy, optimizer
 
