@@ -22,6 +22,7 @@ from mpidl.cli import (
     evaluate,
     export,
     index,
+    look,
     plan,
     predict,
     shard,
@@ -37,6 +38,7 @@ HEAD_START = 2.0  # seconds in which rank 0 prints its message, before others ma
 COMMANDS = (
     shard,
     index,
+    look,
     train,
     compare,
     evaluate,

@@ -120,17 +120,10 @@ def examine(path: Path, wanted: Sequence[str]) -> Found:
         raise DataError("its name is not UTF-8", where=repr(path), remedy="rename the file")
     with reading(path):
         state = path.stat()
+        usable, left_out = list_variables(path)
+        chosen = _choose(usable, left_out, wanted, path)
+        _check_lengths(chosen, path)
         with open_file(path) as file:
-            try:
-                known = dict(_walk(file, path))
-            except (TypeError, ValueError) as error:  # h5py meets types that NumPy does not have
-                raise DataError(
-                    f"cannot be read: {error}", where=str(path), remedy="see it with h5dump -H"
-                ) from error
-            left_out = {name: why for name, why in known.items() if isinstance(why, str)}
-            usable = {name: var for name, var in known.items() if isinstance(var, Variable)}
-            chosen = _choose(usable, left_out, wanted, path)
-            _check_lengths(chosen, path)
             for name in chosen:
                 _check_readable(trusted_dataset(file, name, path), path)
     names = _field_names(chosen)
@@ -141,6 +134,25 @@ def examine(path: Path, wanted: Sequence[str]) -> Found:
         dict(zip(names, chosen.values(), strict=True)),
         dict(zip(names, chosen, strict=True)),
         left_out,
+    )
+
+
+def list_variables(path: Path) -> tuple[dict[str, Variable], dict[str, str]]:
+    """The datasets of numbers in a file by path, and why others are none.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    with reading(path), open_file(path) as file:
+        try:
+            known = dict(_walk(file, path))
+        except (TypeError, ValueError) as error:  # h5py meets types that NumPy does not have
+            raise DataError(
+                f"cannot be read: {error}", where=str(path), remedy="see it with h5dump -H"
+            ) from error
+    return (
+        {name: found for name, found in known.items() if isinstance(found, Variable)},
+        {name: found for name, found in known.items() if isinstance(found, str)},
     )
 
 
