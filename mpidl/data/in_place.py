@@ -18,6 +18,7 @@ from mpidl.data.manifest import Shard, plain_name
 from mpidl.errors import DataError, nearest
 from mpidl.files import reading
 
+LARGEST_SAMPLE = 1 << 36  # bytes
 MOST_OBJECTS = 10_000  # datasets and groups of a file
 REPACK = "h5repack -f GZIP=1 IN OUT, or set HDF5_PLUGIN_PATH to the folder of its plugin"
 
@@ -222,6 +223,8 @@ def _describe(dataset: Any) -> Variable | str:
         return f"{dtype}, no numbers"
     if math.prod(dataset.shape[1:]) == 0 or dataset.ndim > 16:
         return f"its shape is {dataset.shape}"
+    if math.prod(dataset.shape[1:]) * dataset.dtype.itemsize > LARGEST_SAMPLE:
+        return f"a sample has more than {LARGEST_SAMPLE >> 30} GiB"
     attributes = dataset.attrs
     packed = "scale_factor" in attributes or "add_offset" in attributes
     coordinate = dataset.ndim == 1 and bool(h5py.h5ds.is_scale(dataset.id))

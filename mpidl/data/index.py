@@ -18,7 +18,6 @@ from mpidl.data.chunks import repack_command
 from mpidl.data.fields import Note, Tally, complete_fields, infer_fields
 from mpidl.data.formats.channels import channels_last
 from mpidl.data.formats.source import Source
-from mpidl.data.hdf5 import open_file, trusted_dataset
 from mpidl.data.in_place import Found, check_alike, examine
 from mpidl.data.manifest import NAME, Arrays, Field, Manifest, Shard, new_manifest, save_manifest
 from mpidl.data.reader import Reader
@@ -199,22 +198,23 @@ def _plan(paths: Sequence[Path], folder: Path, options: IndexOptions) -> _Plan:
 def _roles(
     first: Found, options: IndexOptions, notes: list[str]
 ) -> tuple[dict[str, Field], list[str]]:
-    """The fields with their roles, from the first sample.
+    """The fields with their roles, from dtypes and shapes.
 
     Named features and labels are what they are named; without names of features every dataset is a
     field that looks like a feature or a label.
     """
 
-    def read(start: int, stop: int) -> Arrays:
-        with reading(first.path), open_file(first.path) as file:
-            return {
-                name: trusted_dataset(file, path, first.path)[start:stop]
-                for name, path in first.paths.items()
-            }
+    def read(start: int, stop: int) -> Arrays:  # no more than dtypes and shapes are asked for
+        return {
+            name: np.broadcast_to(
+                np.zeros((), variable.dtype), (stop - start, *variable.layout.shape[1:])
+            )
+            for name, variable in first.variables.items()
+        }
 
     labels = [first.field(name) for name in options.labels]
     features = [first.field(name) for name in options.features]
-    source = Source(first.samples, read)
+    source = Source(1, read)
     fields = infer_fields(source, labels[0] if labels else ("" if features else None))
     given = {**dict.fromkeys(features, "feature"), **dict.fromkeys(labels, "label")}
     for name, role in given.items():
@@ -402,7 +402,7 @@ def _describe_missing(name: str, missing: Missing, fill: float | None) -> str:
     kinds = {
         "NaN": missing.nan,
         "infinities": missing.infinite,
-        f"fill values ({fill})": missing.fill,
+        f"fill values ({fill or 0:g})": missing.fill,
     }
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
     refused = (

@@ -21,6 +21,7 @@ CHANNELS = 3  # that are shown, each in a row of its own
 ROWS = 8
 FEW = 8  # axes up to this length are channels, longer ones are space or time
 TEXT = 240  # characters
+LARGEST = 1e100  # number that is drawn
 
 
 def plot_samples(fields: Mapping[str, Field], arrays: Arrays, path: Path, title: str) -> None:
@@ -133,6 +134,13 @@ def _thin(array: NDArray[Any]) -> NDArray[Any]:
     return array[:: -(-array.shape[0] // PIXELS), :: -(-array.shape[1] // PIXELS)]
 
 
+def _drawable(array: NDArray[Any]) -> Any:
+    """As float64, without what has no place on an axis: NaN, infinities, numbers near them."""
+    exact = array.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.ma.masked_where(~(np.abs(exact) < LARGEST), exact)
+
+
 def _draw_images(axes: Any, values: NDArray[Any]) -> None:
     for axis, value in zip(axes, values, strict=True):
         image = _thin(value)
@@ -152,7 +160,7 @@ def _draw_masks(axes: Any, values: NDArray[Any]) -> None:
 
 def _draw_maps(axes: Any, values: NDArray[Any]) -> None:
     """All in the same colors; red and blue where there are negative and positive numbers."""
-    shown = [np.ma.masked_invalid(_thin(value).astype(np.float64)) for value in values]
+    shown = [_drawable(_thin(value)) for value in values]
     finite = [value.compressed() for value in shown if value.count()]
     low = min((float(value.min()) for value in finite), default=0.0)
     high = max((float(value.max()) for value in finite), default=1.0)
@@ -170,7 +178,7 @@ def _draw_lines(axes: Any, values: NDArray[Any]) -> None:
     """Over the steps of a series, or the elements of a vector; a line for each channel."""
     for axis, value in zip(axes, values, strict=True):
         step = -(-len(value) // POINTS)
-        shown = np.ma.masked_invalid(value[::step].astype(np.float64))
+        shown = _drawable(value[::step])
         axis.plot(np.arange(len(shown)) * step, shown, lw=1, marker="." if len(shown) < 40 else "")
         axis.tick_params(labelsize=6)
         axis.grid(alpha=0.3)
