@@ -13,7 +13,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from mpidl.data.chunks import Layout
-from mpidl.data.hdf5 import filters, h5py, open_file, stored_dtype, trusted_dataset
+from mpidl.data.hdf5 import (
+    filters,
+    h5py,
+    kind_of,
+    open_file,
+    stored_dtype,
+    trusted_dataset,
+)
 from mpidl.data.manifest import Shard, plain_name
 from mpidl.errors import DataError, nearest
 from mpidl.files import reading
@@ -218,9 +225,11 @@ def _describe(dataset: Any) -> Variable | str:
     """What a dataset is, or why it cannot be a field."""
     if not dataset.shape:
         return "no first axis"
+    if kind_of(dataset.id) != "numbers":
+        return "it does not hold numbers"
     dtype = stored_dtype(dataset)
     if dataset.dtype.kind not in "biuf" or dataset.dtype.itemsize > 8:
-        return f"{dtype}, no numbers"
+        return f"numbers of the type {dtype}"
     if math.prod(dataset.shape[1:]) == 0 or dataset.ndim > 16:
         return f"its shape is {dataset.shape}"
     if math.prod(dataset.shape[1:]) * dataset.dtype.itemsize > LARGEST_SAMPLE:
@@ -228,16 +237,19 @@ def _describe(dataset: Any) -> Variable | str:
     attributes = dataset.attrs
     packed = "scale_factor" in attributes or "add_offset" in attributes
     coordinate = dataset.ndim == 1 and bool(h5py.h5ds.is_scale(dataset.id))
-    return Variable(dtype, Layout.of(dataset), _fill_value(dataset), packed, coordinate)
+    return Variable(
+        dtype, Layout.of(dataset), _number_attribute(dataset, "_FillValue"), packed, coordinate
+    )
 
 
-def _fill_value(dataset: Any) -> float | None:
-    if "_FillValue" not in dataset.attrs:
+def _number_attribute(dataset: Any, name: str) -> float | None:
+    """The attribute of a dataset if it is one number."""
+    if name not in dataset.attrs:
         return None
-    try:
-        return float(dataset.attrs["_FillValue"].reshape(-1)[0])
-    except (TypeError, ValueError, AttributeError, IndexError, OSError):
+    attribute = h5py.h5a.open(dataset.id, name.encode())
+    if kind_of(attribute) != "numbers" or attribute.get_space().get_simple_extent_npoints() != 1:
         return None
+    return float(dataset.attrs[name].reshape(-1)[0])
 
 
 def _choose(

@@ -65,7 +65,7 @@ def test_what_index_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     text, err = capsys.readouterr()
     assert "600 samples in 1 file(s) in place" in text and "x: float32[12, 2] (feature)" in text
     assert "estimates from 60 evenly spaced samples of 600" in text
-    assert "text (object, no numbers)" in err and "h5repack" not in err
+    assert "text (it does not hold numbers)" in err and "h5repack" not in err
     path = make(tmp_path / "b.h5", 6000, chunks=(6000, 12, 1), compression="gzip")
     assert main(["index", str(path), "--out", str(out), "--label", "y", "--overwrite"]) == 0
     err = capsys.readouterr().err
@@ -89,7 +89,7 @@ def test_what_look_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     out, err = capsys.readouterr()
     assert "60 samples" in out and "evenly spaced" not in out
     assert "waves/x: float32[12, 2], feature" in out and "4 NaN" in out
-    assert "in the file: chunks 7x12x2, gzip" in out and "text: object, no numbers" in err
+    assert "in the file: chunks 7x12x2, gzip" in out and "text: it does not hold numbers" in err
     assert picture.stat().st_size > 1000 and str(picture) in out
     assert main(["look", str(path), "--samples", "20", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

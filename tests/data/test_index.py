@@ -239,13 +239,16 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "a virtual dataset": (virtual, "other files"),
     "an external link": (linked_group, "a link to elsewhere"),
     "a soft link": (soft, "a link to elsewhere"),
-    "texts": (lambda file: file.create_dataset("z", data=["a"] * 37), "object, no numbers"),
+    "texts": (lambda file: file.create_dataset("z", data=["a"] * 37), "does not hold numbers"),
     "references": (
         lambda file: file.create_dataset("z", (37,), h5py.ref_dtype),
-        "object, no numbers",
+        "does not hold numbers",
     ),
-    "records": (lambda file: file.create_dataset("z", (37,), "f4,i4"), "no numbers"),
-    "complex numbers": (lambda file: file.create_dataset("z", (37,), "c8"), "no numbers"),
+    "records": (lambda file: file.create_dataset("z", (37,), "f4,i4"), "does not hold numbers"),
+    "complex numbers": (
+        lambda file: file.create_dataset("z", (37,), "c8"),
+        "does not hold numbers",
+    ),
     "one number": (lambda file: file.create_dataset("z", data=1.0), "no first axis"),
     "samples beyond any memory": (
         lambda file: file.create_dataset("z", (37, 1 << 40), "f4", chunks=(1, 64), compression=1),

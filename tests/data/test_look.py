@@ -118,7 +118,7 @@ def test_files_of_any_kind(tmp_path: Path, make_dataset: Any) -> None:
         [["g/x", "y"], ["other"]],
         [["other"], ["g/x", "y"]],
     )
-    assert notes == ["text: object, no numbers"]
+    assert notes == ["text: it does not hold numbers"]
     roles = {name: field.role for part in parts for name, field in part.fields.items()}
     assert roles == {"g/x": "feature", "y": "label", "other": "feature"}
 
