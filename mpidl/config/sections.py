@@ -31,7 +31,7 @@ class DataConfig(Section, frozen=True):
     """The data sets and how they are read.
 
     Attributes:
-        train: Folder made by `mpidl shard`, relative to the working directory.
+        train: Folder made by `mpidl shard` or `mpidl index`, relative to the working directory.
         test: The same, of the test data.
         feature: The field that is the input; where there is only one, that.
         label: The field that is the label; where there is only one, that.
@@ -46,7 +46,7 @@ class DataConfig(Section, frozen=True):
             open one shared file together (parallel h5py); "auto": mpio for a shared file, else
             posix.
         verify: Check the SHA-256 of every shard at the start, shards divided among the ranks (1 to
-            2 GB/s a rank).
+            2 GB/s a rank); of files in place where `mpidl index --checksum` stored one.
     """
 
     train: str

@@ -22,11 +22,13 @@ from mpidl.data.hdf5 import (
     trusted_dataset,
 )
 from mpidl.data.manifest import Shard, plain_name
-from mpidl.errors import DataError, nearest
+from mpidl.errors import DataError, nearest, os_words
 from mpidl.files import reading
 
 LARGEST_SAMPLE = 1 << 36  # bytes
 MOST_OBJECTS = 10_000  # datasets and groups of a file
+# h5py raises all of these; the last two where it meets types that NumPy does not have
+DAMAGED = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 REPACK = "h5repack -f GZIP=1 IN OUT, or set HDF5_PLUGIN_PATH to the folder of its plugin"
 
 
@@ -152,12 +154,7 @@ def list_variables(path: Path) -> tuple[dict[str, Variable], dict[str, str]]:
         DataError: The file cannot be read.
     """
     with reading(path), open_file(path) as file:
-        try:
-            known = dict(_walk(file, path))
-        except (TypeError, ValueError) as error:  # h5py meets types that NumPy does not have
-            raise DataError(
-                f"cannot be read: {error}", where=str(path), remedy="see it with h5dump -H"
-            ) from error
+        known = dict(_walk(file, path))
     return (
         {name: found for name, found in known.items() if isinstance(found, Variable)},
         {name: found for name, found in known.items() if isinstance(found, str)},
@@ -218,7 +215,10 @@ def _walk(top: Any, file: Path) -> Iterator[tuple[str, Variable | str]]:
             elif isinstance(item := group[name], h5py.Group):
                 groups.append((f"{path}/", item))
             elif isinstance(item, h5py.Dataset):
-                yield path, _describe(item)
+                try:
+                    yield path, _describe(item)
+                except DAMAGED as error:
+                    yield path, f"cannot be read: {os_words(error)}"
 
 
 def _describe(dataset: Any) -> Variable | str:

@@ -345,3 +345,33 @@ def test_the_sample_is_a_share(tmp_path: Path, index: Index) -> None:
     for share in (0.0, 1.5, math.nan):
         with pytest.raises(DataError, match="no share"):
             index(make(tmp_path / "a.h5"), sample=share)
+
+
+def test_a_file_of_xarray(tmp_path: Path, index: Index) -> None:
+    """Named axes, coordinates and packed numbers, as climate data have them."""
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("h5netcdf")
+    days = np.arange(37.0)
+    data = xarray.Dataset(
+        {
+            "t2m": (("time", "lat", "lon"), X),
+            "cloud": (("time", "lat", "lon"), (X > 3).astype(np.float64)),
+            "storm": (("time",), (Y > 3).astype(np.int8)),
+        },
+        {"time": days, "lat": np.linspace(-60, 60, 6), "lon": np.arange(4.0)},
+    )
+    packed = {"dtype": "int16", "scale_factor": 0.5, "add_offset": 1.0, "_FillValue": -999}
+    path = tmp_path / "climate.nc"
+    data.to_netcdf(path, engine="h5netcdf", encoding={"cloud": packed, "t2m": {"zlib": True}})
+    found = index(path, features=["t2m", "cloud"], labels=["storm"])
+    assert found.manifest.fields["storm"].classes == 2
+    with Reader(tmp_path / "set") as reader:
+        arrays = reader.read([(0, 37)])
+    np.testing.assert_array_equal(arrays["t2m"], X)
+    np.testing.assert_array_equal(arrays["cloud"], np.where(X > 3, 0, -2))
+    notes = found.notes  # type: ignore[attr-defined]
+    assert any(text.startswith("cloud: stored as packed numbers") for text in notes)
+    with pytest.raises(DataError, match=r"different lengths.*lat \(6\)"):
+        index(path, features=["t2m", "lat"], overwrite=True)
+    found = index(path, labels=["storm"], overwrite=True)  # without a name: all but coordinates
+    assert set(found.manifest.fields) == {"t2m", "cloud", "storm"}
