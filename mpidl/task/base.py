@@ -45,6 +45,19 @@ class Scored:
         return len(self.outputs)
 
 
+@dataclass(frozen=True)
+class Source:
+    """A data set that a task looks at.
+
+    Attributes:
+        layout: What a field (a, b) is, see `DataConfig`.
+        where: Its place, for messages.
+    """
+
+    layout: str
+    where: str
+
+
 class Task(ABC):
     """Base of tasks.
 
@@ -78,7 +91,11 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def describe_targets(
-        cls, options: Any, fields: Mapping[str, Field], features: Mapping[str, Field], where: str
+        cls,
+        options: Any,
+        fields: Mapping[str, Field],
+        features: Mapping[str, Field],
+        source: Source,
     ) -> TargetSpec:
         """What the label fields of a data set are to this task.
 
@@ -86,7 +103,7 @@ class Task(ABC):
             options: Of the class `Options`.
             fields: The label fields.
             features: The input fields.
-            where: The data set, for messages.
+            source: The data set.
 
         Raises:
             DataError: The labels are of no use for the task.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import DataError
 from mpidl.options import NotNegative, Section
-from mpidl.task.base import Task
+from mpidl.task.base import Source, Task
 from mpidl.task.metrics import Accuracy, ConfusionMatrix, Metric, TopK
 from mpidl.task.spec import OTHER_DATA, FieldSpec, Shape, TargetSpec
 
@@ -42,8 +42,13 @@ class Classification(Task):
 
     @classmethod
     def describe_targets(
-        cls, options: Any, fields: Mapping[str, Field], features: Mapping[str, Field], where: str
+        cls,
+        options: Any,
+        fields: Mapping[str, Field],
+        features: Mapping[str, Field],
+        source: Source,
     ) -> TargetSpec:
+        where = source.where
         name, field = one_label(fields, "classification", where)
         refuse_real_labels(field, name, where)
         check_one_class(field, name, where)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import ConfigError, DataError
-from mpidl.task.base import Scored, Task
+from mpidl.task.base import Scored, Source, Task
 from mpidl.task.metrics import Metric, Sums
 from mpidl.task.spec import OTHER_DATA, Shape, TargetSpec
 
@@ -56,8 +56,13 @@ class LanguageModel(Task):
 
     @classmethod
     def describe_targets(
-        cls, options: Any, fields: Mapping[str, Field], features: Mapping[str, Field], where: str
+        cls,
+        options: Any,
+        fields: Mapping[str, Field],
+        features: Mapping[str, Field],
+        source: Source,
     ) -> TargetSpec:
+        where = source.where
         name, field = next(iter(features.items()))
         if len(features) != 1 or len(field.shape) != 1 or np.dtype(field.dtype).kind not in "iu":
             raise DataError(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mpidl.task.base import Scored
 
 Sums = NDArray[np.float64]
+LISTED = 32  # channels with metrics of their own
 SHARES = {"accuracy", "top_k", "pixel_accuracy", "mean_iou", "exact_match"}  # shown in percent
 
 
@@ -252,7 +253,7 @@ class RegressionErrors(Metric):
             "relative_l2": float(sums[-2] / sums[-1]),
             "r2": float(r2.mean()),
         }
-        if self.channels > 1:
+        if 1 < self.channels <= LISTED:
             for name, error, own in zip(self.names, squares / count, r2, strict=True):
                 found |= {f"rmse[{name}]": float(np.sqrt(error)), f"r2[{name}]": float(own)}
         return found

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import DataError
 from mpidl.options import Fraction, Section
-from mpidl.task.base import Task
+from mpidl.task.base import Source, Task
 from mpidl.task.classification import is_real
 from mpidl.task.metrics import Metric, MultilabelF1
 from mpidl.task.spec import OTHER_DATA, FieldSpec, Shape, TargetSpec
@@ -39,8 +39,13 @@ class Multilabel(Task):
 
     @classmethod
     def describe_targets(
-        cls, options: Any, fields: Mapping[str, Field], features: Mapping[str, Field], where: str
+        cls,
+        options: Any,
+        fields: Mapping[str, Field],
+        features: Mapping[str, Field],
+        source: Source,
     ) -> TargetSpec:
+        where = source.where
         for name, field in fields.items():
             if not is_real(field) and (field.classes or 2) > 2:
                 raise DataError(

@@ -14,10 +14,10 @@ from mpidl.errors import ConfigError, DataError
 from mpidl.nn import LossResult
 from mpidl.nn.losses.base import squeeze
 from mpidl.options import Section
-from mpidl.task.base import Scored, Task
+from mpidl.task.base import Scored, Source, Task
 from mpidl.task.classification import is_real
 from mpidl.task.metrics import Metric, RegressionErrors
-from mpidl.task.spec import OTHER_DATA, FieldSpec, Shape, TargetSpec, join_shapes
+from mpidl.task.spec import OTHER_DATA, FieldSpec, Shape, TargetSpec, channel_shape, join_shapes
 from mpidl.task.statistics import normalization
 
 
@@ -42,8 +42,13 @@ class Regression(Task):
 
     @classmethod
     def describe_targets(
-        cls, options: Any, fields: Mapping[str, Field], features: Mapping[str, Field], where: str
+        cls,
+        options: Any,
+        fields: Mapping[str, Field],
+        features: Mapping[str, Field],
+        source: Source,
     ) -> TargetSpec:
+        where = source.where
         for name, field in fields.items():
             if not is_real(field):
                 raise ConfigError(
@@ -55,9 +60,13 @@ class Regression(Task):
                 )
         specs = []
         for name, field in fields.items():
-            mean, std = normalization(field) if options.normalize else ((0.0,), (1.0,))
+            mean, std = (
+                normalization(field, source.layout) if options.normalize else ((0.0,), (1.0,))
+            )
             specs.append(FieldSpec(name, field.shape, mean, std))
-        shape = join_shapes([field.shape for field in specs], "series")
+        shape = join_shapes(
+            [field.shape for field in specs], source.layout if len(specs) > 1 else "series"
+        )
         return TargetSpec(tuple(specs), shape=shape)
 
     def check_targets(self, manifest: Manifest, where: str) -> None:
@@ -79,8 +88,9 @@ class Regression(Task):
 
     @property
     def channels(self) -> int:
-        """Of the targets: the last axis."""
-        return self.shape[-1] if self.shape else 1
+        """Of the targets: the last axis, but for gray images (h, w)."""
+        gray = len(self.shape) == 2 and self.spec.layout == "image"
+        return 1 if gray or not self.shape else self.shape[-1]
 
     @property
     def output_sizes(self) -> Sequence[int]:
@@ -103,10 +113,10 @@ class Regression(Task):
     def _scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation of each channel."""
         fields = self.spec.target.fields
-        widths = [field.shape[-1] if self.shape and field.shape else 1 for field in fields]
-        if len(fields) > 1:
-            total = self.channels
-            widths = [w if sum(widths) == total else total // len(fields) for w in widths]
+        if len(fields) == 1:
+            widths = [self.channels]
+        else:
+            widths = [channel_shape(field.shape, self.spec.layout)[-1] for field in fields]
         parts = zip(fields, widths, strict=True)
         pairs = [(np.resize(f.mean, w), np.resize(f.std, w)) for f, w in parts]
         means, stds = zip(*pairs, strict=True)

@@ -13,7 +13,7 @@ from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.nn.losses.base import squeeze
 from mpidl.options import Section
-from mpidl.task.base import Task
+from mpidl.task.base import Source, Task
 from mpidl.task.classification import (
     check_classes,
     count_classes,
@@ -47,8 +47,13 @@ class Segmentation(Task):
 
     @classmethod
     def describe_targets(
-        cls, options: Any, fields: Mapping[str, Field], features: Mapping[str, Field], where: str
+        cls,
+        options: Any,
+        fields: Mapping[str, Field],
+        features: Mapping[str, Field],
+        source: Source,
     ) -> TargetSpec:
+        where = source.where
         name, field = one_label(fields, "segmentation", where)
         refuse_real_labels(field, name, where)
         classes = count_classes(field, name, where)

@@ -7,13 +7,14 @@ from mpidl.data.manifest import Field
 Numbers = tuple[float, ...]
 
 
-def normalization(field: Field, *, channels: bool = True) -> tuple[Numbers, Numbers]:
+def normalization(field: Field, layout: str, *, channels: bool = True) -> tuple[Numbers, Numbers]:
     """Mean and standard deviation of a field; 0 and 1 where its data set has none.
 
     A standard deviation of 0 becomes 1: there is nothing to scale.
 
     Args:
         field: Of the data set.
+        layout: What a field (a, b) is: the columns of an "image" are no channels.
         channels: One number for each channel, where the data set has them.
     """
     found = field.statistics
@@ -21,8 +22,7 @@ def normalization(field: Field, *, channels: bool = True) -> tuple[Numbers, Numb
         return (0.0,), (1.0,)
     mean: Numbers = (found.mean,)
     std: Numbers = (found.std,)
-    means: Numbers = getattr(found, "channel_means", ())
-    stds: Numbers = getattr(found, "channel_stds", ())
-    if channels and means:
-        mean, std = means, stds
+    gray = len(field.shape) == 2 and layout == "image"
+    if channels and found.channel_means and not gray:
+        mean, std = found.channel_means, found.channel_stds
     return mean, tuple(one or 1.0 for one in std)

@@ -13,7 +13,7 @@ from mpidl.config import Config, DataConfig
 from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.nn import Model
-from mpidl.task import AUTO, TASKS, FieldSpec, InputSpec, Task, check_loss
+from mpidl.task import AUTO, TASKS, FieldSpec, InputSpec, Source, Task, check_loss
 from mpidl.task.spec import channel_shape, join_shapes
 from mpidl.task.statistics import normalization
 
@@ -50,10 +50,10 @@ def input_spec(manifest: Manifest, config: Config, note: Note = lambda text: Non
     series = "series" in (data.layout, takes) and data.layout != "image"
     layout: Literal["image", "series"] = "series" if series else "image"
     specs = tuple(
-        FieldSpec(feature, field.shape, *_normalization(field, feature, data, note))
+        FieldSpec(feature, field.shape, *_normalization(field, feature, data, layout, note))
         for feature, field in features.items()
     )
-    target = TASKS[name].describe_targets(options, labels, features, where)
+    target = TASKS[name].describe_targets(options, labels, features, Source(layout, where))
     spec = InputSpec(name, specs, target, layout)
     if data.layout != "auto" and all(len(field.shape) != 2 for field in features.values()):
         shape = spec.features[0].shape
@@ -110,7 +110,7 @@ def _is_tokens(task: Task) -> bool:
 
 
 def _normalization(
-    field: Field, name: str, data: DataConfig, note: Note
+    field: Field, name: str, data: DataConfig, layout: str, note: Note
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation: from the configuration, else of the manifest, else 0 and 1."""
     if field.classes is not None and field.role == "feature":
@@ -119,7 +119,7 @@ def _normalization(
     channels = data.normalize == "channel" or (
         data.normalize == "auto" and np.dtype(field.dtype).kind == "f"
     )
-    mean, std = normalization(field, channels=channels)
+    mean, std = normalization(field, layout, channels=channels)
     if field.statistics is not None and field.statistics.std == 0 and data.std is None:
         note(
             f"the feature {name!r} is {field.statistics.mean:g} in all samples: nothing can be "

@@ -60,7 +60,12 @@ def case(kind: str, count: int, seed: int) -> tuple[Task, Any, Any, Any]:
         outputs = rng.standard_normal((count, 6, 7, 3)).astype(np.float32)
         y = rng.integers(0, 4, (count, 6, 7)).astype(np.uint8)
         y[y == 3] = 255
-        return Segmentation(Segmentation.Options(ignore=255), spec), outputs, {"y": y}, losses(count)
+        return (
+            Segmentation(Segmentation.Options(ignore=255), spec),
+            outputs,
+            {"y": y},
+            losses(count),
+        )
     if kind == "multilabel":
         spec = InputSpec(kind, X, TargetSpec((FieldSpec("y", (4,)),), shape=(4,)))
         outputs = rng.standard_normal((count, 4)).astype(np.float32)
