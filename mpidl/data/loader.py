@@ -15,6 +15,7 @@ from mpidl.data.manifest import Arrays
 from mpidl.data.reader import Reader
 from mpidl.data.sampler import LaneSampler, Window
 from mpidl.data.validate import check_values
+from mpidl.errors import DataError, notice
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Loader:
         self.reader = reader
         self.sampler = sampler
         self._kept: tuple[tuple[tuple[int, int], ...], Arrays] | None = None
+        self._noted = False
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
         self._spare: Arrays | None = None  # the memory of a window that is no longer used
@@ -83,8 +85,10 @@ class Loader:
             first_step: Where a resumed job continues.
 
         Raises:
-            DataError: A file cannot be read, or holds values that cannot be trained on.
+            DataError: A file cannot be read, has changed, or holds values that cannot be trained
+                on.
         """
+        self._check_files()
         windows = self.sampler.windows(epoch, first_step)
         arrays: Arrays | None = None
         pending = self._fetch(windows, self._spare)
@@ -96,6 +100,17 @@ class Loader:
                     self._gather(arrays, rows), epoch, step, len(rows), self.sampler.count(step)
                 )
         self._spare = arrays
+
+    def _check_files(self) -> None:
+        """Refuse files that have changed; note it where all of their data are in memory."""
+        try:
+            self.reader.check_unchanged()
+        except DataError as error:
+            if self._kept is None:
+                raise
+            if not self._noted:
+                notice(f"{error.where}: {error.what}; this run goes on with what it has read")
+            self._noted = True
 
     def _fetch(
         self, windows: Iterator[Window], memory: Arrays | None

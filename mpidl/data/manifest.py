@@ -1,4 +1,4 @@
-"""`manifest.json`: what a sharded data set holds, and the checksums of its files."""
+"""`manifest.json`: what a data set holds, in shards or in place, and what its files look like."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from mpidl.errors import DataError, at_place
-from mpidl.files import file_sha256, read_error, reading, write_file
+from mpidl.files import read_error, write_file
 
 NAME = "manifest.json"
 FORMAT = "mpidl-shards"
@@ -23,6 +23,7 @@ MAX_CLASSES = 1 << 20
 MAX_CHANNELS = 4096  # with statistics of their own
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 Role = Literal["feature", "label", "other"]
+Layout = Literal["shards", "shared", "in-place"]
 Arrays = dict[str, NDArray[Any]]  # field -> (n, *shape of one sample)
 
 
@@ -115,16 +116,26 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of a data set.
 
     Attributes:
-        file: Its name in the folder of the manifest.
-        samples: Number of samples in it.
+        file: Its name in the folder of the manifest; its absolute path where it is used in place.
+        samples: Number of samples taken from it.
         bytes: Size of the file.
-        sha256: Of the whole file, as sha256sum prints it.
+        sha256: Of the whole file, as sha256sum prints it; None in place, unless it was asked for.
+        mtime_ns: When the file was modified last, in nanoseconds since 1970; in place only.
+        first: The first of its rows that is a sample; in place only.
+        datasets: Field -> path of its dataset in the file; None: the names of the fields.
     """
 
     file: str
     samples: Count
     bytes: Count
-    sha256: Annotated[str, Meta(min_length=64, max_length=64)]
+    sha256: Annotated[str, Meta(min_length=64, max_length=64)] | None = None
+    mtime_ns: Count | None = None
+    first: Count = 0
+    datasets: dict[str, str] | None = None
+
+    def dataset(self, field: str) -> str:
+        """The path of a field in the file."""
+        return field if self.datasets is None else self.datasets[field]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,18 +144,26 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         format: `FORMAT`.
         version: `VERSION`.
-        layout: "shards" (one file per shard) or "shared" (one file that all ranks share).
+        layout: "shards" (one file per shard), "shared" (one file that all ranks share) or
+            "in-place" (files of others, where they are).
         samples: Number of samples in all shards.
         fields: What each sample has, by name.
         shards: The files, in the order of their samples.
+        sampled: Samples that the statistics were estimated from; None: all.
     """
 
     format: str
     version: int
-    layout: Literal["shards", "shared"]
+    layout: Layout
     samples: Count
     fields: dict[str, Field]
     shards: tuple[Shard, ...]
+    sampled: Count | None = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether its files are those of others, used where they are."""
+        return self.layout == "in-place"
 
     @property
     def sample_bytes(self) -> int:
@@ -184,9 +203,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         raise DataError(what, where=where, remedy=remedy)
 
 
-def new_manifest(
-    layout: Literal["shards", "shared"], fields: dict[str, Field], shards: tuple[Shard, ...]
-) -> Manifest:
+def new_manifest(layout: Layout, fields: dict[str, Field], shards: tuple[Shard, ...]) -> Manifest:
     """A manifest of the current version; the number of samples is the sum over the shards."""
     return Manifest(FORMAT, VERSION, layout, sum(shard.samples for shard in shards), fields, shards)
 
@@ -235,7 +252,8 @@ def plain_name(name: str) -> bool:
 
 
 def _bad(path: Path, what: str) -> DataError:
-    return DataError(what, where=str(path), remedy="shard the data again with 'mpidl shard'")
+    remedy = "make the data set again with 'mpidl shard', or 'mpidl index' for files in place"
+    return DataError(what, where=str(path), remedy=remedy)
 
 
 def _check(path: Path, manifest: Manifest) -> None:
@@ -247,10 +265,31 @@ def _check(path: Path, manifest: Manifest) -> None:
     if len({shard.file for shard in manifest.shards}) != len(manifest.shards):
         raise _bad(path, "it names a shard file twice")
     for shard in manifest.shards:
-        if Path(shard.file).name != shard.file or shard.file in ("", ".", ".."):
-            raise _bad(path, f"shard file {shard.file!r} is not a plain file name")
+        if manifest.in_place:
+            _check_in_place(path, manifest, shard)
+        else:
+            _check_shard(path, shard)
     for name, field in manifest.fields.items():
         _check_field(path, name, field)
+
+
+def _check_shard(path: Path, shard: Shard) -> None:
+    if Path(shard.file).name != shard.file or shard.file in ("", ".", ".."):
+        raise _bad(path, f"shard file {shard.file!r} is not a plain file name")
+    if shard.sha256 is None or shard.first or shard.datasets is not None:
+        raise _bad(path, f"shard {shard.file!r} has no SHA-256, or entries of files in place")
+
+
+def _check_in_place(path: Path, manifest: Manifest, shard: Shard) -> None:
+    if not Path(shard.file).is_absolute() or "\0" in shard.file:
+        raise _bad(path, f"the path {shard.file!r} of a file in place is not absolute")
+    if shard.mtime_ns is None or shard.datasets is None:
+        raise _bad(path, f"{shard.file!r} lacks mtime_ns or datasets, which files in place need")
+    if set(shard.datasets) != set(manifest.fields):
+        raise _bad(path, f"the datasets of {shard.file!r} are not those of the fields")
+    for name in shard.datasets.values():
+        if not all(plain_name(step) for step in name.strip("/").split("/")):
+            raise _bad(path, f"{name!r} is not the path of a dataset")
 
 
 def _check_field(path: Path, name: str, field: Field) -> None:
@@ -293,35 +332,6 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder`/manifest.json, indented for people."""
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     write_file(folder / NAME, text + b"\n")
-
-
-def verify_shard(folder: Path, shard: Shard) -> None:
-    """Compare a shard with its manifest.
-
-    Raises:
-        UnreadableError: The file is out of reach now.
-        DataError: It is missing, or has another size or checksum.
-    """
-    path = folder / shard.file
-    remedy = "copy the file again from where it was made, or shard the data again"
-    with reading(path, remedy):
-        if not path.is_file():
-            raise DataError("the shard is missing", where=str(path), remedy=remedy)
-        size = path.stat().st_size
-        found = file_sha256(path) if size == shard.bytes else ""
-    if size != shard.bytes:
-        raise DataError(
-            f"the shard has {size} bytes where the manifest says {shard.bytes}",
-            where=str(path),
-            remedy=remedy,
-        )
-    if found != shard.sha256:
-        raise DataError(
-            f"the shard is damaged: its SHA-256 is {found[:16]}..., "
-            f"the manifest says {shard.sha256[:16]}...",
-            where=str(path),
-            remedy=remedy,
-        )
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:
