@@ -133,7 +133,7 @@ class _Writer:
         self.options = options
         self.context = context
         self.progress = progress
-        self.tallies = {name: Tally() for name in fields}
+        self.tallies = {name: Tally.of(field) for name, field in fields.items()}
 
     def write(self, note: Note) -> Manifest:
         """Write all files. Collective."""
