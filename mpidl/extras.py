@@ -12,6 +12,7 @@ EXTRAS = {
     "PIL": "images",
     "matplotlib": "plot",
     "safetensors": "weights",
+    "tokenizers": "text",
     "tensorboardX": "tensorboard",
     "tqdm": "progress",
 }

@@ -61,12 +61,11 @@ def has_statistics(field: Field) -> bool:
     return field.classes is None and (field.role == "feature" or (field.role == "label" and real))
 
 
-def infer_fields(source: Source, label: str | None) -> dict[str, Field]:
+def infer_fields(source: Source) -> dict[str, Field]:
     """The fields of a source, from its first sample; without classes and statistics.
 
     Args:
         source: Raw data.
-        label: The label field that the user names.
 
     Raises:
         DataError: There are no samples, or a field cannot be stored.
@@ -86,8 +85,14 @@ def infer_fields(source: Source, label: str | None) -> dict[str, Field]:
                 remedy="convert it to numbers; names of classes with "
                 "numpy.unique(y, return_inverse=True)[1]",
             )
-        role = infer_role(name, array, source.label or label)
-        fields[name] = Field(stored.dtype.name, array.shape[1:], role)
+        role = source.roles.get(name) or infer_role(name, array, source.label)
+        fields[name] = Field(
+            stored.dtype.name,
+            array.shape[1:],
+            role,
+            classes=source.classes.get(name),
+            units=source.units.get(name),
+        )
     return fields
 
 
@@ -129,7 +134,8 @@ def complete_fields(
                     "be learned from it"
                 )
         completed[name] = field
-    if not any(field.role == "label" for field in fields.values()):
+    tokens = any(field.role == "feature" and field.classes for field in fields.values())
+    if not tokens and not any(field.role == "label" for field in fields.values()):
         others = [name for name, field in fields.items() if field.role == "other"]
         known = ", ".join(source.candidates or others or fields)
         note(

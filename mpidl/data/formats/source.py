@@ -6,8 +6,8 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +33,9 @@ class Source:
         label: The label field, where it is known.
         candidates: Fields or columns that could be the label, where it is not known.
         notes: What was assumed in reading, for people.
+        roles: Of fields whose role is known, by the format or the user.
+        classes: Features that hold tokens -> the size of their vocabulary.
+        units: Of fields that have them.
     """
 
     samples: int
@@ -41,6 +44,9 @@ class Source:
     label: str | None = None
     candidates: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    classes: Mapping[str, int] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
 
 
 class Importer(ABC):
