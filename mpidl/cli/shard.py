@@ -117,5 +117,5 @@ def _summary(
         print(f"{summary['samples']:,} samples in {summary['shards']} file(s) in {where}:")
         for field, text in summary["fields"].items():
             print(f"  {field}: {text}")
-    summary = summaries[""] if "" in summaries else {"parts": summaries}
+    summary = summaries.get("", {"parts": summaries})
     return summary | {"out": str(args.out), "notes": notes}

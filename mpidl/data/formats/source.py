@@ -8,9 +8,11 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.data.manifest import Arrays, Role
@@ -105,6 +107,28 @@ def source_from_arrays(arrays: Arrays, where: str) -> Source:
         next(iter(counts.values())),
         lambda start, stop: {name: array[start:stop] for name, array in arrays.items()},
     )
+
+
+def concatenated(parts: Sequence[Source], units: Mapping[str, str]) -> Source:
+    """Sources of the same fields, one behind the other.
+
+    Args:
+        parts: At least one.
+        units: Of the fields that have some.
+    """
+    stops = list(accumulate(part.samples for part in parts))
+
+    def read(start: int, stop: int) -> Arrays:
+        pieces = []
+        for part, end in zip(parts, stops, strict=True):
+            first = end - part.samples
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                pieces.append(part.read(low - first, high - first))
+        pieces = pieces or [parts[0].read(0, 0)]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    return Source(stops[-1], read, units=units)
 
 
 def source_from_files(
