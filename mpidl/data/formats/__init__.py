@@ -26,6 +26,7 @@ IMPORTERS: Registry[type[Importer]] = Registry(
         "parquet": "mpidl.data.formats.parquet:ParquetImporter",
         "netcdf": "mpidl.data.formats.netcdf:NetcdfImporter",
         "zarr": "mpidl.data.formats.zarr:ZarrImporter",
+        "webdataset": "mpidl.data.formats.webdataset:WebDatasetImporter",
         "images": "mpidl.data.formats.images:ImagesImporter",
         "text": "mpidl.data.formats.text:TextImporter",
         "idx": "mpidl.data.formats.idx:IdxImporter",

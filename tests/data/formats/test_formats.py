@@ -87,7 +87,7 @@ EXAMPLES: dict[str, Callable[[Path, np.ndarray, np.ndarray], list[Path]]] = {
 }
 
 
-OTHERS = ("parquet", "netcdf", "zarr", "text")
+OTHERS = ("parquet", "netcdf", "zarr", "webdataset", "text")
 
 
 def test_each_format_has_an_example() -> None:
