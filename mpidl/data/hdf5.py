@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_LOCKING = hasattr(h5py.h5p.PropFAID, "set_file_locking")  # HDF5 1.10.7, or 1.12.1 and later
-if not _LOCKING:
+LOCKING = hasattr(h5py.h5p.PropFAID, "set_file_locking")  # HDF5 1.10.7, or 1.12.1 and later
+if not LOCKING:
     # Older ones have this variable only, for all files of the process
-    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
+    os.environ.setdefault("HDF5_USE_FILELOCKING", "FALSE")
 _COPY_IN = "copy the data into the file"
 REBUILD = (
     "rebuild it: HDF5_MPI=ON CC=mpicc HDF5_DIR=<prefix of a parallel HDF5> "
@@ -108,12 +108,12 @@ class _DeferredErrors(io.RawIOBase):
 def _lock(file: int) -> None:
     """Lock an open file against other writers, where the file system has locks.
 
-    HDF5_USE_FILE_LOCKING=FALSE means here what it means to HDF5.
+    HDF5_USE_FILELOCKING=FALSE means here what it means to HDF5.
 
     Raises:
         BlockingIOError: Another process holds the lock.
     """
-    if os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in ("FALSE", "0"):
+    if os.environ.get("HDF5_USE_FILELOCKING", "").upper() in ("FALSE", "0"):
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,7 +198,7 @@ def open_file(
     options: dict[str, Any] = {"driver": "mpio", "comm": comm} if comm is not None else {}
     if not chunk_cache:
         options["rdcc_nbytes"] = 0
-    if _LOCKING and mode == "r":
+    if LOCKING and mode == "r":
         options["locking"] = False
     try:
         if comm is None and mode != "r":
