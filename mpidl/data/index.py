@@ -214,8 +214,8 @@ def _roles(
 
     labels = [first.field(name) for name in options.labels]
     features = [first.field(name) for name in options.features]
-    source = Source(first.samples, read)
-    fields = infer_fields(source, labels[0] if labels else ("" if features else None))
+    label = labels[0] if labels else ("" if features else None)
+    fields = infer_fields(Source(first.samples, read, label=label))
     given = {**dict.fromkeys(features, "feature"), **dict.fromkeys(labels, "label")}
     for name, role in given.items():
         fields[name] = replace(fields[name], role=role)
