@@ -27,7 +27,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LOCKING = hasattr(h5py.h5p.PropFAID, "set_file_locking")  # HDF5 1.10.7, or 1.12.1 and later
 if not LOCKING:
     # Older ones have this variable only, for all files of the process
-    os.environ.setdefault("HDF5_USE_FILELOCKING", "FALSE")
+    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 _COPY_IN = "copy the data into the file"
 REBUILD = (
     "rebuild it: HDF5_MPI=ON CC=mpicc HDF5_DIR=<prefix of a parallel HDF5> "
@@ -108,12 +108,12 @@ class _DeferredErrors(io.RawIOBase):
 def _lock(file: int) -> None:
     """Lock an open file against other writers, where the file system has locks.
 
-    HDF5_USE_FILELOCKING=FALSE means here what it means to HDF5.
+    HDF5_USE_FILE_LOCKING=FALSE means here what it means to HDF5.
 
     Raises:
         BlockingIOError: Another process holds the lock.
     """
-    if os.environ.get("HDF5_USE_FILELOCKING", "").upper() in ("FALSE", "0"):
+    if os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in ("FALSE", "0"):
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -193,7 +193,7 @@ def test_a_full_disk_in_the_words_of_hdf5_and_rust() -> None:
 def test_hdf5_without_the_locking_property_still_opens(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hdf5, "_LOCKING", False)
+    monkeypatch.setattr(hdf5, "LOCKING", False)
     open_file(path).close()
 
 
