@@ -246,6 +246,15 @@ def test_folder_of_images(tmp_path: Path) -> None:
     ]
 
 
+def test_folders_within_a_class_folder_belong_to_the_class(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for value, name in enumerate(["cat/2020/a.png", "cat/b.bmp", "dog/x/y/c.png"]):
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(np.full((2, 2), value, np.uint8)).save(tmp_path / "pets" / name)
+    arrays = open_source([tmp_path / "pets"]).read(0, 3)
+    assert list(arrays["label"]) == [0, 0, 1] and list(arrays["image"][:, 0, 0]) == [0, 1, 2]
+
+
 def test_wrong_sources(tmp_path: Path) -> None:
     (tmp_path / "short.gz").write_bytes(gzip.compress(idx(np.zeros((4, 3), np.uint8), 8)[:-1]))
     (tmp_path / "junk").write_bytes(b"hello")
