@@ -5,7 +5,13 @@
 /* `run` pixels of c channels, from source pixels `step` elements apart. */
 ALWAYS_INLINE void GATHER(run)(const REAL *restrict in, long step, REAL *restrict out, long run,
                                long c) {
-    if (step == c) memcpy(out, in, (size_t)(run * c) * sizeof(REAL));
+    const long count = run * c;
+    if (step == c && count >= 8 && count <= 64) /* the call of memcpy would take longer */
+        for (long at = 0; at < count; at += 8) {
+            const long from = at + 8 > count ? count - 8 : at; /* overlaps the one before */
+            memcpy(out + from, in + from, 8 * sizeof(REAL));
+        }
+    else if (step == c) memcpy(out, in, (size_t)count * sizeof(REAL));
     else if (c == 1 && step == -1)
         for (long r = 0; r < run; r++) out[r] = in[-r];
     else if (c == 3)
