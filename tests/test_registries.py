@@ -149,7 +149,7 @@ def test_every_setting_is_documented(kind: type[Section]) -> None:
     for key in kind.keys():
         described = issubclass(kind, Selection) or documented(kind).get(key)
         assert described, f"{kind.__qualname__}.{key} is not described"
-        assert re.search(rf"[`.]{key}`|\[{key}", text), f"docs/configuration.md lacks {key}"
+        assert re.search(rf"[`.]{key}[`.]|\[{key}", text), f"docs/configuration.md lacks {key}"
     for key, (other, _) in kind.NEEDS.items():
         assert key in kind.keys() and other in kind.keys()
     assert set(kind.EXCLUSIVE) <= set(kind.keys())

@@ -18,7 +18,8 @@ ALWAYS_INLINE long below(uint32_t word, long count) {
 }
 
 /* Where a sample's elements come from: element o of axis a of the result from element
- * (mirrored[a] ? size - 1 - o : o) + shift[a], h and w of the result swapped before where `swap`. */
+ * (mirrored[a] ? size - 1 - o : o) + shift[a], h and w of the result swapped
+ * before where `swap`. */
 typedef struct {
     long shift[3];
     int swap, mirrored[3];
@@ -92,8 +93,8 @@ int NAME(augment_vectors)(REAL *x, const long *samples, const long *vectors, lon
 }
 
 /* A square of `size` elements around a drawn one becomes 0, with probability chance / 2^32. */
-int NAME(augment_cutout)(REAL *x, const long *samples, long seed, long epoch, long n, long h, long w,
-                         long c, long size, long chance) {
+int NAME(augment_cutout)(REAL *x, const long *samples, long seed, long epoch, long n, long h,
+                         long w, long c, long size, long chance) {
     PARALLEL_FOR(n *size *size *c)
     for (long k = 0; k < n; k++) {
         uint32_t words[4];
@@ -102,7 +103,8 @@ int NAME(augment_cutout)(REAL *x, const long *samples, long seed, long epoch, lo
         const long top = below(words[0], h) - size / 2, left = below(words[1], w) - size / 2;
         const long first = left < 0 ? 0 : left, last = left + size > w ? w : left + size;
         for (long i = top < 0 ? 0 : top; i < h && i < top + size; i++)
-            memset(x + ((k * h + i) * w + first) * c, 0, (size_t)((last - first) * c) * sizeof(REAL));
+            memset(x + ((k * h + i) * w + first) * c, 0,
+                   (size_t)((last - first) * c) * sizeof(REAL));
     }
     return 0;
 }

@@ -1,6 +1,6 @@
 /* Samples moved, mirrored and turned, from an element type GIVEN: out = in * scale + shift, fill
- * beyond an edge that is EDGE_FILL. A sample is converted as a whole first, which is one long vector
- * loop, and its rows are copied from the cache. Included by augment_impl.h for each GIVEN. */
+ * beyond an edge that is EDGE_FILL. A sample is converted as a whole first, which is one long
+ * vector loop, and its rows are copied from the cache. Included by augment_impl.h for each GIVEN. */
 
 /* `run` pixels of c channels, from source pixels `step` elements apart. */
 ALWAYS_INLINE void GATHER(run)(const REAL *restrict in, long step, REAL *restrict out, long run,
@@ -27,8 +27,8 @@ ALWAYS_INLINE void GATHER(fill)(REAL *out, long count, REAL value) {
 
 /* A row of `count` pixels whose source pixels lie along one axis: from element `first` on, forwards
  * or backwards (sign), `step` elements apart. */
-ALWAYS_INLINE void GATHER(row)(const REAL *in, long step, long size, long edge, long first, long sign,
-                        REAL *out, long count, long c, REAL fill) {
+ALWAYS_INLINE void GATHER(row)(const REAL *in, long step, long size, long edge, long first,
+                               long sign, REAL *out, long count, long c, REAL fill) {
     for (long done = 0, run; done < count; done += run) {
         const long left = count - done, at = first + sign * done, from = fold(at, size, edge);
         run = 1;
