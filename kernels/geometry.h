@@ -27,7 +27,8 @@ typedef struct {
 } attention_geometry;
 
 /* How samples (d, h, w, c) are moved: each axis by low + a number below spread, what lies
- * beyond its edge (EDGE_...), whether h and w may be swapped, and how often h and w are mirrored, in 2^-32. */
+ * beyond its edge (EDGE_...), whether h and w may be swapped, and how often
+ * h and w are mirrored, in 2^-32. */
 typedef struct {
     long long n, d, h, w, c;
     long long low_d, low_h, low_w;

@@ -1,6 +1,7 @@
 /* Samples moved, mirrored and turned, from an element type GIVEN: out = in * scale + shift, fill
  * beyond an edge that is EDGE_FILL. A sample is converted as a whole first, which is one long
- * vector loop, and its rows are copied from the cache. Included by augment_impl.h for each GIVEN. */
+ * vector loop, and its rows are copied from the cache. Included by
+ * augment_impl.h for each GIVEN. */
 
 /* `run` pixels of c channels, from source pixels `step` elements apart. */
 ALWAYS_INLINE void GATHER(run)(const REAL *restrict in, long step, REAL *restrict out, long run,
