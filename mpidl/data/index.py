@@ -215,7 +215,8 @@ def _roles(
     labels = [first.field(name) for name in options.labels]
     features = [first.field(name) for name in options.features]
     label = labels[0] if labels else ("" if features else None)
-    fields = infer_fields(Source(first.samples, read, label=label))
+    source = Source(first.samples, read, label=label)
+    fields = infer_fields(source)
     given = {**dict.fromkeys(features, "feature"), **dict.fromkeys(labels, "label")}
     for name, role in given.items():
         fields[name] = replace(fields[name], role=role)

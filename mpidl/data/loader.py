@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mpidl.comm.context import Context
 from mpidl.data.manifest import Arrays
 from mpidl.data.reader import Reader
-from mpidl.data.sampler import LaneSampler, Window
+from mpidl.data.sampler import LaneSampler, Window, sample_numbers
 from mpidl.data.validate import check_values
 from mpidl.errors import DataError, notice
 
@@ -28,6 +28,8 @@ class Batch:
         step: Number of the step in the epoch, from 0.
         count: n, samples on this rank.
         global_count: Samples on all ranks.
+        pieces: Ranges of samples of which the arrays are rows.
+        rows: Which rows.
     """
 
     arrays: Arrays
@@ -35,6 +37,13 @@ class Batch:
     step: int
     count: int
     global_count: int
+    pieces: tuple[tuple[int, int], ...]
+    rows: NDArray[np.int64]
+
+    @property
+    def samples(self) -> NDArray[np.int64]:
+        """(n,) numbers of the samples in the data set."""
+        return sample_numbers(self.pieces, self.rows)
 
 
 class Loader:
@@ -97,7 +106,13 @@ class Loader:
             pending = self._fetch(windows, used)
             for step, rows in enumerate(window.rows, window.first_step):
                 yield Batch(
-                    self._gather(arrays, rows), epoch, step, len(rows), self.sampler.count(step)
+                    self._gather(arrays, rows),
+                    epoch,
+                    step,
+                    len(rows),
+                    self.sampler.count(step),
+                    window.pieces,
+                    rows,
                 )
         self._spare = arrays
 

@@ -15,6 +15,7 @@ from mpidl.data.sampler import window_steps
 from mpidl.nn import Model
 from mpidl.optim import LearningRate
 from mpidl.task import Task
+from mpidl.train.augmented import augment
 from mpidl.train.build import build_for_data, build_loss, build_optimizer, build_strategy
 from mpidl.train.engine import AnyStrategy, StepOptions, TrainingStep
 from mpidl.train.events import Observers
@@ -92,13 +93,16 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
         )
         config.sync.chosen.check(config.sync.options, run)
         sampler = _build_sampler(config, reader.manifest, context)
+        inputs = Inputs(task, model)
+        augmented = augment(config, inputs)
     test = _open_test(config, task, context)
     feed = Feed(
         Loader(reader, sampler, context=context),
         sampler,
-        Inputs(task, model),
+        inputs,
         config.train.micro_batches,
         stages_empty=model.needs_collective,
+        augmented=augmented,
     )
     watchdog.start(context.comm, config.sync.watchdog)
     run = replace(run, epoch_steps=feed.loader.steps)
