@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from mpidl.comm.context import Context
 from mpidl.data.manifest import Arrays
 from mpidl.data.reader import Reader
-from mpidl.data.sampler import LaneSampler, Window
+from mpidl.data.sampler import WINDOWS_HELD, LaneSampler, Window
 from mpidl.data.validate import check_values
+
+AHEAD = WINDOWS_HELD - 1  # windows that are read before they are needed
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class Loader:
     """Iterates over epochs of a data set in the order of a sampler.
 
     Where this rank's part fits into one window it is read once and kept for all epochs. Otherwise a
-    thread reads the next window while the current one is used; the same thread does where reading
-    needs MPI and the MPI library does not allow threads, or reads collectively.
+    thread reads the next `AHEAD` windows while the current one is used, into memory of windows
+    before; the calling thread reads where reading needs MPI and the MPI library does not allow
+    threads, or reads collectively.
 
     Args:
         reader: The open data set.
@@ -63,7 +67,8 @@ class Loader:
         self._kept: tuple[tuple[tuple[int, int], ...], Arrays] | None = None
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
-        self._spare: Arrays | None = None  # the memory of a window that is no longer used
+        # The memory of windows that are no longer used
+        self._spare: deque[Arrays] = deque(maxlen=1 if self._keep else AHEAD + 1)
         collective = reader.driver == "mpio-collective"
         threads = not collective and (
             not reader.uses_mpi or (context is not None and context.threads_allowed)
@@ -86,40 +91,50 @@ class Loader:
             DataError: A file cannot be read, or holds values that cannot be trained on.
         """
         windows = self.sampler.windows(epoch, first_step)
-        arrays: Arrays | None = None
-        pending = self._fetch(windows, self._spare)
-        while (loaded := pending.result()) is not None:
-            used, (window, arrays) = arrays, loaded
-            pending = self._fetch(windows, used)
-            for step, rows in enumerate(window.rows, window.first_step):
-                yield Batch(
-                    self._gather(arrays, rows), epoch, step, len(rows), self.sampler.count(step)
-                )
-        self._spare = arrays
+        ahead = deque(self._fetch(windows) for _ in range(AHEAD if self._pool else 1))
+        try:
+            while (loaded := ahead.popleft().result()) is not None:
+                window, arrays = loaded
+                if self._pool:
+                    ahead.append(self._fetch(windows))
+                for step, rows in enumerate(window.rows, window.first_step):
+                    yield Batch(
+                        self._gather(arrays, rows), epoch, step, len(rows), self.sampler.count(step)
+                    )
+                self._spare.append(arrays)
+                if not self._pool:
+                    ahead.append(self._fetch(windows))
+        finally:
+            self._give_back(ahead)
 
-    def _fetch(
-        self, windows: Iterator[Window], memory: Arrays | None
-    ) -> Future[tuple[Window, Arrays] | None]:
+    def _fetch(self, windows: Iterator[Window]) -> Future[tuple[Window, Arrays] | None]:
         """The next window with its data, None after the last; the thread computes and reads it."""
         if self._pool is not None:
-            return self._pool.submit(self._load, windows, memory)
+            return self._pool.submit(self._load, windows)
         done: Future[tuple[Window, Arrays] | None] = Future()
-        done.set_result(self._load(windows, memory))
+        done.set_result(self._load(windows))
         return done
 
-    def _load(
-        self, windows: Iterator[Window], memory: Arrays | None
-    ) -> tuple[Window, Arrays] | None:
+    def _load(self, windows: Iterator[Window]) -> tuple[Window, Arrays] | None:
         window = next(windows, None)
         if window is None:
             return None
         if self._kept is not None and self._kept[0] == window.pieces:
             return window, self._kept[1]
-        arrays = self.reader.read(window.pieces, None if self._keep else memory)
+        memory = None if self._keep or not self._spare else self._spare.popleft()
+        arrays = self.reader.read(window.pieces, memory)
         check_values(self.reader, arrays, window.pieces)
         if self._keep:
             self._kept = (window.pieces, arrays)
         return window, arrays
+
+    def _give_back(self, ahead: Iterable[Future[tuple[Window, Arrays] | None]]) -> None:
+        """Keep the memory of windows that were read ahead of an epoch's end."""
+        for future in ahead:
+            if future.cancel() or future.exception() is not None:
+                continue
+            if (loaded := future.result()) is not None:
+                self._spare.append(loaded[1])
 
     def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
         batch = {name: self._buffer(name, array, len(rows)) for name, array in arrays.items()}

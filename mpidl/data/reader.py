@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,8 @@ from mpidl.errors import DataError
 from mpidl.files import reading
 
 DRIVERS = ("auto", "posix", "mpio", "mpio-collective")
+THREADS = 2  # that read a large part of a shard together
+_PART = 2 << 20  # bytes that a thread reads at a time
 
 
 class Reader:
@@ -171,7 +174,7 @@ class Reader:
     def _by_shard(self, pieces: Sequence[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
         """The pieces as row ranges within each shard."""
         ranges: dict[int, list[tuple[int, int]]] = (
-            {0: []} if self.driver == "mpio-collective" else {}
+            {0: []} if self._is_collective else {}
         )
         for start, stop in pieces:
             while start < stop:
@@ -191,11 +194,33 @@ class Reader:
             self._files[index] = open_file(path, chunk_cache=False)
         with reading(path):
             direct = self._direct_rows(index, name)
-            if direct is not None:
+            if direct is None:
+                read = read_ranges_collectively if self._is_collective else read_ranges
+                read(self._files[index][name], ranges, out)
+            elif out.nbytes < 2 * _PART:
                 direct.read(ranges, out)
-                return
-            read = read_ranges_collectively if self.driver == "mpio-collective" else read_ranges
-            read(self._files[index][name], ranges, out)
+            else:
+                self._read_in_parts(direct, ranges, out)
+
+    def _read_in_parts(
+        self, direct: DirectRows, ranges: Sequence[tuple[int, int]], out: NDArray[Any]
+    ) -> None:
+        """Read much at once by several threads."""
+        rows = max(1, _PART * len(out) // out.nbytes)
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="mpidl-read") as pool:
+            jobs, done = [], 0
+            for start, stop in ranges:
+                for low in range(start, stop, rows):
+                    count = min(rows, stop - low)
+                    part = out[done : done + count]
+                    jobs.append(pool.submit(direct.read, [(low, low + count)], part))
+                    done += count
+            for job in jobs:
+                job.result()
+
+    @property
+    def _is_collective(self) -> bool:
+        return self.driver == "mpio-collective"
 
     def _direct_rows(self, index: int, name: str) -> DirectRows | None:
         """Direct access to a field of a shard, with the posix driver where its layout allows it."""
