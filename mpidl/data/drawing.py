@@ -101,12 +101,12 @@ class Drawing:
         keys = native.keys(self.order.seed, _BLOCKS, number, lanes, stratum)
         native.shuffle_rows(x, starts, keys)
 
-    def window(self, low: int, high: int) -> tuple[Indices, Indices]:
+    def window(self, low: int, high: int) -> tuple[Indices, Indices, Indices]:
         """The samples of the steps [low, high).
 
         Returns:
-            The samples of one lane after another, each in the order of steps, and (lanes + 1,)
-            where each lane starts.
+            samples, starts, order: lane r draws samples[order[starts[r] : starts[r + 1]]], in the
+            order of steps. Where nothing is mixed the samples mostly ascend.
         """
         before = self.strata.before(np.minimum(self._slots + low, self._stops))
         counts = self.strata.before(np.minimum(self._slots + high, self._stops)) - before
@@ -116,10 +116,11 @@ class Drawing:
         position = within + (self._from + before - self._first).reshape(-1)[owner]
         samples = self._samples(owner, position)
         starts = np.r_[0, np.cumsum(counts.sum(axis=1))]
+        order = np.arange(len(samples))
         if self.order.shuffle:
             keys = native.keys(self.order.seed, _WINDOWS, self.epoch, self.lanes, low)
-            native.shuffle_rows(samples, starts, keys)
-        return samples, starts
+            native.shuffle_rows(order, starts, keys)
+        return samples, starts, order
 
     def _samples(self, owner: Indices, position: Indices) -> Indices:
         """The samples at positions of parts, counted over all epochs; owner: lane and stratum."""

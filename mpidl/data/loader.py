@@ -1,4 +1,4 @@
-"""Batches for training: a thread prefetches windows, batches are gathered from them in memory."""
+"""Batches for training: threads prefetch windows, batches are gathered from them in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from mpidl.data.sampler import WINDOWS_HELD, LaneSampler, Window
 from mpidl.data.validate import check_values
 
 AHEAD = WINDOWS_HELD - 1  # windows that are read before they are needed
+_Loaded = Future[tuple[Window, Arrays] | None]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Batch:
 class Loader:
     """Iterates over epochs of a data set in the order of a sampler.
 
-    Where this rank's part fits into one window it is read once and kept for all epochs. Otherwise a
-    thread reads the next `AHEAD` windows while the current one is used, into memory of windows
+    Where this rank's part fits into one window it is read once and kept for all epochs. Otherwise
+    threads read the next `AHEAD` windows while the current one is used, into memory of windows
     before; the calling thread reads where reading needs MPI and the MPI library does not allow
     threads, or reads collectively.
 
@@ -73,7 +75,11 @@ class Loader:
         threads = not collective and (
             not reader.uses_mpi or (context is not None and context.threads_allowed)
         )
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mpidl-prefetch") if threads else None
+        workers = 1 if reader.uses_mpi else AHEAD
+        self._pool = (
+            ThreadPoolExecutor(workers, thread_name_prefix="mpidl-prefetch") if threads else None
+        )
+        self._lock = Lock()
 
     @property
     def steps(self) -> int:
@@ -91,49 +97,61 @@ class Loader:
             DataError: A file cannot be read, or holds values that cannot be trained on.
         """
         windows = self.sampler.windows(epoch, first_step)
-        ahead = deque(self._fetch(windows) for _ in range(AHEAD if self._pool else 1))
+        waiting: deque[_Loaded] = deque()
+        ahead = deque(self._fetch(windows, waiting) for _ in range(AHEAD if self._pool else 1))
         try:
             while (loaded := ahead.popleft().result()) is not None:
                 window, arrays = loaded
                 if self._pool:
-                    ahead.append(self._fetch(windows))
+                    ahead.append(self._fetch(windows, waiting))
                 for step, rows in enumerate(window.rows, window.first_step):
                     yield Batch(
                         self._gather(arrays, rows), epoch, step, len(rows), self.sampler.count(step)
                     )
                 self._spare.append(arrays)
                 if not self._pool:
-                    ahead.append(self._fetch(windows))
+                    ahead.append(self._fetch(windows, waiting))
         finally:
             self._give_back(ahead)
 
-    def _fetch(self, windows: Iterator[Window]) -> Future[tuple[Window, Arrays] | None]:
-        """The next window with its data, None after the last; the thread computes and reads it."""
+    def _fetch(self, windows: Iterator[Window], waiting: deque[_Loaded]) -> _Loaded:
+        """The next window with its data, None after the last; a thread computes and reads it."""
+        future: _Loaded = Future()
+        waiting.append(future)
         if self._pool is not None:
-            return self._pool.submit(self._load, windows)
-        done: Future[tuple[Window, Arrays] | None] = Future()
-        done.set_result(self._load(windows))
-        return done
+            self._pool.submit(self._load, windows, waiting)
+        else:
+            self._load(windows, waiting)
+        return future
 
-    def _load(self, windows: Iterator[Window]) -> tuple[Window, Arrays] | None:
-        window = next(windows, None)
-        if window is None:
-            return None
+    def _load(self, windows: Iterator[Window], waiting: deque[_Loaded]) -> None:
+        """Load the next window for the future that has waited longest."""
+        with self._lock:  # windows in order, whichever thread comes first
+            future = waiting.popleft()
+            try:
+                window = next(windows, None)
+            except BaseException as error:  # raised where the batches are taken
+                future.set_exception(error)
+                return
+            memory = None if self._keep or not self._spare else self._spare.popleft()
+        try:
+            future.set_result(window and (window, self._read(window, memory)))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _read(self, window: Window, memory: Arrays | None) -> Arrays:
         if self._kept is not None and self._kept[0] == window.pieces:
-            return window, self._kept[1]
-        memory = None if self._keep or not self._spare else self._spare.popleft()
+            return self._kept[1]
         arrays = self.reader.read(window.pieces, memory)
         check_values(self.reader, arrays, window.pieces)
         if self._keep:
             self._kept = (window.pieces, arrays)
-        return window, arrays
+        return arrays
 
-    def _give_back(self, ahead: Iterable[Future[tuple[Window, Arrays] | None]]) -> None:
-        """Keep the memory of windows that were read ahead of an epoch's end."""
+    def _give_back(self, ahead: Iterable[_Loaded]) -> None:
+        """Keep the memory of windows that were read for an epoch that was left early."""
         for future in ahead:
-            if future.cancel() or future.exception() is not None:
-                continue
-            if (loaded := future.result()) is not None:
+            if future.exception() is None and (loaded := future.result()) is not None:
                 self._spare.append(loaded[1])
 
     def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:

@@ -151,7 +151,8 @@ class LaneSampler:
         lanes, parts = np.array([index]), []
         drawn = Drawing(self, epoch, lanes)
         for low in range(0, self.steps, depth):
-            parts.append(drawn.window(low, min(low + depth, self.steps))[0])
+            samples, _, order = drawn.window(low, min(low + depth, self.steps))
+            parts.append(samples[order])
         return np.concatenate(parts)
 
     @property
@@ -166,28 +167,37 @@ class LaneSampler:
         depth = self.depth
         for low in range(first_step // depth * depth, self.steps, depth):
             last = min(low + depth, self.steps)
-            samples, starts = drawn.window(low, last)
-            yield self._window(samples, starts, range(max(low, first_step), last), low, kept)
+            samples, starts, order = drawn.window(low, last)
+            pieces, rows = self._pieces(samples, kept)
+            order = order if rows is None else rows[order]
+            first = max(low, first_step)
+            found = tuple(self._by_step(order, starts, range(first - low, last - low)))
+            yield Window(first, last, pieces, found)
 
-    def _window(
-        self, samples: Indices, starts: Indices, steps: range, low: int, kept: Indices | None
-    ) -> Window:
-        """A window from the samples of its lanes, lane r in samples[starts[r] : starts[r + 1]]."""
+    def _pieces(
+        self, samples: Indices, kept: Indices | None
+    ) -> tuple[tuple[tuple[int, int], ...], Indices | None]:
+        """The ranges to read, and the row of each sample there; None: 0, 1, 2, ..."""
         if self.strata is None and self.window is None:
-            pieces, rows = [self.owned_range], samples - self.owned_range[0]
+            return (self.owned_range,), None  # each lane draws its samples ascending
+        if kept is None and (np.diff(samples) > 0).all():
+            wanted, rows = samples, None
         else:
             wanted = ascending(samples) if kept is None else kept
-            first = wanted[np.diff(wanted, prepend=-2) != 1]
-            last = wanted[np.diff(wanted, append=np.int64(1 << 62)) != 1] + 1
-            pieces = list(zip(first.tolist(), last.tolist(), strict=True))
             rows = np.searchsorted(wanted, samples)
+        first = wanted[np.diff(wanted, prepend=-2) != 1]
+        last = wanted[np.diff(wanted, append=np.int64(1 << 62)) != 1] + 1
+        return tuple(zip(first.tolist(), last.tolist(), strict=True)), rows
+
+    @staticmethod
+    def _by_step(rows: Indices, starts: Indices, steps: range) -> Iterator[Indices]:
+        """The rows of each step of a window, where lane r has rows[starts[r] : starts[r + 1]]."""
         lengths = np.diff(starts)
-        at = starts[:-1] - low
-        found = []
-        for step in steps:
-            live = at if step < self.steps - 1 else at[lengths > step - low]
-            found.append(rows[live + step])
-        return Window(steps.start, steps.stop, tuple(pieces), tuple(found))
+        shortest = int(lengths.min())
+        even = np.arange(min(shortest, steps.stop))[:, None] + starts[:-1]
+        yield from rows[even[steps.start :]]
+        for step in range(max(shortest, steps.start), steps.stop):  # the last of an epoch
+            yield rows[(starts[:-1] + step)[lengths > step]]
 
 
 def window_steps(
