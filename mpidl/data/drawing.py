@@ -25,22 +25,28 @@ class Order(Protocol):
     """What `Drawing` asks of a sampler."""
 
     @property
-    def samples(self) -> int: ...
+    def samples(self) -> int:
+        """Samples of an epoch."""
 
     @property
-    def global_batch(self) -> int: ...
+    def global_batch(self) -> int:
+        """Samples of a step."""
 
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """Of all orders."""
 
     @property
-    def shuffle(self) -> bool: ...
+    def shuffle(self) -> bool:
+        """Whether orders are drawn."""
 
     @property
-    def window(self) -> int | None: ...
+    def window(self) -> int | None:
+        """Steps that are in memory together; None: all."""
 
     @property
-    def strata(self) -> Strata | None: ...
+    def strata(self) -> Strata | None:
+        """What an epoch draws from; None: each sample once."""
 
 
 class Drawing:
@@ -85,7 +91,7 @@ class Drawing:
         lengths = np.repeat(self._blocks.reshape(-1), passes.reshape(-1))
         starts = np.r_[0, np.cumsum(lengths)]
         self._table = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        self._table_start = (np.cumsum(passes * self._blocks) - (passes * self._blocks).reshape(-1))
+        self._table_start = np.cumsum(passes * self._blocks) - (passes * self._blocks).reshape(-1)
         owner = np.repeat(np.arange(passes.size), passes.reshape(-1))
         number = np.arange(len(owner)) - np.repeat(
             np.cumsum(passes) - passes.reshape(-1), passes.reshape(-1)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
 from mpidl.data.manifest import Arrays
+from mpidl.data.mixture import Mixture
 from mpidl.data.reader import Reader
 from mpidl.data.sampler import WINDOWS_HELD, LaneSampler, Window
 from mpidl.data.validate import check_values
@@ -58,7 +59,7 @@ class Loader:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Reader | Mixture,
         sampler: LaneSampler,
         *,
         context: Context | None = None,
@@ -135,7 +136,7 @@ class Loader:
                 return
             memory = None if self._keep or not self._spare else self._spare.popleft()
         try:
-            future.set_result(window and (window, self._read(window, memory)))
+            future.set_result((window, self._read(window, memory)) if window else None)
         except BaseException as error:
             future.set_exception(error)
 

@@ -82,7 +82,8 @@ def shuffle_rows(x: Indices, starts: Indices, row_keys: Keys, *, use_c: bool = T
     lengths = np.diff(starts)
     for i in range(int(lengths.max(initial=0)), 1, -1):
         live = np.flatnonzero(lengths >= i)
-        drawn = _mix(row_keys[live] + np.uint64(i) * _GOLDEN) >> np.uint64(32)
+        step = np.uint64(i * int(_GOLDEN) % (1 << 64))
+        drawn = _mix(row_keys[live] + step) >> np.uint64(32)
         j = starts[live] + ((drawn * np.uint64(i)) >> np.uint64(32)).astype(np.int64)
         last = starts[live] + i - 1
         x[last], x[j] = x[j], x[last]

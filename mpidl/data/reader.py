@@ -158,24 +158,29 @@ class Reader:
         Raises:
             DataError: A read fails; the message names the file.
         """
-        total = sum(stop - start for start, stop in pieces)
-        arrays = {
-            name: _allocate(memory, name, (total, *field.shape), field.dtype)
+        arrays = self.allocate(sum(stop - start for start, stop in pieces), memory)
+        self.read_into(pieces, arrays)
+        return arrays
+
+    def allocate(self, samples: int, memory: Arrays | None = None) -> Arrays:
+        """Arrays for `samples` samples, in memory of an earlier read where that is large enough."""
+        return {
+            name: _allocate(memory, name, (samples, *field.shape), field.dtype)
             for name, field in self.fields.items()
         }
+
+    def read_into(self, pieces: Sequence[tuple[int, int]], arrays: Arrays) -> None:
+        """As `read`, into arrays of exactly as many samples."""
         row = 0
         for index, ranges in self._by_shard(pieces).items():
             count = sum(stop - start for start, stop in ranges)
             for name, array in arrays.items():
                 self._read_ranges(index, name, ranges, array[row : row + count])
             row += count
-        return arrays
 
     def _by_shard(self, pieces: Sequence[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
         """The pieces as row ranges within each shard."""
-        ranges: dict[int, list[tuple[int, int]]] = (
-            {0: []} if self._is_collective else {}
-        )
+        ranges: dict[int, list[tuple[int, int]]] = {0: []} if self._is_collective else {}
         for start, stop in pieces:
             while start < stop:
                 index = bisect_right(self.starts, start) - 1

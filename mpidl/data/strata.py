@@ -56,7 +56,7 @@ class Strata:
         Each row adds up to slots[i], and none falls with slots[i].
         """
         if len(self.draws) == 1:
-            return slots[:, None].copy()
+            return np.asarray(slots[:, None])
         low, high = np.full(len(slots), -1), np.full(len(slots), _GRID)
         while (high - low > 1).any():  # the first place at which there are enough occurrences
             middle = (low + high) // 2
@@ -80,11 +80,11 @@ def plain(samples: int) -> Strata:
     return Strata(np.array([samples]), np.array([samples]))
 
 
-def apportion(total: int, weights: Sequence[float]) -> Indices:
+def apportion(total: int, weights: Sequence[float] | NDArray[np.float64]) -> Indices:
     """Divide `total` draws by weight: largest remainders, so each share is exact to one draw."""
     exact = np.asarray(weights, np.float64)
     exact = total * (exact / exact.sum())
     found = np.floor(exact).astype(np.int64)
     order = np.argsort(-(exact - found), kind="stable")
     found[order[: total - int(found.sum())]] += 1
-    return found
+    return np.asarray(found)

@@ -133,7 +133,7 @@ def input_spec(manifest: Manifest, config: Config, note: Note = lambda text: Non
         ConfigError: The model or the loss does not fit the data.
     """
     data = config.data
-    where = data.train
+    where = ", ".join(data.folders)
     feature = manifest.field_with_role("feature", data.feature, where)
     label = manifest.field_with_role("label", data.label, where)
     if feature == label:
