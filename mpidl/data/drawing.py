@@ -56,6 +56,9 @@ class Drawing:
         order: The sampler.
         epoch: From 0.
         lanes: (n,) numbers of the lanes, consecutive.
+
+    Attributes:
+        is_whole: Nothing is mixed and all steps are one window.
     """
 
     def __init__(self, order: Order, epoch: int, lanes: Indices) -> None:
@@ -65,6 +68,9 @@ class Drawing:
         self.strata = strata = order.strata or plain(order.samples)
         borders = np.r_[lanes, lanes[-1] + 1] * order.samples // order.global_batch
         self._slots, self._stops = borders[:-1], borders[1:]
+        self.is_whole = strata.is_plain and order.window is None
+        if self.is_whole:  # each lane has its samples, shuffled
+            return
         counts = strata.before(borders)
         self._first, stops = counts[:-1], counts[1:]  # (lanes, strata), as all below
         self._drawn = stops - self._first
@@ -114,6 +120,9 @@ class Drawing:
             samples, starts, order: lane r draws samples[order[starts[r] : starts[r + 1]]], in the
             order of steps. Where nothing is mixed the samples mostly ascend.
         """
+        if self.is_whole:
+            samples = np.arange(self._slots[0], self._stops[-1])
+            return samples, *self._shuffled(self._stops - self._slots, low)
         before = self.strata.before(np.minimum(self._slots + low, self._stops))
         counts = self.strata.before(np.minimum(self._slots + high, self._stops)) - before
         flat = counts.reshape(-1)
@@ -121,12 +130,16 @@ class Drawing:
         within = np.arange(len(owner)) - np.repeat(np.cumsum(flat) - flat, flat)
         position = within + (self._from + before - self._first).reshape(-1)[owner]
         samples = self._samples(owner, position)
-        starts = np.r_[0, np.cumsum(counts.sum(axis=1))]
-        order = np.arange(len(samples))
+        return samples, *self._shuffled(counts.sum(axis=1), low)
+
+    def _shuffled(self, lengths: Indices, low: int) -> tuple[Indices, Indices]:
+        """Where lanes of these lengths start, and a permutation of each: starts, order."""
+        starts = np.r_[0, np.cumsum(lengths)]
+        order = np.arange(starts[-1])
         if self.order.shuffle:
             keys = native.keys(self.order.seed, _WINDOWS, self.epoch, self.lanes, low)
             native.shuffle_rows(order, starts, keys)
-        return samples, starts, order
+        return starts, order
 
     def _samples(self, owner: Indices, position: Indices) -> Indices:
         """The samples at positions of parts, counted over all epochs; owner: lane and stratum."""
@@ -145,6 +158,8 @@ class Drawing:
 
     def owned(self) -> Indices:
         """All samples that these lanes draw in any epoch, ascending."""
+        if self.is_whole:
+            return np.arange(self._slots[0], self._stops[-1])
         low, high = self._low + self.strata.starts, self._high + self.strata.starts
         flat = np.where(self._drawn > 0, high - low, 0).reshape(-1)
         found = np.arange(flat.sum()) + np.repeat(low.reshape(-1) - (np.cumsum(flat) - flat), flat)

@@ -163,7 +163,7 @@ class LaneSampler:
     def windows(self, epoch: int, first_step: int = 0) -> Iterator[Window]:
         """The windows of an epoch from `first_step` on."""
         drawn = Drawing(self, epoch, np.arange(self.lanes.start, self.lanes.stop))
-        kept = drawn.owned() if self.window is None and self.strata is not None else None
+        kept = drawn.owned() if self.window is None and not drawn.is_whole else None
         depth = self.depth
         for low in range(first_step // depth * depth, self.steps, depth):
             last = min(low + depth, self.steps)
@@ -178,8 +178,6 @@ class LaneSampler:
         self, samples: Indices, kept: Indices | None
     ) -> tuple[tuple[tuple[int, int], ...], Indices | None]:
         """The ranges to read, and the row of each sample there; None: 0, 1, 2, ..."""
-        if self.strata is None and self.window is None:
-            return (self.owned_range,), None  # each lane draws its samples ascending
         if kept is None and (np.diff(samples) > 0).all():
             wanted, rows = samples, None
         else:
