@@ -52,6 +52,12 @@ class Mixture:
         """See `Reader.uses_mpi`."""
         return any(reader.uses_mpi for reader in self.readers)
 
+    def select(self, names: Sequence[str]) -> None:
+        """See `Reader.select`."""
+        for reader in self.readers:
+            reader.select(names)
+        self.fields = {name: field for name, field in self.fields.items() if name in names}
+
     def locate(self, sample: int) -> tuple[str, int]:
         """See `Reader.locate`."""
         index = min(bisect_right(self.starts, sample) - 1, len(self.readers) - 1)
@@ -123,9 +129,13 @@ def _pooled(name: str, manifests: Sequence[Manifest]) -> Field:
     if len(statistics) < len(known) or not total:
         pooled = None
     else:
-        shares = [manifest.samples / total for manifest in manifests]
-        pairs = list(zip(shares, statistics, strict=True))
-        mean = sum(share * s.mean for share, s in pairs)
-        variance = sum(share * (s.std**2 + (s.mean - mean) ** 2) for share, s in pairs)
-        pooled = Statistics.with_checksum(mean, float(np.sqrt(variance)))
+        shares = np.array([manifest.samples / total for manifest in manifests])
+        # (data sets, 1 + channels): of all elements, and of each channel
+        means = np.array([(s.mean, *s.channel_means) for s in statistics])
+        stds = np.array([(s.std, *s.channel_stds) for s in statistics])
+        mean = shares @ means
+        std = np.sqrt(shares @ (stds**2 + (means - mean) ** 2))
+        pooled = Statistics.with_checksum(
+            float(mean[0]), float(std[0]), tuple(mean[1:].tolist()), tuple(std[1:].tolist())
+        )
     return Field(field.dtype, field.shape, field.role, field.classes, field.class_names, pooled)
