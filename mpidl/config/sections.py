@@ -25,18 +25,29 @@ from mpidl.options import (
 )
 from mpidl.registry import Choice, Registry
 from mpidl.sync import STRATEGIES
+from mpidl.task import AUTO, TaskConfig
 
 
 class DataConfig(Section, frozen=True):
     """The data sets and how they are read.
 
     Attributes:
-        train: Folder made by `mpidl shard` or `mpidl index`, relative to the working directory.
+        train: Folder made by `mpidl shard` or `mpidl index`, relative to the working directory; or
+            a list of several with the same fields, which are mixed.
+        weights: Share of each data set in an epoch, in the order of train; by default by size.
+        balance: "classes": each class equally often; "sqrt": by the square root of its samples;
+            "none": as the data are. With weights: within each data set.
+        epoch_samples: Samples of an epoch; by default as many as there are.
         test: The same, of the test data.
-        feature: The field that is the input; where there is only one, that.
-        label: The field that is the label; where there is only one, that.
+        feature: The field that is the input, or a list of fields that are joined along their
+            channels; where there is only one, that.
+        label: The field that is the label, or a list of fields of a regression or a multilabel
+            task; where there is only one, that.
         layout: What samples (a, b) are: "image", gray with height and width, or "series", steps of
             several channels; "auto": what the model takes. Kept in checkpoints.
+        normalize: Which statistics of the data set normalize inputs: of each "channel" (or column
+            of a table), of the whole "field", or "auto": of channels for real numbers, of fields
+            for bytes.
         mean: Normalization of inputs, (x - mean) / std; by default from the manifest.
         std: See mean.
         shuffle: Draw a new order in every epoch, from (seed, epoch).
@@ -49,17 +60,49 @@ class DataConfig(Section, frozen=True):
             2 GB/s a rank); of files in place where `mpidl index --checksum` stored one.
     """
 
-    train: str
+    train: str | tuple[str, ...]
+    weights: tuple[Annotated[float, Meta(gt=0)], ...] | None = None
+    balance: Literal["none", "classes", "sqrt"] = "none"
+    epoch_samples: Positive | None = None
     test: str | None = None
-    feature: str | None = None
-    label: str | None = None
+    feature: str | tuple[str, ...] | None = None
+    label: str | tuple[str, ...] | None = None
     layout: Literal["auto", "image", "series"] = "auto"
+    normalize: Literal["auto", "channel", "field"] = "auto"
     mean: float | None = None
     std: Rate | None = None
     shuffle: bool = True
     window_bytes: Positive = 1 << 30
     driver: Literal["auto", "posix", "mpio", "mpio-collective"] = "auto"
     verify: bool = True
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The training data sets."""
+        return (self.train,) if isinstance(self.train, str) else self.train
+
+    def check(self, place: Place) -> None:
+        """Refuse lists that do not fit, and draws that need a shuffle."""
+        folders = self.folders
+        if not folders or len(set(folders)) < len(folders):
+            raise place.error(
+                "data.train lists no data set, or one twice", "train", remedy="name each once"
+            )
+        if self.weights is not None and len(self.weights) != len(folders):
+            raise place.error(
+                f"data.weights has {len(self.weights)} entries for {len(folders)} data set(s) in "
+                "data.train",
+                "weights",
+                remedy="give one weight for each data set",
+            )
+        drawn = [k for k in ("weights", "epoch_samples") if getattr(self, k) is not None]
+        drawn += ["balance"] if self.balance != "none" else []
+        if drawn and not self.shuffle:
+            raise place.error(
+                f"data.{drawn[0]} draws samples in a random order, but data.shuffle is false",
+                drawn[0],
+                remedy=f"set data.shuffle = true, or remove data.{drawn[0]}",
+            )
 
 
 class ModelConfig(Choice, frozen=True):
@@ -94,13 +137,24 @@ class LossConfig(Choice, frozen=True):
     """The loss, with its own options in the same section.
 
     Attributes:
-        name: cross_entropy trains classifiers; the others compare real values, labels of any shape
-            with outputs of the same shape (regression).
+        name: "auto": the first loss of the task. cross_entropy compares classes, the others real
+            values.
     """
 
     REGISTRY: ClassVar[Registry[Any]] = LOSSES
+    NONE: ClassVar[str] = AUTO
 
-    name: Annotated[str, OneOf(LOSSES)] = "cross_entropy"
+    name: Annotated[str, OneOf(LOSSES, AUTO)] = AUTO
+
+    @classmethod
+    def _unused(cls, key: str, value: Any, name: str, place: Place, known: set[str]) -> None:
+        """An option without the name of its loss is refused: it would have no effect."""
+        holders = [one for one in LOSSES if key in LOSSES.options(one).keys()]
+        if name != AUTO or not holders:
+            super()._unused(key, value, name, place, known)
+            return
+        what = f"{place.name(key)} is an option of the loss {holders[0]!r}, and none is named"
+        raise place.error(what, key, remedy=f'add {place.name("name")} = "{holders[0]}"')
 
 
 class OptimConfig(Choice, frozen=True):
@@ -243,5 +297,6 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "SyncConfig",
+    "TaskConfig",
     "TrainConfig",
 ]

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.data.formats.source import Source, infer_role
-from mpidl.data.manifest import MAX_CLASSES, Field, Statistics, plain_name
+from mpidl.data.manifest import MAX_CLASSES, Field, plain_name
+from mpidl.data.moments import Moments, channels_of, statistics_of
 from mpidl.errors import DataError
 
 # Labels with more classes must use a tenth of them, or they are something else: years, postcodes
@@ -27,47 +28,44 @@ class Tally:
     """What one rank learns of a field while it writes its samples.
 
     Attributes:
-        total: Sum of the elements of a feature.
-        squares: Sum of their squares.
-        count: Their number.
-        lowest: Of labels.
-        highest: Of labels.
-        values: Different labels, up to `MANY`.
-        smallest: Of features.
-        largest: Of features.
+        moments: Of a field that has statistics.
+        lowest: Of whole numbers that are labels.
+        highest: Of them.
+        values: Which there are, up to `MANY`.
     """
 
-    total: float = 0.0
-    squares: float = 0.0
-    count: int = 0
+    moments: Moments | None = None
     lowest: int = 0
     highest: int = -1
     values: set[int] = dataclasses.field(default_factory=set)
-    smallest: float = math.inf
-    largest: float = -math.inf
+
+    @classmethod
+    def of(cls, field: Field) -> Tally:
+        """An empty one."""
+        return cls(Moments.empty(channels_of(field.shape) or 1) if has_statistics(field) else None)
 
     def add(self, array: NDArray[Any], role: str) -> None:
         """Count the elements of some samples."""
-        if role == "label" and array.size and array.dtype.kind in "iu":
+        if self.moments is not None:
+            self.moments.add(array)
+        elif role == "label" and array.size:
             self.lowest = min(self.lowest, int(array.min()))
             self.highest = max(self.highest, int(array.max()))
             if len(self.values) <= MANY:
                 self.values.update(np.unique(array)[: MANY + 1].tolist())
-        elif role == "feature" and array.size:
-            self.smallest = min(self.smallest, float(array.min()))
-            self.largest = max(self.largest, float(array.max()))
-            exact = array.astype(np.float64, copy=False).reshape(-1)
-            self.total += float(exact.sum())
-            self.squares += float(exact @ exact)
-            self.count += exact.size
 
 
-def infer_fields(source: Source, label: str | None) -> dict[str, Field]:
+def has_statistics(field: Field) -> bool:
+    """Whether mean and standard deviation mean anything: not of classes and tokens."""
+    real = np.dtype(field.dtype).kind == "f"
+    return field.classes is None and (field.role == "feature" or (field.role == "label" and real))
+
+
+def infer_fields(source: Source) -> dict[str, Field]:
     """The fields of a source, from its first sample; without classes and statistics.
 
     Args:
         source: Raw data.
-        label: The label field that the user names.
 
     Raises:
         DataError: There are no samples, or a field cannot be stored.
@@ -87,8 +85,14 @@ def infer_fields(source: Source, label: str | None) -> dict[str, Field]:
                 remedy="convert it to numbers; names of classes with "
                 "numpy.unique(y, return_inverse=True)[1]",
             )
-        role = infer_role(name, array, source.label or label)
-        fields[name] = Field(stored.dtype.name, array.shape[1:], role)
+        role = source.roles.get(name) or infer_role(name, array, source.label)
+        fields[name] = Field(
+            stored.dtype.name,
+            array.shape[1:],
+            role,
+            classes=source.classes.get(name),
+            units=source.units.get(name),
+        )
     return fields
 
 
@@ -102,7 +106,7 @@ def to_storable(array: NDArray[Any]) -> NDArray[Any]:
 def complete_fields(
     fields: Mapping[str, Field], parts: Sequence[Mapping[str, Tally]], source: Source, note: Note
 ) -> dict[str, Field]:
-    """Add what the tallies tell: classes of labels, mean and standard deviation of features.
+    """Add what the tallies tell: classes of labels, statistics of real numbers.
 
     Args:
         fields: From `infer_fields`.
@@ -120,11 +124,18 @@ def complete_fields(
             classes = _count_classes(name, field, tallies, source, note)
             names = source.class_names if classes else None
             field = msgspec.structs.replace(field, classes=classes, class_names=names)
-        elif field.role == "feature":
-            statistics = _statistics(name, tallies, note)
+        moments = [tally.moments for tally in tallies if tally.moments is not None]
+        if moments:
+            statistics = statistics_of(moments, field.shape)
             field = msgspec.structs.replace(field, statistics=statistics)
+            if statistics.std == 0:
+                note(
+                    f"the {field.role} {name!r} is {statistics.mean:g} in all samples: nothing can "
+                    "be learned from it"
+                )
         completed[name] = field
-    if not any(field.role == "label" for field in fields.values()):
+    tokens = any(field.role == "feature" and field.classes for field in fields.values())
+    if not tokens and not any(field.role == "label" for field in fields.values()):
         others = [name for name, field in fields.items() if field.role == "other"]
         known = ", ".join(source.candidates or others or fields)
         note(
@@ -132,18 +143,6 @@ def complete_fields(
             f"one of {known}"
         )
     return completed
-
-
-def _statistics(name: str, tallies: list[Tally], note: Note) -> Statistics:
-    count = sum(tally.count for tally in tallies)
-    mean = sum(tally.total for tally in tallies) / count
-    variance = sum(tally.squares for tally in tallies) / count - mean * mean
-    smallest = min(tally.smallest for tally in tallies)
-    largest = max(tally.largest for tally in tallies)
-    if smallest == largest:  # the variance of such sums may be a little above 0
-        note(f"the feature {name!r} is {smallest:g} in all samples: nothing can be learned from it")
-        return Statistics.with_checksum(smallest, 0.0)
-    return Statistics.with_checksum(mean, float(np.sqrt(max(variance, 0.0))))
 
 
 def _count_classes(

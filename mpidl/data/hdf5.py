@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_LOCKING = hasattr(h5py.h5p.PropFAID, "set_file_locking")  # HDF5 1.10.7, or 1.12.1 and later
-if not _LOCKING:
+LOCKING = hasattr(h5py.h5p.PropFAID, "set_file_locking")  # HDF5 1.10.7, or 1.12.1 and later
+if not LOCKING:
     # Older ones have this variable only, for all files of the process
     os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 _COPY_IN = "copy the data into the file"
@@ -198,7 +198,7 @@ def open_file(
     options: dict[str, Any] = {"driver": "mpio", "comm": comm} if comm is not None else {}
     if not chunk_cache:
         options["rdcc_nbytes"] = 0
-    if _LOCKING and mode == "r":
+    if LOCKING and mode == "r":
         options["locking"] = False
     try:
         if comm is None and mode != "r":

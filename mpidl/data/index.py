@@ -175,8 +175,10 @@ def _roles(
 
     labels = [first.field(name) for name in options.labels]
     features = [first.field(name) for name in options.features]
-    source = Source(1, read)
-    fields = infer_fields(source, labels[0] if labels else ("" if features else None))
+    label = labels[0] if labels else ("" if features else None)
+    units = {name: var.units for name, var in first.variables.items() if var.units}
+    source = Source(1, read, label=label, units=units)
+    fields = infer_fields(source)
     given = {**dict.fromkeys(features, "feature"), **dict.fromkeys(labels, "label")}
     for name, role in given.items():
         fields[name] = replace(fields[name], role=role)
@@ -284,7 +286,7 @@ class _Pass:
         count = max(1, math.ceil(samples * self.options.sample))
         parts = [(labels, samples)]
         parts += [(features, count)] if self.options.statistics else []
-        tallies = {name: Tally() for name in manifest.fields}
+        tallies = {name: Tally.of(field) for name, field in manifest.fields.items()}
         missing: dict[str, Missing] = {}
         self.total = sum(rows // self.context.size for names, rows in parts if names)
         for names, rows in parts:
@@ -335,10 +337,9 @@ class _Pass:
     ) -> dict[str, Field]:
         """Classes and statistics of the fields that have good samples. Collective."""
         fields = self.plan.manifest.fields
-        known = {
-            name: field if name in missing and missing[name].good else replace(field, role="other")
-            for name, field in fields.items()
-        }
+        empty = [name for name in fields if name not in missing or not missing[name].good]
+        tallies |= {name: Tally() for name in empty}
+        known = fields | {name: replace(fields[name], role="other") for name in empty}
         parts = self.context.allgather_object(tallies)
         source = Source(self.plan.manifest.samples, lambda start, stop: {})
         with self.context.fail_together("describing the fields"):

@@ -18,36 +18,58 @@ from mpidl.files import read_error, write_file
 
 NAME = "manifest.json"
 FORMAT = "mpidl-shards"
-VERSION = 3
+VERSION = 3  # 2: statistics without channels, of features only
 MAX_CLASSES = 1 << 20
+MAX_CHANNELS = 4096  # of a field whose channels have statistics of their own
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
+Deviation = Annotated[float, Meta(ge=0)]
 Role = Literal["feature", "label", "other"]
 Layout = Literal["shards", "shared", "in-place"]
 Arrays = dict[str, NDArray[Any]]  # field -> (n, *shape of one sample)
 
 
 class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Mean and standard deviation over all elements of a field, for normalizing inputs.
+    """Mean and standard deviation of a field, for normalizing inputs and real-valued targets.
 
     Attributes:
         mean: Of all elements.
         std: Their standard deviation.
-        checksum: Of both numbers, see `with_checksum`.
+        checksum: Of all these numbers, see `with_checksum`.
+        channel_means: Of the elements of each channel, which are the last axis; empty for numbers,
+            for (h, w), and where there are more than `MAX_CHANNELS`.
+        channel_stds: Their standard deviations.
     """
 
     mean: float
-    std: Annotated[float, Meta(ge=0)]
+    std: Deviation
     checksum: str
+    channel_means: tuple[float, ...] = ()
+    channel_stds: tuple[Deviation, ...] = ()
 
     @staticmethod
-    def with_checksum(mean: float, std: float) -> Statistics:
-        """With the first 16 digits of the SHA-256 of both numbers, little-endian float64."""
-        return Statistics(mean, std, hashlib.sha256(struct.pack("<dd", mean, std)).hexdigest()[:16])
+    def with_checksum(
+        mean: float,
+        std: float,
+        channel_means: tuple[float, ...] = (),
+        channel_stds: tuple[float, ...] = (),
+    ) -> Statistics:
+        """With the first 16 digits of the SHA-256 of all numbers, little-endian float64."""
+        numbers = (mean, std, *channel_means, *channel_stds)
+        digest = hashlib.sha256(struct.pack(f"<{len(numbers)}d", *numbers)).hexdigest()
+        return Statistics(mean, std, digest[:16], channel_means, channel_stds)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        numbers = (self.mean, self.std, *self.channel_means, *self.channel_stds)
+        return all(map(math.isfinite, numbers))
 
     @property
     def is_intact(self) -> bool:
         """Whether the checksum fits."""
-        return self == Statistics.with_checksum(self.mean, self.std)
+        return self == Statistics.with_checksum(
+            self.mean, self.std, self.channel_means, self.channel_stds
+        )
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,9 +79,10 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         dtype: Its NumPy name.
         shape: Of one sample.
         role: What training uses it for.
-        classes: Labels lie in [0, classes).
+        classes: Labels, or the tokens of a feature, lie in [0, classes).
         class_names: Names of the classes, in the order of their numbers.
-        statistics: Of a feature.
+        statistics: Of a feature that is no token, or of a label of real numbers.
+        units: Of its values, as the source names them.
     """
 
     dtype: str
@@ -68,6 +91,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classes: Annotated[int, Meta(ge=1, le=MAX_CLASSES)] | None = None
     class_names: tuple[str, ...] | None = None
     statistics: Statistics | None = None
+    units: Annotated[str, Meta(max_length=200)] | None = None
 
     @property
     def sample_bytes(self) -> int:
@@ -269,17 +293,26 @@ def _check_field(path: Path, name: str, field: Field) -> None:
             path,
             f"field {name!r} has {len(field.class_names)} class names for {field.classes} classes",
         )
-    statistics = field.statistics
-    if statistics and not (math.isfinite(statistics.mean) and math.isfinite(statistics.std)):
+    if field.statistics:
+        _check_statistics(path, name, field.shape, field.statistics)
+
+
+def _check_statistics(
+    path: Path, name: str, shape: tuple[int, ...], statistics: Statistics
+) -> None:
+    if not statistics.is_finite:
         raise _bad(path, f"mean or std of field {name!r} is not finite")
-    if statistics and not statistics.is_intact:
+    if not statistics.is_intact:
         raise DataError(
-            f"mean {statistics.mean} or std {statistics.std} of field {name!r} was changed: "
-            "their checksum does not fit",
+            f"mean {statistics.mean} or std {statistics.std} of field {name!r}, or of its "
+            "channels, was changed: their checksum does not fit",
             where=str(path),
             remedy="copy manifest.json again or shard the data again; for another normalization "
             "set data.mean and data.std",
         )
+    counts = {len(statistics.channel_means), len(statistics.channel_stds)}
+    if counts not in ({0}, set(shape[-1:])):
+        raise _bad(path, f"the statistics of field {name!r} are not of its channels, the last axis")
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:

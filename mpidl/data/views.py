@@ -51,7 +51,7 @@ def open_parts(paths: Sequence[Path], note: Note, **options: Any) -> list[Part]:
             for name in fields
         }
 
-    fields = infer_fields(source, options.get("label"))
+    fields = infer_fields(source)
     return [Part(source.samples, fields, read)]
 
 

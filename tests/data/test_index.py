@@ -302,6 +302,25 @@ def test_files_that_do_not_fit_together(tmp_path: Path, index: Index) -> None:
         index(tmp_path / "d.h5")
 
 
+@pytest.mark.parametrize(
+    ("key", "one", "other"),
+    [("units", "K", "degC"), ("scale_factor", 0.5, 0.25), ("grid_mapping", "crs", None)],
+)
+def test_files_whose_numbers_mean_other_things(
+    tmp_path: Path, index: Index, key: str, one: Any, other: Any
+) -> None:
+    files = [make(tmp_path / "a.nc"), make(tmp_path / "b.nc")]
+    for path, value in zip(files, (one, other), strict=True):
+        with h5py.File(path, "r+") as file:
+            if value is not None:
+                file["fields/x"].attrs[key] = value
+    with pytest.raises(DataError, match=f"b.nc: {key} of 'x' is {other!r} here, but {one!r}"):
+        index(*files)
+    index(files[0])
+    units = load_manifest(tmp_path / "set").fields["x"].units
+    assert units == ("K" if key == "units" else None)
+
+
 def test_only_a_data_set_is_replaced(tmp_path: Path, index: Index) -> None:
     path = make(tmp_path / "a.h5")
     (tmp_path / "set").mkdir()
