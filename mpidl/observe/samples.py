@@ -89,7 +89,7 @@ def _rows(name: str, field: Field, array: NDArray[Any]) -> list[tuple[str, NDArr
     if array.ndim == 1 or array[0].size == 1:
         return []
     if array.ndim == 2:
-        text = array.dtype == np.uint8 and _is_text(array)
+        text = array.dtype.kind == "u" and _is_text(array)
         return [(name, array, _draw_texts if text else _draw_lines)]
     if field.role == "label" and array.ndim == 3 and array.dtype.kind in "iu":
         return [(name, array, _draw_masks)]
@@ -124,9 +124,11 @@ def _is_color(array: NDArray[Any]) -> bool:
 
 
 def _is_text(array: NDArray[Any]) -> bool:
-    """Whether bytes are mostly letters and blanks of ASCII."""
+    """Whether these are bytes, and mostly letters and blanks of ASCII."""
+    if array.shape[1] < 16 or array.max() > 255:
+        return False
     letters = ((array >= 32) & (array < 127)) | np.isin(array, [9, 10, 13])
-    return bool(array.shape[1] >= 16 and letters.mean() > 0.9)
+    return bool(letters.mean() > 0.9)
 
 
 def _thin(array: NDArray[Any]) -> NDArray[Any]:
@@ -186,7 +188,7 @@ def _draw_lines(axes: Any, values: NDArray[Any]) -> None:
 
 def _draw_texts(axes: Any, values: NDArray[Any]) -> None:
     for axis, value in zip(axes, values, strict=True):
-        text = bytes(value[:TEXT].tolist()).decode("ascii", errors="replace")
+        text = bytes(value[:TEXT].tolist()).decode(errors="replace")
         plain = "".join(letter if letter.isprintable() else " " for letter in text)
         lines = "\n".join(textwrap.wrap(plain, 24))
         axis.text(0.02, 0.98, lines, va="top", family="monospace", fontsize=6, parse_math=False)
