@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,32 +67,50 @@ def collect(folders: Sequence[Path], test: Path | None, wish: Wish, cores: int) 
     """
     readers = [Reader(folder, driver="posix", verify=False) for folder in folders]
     with Mixture(readers) as mixture:
-        manifest = mixture.manifest
-        where = ", ".join(map(str, folders))
-        if not manifest.samples:
-            raise DataError("has no samples", where=where, remedy="shard data that has some")
-        features = _features(manifest, wish, where)
-        labels = _labels(manifest, wish, features, where)
-        task = TaskConfig.read({"name": wish.task}, Place()).decide(AUTO, features, labels)[0]
-        facts = Facts(
-            tuple(map(str, folders)),
-            None if test is None else str(test),
-            manifest,
-            features,
-            labels,
-            task,
-            cores=cores,
-            ranks=wish.ranks,
-        )
-        return _look_at_labels(facts, readers, where)
+        facts = read_manifest(mixture.manifest, folders, test, wish, cores)
+        return _look_at_labels(facts, readers, ", ".join(facts.folders))
+
+
+def read_manifest(
+    manifest: Manifest, folders: Sequence[Path], test: Path | None, wish: Wish, cores: int
+) -> Facts:
+    """The facts that a manifest tells.
+
+    Args:
+        manifest: Of all training data together.
+        folders: See `collect`.
+        test: See `collect`.
+        wish: See `collect`.
+        cores: See `collect`.
+
+    Raises:
+        DataError: The data have not what a task needs.
+    """
+    where = ", ".join(map(str, folders))
+    if not manifest.samples:
+        raise DataError("has no samples", where=where, remedy="shard data that has some")
+    features = _features(manifest, wish, where)
+    labels = _labels(manifest, wish, features, where)
+    task = TaskConfig.read({"name": wish.task}, Place()).decide(AUTO, features, labels)[0]
+    return Facts(
+        tuple(map(str, folders)),
+        None if test is None else str(test),
+        manifest,
+        features,
+        labels,
+        task,
+        cores=cores,
+        ranks=wish.ranks,
+    )
 
 
 def _chosen(
     manifest: Manifest, role: Literal["feature", "label"], names: Sequence[str], where: str
 ) -> dict[str, Field]:
-    found = names or [name for name, field in manifest.fields.items() if field.role == role]
+    fitting = [name for name, field in manifest.fields.items() if field.role == role]
+    asked: list[str | None] = [*(names or fitting)] or [None]
     try:
-        wanted = [manifest.field_with_role(role, name, where) for name in found or [None]]
+        wanted = [manifest.field_with_role(role, name, where) for name in asked]
     except DataError as error:
         if not names:
             raise
@@ -185,13 +203,13 @@ def _count_pixels(facts: Facts, readers: Sequence[Reader], name: str, field: Fie
     inside = values[(values >= 0) & (values < facts.classes)].astype(np.int64)
     counts = _count(inside, facts.classes)
     known = [k for k, count in enumerate(counts) if count]
-    if facts.classes == BYTE_MASK and known[-1:] == [BYTE_MASK - 1] and len(known) > 2:
-        if known[-2] < BYTE_MASK // 2:
-            return replace(facts, counts=counts[: known[-2] + 1], ignore=BYTE_MASK - 1)
+    outside = facts.classes == BYTE_MASK and len(known) > 2 and known[-1] == BYTE_MASK - 1
+    if outside and known[-2] < BYTE_MASK // 2:
+        return replace(facts, counts=counts[: known[-2] + 1], ignore=BYTE_MASK - 1)
     return replace(facts, counts=counts)
 
 
-def _sample(readers: Sequence[Reader], name: str, field: Field) -> NDArray[np.generic]:
+def _sample(readers: Sequence[Reader], name: str, field: Field) -> NDArray[Any]:
     """The values of evenly spaced samples of each data set, (n, ...)."""
     found = []
     for reader in readers:

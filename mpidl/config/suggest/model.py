@@ -72,7 +72,7 @@ def _series_model(facts: Facts) -> tuple[Setting, ...]:
     if facts.has_field_targets and facts.task == "regression" and steps >= SMOOTH:
         return _fno(facts, f"a value at each of {steps} points from {channels} channel(s)")
     units = 32 if facts.samples < 1_000 else 64 if facts.samples < 20_000 else 128
-    settings = (
+    settings: tuple[Setting, ...] = (
         Setting("name", "lstm", f"samples are series: {steps} steps of {channels} channel(s)"),
         Setting("units", units, f"{facts.samples:,} samples: a state of this size generalizes"),
         Setting("depth", 1, "one layer; a second one where the training loss stays high"),
@@ -131,7 +131,7 @@ def _gpt(facts: Facts) -> tuple[Setting, ...]:
     tokens = facts.samples * window
     sizes = {1_000_000: (64, 2, 4), 20_000_000: (128, 4, 4), 200_000_000: (256, 6, 8)}
     width, depth, heads = next((size for most, size in sizes.items() if tokens < most), (512, 8, 8))
-    settings = (
+    settings: tuple[Setting, ...] = (
         Setting("name", "gpt", f"texts of {facts.classes:,} different tokens: a transformer"),
         Setting("width", width, f"{tokens:,} tokens to learn from"),
         Setting("depth", depth, "grows with the width"),
