@@ -125,8 +125,9 @@ class Facts:
     def has_field_targets(self) -> bool:
         """Whether there is a target for every place of the input."""
         space = self.shape[:-1]
-        return len(self.shape) > 1 and all(
-            field.shape[: len(space)] == space for field in self.labels.values()
+        return bool(space and self.labels) and all(
+            field.shape[: len(space)] == space and len(field.shape) <= len(self.shape)
+            for field in self.labels.values()
         )
 
     @property
@@ -155,8 +156,11 @@ def choose_layout(field: Field, labels: dict[str, Field]) -> Layout:
         labels: The label fields.
     """
     rows, columns = field.shape
-    if any(label.shape == field.shape for label in labels.values()):
-        return "image" if min(rows, columns) >= NARROW else "series"
+    for label in labels.values():
+        if label.shape[:2] == field.shape:
+            flat = len(label.shape) == 2 and label.classes is None
+            grid = not flat or min(rows, columns) >= NARROW
+            return "image" if grid else "series"
     if any(label.shape[:1] == (rows,) and len(label.shape) <= 2 for label in labels.values()):
         return "series"
     if np.dtype(field.dtype) == np.uint8 and min(rows, columns) > 1:

@@ -151,9 +151,9 @@ def suggest_optimizer(facts: Facts, model: str, plan: Division, epochs: int) -> 
             "base_batch", plan.batch, "lr is for this batch: with another global_batch it scales"
         ),
         Setting("scaling", "linear" if sgd else "sqrt", f"the usual rule for {recipe.optimizer}"),
-        _weight_decay(facts.samples, sgd=sgd),
+        _weight_decay(facts.samples, model),
         Setting("schedule", "cosine", "down to zero at the last step: no milestones to choose"),
-        Setting("warmup_epochs", round(epochs * 0.05, 2), "5 % of the run: first steps are noisy"),
+        Setting("warmup_epochs", min(0.5, epochs / 20), "the first steps are noisy: small ones"),
     ]
     settings += [Setting("nesterov", True, "converges a little faster")] if sgd else []
     if recipe.clip:
@@ -161,9 +161,10 @@ def suggest_optimizer(facts: Facts, model: str, plan: Division, epochs: int) -> 
     return Block("optim", tuple(settings))
 
 
-def _weight_decay(samples: int, *, sgd: bool) -> Setting:
-    if sgd:
-        return Setting("weight_decay", 5e-4, "usual for residual nets")
+def _weight_decay(samples: int, model: str) -> Setting:
+    usual = {"resnet": 5e-4, "gpt": 0.1}
+    if model in usual:
+        return Setting("weight_decay", usual[model], f"usual for {model}: regularization")
     value = 0.1 if samples < 1_000 else 0.03 if samples < 20_000 else 0.01
     amount = "few samples want more" if samples < 20_000 else "many samples need little"
     return Setting("weight_decay", value, f"{samples:,} samples: {amount} regularization")
