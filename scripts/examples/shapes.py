@@ -1,9 +1,9 @@
-"""Images of discs, squares and crosses under noise, and their masks.
+"""Images of discs, rings and crosses under noise, and their masks.
 
     python scripts/examples/shapes.py shapes.npz
 
-The archive has `image` (n, 64, 64) float32, gray, and `label` (n, 64, 64) uint8: 0 background, 1
-disc, 2 square, 3 cross, and 255, which is to be ignored, where shapes touch the background: as in
+The archive has `image` (n, 32, 32) float32, gray, and `label` (n, 32, 32) uint8: 0 background, 1
+disc, 2 ring, 3 cross, and 255, which is to be ignored, where shapes touch the background: as in
 data sets that people have drawn, no one knows the class of these pixels. The brightness of a shape
 says nothing about its class.
 """
@@ -16,15 +16,25 @@ from typing import Any
 
 import numpy as np
 
-SIZE, IGNORE = 64, 255
+SIZE, IGNORE = 32, 255
 
 
-def inside(kind: int, dx: Any, dy: Any, radius: float) -> Any:
-    """Whether points (dx, dy) from the center are in a shape: 1 disc, 2 square, 3 cross."""
-    if kind == 1:
-        return dx**2 + dy**2 <= radius**2
-    square = np.maximum(abs(dx), abs(dy)) <= radius
-    return square if kind == 2 else square & (np.minimum(abs(dx), abs(dy)) <= radius / 3)
+def inside(kind: int, dx: Any, dy: Any, radius: float, margin: float = 0.0) -> Any:
+    """Whether points are in a shape, or not farther than `margin` outside.
+
+    Args:
+        kind: 1 disc, 2 ring, 3 cross.
+        dx: From the center, pixels.
+        dy: As `dx`.
+        radius: Of the shape.
+        margin: In pixels.
+    """
+    if kind == 3:
+        thin, long = np.minimum(abs(dx), abs(dy)), np.maximum(abs(dx), abs(dy))
+        return (thin <= radius / 4 + margin) & (long <= radius + margin)
+    distance = np.hypot(dx, dy)
+    hole = radius / 2 - margin if kind == 2 else -1.0
+    return (distance <= radius + margin) & (distance > hole)
 
 
 def make(count: int, seed: int) -> dict[str, Any]:
@@ -39,14 +49,14 @@ def make(count: int, seed: int) -> dict[str, Any]:
     image = np.zeros((count, SIZE, SIZE), np.float32)
     label = np.zeros((count, SIZE, SIZE), np.uint8)
     for picture, mask in zip(image, label, strict=True):
-        for _ in range(rng.integers(2, 6)):
-            kind, radius = int(rng.integers(1, 4)), rng.uniform(5, 11)
-            y, x = rng.uniform(8, SIZE - 8, 2)
+        for _ in range(rng.integers(1, 4)):
+            kind, radius = int(rng.integers(1, 4)), rng.uniform(4, 8)
+            y, x = rng.uniform(5, SIZE - 5, 2)
             found = inside(kind, columns - x, rows - y, radius)
-            mask[inside(kind, columns - x, rows - y, radius + 1)] = IGNORE
+            mask[inside(kind, columns - x, rows - y, radius, 1.0)] = IGNORE
             mask[found] = kind
-            picture[found] = rng.choice((-1, 1)) * rng.uniform(0.7, 1.5)
-    image += 0.6 * rng.standard_normal(image.shape).astype(np.float32)
+            picture[found] = rng.uniform(0.7, 1.5)
+    image += 0.4 * rng.standard_normal(image.shape).astype(np.float32)
     return {"image": image, "label": label}
 
 
@@ -55,7 +65,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--count", type=int, default=1500)
+    parser.add_argument("--count", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     np.savez(args.out, **make(args.count, args.seed))
