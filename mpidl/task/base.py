@@ -189,13 +189,15 @@ class Task(ABC):
         return loss
 
     # --- batches ---
-    def draw(self, arrays: Arrays, samples: NDArray[np.int64], epoch: int, seed: int) -> Arrays:
-        """What of some samples an epoch trains on: the same on any rank, in any batch.
+    def draw(
+        self, arrays: Arrays, samples: NDArray[np.int64], place: tuple[int, int], seed: int
+    ) -> Arrays:
+        """What of some samples a step trains on: the same on any number of ranks.
 
         Args:
             arrays: The fields of the samples.
             samples: (n,) their numbers in the data set.
-            epoch: Number of the epoch.
+            place: Numbers of the epoch and of the step in it: an epoch may have a sample twice.
             seed: Of the run.
         """
         return arrays

@@ -70,7 +70,7 @@ class Rollout(Task):
 
     A sample is one trajectory (t, *space, channels), or (t, *space) with one channel. The model
     takes `history` frames, joined along their channels with the newest at the end, and gives the
-    next one. Training takes one window of each trajectory in an epoch; its place is drawn.
+    next one. Training takes a window of each trajectory of a batch; its start is drawn.
     Evaluation and prediction start with the first frames of a trajectory and go on to its end.
     Inputs and targets share the normalization of the feature ([data]); metrics and predictions are
     in the units of the data.
@@ -179,12 +179,15 @@ class Rollout(Task):
         return FrameLoss(loss)
 
     # --- batches ---
-    def draw(self, arrays: Arrays, samples: NDArray[np.int64], epoch: int, seed: int) -> Arrays:
+    def draw(
+        self, arrays: Arrays, samples: NDArray[np.int64], place: tuple[int, int], seed: int
+    ) -> Arrays:
         length = self.options.history + self.options.steps
         name = self.spec.features[0].name
         whole = arrays[name]
         numbers = samples.astype(np.uint64)
-        words = philox_words(numbers, numbers >> np.uint64(32), epoch, STREAM, seed)[:, 0]
+        epoch, step = place
+        words = philox_words(numbers, numbers >> np.uint64(32), epoch, STREAM + step, seed)[:, 0]
         places = np.uint64(whole.shape[1] - length + 1)
         starts = ((words * places) >> np.uint64(32)).astype(np.int64)
         rows = np.arange(len(whole))[:, None]

@@ -90,4 +90,6 @@ class Feed:
         task = self.inputs.task
         if not task.draws:
             return arrays
-        return task.draw(arrays, batch.samples[low:high], batch.epoch, self.sampler.seed)
+        return task.draw(
+            arrays, batch.samples[low:high], (batch.epoch, batch.step), self.sampler.seed
+        )
