@@ -1,6 +1,6 @@
 """Makes trajectories of a flow: vorticity of a viscous fluid on a periodic square, as HDF5.
 
-    python scripts/examples/make_fields.py data/vorticity --samples 160 --test-samples 32
+    python scripts/examples/make_fields.py data/vorticity --samples 240 --test-samples 32
 
 w_t + u . grad w = v lap w, with u from w through the stream function, from random smooth states.
 A Fourier method with two thirds of the modes, an integrating factor and Runge-Kutta steps. Writes
@@ -73,12 +73,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--samples", type=int, default=160)
+    parser.add_argument("--samples", type=int, default=240)
     parser.add_argument("--test-samples", type=int, default=32)
-    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--frames", type=int, default=11)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--viscosity", type=float, default=0.005)
-    parser.add_argument("--every", type=float, default=0.5, help="time between two frames")
+    parser.add_argument("--viscosity", type=float, default=0.02)
+    parser.add_argument("--every", type=float, default=0.25, help="time between two frames")
     args = parser.parse_args()
     flow = Flow(args.size, args.viscosity, args.every)
     args.folder.mkdir(parents=True, exist_ok=True)
