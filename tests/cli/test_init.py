@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_parts_of_a_split_become_training_and_test_data(init: Run, shard: Shard)
     assert '# balance = "sqrt"' in text and "# class_weights = [" in text
     assert found["settings"] == tomllib.loads(text)
     lines = text.splitlines()
-    for above, line in zip(lines, lines[1:], strict=False):
+    for above, line in pairwise(lines):
         if " = " in line and not line.startswith("#"):
             assert above.startswith("# "), f"{line} has no reason"
 
