@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def test_parts_of_a_split_become_training_and_test_data(init: Run, shard: Shard)
     assert '# balance = "sqrt"' in text and "# class_weights = [" in text
     assert found["settings"] == tomllib.loads(text)
     lines = text.splitlines()
-    for above, line in itertools.pairwise(lines):
+    for above, line in pairwise(lines):
         if " = " in line and not line.startswith("#"):
             assert above.startswith("# "), f"{line} has no reason"
 

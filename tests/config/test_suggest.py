@@ -84,7 +84,7 @@ def data_sets(draw: st.DrawFn) -> tuple[Manifest, str]:
     elif kind == "tags":
         task = "multilabel"
         fields[label_name] = classes(2, draw(st.integers(1, 5)))
-    elif kind == "mask" and axes in (2, 3):
+    elif kind == "mask" and axes in (2, 3) and math.prod(space) > 1:
         fields[label_name] = classes(draw(st.integers(2, 12)), *space)
         task = "segmentation" if len(space) == 1 or draw(st.booleans()) else "auto"
     else:

@@ -125,7 +125,8 @@ class Facts:
     def has_field_targets(self) -> bool:
         """Whether there is a target for every place of the input."""
         space = self.shape[:-1]
-        return bool(space and self.labels) and all(
+        fields = self.task in ("regression", "segmentation")
+        return bool(fields and space and self.labels) and all(
             field.shape[: len(space)] == space and len(field.shape) <= len(self.shape)
             for field in self.labels.values()
         )
