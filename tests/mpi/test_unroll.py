@@ -55,7 +55,7 @@ def test_zero_computes_what_all_reduce_does(context: Any, stage: int, micro_batc
 
 def test_buckets_that_leave_during_backward_hold_final_gradients(context: Any) -> None:
     def overlapping(parameters: Any) -> AllReduce:
-        return AllReduce(parameters, context, AllReduce.Options(overlap=True, bucket_mib=0.001))
+        return AllReduce(parameters, context, AllReduce.Options(overlap="layers", bucket_mib=0.001))
 
     wanted = train(context, lambda parameters: AllReduce(parameters, context))
     np.testing.assert_allclose(train(context, overlapping), wanted, rtol=1e-5, atol=1e-5)
