@@ -112,8 +112,8 @@ def test_an_operator_learns_burgers_equation(tmp_path: Path) -> None:
 def test_an_operator_learns_to_step_a_flow(tmp_path: Path) -> None:
     sizes = ("--samples", "48", "--test-samples", "8", "--frames", "5", "--size", "16")
     prepare("make_fields.py", tmp_path, *sizes)
-    small = ("model.width=8", "model.modes=5", "train.epochs=4", "train.global_batch=8")
-    found = train("vorticity.toml", tmp_path, *small)
+    small = ("model.width=12", "model.modes=5", "train.epochs=5", "train.global_batch=8")
+    found = train("vorticity.toml", tmp_path, *small, "data.epoch_samples=384")
     with h5py.File(tmp_path / "test.h5") as file:
         u = file["vorticity"][:].reshape(8, 5, -1)
     change = np.linalg.norm(u[:, 1:] - u[:, :1], axis=2) / np.linalg.norm(u[:, 1:], axis=2)
