@@ -154,6 +154,7 @@ def compare(name: str, settings: list[str], seeds: int, ranks: int) -> None:
         own.append(float(found[figure]))
         other.append(float(peer.metrics[figure]))
         times.append((seconds, peer_seconds))
+        print(f"  seed {seed}: mpidl {own[-1]:.4f}, PyTorch {other[-1]:.4f}", flush=True)
     a, b = statistics.median(own), statistics.median(other)
     noise = max(own) - min(own)
     worse = (b - a if more else a - b) / abs(b)
@@ -174,9 +175,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(FIGURES), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch (default: as ranks)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    torch.set_num_threads(args.ranks)
+    torch.set_num_threads(args.threads or args.ranks)
     for name in args.names:
         compare(name, args.set, args.seeds, args.ranks)
 
