@@ -36,6 +36,7 @@ class Batch:
         global_count: Samples on all ranks.
         pieces: Ranges of samples of which the arrays are rows.
         rows: Which rows.
+        partner: The partners of these samples, where the sampler pairs them.
     """
 
     arrays: Arrays
@@ -45,6 +46,7 @@ class Batch:
     global_count: int
     pieces: tuple[tuple[int, int], ...]
     rows: NDArray[np.int64]
+    partner: Batch | None = None
 
     @property
     def samples(self) -> NDArray[np.int64]:
@@ -81,6 +83,7 @@ class Loader:
         self._noted = False
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
+        self._partners: Arrays = {}
         # The memory of windows that are no longer used
         self._spare: deque[Arrays] = deque(maxlen=1 if self._keep else AHEAD + 1)
         collective = reader.driver == "mpio-collective"
@@ -118,21 +121,24 @@ class Loader:
                 window, arrays = loaded
                 if self._pool:
                     ahead.append(self._fetch(windows, waiting))
-                for step, rows in enumerate(window.rows, window.first_step):
-                    yield Batch(
-                        self._gather(arrays, rows),
-                        epoch,
-                        step,
-                        len(rows),
-                        self.sampler.count(step),
-                        window.pieces,
-                        rows,
-                    )
+                for step in range(window.first_step, window.last_step):
+                    yield self._batch(window, arrays, epoch, step)
                 self._spare.append(arrays)
                 if not self._pool:
                     ahead.append(self._fetch(windows, waiting))
         finally:
             self._give_back(ahead)
+
+    def _batch(self, window: Window, arrays: Arrays, epoch: int, step: int) -> Batch:
+        count, place = self.sampler.count(step), step - window.first_step
+        partner = None
+        if window.partners:
+            rows = window.partners[place]
+            held = self._gather(arrays, rows, self._partners)
+            partner = Batch(held, epoch, step, len(rows), count, window.pieces, rows)
+        rows = window.rows[place]
+        held = self._gather(arrays, rows, self._buffers)
+        return Batch(held, epoch, step, len(rows), count, window.pieces, rows, partner)
 
     def _check_files(self) -> None:
         """Refuse files that have changed; note it where all of their data are in memory."""
@@ -185,20 +191,22 @@ class Loader:
             if future.exception() is None and (loaded := future.result()) is not None:
                 self._spare.append(loaded[1])
 
-    def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
-        batch = {name: self._buffer(name, array, len(rows)) for name, array in arrays.items()}
+    def _gather(self, arrays: Arrays, rows: NDArray[np.int64], buffers: Arrays) -> Arrays:
+        batch = {name: _buffer(buffers, name, a, len(rows)) for name, a in arrays.items()}
         for name, array in arrays.items():
             # mode="clip" writes straight into out; the default goes through a buffer
             np.take(array, rows, axis=0, out=batch[name], mode="clip")
         return batch
 
-    def _buffer(self, name: str, array: NDArray[Any], count: int) -> NDArray[Any]:
-        held = self._buffers.get(name)
-        if held is None or len(held) < count:
-            held = self._buffers[name] = np.empty((count, *array.shape[1:]), array.dtype)
-        return held[:count]
-
     def close(self) -> None:
         """Stop the prefetch thread."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _buffer(buffers: Arrays, name: str, array: NDArray[Any], count: int) -> NDArray[Any]:
+    """Memory for `count` rows of `array`, kept in `buffers`."""
+    held = buffers.get(name)
+    if held is None or len(held) < count:
+        held = buffers[name] = np.empty((count, *array.shape[1:]), array.dtype)
+    return held[:count]

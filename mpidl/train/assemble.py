@@ -140,6 +140,7 @@ def _build_sampler(
         seed=config.train.seed,
         shuffle=data.shuffle,
         window_bytes=data.window_bytes,
+        pairs=config.augment.pairs,
     )
 
 
