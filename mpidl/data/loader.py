@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from mpidl.comm.context import Context
 from mpidl.data.manifest import Arrays
 from mpidl.data.reader import Reader
-from mpidl.data.sampler import LaneSampler, Window
+from mpidl.data.sampler import Indices, LaneSampler, Window
 from mpidl.data.validate import check_values
 
 
@@ -22,7 +23,7 @@ class Batch:
     """This rank's part of a global batch.
 
     Attributes:
-        arrays: Field -> (n, *shape), n may be 0; valid until the next batch.
+        arrays: Field -> (n, *shape), n may be 0; valid until the next batch, not to be written to.
         epoch: Number of the epoch, from 0.
         step: Number of the step in the epoch, from 0.
         count: n, samples on this rank.
@@ -34,6 +35,23 @@ class Batch:
     step: int
     count: int
     global_count: int
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A window in memory.
+
+    Attributes:
+        window: Its steps.
+        arrays: Its samples.
+        place: Row of the concatenated pieces -> row of the arrays; None: the same.
+        in_order: Whether the arrays are its batches one after another.
+    """
+
+    window: Window
+    arrays: Arrays
+    place: Indices | None
+    in_order: bool
 
 
 class Loader:
@@ -60,10 +78,11 @@ class Loader:
     ) -> None:
         self.reader = reader
         self.sampler = sampler
-        self._kept: tuple[tuple[tuple[int, int], ...], Arrays] | None = None
+        self._kept: _Held | None = None
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
         self._spare: Arrays | None = None  # the memory of a window that is no longer used
+        self._threads = context.threads if context is not None else len(os.sched_getaffinity(0))
         collective = reader.driver == "mpio-collective"
         threads = not collective and (
             not reader.uses_mpi or (context is not None and context.threads_allowed)
@@ -87,39 +106,53 @@ class Loader:
         """
         windows = self.sampler.windows(epoch, first_step)
         arrays: Arrays | None = None
-        pending = self._fetch(windows, self._spare)
-        while (loaded := pending.result()) is not None:
-            used, (window, arrays) = arrays, loaded
-            pending = self._fetch(windows, used)
+        # nobody computes before the first window is there: all cores may read it
+        pending = self._fetch(windows, self._spare, self._threads)
+        while (held := pending.result()) is not None:
+            used, arrays, window = arrays, held.arrays, held.window
+            pending = self._fetch(windows, used, 1)
+            first = 0
             for step, rows in enumerate(window.rows, window.first_step):
-                yield Batch(
-                    self._gather(arrays, rows), epoch, step, len(rows), self.sampler.count(step)
-                )
+                batch = self._batch(held, rows, first)
+                yield Batch(batch, epoch, step, len(rows), self.sampler.count(step))
+                first += len(rows)
         self._spare = arrays
 
     def _fetch(
-        self, windows: Iterator[Window], memory: Arrays | None
-    ) -> Future[tuple[Window, Arrays] | None]:
+        self, windows: Iterator[Window], memory: Arrays | None, threads: int
+    ) -> Future[_Held | None]:
         """The next window with its data, None after the last; the thread computes and reads it."""
         if self._pool is not None:
-            return self._pool.submit(self._load, windows, memory)
-        done: Future[tuple[Window, Arrays] | None] = Future()
-        done.set_result(self._load(windows, memory))
+            return self._pool.submit(self._load, windows, memory, threads)
+        done: Future[_Held | None] = Future()
+        done.set_result(self._load(windows, memory, threads))
         return done
 
     def _load(
-        self, windows: Iterator[Window], memory: Arrays | None
-    ) -> tuple[Window, Arrays] | None:
+        self, windows: Iterator[Window], memory: Arrays | None, threads: int
+    ) -> _Held | None:
         window = next(windows, None)
         if window is None:
             return None
-        if self._kept is not None and self._kept[0] == window.pieces:
-            return window, self._kept[1]
-        arrays = self.reader.read(window.pieces, None if self._keep else memory)
-        check_values(self.reader, arrays, window.pieces)
+        if self._kept is not None and self._kept.window.pieces == window.pieces:
+            return replace(self._kept, window=window, in_order=False)
+        place = _batch_order(window)
+        arrays = self.reader.read(
+            window.pieces, None if self._keep else memory, place=place, threads=threads
+        )
+        check_values(self.reader, arrays, window.pieces, place)
+        for array in arrays.values():
+            array.flags.writeable = False
+        held = _Held(window, arrays, place, in_order=place is not None)
         if self._keep:
-            self._kept = (window.pieces, arrays)
-        return window, arrays
+            self._kept = held
+        return held
+
+    def _batch(self, held: _Held, rows: Indices, first: int) -> Arrays:
+        """The batch of `rows`, before which the window has `first` others."""
+        if held.in_order:
+            return {name: array[first : first + len(rows)] for name, array in held.arrays.items()}
+        return self._gather(held.arrays, rows if held.place is None else held.place[rows])
 
     def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
         batch = {name: self._buffer(name, array, len(rows)) for name, array in arrays.items()}
@@ -138,3 +171,20 @@ class Loader:
         """Stop the prefetch thread."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batch_order(window: Window) -> Indices | None:
+    """Row of the concatenated pieces -> position in the order of the batches.
+
+    Rows that are in no batch (of an epoch that was resumed) come last. None where a row is in
+    several batches, so that there is no such order.
+    """
+    total = sum(stop - start for start, stop in window.pieces)
+    wanted = np.concatenate([np.empty(0, np.int64), *window.rows])
+    place = np.full(total, -1, np.int64)
+    place[wanted] = np.arange(len(wanted))
+    rest = np.flatnonzero(place < 0)
+    if len(wanted) + len(rest) != total:
+        return None
+    place[rest] = np.arange(len(wanted), total)
+    return place

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
-from mpidl.data.direct import DirectRows
+from mpidl.data.direct import DirectRows, Indices
 from mpidl.data.hdf5 import (
     is_parallel,
     open_file,
@@ -141,16 +141,26 @@ class Reader:
         index = min(bisect_right(self.starts, sample) - 1, len(self.manifest.shards) - 1)
         return str(self.folder / self.manifest.shards[index].file), sample - self.starts[index]
 
-    def read(self, pieces: Sequence[tuple[int, int]], memory: Arrays | None = None) -> Arrays:
+    def read(
+        self,
+        pieces: Sequence[tuple[int, int]],
+        memory: Arrays | None = None,
+        *,
+        place: Indices | None = None,
+        threads: int = 1,
+    ) -> Arrays:
         """Read ranges of samples. Collective with the driver "mpio-collective".
 
         Args:
             pieces: (start, stop) ranges, ascending.
             memory: What an earlier read returned and is no longer in use; reused where it is large
                 enough.
+            place: (n,), where in the result each sample goes, a permutation of 0..n-1; None: one
+                after another.
+            threads: That read at once, where HDF5 is not needed to read.
 
         Returns:
-            The samples one after another, (n, *shape) for each field.
+            The samples, (n, *shape) for each field.
 
         Raises:
             DataError: A read fails; the message names the file.
@@ -164,7 +174,11 @@ class Reader:
         for index, ranges in self._by_shard(pieces).items():
             count = sum(stop - start for start, stop in ranges)
             for name, array in arrays.items():
-                self._read_ranges(index, name, ranges, array[row : row + count])
+                if place is None:
+                    self._read_ranges(index, name, ranges, array[row : row + count], None, threads)
+                else:
+                    here = place[row : row + count]
+                    self._read_ranges(index, name, ranges, array, here, threads)
             row += count
         return arrays
 
@@ -184,7 +198,13 @@ class Reader:
         return ranges
 
     def _read_ranges(
-        self, index: int, name: str, ranges: Sequence[tuple[int, int]], out: NDArray[Any]
+        self,
+        index: int,
+        name: str,
+        ranges: Sequence[tuple[int, int]],
+        out: NDArray[Any],
+        place: Indices | None,
+        threads: int,
     ) -> None:
         path = self.folder / self.manifest.shards[index].file
         if index not in self._files:
@@ -192,10 +212,15 @@ class Reader:
         with reading(path):
             direct = self._direct_rows(index, name)
             if direct is not None:
-                direct.read(ranges, out)
+                direct.read(ranges, out, place, threads)
                 return
             read = read_ranges_collectively if self.driver == "mpio-collective" else read_ranges
-            read(self._files[index][name], ranges, out)
+            if place is None:
+                read(self._files[index][name], ranges, out)
+                return
+            rows = np.empty((len(place), *out.shape[1:]), out.dtype)
+            read(self._files[index][name], ranges, rows)
+            out[place] = rows
 
     def _direct_rows(self, index: int, name: str) -> DirectRows | None:
         """Direct access to a field of a shard, with the posix driver where its layout allows it."""
@@ -241,5 +266,6 @@ def _allocate(memory: Arrays | None, name: str, shape: tuple[int, ...], dtype: s
     while held is not None and isinstance(held.base, np.ndarray):
         held = held.base
     if held is not None and len(held) >= shape[0]:
+        held.flags.writeable = True
         return held[: shape[0]]
     return np.empty(shape, dtype)

@@ -19,11 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mpidl.data.shuffle import Indices, shuffled
 from mpidl.errors import DataError
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -142,23 +140,26 @@ class LaneSampler:
 
     def lane_order(self, epoch: int, index: int) -> Indices:
         """The samples of lane `index` in the order of an epoch."""
-        start, stop = self.lane(index)
-        length = stop - start
-        if not self.shuffle:
-            return np.arange(start, stop)
-        generator = np.random.Generator(
-            np.random.Philox(key=[self.seed, 1], counter=[0, 0, index, epoch])
-        )
-        if self.window is None or self.window >= length:
-            return start + generator.permutation(length)
-        blocks = _blocks(length, self.window, generator)
-        return start + np.concatenate(
-            [low + generator.permutation(high - low) for low, high in blocks]
-        )
+        return self._orders(epoch, range(index, index + 1))[0]
+
+    def _orders(self, epoch: int, lanes: range) -> list[Indices]:
+        """`lane_order` of each lane; lanes of equal length are sorted together."""
+        borders = np.arange(lanes.start, lanes.stop + 1) * self.samples // self.global_batch
+        lengths = np.diff(borders)
+        found: list[Indices] = [borders[:0]] * len(lanes)
+        for length in np.unique(lengths).tolist():
+            same = np.flatnonzero(lengths == length)
+            order = np.arange(length)[None]
+            if self.shuffle:
+                key = [self.seed, epoch]
+                order = shuffled(key, same + lanes.start, length, self.window or length)
+            for lane, samples in zip(same.tolist(), order + borders[same, None], strict=True):
+                found[lane] = samples
+        return found
 
     def windows(self, epoch: int, first_step: int = 0) -> Iterator[Window]:
         """The windows of an epoch from `first_step` on."""
-        orders = [self.lane_order(epoch, lane) for lane in self.lanes]
+        orders = self._orders(epoch, self.lanes)
         depth = self.steps if self.window is None else min(self.window, self.steps)
         for low in range(first_step // depth * depth, self.steps, depth):
             yield self._window(orders, max(low, first_step), min(low + depth, self.steps), low)
@@ -198,16 +199,6 @@ class LaneSampler:
                 )
             )
         return tuple(steps)
-
-
-def _blocks(length: int, window: int, generator: np.random.Generator) -> list[tuple[int, int]]:
-    """Contiguous blocks of `window` samples in random order.
-
-    A shorter block stays last, so that windows match steps.
-    """
-    full = length // window
-    blocks = [(int(b) * window, (int(b) + 1) * window) for b in generator.permutation(full)]
-    return blocks + ([(full * window, length)] if length % window else [])
 
 
 def window_steps(
