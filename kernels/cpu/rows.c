@@ -64,28 +64,45 @@ static int read_small(int file, int64_t offset, int64_t rows, int64_t width, con
     return 0;
 }
 
-/* segments: (offset in the file, rows, number of the first of them in `place`) each, none of them
-   empty. Row r of those in `place` goes to out + place[r] * width, or to out + r * width without
-   `place`. Threads divide the segments. Returns 0, the number of an error, or FILE_ENDS. */
-int mpidl_read_rows(int file, const int64_t *segments, int64_t count, int64_t width,
-                    const int64_t *place, char *out, int threads) {
+/* The rows [low, high) of the concatenated ranges. */
+static int read_part(int file, const int64_t *ranges, int64_t count, const int64_t *chunks,
+                     int64_t chunk_rows, int64_t width, const int64_t *place, char *out,
+                     int64_t low, int64_t high) {
+    for (int64_t r = 0, first = 0; r < count && first < high; r++) {
+        int64_t start = ranges[2 * r], n = ranges[2 * r + 1] - start;
+        int64_t at = low > first ? low : first, end = high < first + n ? high : first + n;
+        while (at < end) {
+            int64_t row = start + at - first, within = row % chunk_rows;
+            int64_t rows = end - at < chunk_rows - within ? end - at : chunk_rows - within;
+            int64_t offset = chunks[row / chunk_rows] + within * width;
+            int error;
+            if (!place)
+                error = read_all(file, out + at * width, rows * width, offset);
+            else if (width < SMALL_ROW)
+                error = read_small(file, offset, rows, width, place + at, out);
+            else
+                error = read_scattered(file, offset, rows, width, place + at, out);
+            if (error)
+                return error;
+            at += rows;
+        }
+        first += n > 0 ? n : 0;
+    }
+    return 0;
+}
+
+/* ranges: (start, stop) of rows each, which together have `total` rows; chunks: the offset in the
+   file of each `chunk_rows` rows. Row r of the concatenated ranges goes to out + place[r] * width,
+   or to out + r * width without `place`. Threads divide the rows. Returns 0, the number of an
+   error, or FILE_ENDS. */
+int mpidl_read_rows(int file, const int64_t *ranges, int64_t count, int64_t total,
+                    const int64_t *chunks, int64_t chunk_rows, int64_t width, const int64_t *place,
+                    char *out, int threads) {
     int failed = 0;
-    (void)threads;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1 && count > 1)
-    for (int64_t s = 0; s < count; s++) {
-        const int64_t *segment = segments + 3 * s;
-        int64_t offset = segment[0], rows = segment[1], first = segment[2];
-        int error, known;
-#pragma omp atomic read
-        known = failed;
-        if (known)
-            continue;
-        if (!place)
-            error = read_all(file, out + first * width, rows * width, offset);
-        else if (width < SMALL_ROW)
-            error = read_small(file, offset, rows, width, place + first, out);
-        else
-            error = read_scattered(file, offset, rows, width, place + first, out);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int t = 0; t < threads; t++) {
+        int error = read_part(file, ranges, count, chunks, chunk_rows, width, place, out,
+                              t * total / threads, (t + 1) * total / threads);
         if (error) {
 #pragma omp atomic write
             failed = error;

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from mpidl.backend.kernels import load_library
 
 Indices = NDArray[np.int64]
 FILE_ENDS = -1  # as in kernels/cpu/rows.c
-SEGMENT_BYTES = 4 << 20  # what one of several threads reads at a time
+ENDS = "the file ends before the end of its data"
 
 
 class DirectRows:
@@ -96,8 +96,8 @@ class DirectRows:
         Raises:
             OSError: The file ends too early, or cannot be read.
         """
-        segments = self._segments(ranges, threads)
-        rows = int(segments[:, 1].sum())
+        wanted = np.array(ranges, np.int64).reshape(-1, 2)
+        rows = int((wanted[:, 1] - wanted[:, 0]).sum())
         fits = out.flags.c_contiguous and out.nbytes == len(out) * self._row_bytes
         if place is None:
             fits &= rows <= len(out)
@@ -106,83 +106,71 @@ class DirectRows:
             fits &= not rows or (place.min() >= 0 and place.max() < len(out))
         if not fits:
             raise ValueError(f"{rows} rows of {self._row_bytes} bytes into {out.shape} {out.dtype}")
-        _reader()(self._handle, segments, self._row_bytes, place, out, threads)
+        if rows:
+            self._locate(int(wanted.min()) // self._rows, (int(wanted.max()) - 1) // self._rows)
+            self._read(wanted, rows, place, out, threads)
 
-    def _segments(self, ranges: Sequence[tuple[int, int]], threads: int) -> Indices:
-        """(offset in the file, rows, rows before) of each contiguous part."""
-        starts, stops = np.array(ranges, np.int64).reshape(-1, 2).T
-        length = self._rows
-        if threads > 1 and len(self._offsets) == 1:
-            length = max(1, min(length, SEGMENT_BYTES // self._row_bytes))
-        first = starts // length
-        parts = np.maximum(0, (stops - 1) // length - first + 1) * (stops > starts)
-        at = np.repeat(first - (np.cumsum(parts) - parts), parts) + np.arange(parts.sum())
-        low = np.maximum(np.repeat(starts, parts), at * length)
-        high = np.minimum(np.repeat(stops, parts), (at + 1) * length)
-        return self._located(low, high)
-
-    def _located(self, low: Indices, high: Indices) -> Indices:
-        chunk = low // self._rows
-        for missing in np.unique(chunk[self._offsets[chunk] < 0]):
-            corner = (int(missing) * self._rows, *self._origin)
+    def _locate(self, first: int, last: int) -> None:
+        """Ask HDF5 where the chunks `first` to `last` are."""
+        for chunk in (first + np.flatnonzero(self._offsets[first : last + 1] < 0)).tolist():
+            corner = (chunk * self._rows, *self._origin)
             offset = self._id.get_chunk_info_by_coord(corner).byte_offset
             if offset is None:
-                raise OSError(f"chunk {missing} is not stored in the file")
-            self._offsets[missing] = offset
-        rows = high - low
-        offsets = self._offsets[chunk] + (low - chunk * self._rows) * self._row_bytes
-        return np.stack([offsets, rows, np.cumsum(rows) - rows], axis=1)
+                raise OSError(f"chunk {chunk} is not stored in the file")
+            self._offsets[chunk] = offset
 
-
-_Read = Callable[[int, Indices, int, Indices | None, NDArray[Any], int], None]
-
-
-@cache
-def _reader() -> _Read:
-    """The C function, or Python that does the same."""
-    loaded = load_library()
-    if loaded is None:
-        return _read_without_c
-    function = loaded[0].mpidl_read_rows
-    number, pointer = ctypes.c_int64, ctypes.c_void_p
-    function.argtypes = [ctypes.c_int, pointer, number, number, pointer, pointer, ctypes.c_int]
-    function.restype = ctypes.c_int
-
-    def read(
-        handle: int,
-        segments: Indices,
-        row_bytes: int,
-        place: Indices | None,
-        out: NDArray[Any],
-        threads: int,
+    def _read(
+        self, ranges: Indices, rows: int, place: Indices | None, out: NDArray[Any], threads: int
     ) -> None:
-        where = None if place is None else place.ctypes.data
-        numbers = segments.ctypes.data, len(segments), row_bytes
-        status = function(handle, *numbers, where, out.ctypes.data, threads)
+        function = _function()
+        if function is None:
+            self._read_without_c(ranges, place, out)
+            return
+        status = function(
+            *(self._handle, ranges.ctypes.data, len(ranges), rows),
+            *(self._offsets.ctypes.data, self._rows, self._row_bytes),
+            *(None if place is None else place.ctypes.data, out.ctypes.data, threads),
+        )
         if status == FILE_ENDS:
-            raise OSError("the file ends before the end of its data")
+            raise OSError(ENDS)
         if status:
             raise OSError(status, os.strerror(status))
 
-    return read
+    def _read_without_c(self, ranges: Indices, place: Indices | None, out: NDArray[Any]) -> None:
+        flat = out.reshape(-1).view(np.uint8).reshape(len(out), self._row_bytes)
+        done = 0
+        for start, stop in ranges.tolist():
+            while start < stop:
+                chunk, within = divmod(start, self._rows)
+                count = min(stop - start, self._rows - within)
+                here = slice(done, done + count)
+                part = flat[here] if place is None else np.empty_like(flat[here])
+                offset = int(self._offsets[chunk]) + within * self._row_bytes
+                self._read_all(part.reshape(-1).data, offset)
+                if place is not None:
+                    flat[place[here]] = part
+                start, done = start + count, done + count
 
-
-def _read_without_c(
-    handle: int,
-    segments: Indices,
-    row_bytes: int,
-    place: Indices | None,
-    out: NDArray[Any],
-    threads: int,
-) -> None:
-    flat = out.reshape(-1).view(np.uint8).reshape(-1, row_bytes)
-    for offset, rows, first in segments.tolist():
-        part = flat[first : first + rows] if place is None else np.empty((rows, row_bytes), "u1")
-        memory = part.reshape(-1).data
+    def _read_all(self, memory: memoryview, offset: int) -> None:
         while memory:
-            count = os.preadv(handle, [memory], offset)
+            count = os.preadv(self._handle, [memory], offset)
             if count == 0:
-                raise OSError("the file ends before the end of its data")
+                raise OSError(ENDS)
             memory, offset = memory[count:], offset + count
-        if place is not None:
-            flat[place[first : first + rows]] = part
+
+
+@cache
+def _function() -> Any:
+    """The C function `mpidl_read_rows`; None where the C kernels were not built."""
+    loaded = load_library()
+    if loaded is None:
+        return None
+    function = loaded[0].mpidl_read_rows
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    function.argtypes = [
+        *(ctypes.c_int, pointer, number, number),
+        *(pointer, number, number),
+        *(pointer, pointer, ctypes.c_int),
+    ]
+    function.restype = ctypes.c_int
+    return function

@@ -23,6 +23,8 @@ import numpy as np
 from mpidl.data.shuffle import Indices, shuffled
 from mpidl.errors import DataError
 
+NONE = -1  # where an order has no sample
+
 
 @dataclass(frozen=True)
 class Window:
@@ -140,22 +142,22 @@ class LaneSampler:
 
     def lane_order(self, epoch: int, index: int) -> Indices:
         """The samples of lane `index` in the order of an epoch."""
-        return self._orders(epoch, range(index, index + 1))[0]
+        order = self._orders(epoch, range(index, index + 1))[0]
+        return order[order != NONE]
 
-    def _orders(self, epoch: int, lanes: range) -> list[Indices]:
-        """`lane_order` of each lane; lanes of equal length are sorted together."""
+    def _orders(self, epoch: int, lanes: range) -> Indices:
+        """`lane_order` of each lane, (lanes, steps); NONE where a lane is one sample shorter."""
         borders = np.arange(lanes.start, lanes.stop + 1) * self.samples // self.global_batch
         lengths = np.diff(borders)
-        found: list[Indices] = [borders[:0]] * len(lanes)
-        for length in np.unique(lengths).tolist():
+        orders = np.full((len(lanes), self.steps), NONE)
+        for length in np.unique(lengths).tolist():  # one, or two
             same = np.flatnonzero(lengths == length)
             order = np.arange(length)[None]
             if self.shuffle:
                 key = [self.seed, epoch]
                 order = shuffled(key, same + lanes.start, length, self.window or length)
-            for lane, samples in zip(same.tolist(), order + borders[same, None], strict=True):
-                found[lane] = samples
-        return found
+            orders[same, :length] = order + borders[same, None]
+        return orders
 
     def windows(self, epoch: int, first_step: int = 0) -> Iterator[Window]:
         """The windows of an epoch from `first_step` on."""
@@ -164,41 +166,27 @@ class LaneSampler:
         for low in range(first_step // depth * depth, self.steps, depth):
             yield self._window(orders, max(low, first_step), min(low + depth, self.steps), low)
 
-    def _window(self, orders: list[Indices], first: int, last: int, low: int) -> Window:
-        if self.window is None:
-            pieces = [self.owned_range]
-        else:
-            wanted = np.sort(np.concatenate([order[low:last] for order in orders]))
-            breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-            pieces = [
-                (int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, breaks) if run.size
-            ]
-        return Window(first, last, tuple(pieces), self._rows(orders, first, last, pieces))
+    def _window(self, orders: Indices, first: int, last: int, low: int) -> Window:
+        held = orders[:, low:last]
+        counts = (held != NONE).sum(axis=1)
+        # a lane's part of a window is a block of consecutive samples
+        starts = np.where(held == NONE, self.samples, held).min(axis=1)
+        shift = starts - (np.cumsum(counts) - counts)  # sample - shift = row
+        rows = np.ascontiguousarray((orders[:, first:last] - shift[:, None]).T)
+        steps = list(rows)
+        if self.count(last - 1) < self.global_batch:
+            steps[-1] = rows[-1][orders[:, last - 1] != NONE]
+        return Window(first, last, _runs(starts, starts + counts), tuple(steps))
 
-    def _rows(
-        self, orders: list[Indices], first: int, last: int, pieces: list[tuple[int, int]]
-    ) -> tuple[Indices, ...]:
-        """The samples of each step, as rows of the concatenated pieces."""
-        lengths = np.array([stop - start for start, stop in pieces], dtype=np.int64)
-        starts = np.array([start for start, _ in pieces], dtype=np.int64)
-        shift = starts - (np.cumsum(lengths) - lengths)  # sample - shift = row
 
-        def rows(samples: Indices) -> Indices:
-            if len(pieces) == 1:
-                return np.asarray(samples - shift[0])
-            return np.asarray(samples - shift[np.searchsorted(starts, samples, side="right") - 1])
-
-        even = min(last, self.samples // self.global_batch)  # up to here every lane has a sample
-        steps: list[Indices] = []
-        if even > first:
-            steps += list(rows(np.array([order[first:even] for order in orders]).T.copy()))
-        if last > even:
-            steps.append(
-                rows(
-                    np.array([order[even] for order in orders if len(order) > even], dtype=np.int64)
-                )
-            )
-        return tuple(steps)
+def _runs(starts: Indices, stops: Indices) -> tuple[tuple[int, int], ...]:
+    """Ascending ranges, with those joined that follow one another, without the empty ones."""
+    some = stops > starts
+    starts, stops = starts[some], stops[some]
+    breaks = starts[1:] != stops[:-1]
+    first = np.concatenate([np.ones(min(1, len(starts)), bool), breaks])
+    last = np.concatenate([breaks, np.ones(min(1, len(starts)), bool)])
+    return tuple(zip(starts[first].tolist(), stops[last].tolist(), strict=True))
 
 
 def window_steps(
