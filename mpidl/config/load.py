@@ -16,11 +16,13 @@ from mpidl.config.sections import (
     ModelConfig,
     OptimConfig,
     SyncConfig,
+    TaskConfig,
     TrainConfig,
 )
 from mpidl.errors import ConfigError, os_remedy
 from mpidl.options import Place, Section
 from mpidl.sync import RunInfo
+from mpidl.task import AUTO, check_loss
 
 Note = Callable[[str], None]
 
@@ -31,6 +33,7 @@ class Config(Section, frozen=True):
     Attributes:
         data: The data sets.
         model: The model.
+        task: What the model is trained for.
         loss: What is minimized.
         optim: The optimizer and the learning rate.
         train: Length, batch, precision, output.
@@ -41,6 +44,7 @@ class Config(Section, frozen=True):
 
     data: DataConfig
     model: ModelConfig = ModelConfig.read({}, Place())
+    task: TaskConfig = TaskConfig.read({}, Place())
     loss: LossConfig = LossConfig.read({}, Place())
     optim: OptimConfig = OptimConfig.read({}, Place())
     train: TrainConfig = TrainConfig()
@@ -49,8 +53,10 @@ class Config(Section, frozen=True):
     backend: BackendConfig = BackendConfig()
 
     def check(self, place: Place) -> None:
-        """Refuse a strategy that cannot work in this run."""
+        """Refuse a loss or a strategy that cannot work in this run."""
         try:
+            if self.task.name != AUTO:
+                check_loss(self.task.name, self.loss.name)
             self.sync.chosen.check(self.sync.options, self.run_info())
         except ConfigError as error:
             setting = error.where

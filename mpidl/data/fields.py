@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import msgspec
@@ -18,8 +19,77 @@ from mpidl.errors import DataError
 
 # Labels with more classes must use a tenth of them, or they are something else: years, postcodes
 SPARSE_CLASSES = 1000
+BLOCK = 1 << 18  # elements whose moments are taken at once: 2 MiB
 MANY = 20_000  # different labels that a rank counts and sends to the others
 Note = Callable[[str], None]
+
+
+@dataclass
+class Moments:
+    """Mean and sum of squared deviations of each channel, merged without loss of digits.
+
+    Of blocks of samples in two passes, blocks and ranks by Chan, Golub and LeVeque, "Updating
+    formulae and a pairwise algorithm for computing sample variances", 1979.
+
+    Attributes:
+        count: Number of elements of each channel.
+        means: (channels,) float64.
+        squares: (channels,) float64, the sums of (x - mean)^2.
+        smallest: (channels,) float64.
+        largest: (channels,) float64.
+    """
+
+    count: int
+    means: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    smallest: NDArray[np.float64]
+    largest: NDArray[np.float64]
+
+    @staticmethod
+    def of(array: NDArray[Any], channels: int) -> Moments:
+        """Those of an array whose last axis are the channels; channels 1: of all its elements."""
+        rows = array.reshape(-1, channels)
+        step = max(1, BLOCK // channels)
+        found = None
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step].astype(np.float64)
+            smallest, largest = block.min(axis=0), block.max(axis=0)
+            ones = np.ones(len(block))
+            means = ones @ block / len(block)
+            block -= means
+            np.square(block, out=block)
+            part = Moments(len(block), means, ones @ block, smallest, largest)
+            found = found.merged(part) if found else part
+        assert found is not None, "an array without elements"
+        return found
+
+    def merged(self, other: Moments) -> Moments:
+        """Those of both."""
+        count = self.count + other.count
+        apart = other.means - self.means
+        return Moments(
+            count,
+            self.means + apart * (other.count / count),
+            self.squares + other.squares + apart**2 * (self.count * (other.count / count)),
+            np.minimum(self.smallest, other.smallest),
+            np.maximum(self.largest, other.largest),
+        )
+
+    def stds(self) -> NDArray[np.float64]:
+        """(channels,) standard deviations, exactly 0 where all elements are equal."""
+        return np.where(self.smallest == self.largest, 0.0, np.sqrt(self.squares / self.count))
+
+    def pooled(self) -> Moments:
+        """Those of all channels as one."""
+        mean = float(self.means.mean())
+        squares = self.squares.sum() + self.count * np.square(self.means - mean).sum()
+        return Moments(
+            self.count * len(self.means),
+            np.array([mean]),
+            np.array([squares]),
+            self.smallest.min(keepdims=True),
+            self.largest.max(keepdims=True),
+        )
 
 
 @dataclass
@@ -27,39 +97,29 @@ class Tally:
     """What one rank learns of a field while it writes its samples.
 
     Attributes:
-        total: Sum of the elements of a feature.
-        squares: Sum of their squares.
-        count: Their number.
-        lowest: Of labels.
-        highest: Of labels.
+        lowest: Of labels that are classes.
+        highest: Of labels that are classes.
         values: Different labels, up to `MANY`.
-        smallest: Of features.
-        largest: Of features.
+        moments: Of features, and of labels that are real numbers.
     """
 
-    total: float = 0.0
-    squares: float = 0.0
-    count: int = 0
     lowest: int = 0
     highest: int = -1
     values: set[int] = dataclasses.field(default_factory=set)
-    smallest: float = math.inf
-    largest: float = -math.inf
+    moments: Moments | None = None
 
-    def add(self, array: NDArray[Any], role: str) -> None:
+    def add(self, array: NDArray[Any], field: Field) -> None:
         """Count the elements of some samples."""
-        if role == "label" and array.size and array.dtype.kind in "iu":
+        if not array.size:
+            return
+        if field.role == "label" and array.dtype.kind in "iu":
             self.lowest = min(self.lowest, int(array.min()))
             self.highest = max(self.highest, int(array.max()))
             if len(self.values) <= MANY:
                 self.values.update(np.unique(array)[: MANY + 1].tolist())
-        elif role == "feature" and array.size:
-            self.smallest = min(self.smallest, float(array.min()))
-            self.largest = max(self.largest, float(array.max()))
-            exact = array.astype(np.float64, copy=False).reshape(-1)
-            self.total += float(exact.sum())
-            self.squares += float(exact @ exact)
-            self.count += exact.size
+        elif field.role != "other":
+            found = Moments.of(array, field.channels or 1)
+            self.moments = self.moments.merged(found) if self.moments else found
 
 
 def infer_fields(source: Source, label: str | None) -> dict[str, Field]:
@@ -102,7 +162,7 @@ def to_storable(array: NDArray[Any]) -> NDArray[Any]:
 def complete_fields(
     fields: Mapping[str, Field], parts: Sequence[Mapping[str, Tally]], source: Source, note: Note
 ) -> dict[str, Field]:
-    """Add what the tallies tell: classes of labels, mean and standard deviation of features.
+    """Add what the tallies tell: classes of labels, mean and standard deviation of real numbers.
 
     Args:
         fields: From `infer_fields`.
@@ -120,8 +180,8 @@ def complete_fields(
             classes = _count_classes(name, field, tallies, source, note)
             names = source.class_names if classes else None
             field = msgspec.structs.replace(field, classes=classes, class_names=names)
-        elif field.role == "feature":
-            statistics = _statistics(name, tallies, note)
+        if field.role == "feature" or (field.role == "label" and not field.classes):
+            statistics = _statistics(name, field, tallies, note)
             field = msgspec.structs.replace(field, statistics=statistics)
         completed[name] = field
     if not any(field.role == "label" for field in fields.values()):
@@ -134,16 +194,30 @@ def complete_fields(
     return completed
 
 
-def _statistics(name: str, tallies: list[Tally], note: Note) -> Statistics:
-    count = sum(tally.count for tally in tallies)
-    mean = sum(tally.total for tally in tallies) / count
-    variance = sum(tally.squares for tally in tallies) / count - mean * mean
-    smallest = min(tally.smallest for tally in tallies)
-    largest = max(tally.largest for tally in tallies)
-    if smallest == largest:  # the variance of such sums may be a little above 0
-        note(f"the feature {name!r} is {smallest:g} in all samples: nothing can be learned from it")
-        return Statistics.with_checksum(smallest, 0.0)
-    return Statistics.with_checksum(mean, float(np.sqrt(max(variance, 0.0))))
+def _statistics(name: str, field: Field, tallies: list[Tally], note: Note) -> Statistics:
+    parts = [tally.moments for tally in tallies if tally.moments]
+    moments = reduce(Moments.merged, parts)
+    whole = moments.pooled()
+    # where all elements are equal, the mean of a sum may differ from them in the last digit
+    means = np.where(moments.smallest == moments.largest, moments.smallest, moments.means)
+    mean, (std,) = float(whole.means[0]), whole.stds().tolist()
+    if not math.isfinite(mean + std):
+        raise DataError(
+            f"the standard deviation of field {name!r} is beyond float64, with values from "
+            f"{whole.smallest[0]:g} to {whole.largest[0]:g}",
+            remedy="scale the field, or repair these values",
+        )
+    if std == 0.0:
+        mean = float(whole.smallest[0])
+        note(
+            f"the {field.role} {name!r} is {mean:g} in all samples: nothing can be learned "
+            f"{'from' if field.role == 'feature' else 'of'} it"
+        )
+    if not field.channels:
+        return Statistics.with_checksum(mean, std)
+    return Statistics.with_checksum(
+        mean, std, tuple(means.tolist()), tuple(moments.stds().tolist())
+    )
 
 
 def _count_classes(

@@ -18,35 +18,60 @@ from mpidl.files import file_sha256, read_error, reading, write_file
 
 NAME = "manifest.json"
 FORMAT = "mpidl-shards"
-VERSION = 2
+VERSION = 3
 MAX_CLASSES = 1 << 20
+MAX_CHANNELS = 4096  # with statistics of their own
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 Role = Literal["feature", "label", "other"]
 Arrays = dict[str, NDArray[Any]]  # field -> (n, *shape of one sample)
 
 
+Channels = Annotated[tuple[float, ...], Meta(max_length=MAX_CHANNELS)]
+Deviations = Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=MAX_CHANNELS)]
+
+
 class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Mean and standard deviation over all elements of a field, for normalizing inputs.
+    """Mean and standard deviation of a field over all samples, for normalizing it.
 
     Attributes:
         mean: Of all elements.
         std: Their standard deviation.
-        checksum: Of both numbers, see `with_checksum`.
+        checksum: Of all these numbers, see `with_checksum`.
+        channel_means: Of each channel, which is an index of the last axis; () without channels,
+            see `Field.channels`.
+        channel_stds: The standard deviation of each channel.
     """
 
     mean: float
     std: Annotated[float, Meta(ge=0)]
     checksum: str
+    channel_means: Channels = ()
+    channel_stds: Deviations = ()
 
     @staticmethod
-    def with_checksum(mean: float, std: float) -> Statistics:
-        """With the first 16 digits of the SHA-256 of both numbers, little-endian float64."""
-        return Statistics(mean, std, hashlib.sha256(struct.pack("<dd", mean, std)).hexdigest()[:16])
+    def with_checksum(
+        mean: float,
+        std: float,
+        channel_means: tuple[float, ...] = (),
+        channel_stds: tuple[float, ...] = (),
+    ) -> Statistics:
+        """With the first 16 digits of the SHA-256 of all numbers, little-endian float64."""
+        numbers = (mean, std, *channel_means, *channel_stds)
+        digits = hashlib.sha256(struct.pack(f"<{len(numbers)}d", *numbers)).hexdigest()[:16]
+        return Statistics(mean, std, digits, channel_means, channel_stds)
 
     @property
     def is_intact(self) -> bool:
         """Whether the checksum fits."""
-        return self == Statistics.with_checksum(self.mean, self.std)
+        numbers = (self.mean, self.std, self.channel_means, self.channel_stds)
+        return self == Statistics.with_checksum(*numbers)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are finite."""
+        return all(
+            map(math.isfinite, (self.mean, self.std, *self.channel_means, *self.channel_stds))
+        )
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +83,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         role: What training uses it for.
         classes: Labels lie in [0, classes).
         class_names: Names of the classes, in the order of their numbers.
-        statistics: Of a feature.
+        statistics: Of features, and of labels that are real numbers.
     """
 
     dtype: str
@@ -67,6 +92,18 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classes: Annotated[int, Meta(ge=1, le=MAX_CLASSES)] | None = None
     class_names: tuple[str, ...] | None = None
     statistics: Statistics | None = None
+
+    @property
+    def channels(self) -> int:
+        """The number of channels with statistics of their own, 0 for none.
+
+        They are the last axis. Tables of whole numbers (n, h, w) have none, being gray images; nor
+        have fields with more than `MAX_CHANNELS`.
+        """
+        gray = len(self.shape) == 2 and np.dtype(self.dtype).kind != "f"
+        if not self.shape or gray or self.shape[-1] > MAX_CHANNELS:
+            return 0
+        return self.shape[-1]
 
     @property
     def sample_bytes(self) -> int:
@@ -230,13 +267,22 @@ def _check_field(path: Path, name: str, field: Field) -> None:
             path,
             f"field {name!r} has {len(field.class_names)} class names for {field.classes} classes",
         )
-    statistics = field.statistics
-    if statistics and not (math.isfinite(statistics.mean) and math.isfinite(statistics.std)):
+    if field.statistics:
+        _check_statistics(path, name, field.statistics, field.shape)
+
+
+def _check_statistics(
+    path: Path, name: str, statistics: Statistics, shape: tuple[int, ...]
+) -> None:
+    if not statistics.is_finite:
         raise _bad(path, f"mean or std of field {name!r} is not finite")
-    if statistics and not statistics.is_intact:
+    sizes = {len(statistics.channel_means), len(statistics.channel_stds)}
+    if sizes != {0} and sizes != {*shape[-1:]}:
+        raise _bad(path, f"field {name!r} has statistics of another number of channels")
+    if not statistics.is_intact:
         raise DataError(
-            f"mean {statistics.mean} or std {statistics.std} of field {name!r} was changed: "
-            "their checksum does not fit",
+            f"mean {statistics.mean} or std {statistics.std} of field {name!r}, or those of a "
+            "channel, were changed: their checksum does not fit",
             where=str(path),
             remedy="copy manifest.json again or shard the data again; for another normalization "
             "set data.mean and data.std",

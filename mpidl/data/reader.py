@@ -127,6 +127,14 @@ class Reader:
                         remedy="the manifest belongs to other files: shard the data again",
                     )
 
+    def select(self, names: Sequence[str]) -> None:
+        """Read these fields only from now on; those that the data set does not have are left out.
+
+        Args:
+            names: Of fields.
+        """
+        self.fields = {name: field for name, field in self.fields.items() if name in names}
+
     def __len__(self) -> int:
         """Samples in the data set."""
         return self.manifest.samples

@@ -230,7 +230,7 @@ class _Writer:
                     remedy="make the source uniform",
                 )
             _refuse_nonfinite(name, arrays[name], low)
-            self.tallies[name].add(arrays[name], field.role)
+            self.tallies[name].add(arrays[name], field)
         return arrays
 
 

@@ -70,10 +70,9 @@ class Feed:
         return StepBatch(self._stage(batch), batch.count, batch.global_count)
 
     def _stage(self, batch: Batch) -> Iterator[MicroBatch | None]:
-        spec = self.inputs.spec
         for low, high in pairwise(self.sampler.cuts(batch.step, self.micro_batches)):
             if low == high and not self.stages_empty:
                 yield None
             else:
-                features = self.inputs.features(batch.arrays[spec.feature][low:high])
-                yield features, self.inputs.targets(batch.arrays[spec.label][low:high])
+                arrays = {name: array[low:high] for name, array in batch.arrays.items()}
+                yield self.inputs.features(arrays), self.inputs.targets(arrays)

@@ -154,8 +154,11 @@ def test_real_numbers_as_targets_do_not_become_classes(tmp_path: Path, mpidl: Ru
     )
     status, made, err = mpidl("shard", tmp_path / "a.csv", "--out", tmp_path / "data")
     assert status == 0 and "real numbers" in made["notes"][0] and "note:" in err
-    status, _, err = mpidl("train", configure(tmp_path))
+    named = ("--set", "task.name=classification")
+    status, _, err = mpidl("train", configure(tmp_path), *named)
     assert status == 1 and "real numbers" in err and "regression" in err and "--label" not in err
+    status, found, _ = mpidl("train", configure(tmp_path))
+    assert status == 0 and "accuracy" not in found
 
 
 def test_channels_first_images_on_the_command_line(tmp_path: Path, mpidl: Run) -> None:
@@ -219,8 +222,8 @@ def test_the_layout_of_a_field_can_be_chosen(tmp_path: Path, mpidl: Run) -> None
         ("cnn", (20,), "'cnn' takes images (height, width, channels)"),
         ("lstm", (20,), "'lstm' takes series (steps, channels)"),
         ("lstm", (8, 8, 3), "'lstm' takes series"),
-        ("unet", (8, 8, 3), "trains classifiers"),
-        ("gpt", (20,), "trains classifiers"),
+        ("unet", (8, 8, 3), "the task 'classification' takes (3,)"),
+        ("gpt", (20,), "the task 'classification' takes (3,)"),
     ],
 )
 def test_models_that_do_not_fit_the_data(

@@ -44,6 +44,18 @@ IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda t: t["fields"]["x"]["statistics"].update(std=0.5),
         "checksum does not fit",
     ),
+    "a mean of a channel that was changed": (
+        lambda t: t["fields"]["x"]["statistics"]["channel_means"].__setitem__(1, 0.5),
+        "checksum does not fit",
+    ),
+    "too few channels": (
+        lambda t: t["fields"]["x"]["statistics"]["channel_stds"].pop(),
+        "another number of channels",
+    ),
+    "a negative std of a channel": (
+        lambda t: t["fields"]["x"]["statistics"]["channel_stds"].__setitem__(0, -1.0),
+        "channel_stds",
+    ),
     "fields as a list": (lambda t: t.update(fields=[]), "fields"),
 }
 
