@@ -32,7 +32,8 @@ class DataConfig(Section, frozen=True):
     """The data sets and how they are read.
 
     Attributes:
-        train: Folder made by `mpidl shard`, relative to the working directory.
+        train: Folder made by `mpidl shard`, relative to the working directory; or a list of them,
+            which have the same fields.
         test: The same, of the test data.
         feature: The field that is the input, or a list of fields that are joined along their
             channels; where there is only one, that.
@@ -48,6 +49,11 @@ class DataConfig(Section, frozen=True):
         shuffle: Draw a new order in every epoch, from (seed, epoch).
         window_bytes: How much of the data set all ranks together hold in memory; smaller data is
             read once and kept.
+        weights: Of each data set in a list: its share of the samples that are drawn; samples of
+            small ones with large weights are repeated. Without them every sample is drawn once.
+        balance: "classes": each class is drawn equally often; "sqrt": as often as the square root
+            of the number of its samples; "none": as often as it is there.
+        epoch_samples: Samples drawn in an epoch; 0: as many as there are.
         driver: "posix": each rank opens the files it needs; "mpio", "mpio-collective": all ranks
             open one shared file together (parallel h5py); "auto": mpio for a shared file, else
             posix.
@@ -55,7 +61,7 @@ class DataConfig(Section, frozen=True):
             2 GB/s a rank).
     """
 
-    train: str
+    train: str | tuple[str, ...]
     test: str | None = None
     feature: str | tuple[str, ...] | None = None
     label: str | tuple[str, ...] | None = None
@@ -65,8 +71,34 @@ class DataConfig(Section, frozen=True):
     std: Rate | None = None
     shuffle: bool = True
     window_bytes: Positive = 1 << 30
+    weights: tuple[Rate, ...] = ()
+    balance: Literal["none", "classes", "sqrt"] = "none"
+    epoch_samples: NotNegative = 0
     driver: Literal["auto", "posix", "mpio", "mpio-collective"] = "auto"
     verify: bool = True
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The training data sets."""
+        return (self.train,) if isinstance(self.train, str) else self.train
+
+    @property
+    def source(self) -> str:
+        """The training data sets, for messages."""
+        return ", ".join(self.folders)
+
+    def check(self, place: Place) -> None:
+        """Refuse lists that do not fit each other."""
+        if not self.folders:
+            remedy = f"name at least one folder in {place.name('train')}"
+            raise place.error(f"{place.name('train')} is an empty list", "train", remedy=remedy)
+        if self.weights and len(self.weights) != len(self.folders):
+            raise place.error(
+                f"{place.name('weights')} has {len(self.weights)} numbers for "
+                f"{len(self.folders)} data set(s) in {place.name('train')}",
+                "weights",
+                remedy=f"give one weight for each, or remove {place.name('weights')}",
+            )
 
 
 class ModelConfig(Choice, frozen=True):

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
+from mpidl.data.direct import Indices
 from mpidl.data.manifest import Arrays
 from mpidl.data.reader import Reader
-from mpidl.data.sampler import Indices, LaneSampler, Window
+from mpidl.data.sampler import LaneSampler, Window
 from mpidl.data.validate import check_values
 
 
@@ -128,9 +129,7 @@ class Loader:
         done.set_result(self._load(windows, memory, threads))
         return done
 
-    def _load(
-        self, windows: Iterator[Window], memory: Arrays | None, threads: int
-    ) -> _Held | None:
+    def _load(self, windows: Iterator[Window], memory: Arrays | None, threads: int) -> _Held | None:
         window = next(windows, None)
         if window is None:
             return None

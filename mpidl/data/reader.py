@@ -173,12 +173,39 @@ class Reader:
         Raises:
             DataError: A read fails; the message names the file.
         """
+        arrays = self.allocate(pieces, memory)
+        self.read_into(arrays, pieces, place=place, threads=threads)
+        return arrays
+
+    def allocate(self, pieces: Sequence[tuple[int, int]], memory: Arrays | None = None) -> Arrays:
+        """Arrays for `read_into`; see `read`."""
         total = sum(stop - start for start, stop in pieces)
-        arrays = {
+        return {
             name: _allocate(memory, name, (total, *field.shape), field.dtype)
             for name, field in self.fields.items()
         }
-        row = 0
+
+    def read_into(
+        self,
+        arrays: Arrays,
+        pieces: Sequence[tuple[int, int]],
+        row: int = 0,
+        *,
+        place: Indices | None = None,
+        threads: int = 1,
+    ) -> int:
+        """As `read`, into given arrays.
+
+        Args:
+            arrays: Field -> (rows, *shape).
+            pieces: (start, stop) ranges, ascending.
+            row: Where the first of the samples goes, or where its entry in `place` is.
+            place: (rows,), as in `read`.
+            threads: That read at once.
+
+        Returns:
+            The row after the last.
+        """
         for index, ranges in self._by_shard(pieces).items():
             count = sum(stop - start for start, stop in ranges)
             for name, array in arrays.items():
@@ -188,7 +215,7 @@ class Reader:
                     here = place[row : row + count]
                     self._read_ranges(index, name, ranges, array, here, threads)
             row += count
-        return arrays
+        return row
 
     def _by_shard(self, pieces: Sequence[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
         """The pieces as row ranges within each shard."""

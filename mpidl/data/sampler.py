@@ -143,7 +143,7 @@ class LaneSampler:
     def lane_order(self, epoch: int, index: int) -> Indices:
         """The samples of lane `index` in the order of an epoch."""
         order = self._orders(epoch, range(index, index + 1))[0]
-        return order[order != NONE]
+        return np.asarray(order[order != NONE])
 
     def _orders(self, epoch: int, lanes: range) -> Indices:
         """`lane_order` of each lane, (lanes, steps); NONE where a lane is one sample shorter."""
@@ -176,10 +176,10 @@ class LaneSampler:
         steps = list(rows)
         if self.count(last - 1) < self.global_batch:
             steps[-1] = rows[-1][orders[:, last - 1] != NONE]
-        return Window(first, last, _runs(starts, starts + counts), tuple(steps))
+        return Window(first, last, runs(starts, starts + counts), tuple(steps))
 
 
-def _runs(starts: Indices, stops: Indices) -> tuple[tuple[int, int], ...]:
+def runs(starts: Indices, stops: Indices) -> tuple[tuple[int, int], ...]:
     """Ascending ranges, with those joined that follow one another, without the empty ones."""
     some = stops > starts
     starts, stops = starts[some], stops[some]
@@ -205,7 +205,7 @@ def window_steps(
     """
     if samples * sample_bytes <= window_bytes:
         return None
-    return max(1, window_bytes // (global_batch * sample_bytes))
+    return max(1, window_bytes // (2 * global_batch * sample_bytes))  # one used, one read
 
 
 def contiguous_batches(samples: int, rank: int, size: int, batch: int) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ each block of a lane took ten times as long where windows are small.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ ORDER, BLOCKS = 1, 2  # what random words are for
 
 def words(key: Sequence[int], lanes: Indices, count: int) -> Words:
     """Random 64-bit words: (len(lanes), count), word i of a lane a function of (key, lane, i)."""
-    start = np.zeros((1, 1), np.uint64)
+    start: Any = np.zeros((1, 1), np.uint64)
     for number in key:
         start = _mixed(start + np.uint64(number & (1 << 64) - 1))
     rows = _mixed(start + lanes.astype(np.uint64)[:, None])
@@ -67,7 +68,9 @@ def shuffled(key: Sequence[int], lanes: Indices, length: int, block: int) -> Ind
     if full + (rest > 0) <= 1:
         word.sort(axis=1)
         return (word & mask).astype(np.int64)
-    order = permutations([*key, BLOCKS], lanes, full) if full > 1 else np.zeros((len(lanes), 1), int)
+    order = (
+        permutations([*key, BLOCKS], lanes, full) if full > 1 else np.zeros((len(lanes), 1), int)
+    )
     if rest:
         order = np.concatenate([order, np.full((len(lanes), 1), full)], axis=1)
     rank = np.argsort(order, axis=1).astype(np.uint64)
@@ -79,4 +82,4 @@ def shuffled(key: Sequence[int], lanes: Indices, length: int, block: int) -> Ind
     blocks = np.repeat(order, block, axis=1)
     if rest:
         blocks = blocks[:, :length]
-    return (word & mask).astype(np.int64) + blocks * block
+    return np.asarray((word & mask).astype(np.int64) + blocks * block)

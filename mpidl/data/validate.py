@@ -73,9 +73,9 @@ def _error(
 
 def _sample(bad: NDArray[Any], pieces: Pieces, place: Indices | None) -> int:
     """The sample of the first bad value."""
-    row = int(bad.argmax()) // max(1, bad[0].size)
+    row: int = int(bad.argmax()) // bad[0].size
     if place is not None:
-        row = int(np.flatnonzero(place == row)[0])
+        row = np.flatnonzero(place == row).tolist()[0]
     for start, stop in pieces:
         if row < stop - start:
             return start + row

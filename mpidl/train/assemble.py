@@ -10,8 +10,7 @@ from mpidl.collectives.safety import watchdog
 from mpidl.comm.context import Context
 from mpidl.config import Config
 from mpidl.data import LaneSampler, Loader, Reader
-from mpidl.data.manifest import Manifest
-from mpidl.data.sampler import window_steps
+from mpidl.data.drawing import Drawing, make_sampler, open_data
 from mpidl.nn import Model
 from mpidl.optim import LearningRate
 from mpidl.task import Task
@@ -78,7 +77,7 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
         MpidlError: Something is missing or does not fit; on all ranks together.
     """
     data = config.data
-    reader = Reader(data.train, context=context, driver=data.driver, verify=data.verify)
+    reader = open_data(data.folders, context, driver=data.driver, verify=data.verify)
     with context.fail_together("setting up the model"):
         spec = input_spec(reader.manifest, config, lambda text: say(f"note: {text}"))
         task = config.task.create(spec)
@@ -91,7 +90,7 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
             host_memory=ops.name == "numpy",
         )
         config.sync.chosen.check(config.sync.options, run)
-        sampler = _build_sampler(config, reader.manifest, context)
+    sampler = _build_sampler(config, reader, task, context)
     test = _open_test(config, task, context)
     feed = Feed(
         Loader(reader, sampler, context=context),
@@ -121,19 +120,21 @@ def _step_options(config: Config, feed: Feed) -> StepOptions:
     )
 
 
-def _build_sampler(config: Config, manifest: Manifest, context: Context) -> LaneSampler:
-    sync, batch = config.sync, config.train.global_batch
-    ranks = sync.chosen.training_ranks(sync.options, context.size)
-    window = window_steps(manifest.samples, batch, manifest.sample_bytes, config.data.window_bytes)
-    return LaneSampler(
-        manifest.samples,
-        batch,
-        min(context.rank, ranks - 1),
-        ranks,
+def _build_sampler(config: Config, reader: Reader, task: Task, context: Context) -> LaneSampler:
+    """The order of the samples. Collective."""
+    data, targets = config.data, task.spec.target.fields
+    drawing = Drawing(
+        config.train.global_batch,
         seed=config.train.seed,
-        shuffle=config.data.shuffle,
-        window=window,
+        shuffle=data.shuffle,
+        window_bytes=data.window_bytes,
+        weights=data.weights,
+        balance=data.balance,
+        epoch_samples=data.epoch_samples,
     )
+    ranks = config.sync.chosen.training_ranks(config.sync.options, context.size)
+    label = targets[0].name if len(targets) == 1 else ""
+    return make_sampler(reader, drawing, context, label=label, ranks=ranks)
 
 
 def _open_test(config: Config, task: Task, context: Context) -> Reader | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -30,25 +32,20 @@ def samplers(draw: st.DrawFn) -> LaneSampler:
     )
 
 
-def replayed(sampler: LaneSampler, size: int, epoch: int, first_step: int = 0) -> list[np.ndarray]:
+def replayed_by(
+    sampler: LaneSampler, size: int, epoch: int, first_step: int = 0
+) -> list[np.ndarray]:
     """The batches as the ranks together would read them, through windows, pieces and rows."""
     batches: dict[int, list[np.ndarray]] = {}
     for rank in range(size):
-        own = LaneSampler(
-            sampler.samples,
-            sampler.global_batch,
-            rank,
-            size,
-            sampler.seed,
-            sampler.shuffle,
-            sampler.window,
-        )
-        low, high = own.owned_range
+        own = dataclasses.replace(sampler, rank=rank, size=size)
         for window in own.windows(epoch, first_step):
             held = np.concatenate(
                 [np.empty(0, int), *(np.arange(*piece) for piece in window.pieces)]
             )
-            assert ((held >= low) & (held < high)).all(), "a rank reads only what it owns"
+            if type(own) is LaneSampler:
+                low, high = own.owned_range
+                assert ((held >= low) & (held < high)).all(), "a rank reads only what it owns"
             for step, rows in enumerate(window.rows, window.first_step):
                 batches.setdefault(step, []).append(held[rows])
     return [np.concatenate(batches[step]) for step in sorted(batches)]
@@ -61,7 +58,7 @@ def test_every_rank_count_sees_the_same_batches(
 ) -> None:
     assume(size <= sampler.global_batch)
     wanted = sample_order(sampler, epoch)
-    found = replayed(sampler, size, epoch)
+    found = replayed_by(sampler, size, epoch)
     assert len(found) == len(wanted) == sampler.steps
     for step, (a, b) in enumerate(zip(found, wanted, strict=True)):
         np.testing.assert_array_equal(a, b)
@@ -77,7 +74,7 @@ def test_a_resumed_epoch_continues_where_it_was(
     assume(size <= sampler.global_batch)
     first = data.draw(st.integers(0, sampler.steps - 1))
     for a, b in zip(
-        replayed(sampler, size, 1, first), sample_order(sampler, 1)[first:], strict=True
+        replayed_by(sampler, size, 1, first), sample_order(sampler, 1)[first:], strict=True
     ):
         np.testing.assert_array_equal(a, b)
 
