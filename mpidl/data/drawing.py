@@ -93,7 +93,8 @@ def make_sampler(
     size = ranks or size
     sample_bytes = sum(field.sample_bytes for field in reader.fields.values())
     samples = drawing.epoch_samples or len(reader)
-    window = window_steps(len(reader), drawing.global_batch, sample_bytes, drawing.window_bytes)
+    held = sample_bytes if drawing.is_plain else 2 * sample_bytes  # with those between, see GAP
+    window = window_steps(len(reader), drawing.global_batch, held, drawing.window_bytes)
     labels = None if drawing.balance == "none" else read_labels(reader, label, context)
     with context.fail_together("choosing the samples of an epoch") if context else nullcontext():
         if drawing.epoch_samples and samples < drawing.global_batch:

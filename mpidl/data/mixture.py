@@ -18,10 +18,11 @@ from functools import cached_property
 
 import numpy as np
 
-from mpidl.data.sampler import NONE, LaneSampler, Window, runs
+from mpidl.data.sampler import NONE, LaneSampler, Window
 from mpidl.data.shuffle import Indices, shuffled
 
 PASSES, STREAMS = 3, 4  # what random words are for, beside those of mpidl.data.shuffle
+GAP = 8  # samples that are not wanted, between two that are
 MEMBERS = 64  # samples that lanes have at least together, so that none of a stream is preferred
 
 
@@ -182,11 +183,22 @@ class MixedSampler(LaneSampler):
     def _window(self, orders: Indices, first: int, last: int, low: int) -> Window:
         wanted = orders[:, low:last]
         held = self.own if self.window is None else np.unique(wanted[wanted != NONE])
-        rows = np.searchsorted(held, np.ascontiguousarray(orders[:, first:last].T))
+        # the samples of a small gap are read too: blocks that are half drawn in one go
+        breaks = np.flatnonzero(np.diff(held) > GAP)
+        starts = held[np.concatenate([np.arange(min(1, len(held))), breaks + 1])]
+        stops = held[np.concatenate([breaks, np.arange(len(held))[-1:]])] + 1
+        shift = starts - (np.cumsum(stops - starts) - (stops - starts))  # sample - shift = row
+        samples = np.ascontiguousarray(orders[:, first:last].T)
+        rows = (
+            samples - shift[np.searchsorted(starts, samples, side="right") - 1]
+            if len(held)
+            else samples
+        )
         steps = list(rows)
         if self.count(last - 1) < self.global_batch:
             steps[-1] = rows[-1][orders[:, last - 1] != NONE]
-        return Window(first, last, runs(held, held + 1), tuple(steps))
+        pieces = zip(starts.tolist(), stops.tolist(), strict=True)
+        return Window(first, last, tuple(pieces), tuple(steps))
 
 
 def _dealt(bound: int, card: Indices) -> Indices:

@@ -176,10 +176,10 @@ class LaneSampler:
         steps = list(rows)
         if self.count(last - 1) < self.global_batch:
             steps[-1] = rows[-1][orders[:, last - 1] != NONE]
-        return Window(first, last, runs(starts, starts + counts), tuple(steps))
+        return Window(first, last, _runs(starts, starts + counts), tuple(steps))
 
 
-def runs(starts: Indices, stops: Indices) -> tuple[tuple[int, int], ...]:
+def _runs(starts: Indices, stops: Indices) -> tuple[tuple[int, int], ...]:
     """Ascending ranges, with those joined that follow one another, without the empty ones."""
     some = stops > starts
     starts, stops = starts[some], stops[some]

@@ -9,7 +9,6 @@ each block of a lane took ten times as long where windows are small.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +23,11 @@ ORDER, BLOCKS = 1, 2  # what random words are for
 
 def words(key: Sequence[int], lanes: Indices, count: int) -> Words:
     """Random 64-bit words: (len(lanes), count), word i of a lane a function of (key, lane, i)."""
-    start: Any = np.zeros((1, 1), np.uint64)
+    start = np.zeros((1, 1), np.uint64)
     for number in key:
-        start = _mixed(start + np.uint64(number & (1 << 64) - 1))
+        start = _mixed(start ^ np.uint64(number & (1 << 64) - 1))
     rows = _mixed(start + lanes.astype(np.uint64)[:, None])
-    return _mixed(rows + np.arange(count, dtype=np.uint64))
+    return _mixed(rows + np.arange(count).astype(np.uint64))
 
 
 def _mixed(x: Words) -> Words:
