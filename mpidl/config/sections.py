@@ -94,7 +94,7 @@ class DataConfig(Section, frozen=True):
             raise place.error(f"{place.name('train')} is an empty list", "train", remedy=remedy)
         if self.weights and len(self.weights) != len(self.folders):
             raise place.error(
-                f"{place.name('weights')} has {len(self.weights)} numbers for "
+                f"{place.name('weights')} has {len(self.weights)} number(s) for "
                 f"{len(self.folders)} data set(s) in {place.name('train')}",
                 "weights",
                 remedy=f"give one weight for each, or remove {place.name('weights')}",
