@@ -1,8 +1,8 @@
 /* Reads rows of a file straight to where each is wanted, in one pass over the file.
 
    Rows that follow one another in the file go to scattered places in memory by one preadv. Small
-   rows, for which a system call would spend more on its list than on the data, come through a buffer
-   that stays in the cache. */
+   rows, for which a system call would spend more on its list than on the data, come through a
+   buffer that stays in the cache. */
 #define _GNU_SOURCE
 #include "mpidl.h"
 #include <errno.h>

@@ -6,7 +6,7 @@ its part of every stream, to within one draw. Each lane draws from its own part 
 samples, in passes: every sample once in random order, then once more in another order, and so on
 over the epochs. Nothing is remembered: the number of a draw since the beginning of the run says
 which pass it is in, and where. As with `LaneSampler`, the order depends on the global batch and not
-on the ranks, and a rank reads its own part of each stream. See docs/decisions/015-mixture.md.
+on the ranks, and a rank reads its own part of each stream. See docs/decisions/013-drawing.md.
 """
 
 from __future__ import annotations
