@@ -140,7 +140,7 @@ WORDS: dict[str, tuple[str, list[str], list[str]]] = {
     "an option that nothing has": (MINIMAL, ["model.hiden=[3]"], ["unknown key 'model.hiden'"]),
     "a weight too few": (
         MINIMAL,
-        ["data.train=[a, b]", "data.weights=[1]"],
+        ['data.train=["a", "b"]', "data.weights=[1]"],
         ["data.weights has 1 number(s) for 2 data set(s)", "one weight for each"],
     ),
     "no data": (

@@ -158,7 +158,7 @@ def test_a_shard_out_of_reach_is_not_called_damaged(
 
     folder, _ = make_dataset(20, 2)
     with Reader(folder) as reader:
-        monkeypatch.setattr(os, "preadv", fail)
+        monkeypatch.setattr("mpidl.data.direct._function", lambda: lambda *args: code)
         with pytest.raises(UnreadableError, match=r"shard-00001\.h5"):
             reader.read([(15, 18)])
     monkeypatch.setattr("mpidl.data.manifest.file_sha256", fail)

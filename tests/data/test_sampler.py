@@ -94,6 +94,19 @@ def test_the_shuffle_is_uniform_within_a_lane() -> None:
     assert chi_square < 49 + 6 * np.sqrt(2 * 49)
 
 
+def test_blocks_are_in_random_order_and_shuffled_within() -> None:
+    counts, inside = np.zeros((4, 4)), np.zeros((5, 5))
+    for epoch in range(2000):
+        order = LaneSampler(22, 1, window=5).lane_order(epoch, 0)
+        blocks = order // 5
+        assert (blocks[:20].reshape(4, 5) == blocks[:20:5, None]).all() and (order[20:] >= 20).all()
+        counts[np.arange(4), blocks[:20:5]] += 1
+        inside[np.arange(5), order[:5] % 5] += 1
+    for found, expected, freedom in ((counts, 500, 9), (inside, 400, 16)):
+        chi_square = ((found - expected) ** 2 / expected).sum()
+        assert chi_square < freedom + 6 * np.sqrt(2 * freedom)
+
+
 def test_windows_limit_what_is_held() -> None:
     sampler = LaneSampler(10_000, 10, window=50)
     for window in sampler.windows(0):
