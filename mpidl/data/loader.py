@@ -60,7 +60,9 @@ class Loader:
 
     Where this rank's part fits into one window it is read once and kept for all epochs. Otherwise a
     thread reads the next window while the current one is used; the same thread does where reading
-    needs MPI and the MPI library does not allow threads, or reads collectively.
+    needs MPI and the MPI library does not allow threads, or reads collectively. Samples are read
+    straight into the order of the batches, which are slices of the window; only later epochs over
+    kept data gather copies.
 
     Args:
         reader: The open data set.
@@ -107,16 +109,17 @@ class Loader:
         """
         windows = self.sampler.windows(epoch, first_step)
         arrays: Arrays | None = None
-        # nobody computes before the first window is there: all cores may read it
-        pending = self._fetch(windows, self._spare, self._threads)
+        pending, waited = self._fetch(windows, self._spare, self._threads), True
         while (held := pending.result()) is not None:
             used, arrays, window = arrays, held.arrays, held.window
-            pending = self._fetch(windows, used, 1)
+            # while this rank waits for data, nothing else needs its cores
+            pending = self._fetch(windows, used, self._threads if waited else 1)
             first = 0
             for step, rows in enumerate(window.rows, window.first_step):
                 batch = self._batch(held, rows, first)
                 yield Batch(batch, epoch, step, len(rows), self.sampler.count(step))
                 first += len(rows)
+            waited = not pending.done()
         self._spare = arrays
 
     def _fetch(

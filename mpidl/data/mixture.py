@@ -182,23 +182,29 @@ class MixedSampler(LaneSampler):
 
     def _window(self, orders: Indices, first: int, last: int, low: int) -> Window:
         wanted = orders[:, low:last]
-        held = self.own if self.window is None else np.unique(wanted[wanted != NONE])
-        # the samples of a small gap are read too: blocks that are half drawn in one go
-        breaks = np.flatnonzero(np.diff(held) > GAP)
-        starts = held[np.concatenate([np.arange(min(1, len(held))), breaks + 1])]
-        stops = held[np.concatenate([breaks, np.arange(len(held))[-1:]])] + 1
+        own = self.own if self.window is None else np.unique(wanted[wanted != NONE])
+        starts, stops = _joined(own)
         shift = starts - (np.cumsum(stops - starts) - (stops - starts))  # sample - shift = row
         samples = np.ascontiguousarray(orders[:, first:last].T)
-        rows = (
-            samples - shift[np.searchsorted(starts, samples, side="right") - 1]
-            if len(held)
-            else samples
-        )
+        rows = samples
+        if len(starts):
+            rows = samples - shift[np.searchsorted(starts, samples, side="right") - 1]
         steps = list(rows)
         if self.count(last - 1) < self.global_batch:
             steps[-1] = rows[-1][orders[:, last - 1] != NONE]
         pieces = zip(starts.tolist(), stops.tolist(), strict=True)
         return Window(first, last, tuple(pieces), tuple(steps))
+
+
+def _joined(samples: Indices) -> tuple[Indices, Indices]:
+    """Starts and stops of ranges with all of `samples`, which ascend.
+
+    The samples of a small gap are read too: blocks that are half drawn in one go.
+    """
+    breaks = np.flatnonzero(np.diff(samples) > GAP)
+    starts = samples[np.concatenate([np.arange(min(1, len(samples))), breaks + 1])]
+    stops = samples[np.concatenate([breaks, np.arange(len(samples))[-1:]])] + 1
+    return starts, stops
 
 
 def _dealt(bound: int, card: Indices) -> Indices:

@@ -54,7 +54,7 @@ def order_of(sampler: MixedSampler, epoch: int) -> list[np.ndarray]:
 
 
 @given(mixtures(), st.integers(1, 5), st.integers(0, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_every_rank_count_draws_the_same_batches(
     sampler: MixedSampler, size: int, epoch: int
 ) -> None:
@@ -66,7 +66,7 @@ def test_every_rank_count_draws_the_same_batches(
 
 
 @given(mixtures(), st.integers(1, 4), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_resumed_epoch_continues_where_it_was(
     sampler: MixedSampler, size: int, data: st.DataObject
 ) -> None:
@@ -78,7 +78,7 @@ def test_a_resumed_epoch_continues_where_it_was(
 
 
 @given(mixtures())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_every_epoch_draws_each_stream_as_often_as_it_says(sampler: MixedSampler) -> None:
     scattered = [np.asarray(stream.members) for stream in sampler.streams]
     assume(len(np.unique(np.concatenate(scattered))) == sum(map(len, scattered)))
