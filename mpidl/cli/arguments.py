@@ -49,7 +49,19 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     """How raw files are read: label, format, and the options of each format."""
     from mpidl.data.formats import IMPORTERS
 
-    parser.add_argument("--label", help="name of the label field or table column")
+    parser.add_argument(
+        "--label",
+        action="append",
+        metavar="NAME",
+        help="name of a label field or table column; may be given several times",
+    )
+    parser.add_argument(
+        "--feature",
+        dest="features",
+        action="append",
+        metavar="NAME",
+        help="name of a feature field; may be given several times (default: inferred)",
+    )
     parser.add_argument(
         "--format", choices=list(IMPORTERS), help="of the files (default: by their suffix)"
     )
@@ -74,7 +86,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def source_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `open_source` that the command line gives."""
-    names = ("label", "format", "channels", *_format_options())
+    names = ("label", "features", "format", "channels", *_format_options())
     given = {name: getattr(args, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 

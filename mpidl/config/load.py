@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mpidl.augment import AugmentConfig
 from mpidl.comm.context import Context
 from mpidl.config.sections import (
     BackendConfig,
@@ -40,6 +41,7 @@ class Config(Section, frozen=True):
         sync: The strategy.
         checkpoint: When to save.
         backend: Where to compute.
+        augment: Random changes of the training samples.
     """
 
     data: DataConfig
@@ -51,6 +53,7 @@ class Config(Section, frozen=True):
     sync: SyncConfig = SyncConfig.read({}, Place())
     checkpoint: CheckpointConfig = CheckpointConfig()
     backend: BackendConfig = BackendConfig()
+    augment: AugmentConfig = AugmentConfig()
 
     def check(self, place: Place) -> None:
         """Refuse a loss or a strategy that cannot work in this run."""

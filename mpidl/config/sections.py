@@ -32,8 +32,12 @@ class DataConfig(Section, frozen=True):
     """The data sets and how they are read.
 
     Attributes:
-        train: Folder made by `mpidl shard`, relative to the working directory; or a list of them,
-            which have the same fields.
+        train: Folder made by `mpidl shard`, relative to the working directory; or a list of several
+            with the same fields, which are mixed.
+        weights: Share of each data set in an epoch, in the order of train; by default by size.
+        balance: "classes": each class equally often; "sqrt": by the square root of its samples;
+            "none": as the data are. With weights: within each data set.
+        epoch_samples: Samples of an epoch; by default as many as there are.
         test: The same, of the test data.
         feature: The field that is the input, or a list of fields that are joined along their
             channels; where there is only one, that.
@@ -49,11 +53,6 @@ class DataConfig(Section, frozen=True):
         shuffle: Draw a new order in every epoch, from (seed, epoch).
         window_bytes: How much of the data set all ranks together hold in memory; smaller data is
             read once and kept.
-        weights: Of each data set in a list: its share of the samples that are drawn; samples of
-            small ones with large weights are repeated. Without them every sample is drawn once.
-        balance: "classes": each class is drawn equally often; "sqrt": as often as the square root
-            of the number of its samples; "none": as often as it is there.
-        epoch_samples: Samples drawn in an epoch; 0: as many as there are.
         driver: "posix": each rank opens the files it needs; "mpio", "mpio-collective": all ranks
             open one shared file together (parallel h5py); "auto": mpio for a shared file, else
             posix.
@@ -62,6 +61,9 @@ class DataConfig(Section, frozen=True):
     """
 
     train: str | tuple[str, ...]
+    weights: tuple[Annotated[float, Meta(gt=0)], ...] | None = None
+    balance: Literal["none", "classes", "sqrt"] = "none"
+    epoch_samples: Positive | None = None
     test: str | None = None
     feature: str | tuple[str, ...] | None = None
     label: str | tuple[str, ...] | None = None
@@ -71,9 +73,6 @@ class DataConfig(Section, frozen=True):
     std: Rate | None = None
     shuffle: bool = True
     window_bytes: Positive = 1 << 30
-    weights: tuple[Rate, ...] = ()
-    balance: Literal["none", "classes", "sqrt"] = "none"
-    epoch_samples: NotNegative = 0
     driver: Literal["auto", "posix", "mpio", "mpio-collective"] = "auto"
     verify: bool = True
 
@@ -82,22 +81,27 @@ class DataConfig(Section, frozen=True):
         """The training data sets."""
         return (self.train,) if isinstance(self.train, str) else self.train
 
-    @property
-    def source(self) -> str:
-        """The training data sets, for messages."""
-        return ", ".join(self.folders)
-
     def check(self, place: Place) -> None:
-        """Refuse lists that do not fit each other."""
-        if not self.folders:
-            remedy = f"name at least one folder in {place.name('train')}"
-            raise place.error(f"{place.name('train')} is an empty list", "train", remedy=remedy)
-        if self.weights and len(self.weights) != len(self.folders):
+        """Refuse lists that do not fit, and draws that need a shuffle."""
+        folders = self.folders
+        if not folders or len(set(folders)) < len(folders):
             raise place.error(
-                f"{place.name('weights')} has {len(self.weights)} number(s) for "
-                f"{len(self.folders)} data set(s) in {place.name('train')}",
+                "data.train lists no data set, or one twice", "train", remedy="name each once"
+            )
+        if self.weights is not None and len(self.weights) != len(folders):
+            raise place.error(
+                f"data.weights has {len(self.weights)} entries for {len(folders)} data set(s) in "
+                "data.train",
                 "weights",
-                remedy=f"give one weight for each, or remove {place.name('weights')}",
+                remedy="give one weight for each data set",
+            )
+        drawn = [k for k in ("weights", "epoch_samples") if getattr(self, k) is not None]
+        drawn += ["balance"] if self.balance != "none" else []
+        if drawn and not self.shuffle:
+            raise place.error(
+                f"data.{drawn[0]} draws samples in a random order, but data.shuffle is false",
+                drawn[0],
+                remedy=f"set data.shuffle = true, or remove data.{drawn[0]}",
             )
 
 

@@ -1,241 +1,173 @@
-"""From settings to a data set, or several, and to the order in which its samples are drawn."""
+"""The samples that lanes draw in an epoch: a function of (seed, epoch, lane, step), without state.
+
+Lane l owns the slots [l E / B, (l + 1) E / B) of the E slots of an epoch, and with them the
+occurrences a..b of each stratum (`Strata.before`). They draw from the part [a n / C, b n / C) of
+the n samples of the stratum: a lane has its own part, so a rank reads its own shards. Occurrences
+go through the part pass after pass, on from one epoch to the next: every sample of a part is drawn
+once before any is drawn again. What a window of steps draws is then shuffled in each lane.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.comm import mpi
-from mpidl.comm.context import Context
-from mpidl.data.direct import Indices
-from mpidl.data.joined import JoinedReader
-from mpidl.data.manifest import Field
-from mpidl.data.mixture import MixedSampler, Stream, apportion
-from mpidl.data.reader import Reader
-from mpidl.data.sampler import LaneSampler, window_steps
-from mpidl.data.validate import check_values
-from mpidl.errors import ConfigError, DataError
+from mpidl.data import native
+from mpidl.data.strata import Strata, plain
 
-Labels = NDArray[Any]
+Indices = NDArray[np.int64]
+_WINDOWS, _BLOCKS = 1, 2  # what a permutation is of
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """How samples are drawn.
-
-    Attributes:
-        global_batch: Samples of a step over all ranks.
-        seed: Of the order.
-        shuffle: Whether samples come in random order.
-        window_bytes: What all ranks together may hold.
-        weights: Of the data sets: their shares of the samples drawn; (): as many as each has.
-        balance: "none"; "classes": each class as often; "sqrt": by the square roots of the numbers
-            of samples.
-        epoch_samples: Samples drawn in an epoch; 0: as many as there are.
-    """
-
-    global_batch: int
-    seed: int = 0
-    shuffle: bool = True
-    window_bytes: int = 1 << 30
-    weights: tuple[float, ...] = ()
-    balance: str = "none"
-    epoch_samples: int = 0
+class Order(Protocol):
+    """What `Drawing` asks of a sampler."""
 
     @property
-    def is_plain(self) -> bool:
-        """Whether an epoch is every sample once."""
-        return not self.weights and self.balance == "none" and not self.epoch_samples
+    def samples(self) -> int:
+        """Samples of an epoch."""
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step."""
+
+    @property
+    def seed(self) -> int:
+        """Of all orders."""
+
+    @property
+    def shuffle(self) -> bool:
+        """Whether orders are drawn."""
+
+    @property
+    def window(self) -> int | None:
+        """Steps that are in memory together; None: all."""
+
+    @property
+    def strata(self) -> Strata | None:
+        """What an epoch draws from; None: each sample once."""
 
 
-def open_data(
-    folders: Sequence[str], context: Context | None, *, driver: str = "auto", verify: bool = True
-) -> Reader:
-    """One data set, or several as one. Collective.
-
-    Raises:
-        DataError: One cannot be used, or they do not have the same fields; on every rank.
-    """
-    if len(folders) == 1:
-        return Reader(folders[0], context=context, driver=driver, verify=verify)
-    return JoinedReader(folders, context=context, driver=driver, verify=verify)
-
-
-def make_sampler(
-    reader: Reader,
-    drawing: Drawing,
-    context: Context | None = None,
-    *,
-    label: str = "",
-    ranks: int | None = None,
-) -> LaneSampler:
-    """The order of the samples of `reader`. Collective.
+class Drawing:
+    """What some lanes draw in one epoch.
 
     Args:
-        reader: The data.
-        drawing: How they are drawn.
-        context: The ranks that read it; None: this process alone.
-        label: The field with the classes, for `balance`.
-        ranks: The first so many ranks divide each batch among them; None: all.
+        order: The sampler.
+        epoch: From 0.
+        lanes: (n,) numbers of the lanes, consecutive.
 
-    Raises:
-        ConfigError: The settings do not fit each other or the data; on every rank.
-        DataError: The same, where another data set would do.
+    Attributes:
+        is_whole: Nothing is mixed and all steps are one window.
     """
-    rank, size = (context.rank, context.size) if context else (0, 1)
-    size = ranks or size
-    sample_bytes = sum(field.sample_bytes for field in reader.fields.values())
-    samples = drawing.epoch_samples or len(reader)
-    held = sample_bytes if drawing.is_plain else 2 * sample_bytes  # with those between, see GAP
-    window = window_steps(len(reader), drawing.global_batch, held, drawing.window_bytes)
-    labels = None if drawing.balance == "none" else read_labels(reader, label, context)
-    with context.fail_together("choosing the samples of an epoch") if context else nullcontext():
-        if drawing.epoch_samples and samples < drawing.global_batch:
-            raise ConfigError(
-                f"an epoch of {samples} samples is less than one batch of {drawing.global_batch}",
-                where="data.epoch_samples",
-                remedy="raise data.epoch_samples, or lower train.global_batch",
-            )
-        plain = LaneSampler(
-            samples,
-            drawing.global_batch,
-            min(rank, size - 1),
-            size,
-            drawing.seed,
-            drawing.shuffle,
-            window,
+
+    def __init__(self, order: Order, epoch: int, lanes: Indices) -> None:
+        self.order = order
+        self.epoch = epoch
+        self.lanes = lanes
+        self.strata = strata = order.strata or plain(order.samples)
+        borders = np.r_[lanes, lanes[-1] + 1] * order.samples // order.global_batch
+        self._slots, self._stops = borders[:-1], borders[1:]
+        self.is_whole = strata.is_plain and order.window is None
+        if self.is_whole:  # each lane has its samples, shuffled
+            return
+        counts = strata.before(borders)
+        self._first, stops = counts[:-1], counts[1:]  # (lanes, strata), as all below
+        self._drawn = stops - self._first
+        draws, sizes = np.maximum(strata.draws, 1), strata.sizes
+        low = self._first * sizes // draws
+        high = np.maximum(-(-stops * sizes // draws), low + 1)
+        self._high = np.where(self._drawn > 0, np.minimum(high, sizes), 0)
+        self._low = np.where(self._drawn > 0, np.minimum(low, self._high - 1), 0)
+        self._size = np.maximum(self._high - self._low, 1)
+        self._prepare_blocks()
+
+    def _prepare_blocks(self) -> None:
+        """The order in which each pass of this epoch goes through the blocks of a part."""
+        window, steps = self.order.window, -(-self.order.samples // self.order.global_batch)
+        share = self.strata.draws[None, :] * min(window or 1, steps) // self.order.samples
+        self._block = np.minimum(np.maximum(share if window else 1, 1), self._size)
+        self._from = self.epoch * self._drawn
+        self._pass = self._from // self._size  # the first of this epoch
+        last = (self._from + np.maximum(self._drawn, 1) - 1) // self._size
+        # Where an epoch draws a part once and shuffles it as a whole, this order does not matter
+        whole = (self._size == self._drawn) & (window is None)
+        self._blocks = np.where(whole | (not self.order.shuffle), 0, self._size // self._block)
+        passes = np.where(self._drawn > 0, last - self._pass + 1, 0)
+        lengths = np.repeat(self._blocks.reshape(-1), passes.reshape(-1))
+        starts = np.r_[0, np.cumsum(lengths)]
+        self._table = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        self._table_start = np.cumsum(passes * self._blocks) - (passes * self._blocks).reshape(-1)
+        owner = np.repeat(np.arange(passes.size), passes.reshape(-1))
+        number = np.arange(len(owner)) - np.repeat(
+            np.cumsum(passes) - passes.reshape(-1), passes.reshape(-1)
         )
-        if drawing.is_plain:
-            return plain
-        streams = make_streams(reader, drawing, samples, label, labels)
-        return MixedSampler(**vars(plain), streams=streams)
-
-
-def make_streams(
-    reader: Reader, drawing: Drawing, samples: int, label: str, labels: Labels | None
-) -> tuple[Stream, ...]:
-    """What an epoch of `samples` draws, divided by weights and classes.
-
-    Args:
-        reader: The data.
-        drawing: The weights, and how classes are balanced.
-        samples: Of an epoch.
-        label: The field with the classes.
-        labels: (samples of the data set,), for `balance`; None without.
-
-    Raises:
-        DataError: A class has no sample, or a stream is drawn less than once in an epoch.
-    """
-    borders = _borders(reader) if drawing.weights else [0, len(reader)]
-    weights = drawing.weights or (1.0,)
-    found: list[tuple[str, Any, float]] = []
-    for number, (low, high) in enumerate(pairwise(borders)):
-        name = _name(reader, number) if drawing.weights else ""
-        if labels is None:
-            found.append((name or "the data", range(low, high), weights[number]))
-            continue
-        classes = _classes(reader, labels[low:high], label, name)
-        sizes = [len(members) for _, members in classes]
-        shares = [1.0 if drawing.balance == "classes" else math.sqrt(size) for size in sizes]
-        for (known, members), share in zip(classes, shares, strict=True):
-            found.append((known, members + low, weights[number] * share / sum(shares)))
-    draws = apportion([share for _, _, share in found], samples)
-    for (name, members, _), count in zip(found, draws, strict=True):
-        if not count or not len(members):
-            raise DataError(
-                f"{name} is drawn {count} times in an epoch of {samples} samples, and it has "
-                f"{len(members)}",
-                where="data.weights" if drawing.weights else "data.balance",
-                remedy="raise data.epoch_samples or its weight, or leave it out",
-            )
-    return tuple(
-        Stream(name, members, count)
-        for (name, members, _), count in zip(found, draws, strict=True)
-        if count
-    )
-
-
-def _borders(reader: Reader) -> list[int]:
-    return reader.set_starts if isinstance(reader, JoinedReader) else [0, len(reader)]
-
-
-def _name(reader: Reader, number: int) -> str:
-    sets = reader.readers if isinstance(reader, JoinedReader) else [reader]
-    return f"the data set {sets[number].folder}"
-
-
-def _classes(reader: Reader, labels: Labels, label: str, where: str) -> list[tuple[str, Indices]]:
-    """The name of each class and its samples."""
-    field = reader.manifest.fields[label]
-    count = field.classes or 0
-    sizes = np.bincount(labels, minlength=count)
-    ends = np.cumsum(sizes)
-    order = np.argsort(labels, kind="stable")
-    found: list[tuple[str, Indices]] = []
-    for number, (size, end) in enumerate(zip(sizes.tolist(), ends.tolist(), strict=True)):
-        name = f"class {_class_name(field, number)} of {label!r}"
-        if not size:
-            raise DataError(
-                f"{name} has no sample, so that it cannot be balanced with the others",
-                where=where.removeprefix("the data set ") or str(reader.folder),
-                remedy="add samples of it, shard the data without that class, or set "
-                'data.balance = "none"',
-            )
-        found.append((f"{name}{where and f' in {where}'}", order[end - size : end]))
-    return found
-
-
-def _class_name(field: Field, number: int) -> str:
-    names = field.class_names or ()
-    return f"{number} ({names[number]!r})" if number < len(names) else str(number)
-
-
-def read_labels(reader: Reader, label: str, context: Context | None) -> Labels:
-    """The class of every sample, in the smallest dtype. Collective: ranks divide the reading.
-
-    Args:
-        reader: The data.
-        label: The field.
-        context: The ranks; None: this process alone.
-
-    Raises:
-        DataError: The field has no classes, or cannot be read; on every rank.
-    """
-    rank, size = (context.rank, context.size) if context else (0, 1)
-    borders = [part * len(reader) // size for part in range(size + 1)]
-    own = np.empty(0)
-    with context.fail_together("reading the labels") if context else nullcontext():
-        classes = _check_label(reader, label)
-        piece = (borders[rank], borders[rank + 1])
-        field = reader.fields[label]
-        arrays = {label: np.empty((piece[1] - piece[0], *field.shape), field.dtype)}
-        reader.read_into(arrays, [piece])
-        check_values(reader, arrays, [piece])
-        own = arrays[label].reshape(-1).astype(np.min_scalar_type(classes))
-    if context is None or size == 1:
-        return own
-    MPI = mpi.load()
-    every = np.empty(len(reader), own.dtype)
-    edges = np.array(borders) * own.itemsize
-    receive = [every.view(np.uint8), np.diff(edges), edges[:-1], MPI.BYTE]
-    context.comm.Allgatherv([own.view(np.uint8), MPI.BYTE], receive)
-    return every
-
-
-def _check_label(reader: Reader, label: str) -> int:
-    field = reader.fields.get(label)
-    if field is None or not field.classes or math.prod(field.shape) != 1:
-        found = "there is none" if field is None else f"{label!r} is {field.dtype}{field.shape}"
-        raise DataError(
-            f"data.balance needs a label that is one class for each sample, but {found}",
-            where=str(reader.folder),
-            remedy='set data.balance = "none", or name such a field in data.label',
+        lane, stratum = np.divmod(owner, len(self.strata.draws))
+        self._shuffle(
+            self._table, starts, self.lanes[lane], stratum, self._pass.reshape(-1)[owner] + number
         )
-    return field.classes
+
+    def _shuffle(
+        self, x: Indices, starts: Indices, lanes: Indices, stratum: Indices, number: Indices
+    ) -> None:
+        keys = native.keys(self.order.seed, _BLOCKS, number, lanes, stratum)
+        native.shuffle_rows(x, starts, keys)
+
+    def window(self, low: int, high: int) -> tuple[Indices, Indices, Indices]:
+        """The samples of the steps [low, high).
+
+        Returns:
+            samples, starts, order: lane r draws samples[order[starts[r] : starts[r + 1]]], in the
+            order of steps. Where nothing is mixed the samples mostly ascend.
+        """
+        if self.is_whole:
+            samples = np.arange(self._slots[0], self._stops[-1])
+            return samples, *self._shuffled(self._stops - self._slots, low)
+        before = self.strata.before(np.minimum(self._slots + low, self._stops))
+        counts = self.strata.before(np.minimum(self._slots + high, self._stops)) - before
+        flat = counts.reshape(-1)
+        owner = np.repeat(np.arange(flat.size), flat)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(flat) - flat, flat)
+        position = within + (self._from + before - self._first).reshape(-1)[owner]
+        samples = self._samples(owner, position)
+        return samples, *self._shuffled(counts.sum(axis=1), low)
+
+    def _shuffled(self, lengths: Indices, low: int) -> tuple[Indices, Indices]:
+        """Where lanes of these lengths start, and a permutation of each: starts, order."""
+        starts = np.r_[0, np.cumsum(lengths)]
+        order = np.arange(starts[-1])
+        if self.order.shuffle:
+            keys = native.keys(self.order.seed, _WINDOWS, self.epoch, self.lanes, low)
+            native.shuffle_rows(order, starts, keys)
+        return starts, order
+
+    def _samples(self, owner: Indices, position: Indices) -> Indices:
+        """The samples at positions of parts, counted over all epochs; owner: lane and stratum."""
+        size, block = self._size.reshape(-1)[owner], self._block.reshape(-1)[owner]
+        blocks = self._blocks.reshape(-1)[owner]
+        number, place = np.divmod(position, size)
+        number -= self._pass.reshape(-1)[owner]
+        which, inside = np.divmod(place, block)
+        moved = which < blocks  # a shorter block stays last
+        at = (self._table_start[owner] + number * blocks + which)[moved]
+        which[moved] = self._table[at]
+        found = self._low.reshape(-1)[owner] + which * block + inside
+        found += self.strata.starts[owner % len(self.strata.draws)]
+        members = self.strata.members
+        return np.ascontiguousarray(found if members is None else members[found])
+
+    def owned(self) -> Indices:
+        """All samples that these lanes draw in any epoch, ascending."""
+        if self.is_whole:
+            return np.arange(self._slots[0], self._stops[-1])
+        low, high = self._low + self.strata.starts, self._high + self.strata.starts
+        flat = np.where(self._drawn > 0, high - low, 0).reshape(-1)
+        found = np.arange(flat.sum()) + np.repeat(low.reshape(-1) - (np.cumsum(flat) - flat), flat)
+        members = self.strata.members
+        return ascending(found if members is None else members[found])
+
+
+def ascending(numbers: Indices) -> Indices:
+    """The different ones among `numbers`; np.unique hashes, which takes 3 times as long."""
+    found = np.sort(numbers)
+    return found[np.diff(found, prepend=-1) > 0]

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import msgspec
@@ -14,82 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.data.formats.source import Source, infer_role
-from mpidl.data.manifest import MAX_CLASSES, Field, Statistics, plain_name
+from mpidl.data.manifest import MAX_CLASSES, Field, plain_name
+from mpidl.data.moments import Moments, channels_of, statistics_of
 from mpidl.errors import DataError
 
 # Labels with more classes must use a tenth of them, or they are something else: years, postcodes
 SPARSE_CLASSES = 1000
-BLOCK = 1 << 18  # elements whose moments are taken at once: 2 MiB
 MANY = 20_000  # different labels that a rank counts and sends to the others
 Note = Callable[[str], None]
-
-
-@dataclass
-class Moments:
-    """Mean and sum of squared deviations of each channel, merged without loss of digits.
-
-    Of blocks of samples in two passes, blocks and ranks by Chan, Golub and LeVeque, "Updating
-    formulae and a pairwise algorithm for computing sample variances", 1979.
-
-    Attributes:
-        count: Number of elements of each channel.
-        means: (channels,) float64.
-        squares: (channels,) float64, the sums of (x - mean)^2.
-        smallest: (channels,) float64.
-        largest: (channels,) float64.
-    """
-
-    count: int
-    means: NDArray[np.float64]
-    squares: NDArray[np.float64]
-    smallest: NDArray[np.float64]
-    largest: NDArray[np.float64]
-
-    @staticmethod
-    def of(array: NDArray[Any], channels: int) -> Moments:
-        """Those of an array whose last axis are the channels; channels 1: of all its elements."""
-        rows = array.reshape(-1, channels)
-        step = max(1, BLOCK // channels)
-        found = None
-        for start in range(0, len(rows), step):
-            block = rows[start : start + step].astype(np.float64)
-            smallest, largest = block.min(axis=0), block.max(axis=0)
-            ones = np.ones(len(block))
-            means = ones @ block / len(block)
-            block -= means
-            np.square(block, out=block)
-            part = Moments(len(block), means, ones @ block, smallest, largest)
-            found = found.merged(part) if found else part
-        assert found is not None, "an array without elements"
-        return found
-
-    def merged(self, other: Moments) -> Moments:
-        """Those of both."""
-        count = self.count + other.count
-        apart = other.means - self.means
-        return Moments(
-            count,
-            self.means + apart * (other.count / count),
-            self.squares + other.squares + apart**2 * (self.count * (other.count / count)),
-            np.minimum(self.smallest, other.smallest),
-            np.maximum(self.largest, other.largest),
-        )
-
-    def stds(self) -> NDArray[np.float64]:
-        """(channels,) standard deviations, exactly 0 where all elements are equal."""
-        return np.where(self.smallest == self.largest, 0.0, np.sqrt(self.squares / self.count))
-
-    def pooled(self) -> Moments:
-        """Those of all channels as one."""
-        mean = float(self.means.mean())
-        squares = self.squares.sum() + self.count * np.square(self.means - mean).sum()
-        return Moments(
-            self.count * len(self.means),
-            np.array([mean]),
-            np.array([squares]),
-            self.smallest.min(keepdims=True),
-            self.largest.max(keepdims=True),
-        )
 
 
 @dataclass
@@ -97,37 +28,44 @@ class Tally:
     """What one rank learns of a field while it writes its samples.
 
     Attributes:
-        lowest: Of labels that are classes.
-        highest: Of labels that are classes.
-        values: Different labels, up to `MANY`.
-        moments: Of features, and of labels that are real numbers.
+        moments: Of a field that has statistics.
+        lowest: Of whole numbers that are labels.
+        highest: Of them.
+        values: Which there are, up to `MANY`.
     """
 
+    moments: Moments | None = None
     lowest: int = 0
     highest: int = -1
     values: set[int] = dataclasses.field(default_factory=set)
-    moments: Moments | None = None
 
-    def add(self, array: NDArray[Any], field: Field) -> None:
+    @classmethod
+    def of(cls, field: Field) -> Tally:
+        """An empty one."""
+        return cls(Moments.empty(channels_of(field.shape) or 1) if has_statistics(field) else None)
+
+    def add(self, array: NDArray[Any], role: str) -> None:
         """Count the elements of some samples."""
-        if not array.size:
-            return
-        if field.role == "label" and array.dtype.kind in "iu":
+        if self.moments is not None:
+            self.moments.add(array)
+        elif role == "label" and array.size:
             self.lowest = min(self.lowest, int(array.min()))
             self.highest = max(self.highest, int(array.max()))
             if len(self.values) <= MANY:
                 self.values.update(np.unique(array)[: MANY + 1].tolist())
-        elif field.role != "other":
-            found = Moments.of(array, field.channels or 1)
-            self.moments = self.moments.merged(found) if self.moments else found
 
 
-def infer_fields(source: Source, label: str | None) -> dict[str, Field]:
+def has_statistics(field: Field) -> bool:
+    """Whether mean and standard deviation mean anything: not of classes and tokens."""
+    real = np.dtype(field.dtype).kind == "f"
+    return field.classes is None and (field.role == "feature" or (field.role == "label" and real))
+
+
+def infer_fields(source: Source) -> dict[str, Field]:
     """The fields of a source, from its first sample; without classes and statistics.
 
     Args:
         source: Raw data.
-        label: The label field that the user names.
 
     Raises:
         DataError: There are no samples, or a field cannot be stored.
@@ -147,8 +85,14 @@ def infer_fields(source: Source, label: str | None) -> dict[str, Field]:
                 remedy="convert it to numbers; names of classes with "
                 "numpy.unique(y, return_inverse=True)[1]",
             )
-        role = infer_role(name, array, source.label or label)
-        fields[name] = Field(stored.dtype.name, array.shape[1:], role)
+        role = source.roles.get(name) or infer_role(name, array, source.label)
+        fields[name] = Field(
+            stored.dtype.name,
+            array.shape[1:],
+            role,
+            classes=source.classes.get(name),
+            units=source.units.get(name),
+        )
     return fields
 
 
@@ -162,7 +106,7 @@ def to_storable(array: NDArray[Any]) -> NDArray[Any]:
 def complete_fields(
     fields: Mapping[str, Field], parts: Sequence[Mapping[str, Tally]], source: Source, note: Note
 ) -> dict[str, Field]:
-    """Add what the tallies tell: classes of labels, mean and standard deviation of real numbers.
+    """Add what the tallies tell: classes of labels, statistics of real numbers.
 
     Args:
         fields: From `infer_fields`.
@@ -180,44 +124,25 @@ def complete_fields(
             classes = _count_classes(name, field, tallies, source, note)
             names = source.class_names if classes else None
             field = msgspec.structs.replace(field, classes=classes, class_names=names)
-        if field.role == "feature" or (field.role == "label" and not field.classes):
-            statistics = _statistics(name, field, tallies, note)
+        moments = [tally.moments for tally in tallies if tally.moments is not None]
+        if moments:
+            statistics = statistics_of(moments, field.shape)
             field = msgspec.structs.replace(field, statistics=statistics)
+            if statistics.std == 0:
+                note(
+                    f"the {field.role} {name!r} is {statistics.mean:g} in all samples: nothing can "
+                    "be learned from it"
+                )
         completed[name] = field
-    if not any(field.role == "label" for field in fields.values()):
+    tokens = any(field.role == "feature" and field.classes for field in fields.values())
+    if not tokens and not any(field.role == "label" for field in fields.values()):
         others = [name for name, field in fields.items() if field.role == "other"]
         known = ", ".join(source.candidates or others or fields)
         note(
-            "no field is a label, and mpidl train needs one: shard again with --label NAME, "
+            "no field is a label, and mpidl train needs one: name it with --label NAME, "
             f"one of {known}"
         )
     return completed
-
-
-def _statistics(name: str, field: Field, tallies: list[Tally], note: Note) -> Statistics:
-    parts = [tally.moments for tally in tallies if tally.moments]
-    moments = reduce(Moments.merged, parts)
-    whole = moments.pooled()
-    # where all elements are equal, the mean of a sum may differ from them in the last digit
-    means = np.where(moments.smallest == moments.largest, moments.smallest, moments.means)
-    mean, (std,) = float(whole.means[0]), whole.stds().tolist()
-    if not math.isfinite(mean + std):
-        raise DataError(
-            f"the standard deviation of field {name!r} is beyond float64, with values from "
-            f"{whole.smallest[0]:g} to {whole.largest[0]:g}",
-            remedy="scale the field, or repair these values",
-        )
-    if std == 0.0:
-        mean = float(whole.smallest[0])
-        note(
-            f"the {field.role} {name!r} is {mean:g} in all samples: nothing can be learned "
-            f"{'from' if field.role == 'feature' else 'of'} it"
-        )
-    if not field.channels:
-        return Statistics.with_checksum(mean, std)
-    return Statistics.with_checksum(
-        mean, std, tuple(means.tolist()), tuple(moments.stds().tolist())
-    )
 
 
 def _count_classes(

@@ -1,22 +1,27 @@
-"""Batches for training: a thread prefetches windows, batches are gathered from them in memory."""
+"""Batches for training: threads prefetch windows, batches are gathered from them in memory."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
-from mpidl.data.direct import Indices
 from mpidl.data.manifest import Arrays
+from mpidl.data.mixture import Mixture
 from mpidl.data.reader import Reader
-from mpidl.data.sampler import LaneSampler, Window
+from mpidl.data.sampler import WINDOWS_HELD, LaneSampler, Window, sample_numbers
 from mpidl.data.validate import check_values
+from mpidl.errors import DataError, notice
+
+AHEAD = WINDOWS_HELD - 1  # windows that are read before they are needed
+_Loaded = Future[tuple[Window, Arrays] | None]
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,13 @@ class Batch:
     """This rank's part of a global batch.
 
     Attributes:
-        arrays: Field -> (n, *shape), n may be 0; valid until the next batch, not to be written to.
+        arrays: Field -> (n, *shape), n may be 0; valid until the next batch.
         epoch: Number of the epoch, from 0.
         step: Number of the step in the epoch, from 0.
         count: n, samples on this rank.
         global_count: Samples on all ranks.
+        pieces: Ranges of samples of which the arrays are rows.
+        rows: Which rows.
     """
 
     arrays: Arrays
@@ -36,33 +43,22 @@ class Batch:
     step: int
     count: int
     global_count: int
+    pieces: tuple[tuple[int, int], ...]
+    rows: NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class _Held:
-    """A window in memory.
-
-    Attributes:
-        window: Its steps.
-        arrays: Its samples.
-        place: Row of the concatenated pieces -> row of the arrays; None: the same.
-        in_order: Whether the arrays are its batches one after another.
-    """
-
-    window: Window
-    arrays: Arrays
-    place: Indices | None
-    in_order: bool
+    @property
+    def samples(self) -> NDArray[np.int64]:
+        """(n,) numbers of the samples in the data set."""
+        return sample_numbers(self.pieces, self.rows)
 
 
 class Loader:
     """Iterates over epochs of a data set in the order of a sampler.
 
-    Where this rank's part fits into one window it is read once and kept for all epochs. Otherwise a
-    thread reads the next window while the current one is used; the same thread does where reading
-    needs MPI and the MPI library does not allow threads, or reads collectively. Samples are read
-    straight into the order of the batches, which are slices of the window; only later epochs over
-    kept data gather copies.
+    Where this rank's part fits into one window it is read once and kept for all epochs. Otherwise
+    threads read the next `AHEAD` windows while the current one is used, into memory of windows
+    before; the calling thread reads where reading needs MPI and the MPI library does not allow
+    threads, or reads collectively.
 
     Args:
         reader: The open data set.
@@ -73,7 +69,7 @@ class Loader:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Reader | Mixture,
         sampler: LaneSampler,
         *,
         context: Context | None = None,
@@ -81,16 +77,21 @@ class Loader:
     ) -> None:
         self.reader = reader
         self.sampler = sampler
-        self._kept: _Held | None = None
+        self._kept: tuple[tuple[tuple[int, int], ...], Arrays] | None = None
+        self._noted = False
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
-        self._spare: Arrays | None = None  # the memory of a window that is no longer used
-        self._threads = context.threads if context is not None else len(os.sched_getaffinity(0))
+        # The memory of windows that are no longer used
+        self._spare: deque[Arrays] = deque(maxlen=1 if self._keep else AHEAD + 1)
         collective = reader.driver == "mpio-collective"
         threads = not collective and (
             not reader.uses_mpi or (context is not None and context.threads_allowed)
         )
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mpidl-prefetch") if threads else None
+        workers = 1 if reader.uses_mpi else AHEAD
+        self._pool = (
+            ThreadPoolExecutor(workers, thread_name_prefix="mpidl-prefetch") if threads else None
+        )
+        self._lock = Lock()
 
     @property
     def steps(self) -> int:
@@ -105,56 +106,84 @@ class Loader:
             first_step: Where a resumed job continues.
 
         Raises:
-            DataError: A file cannot be read, or holds values that cannot be trained on.
+            DataError: A file cannot be read, has changed, or holds values that cannot be trained
+                on.
         """
+        self._check_files()
         windows = self.sampler.windows(epoch, first_step)
-        arrays: Arrays | None = None
-        pending, waited = self._fetch(windows, self._spare, self._threads), True
-        while (held := pending.result()) is not None:
-            used, arrays, window = arrays, held.arrays, held.window
-            # while this rank waits for data, nothing else needs its cores
-            pending = self._fetch(windows, used, self._threads if waited else 1)
-            first = 0
-            for step, rows in enumerate(window.rows, window.first_step):
-                batch = self._batch(held, rows, first)
-                yield Batch(batch, epoch, step, len(rows), self.sampler.count(step))
-                first += len(rows)
-            waited = not pending.done()
-        self._spare = arrays
+        waiting: deque[_Loaded] = deque()
+        ahead = deque(self._fetch(windows, waiting) for _ in range(AHEAD if self._pool else 1))
+        try:
+            while (loaded := ahead.popleft().result()) is not None:
+                window, arrays = loaded
+                if self._pool:
+                    ahead.append(self._fetch(windows, waiting))
+                for step, rows in enumerate(window.rows, window.first_step):
+                    yield Batch(
+                        self._gather(arrays, rows),
+                        epoch,
+                        step,
+                        len(rows),
+                        self.sampler.count(step),
+                        window.pieces,
+                        rows,
+                    )
+                self._spare.append(arrays)
+                if not self._pool:
+                    ahead.append(self._fetch(windows, waiting))
+        finally:
+            self._give_back(ahead)
 
-    def _fetch(
-        self, windows: Iterator[Window], memory: Arrays | None, threads: int
-    ) -> Future[_Held | None]:
-        """The next window with its data, None after the last; the thread computes and reads it."""
+    def _check_files(self) -> None:
+        """Refuse files that have changed; note it where all of their data are in memory."""
+        try:
+            self.reader.check_unchanged()
+        except DataError as error:
+            if self._kept is None:
+                raise
+            if not self._noted:
+                notice(f"{error.where}: {error.what}; this run goes on with what it has read")
+            self._noted = True
+
+    def _fetch(self, windows: Iterator[Window], waiting: deque[_Loaded]) -> _Loaded:
+        """The next window with its data, None after the last; a thread computes and reads it."""
+        future: _Loaded = Future()
+        waiting.append(future)
         if self._pool is not None:
-            return self._pool.submit(self._load, windows, memory, threads)
-        done: Future[_Held | None] = Future()
-        done.set_result(self._load(windows, memory, threads))
-        return done
+            self._pool.submit(self._load, windows, waiting)
+        else:
+            self._load(windows, waiting)
+        return future
 
-    def _load(self, windows: Iterator[Window], memory: Arrays | None, threads: int) -> _Held | None:
-        window = next(windows, None)
-        if window is None:
-            return None
-        if self._kept is not None and self._kept.window.pieces == window.pieces:
-            return replace(self._kept, window=window, in_order=False)
-        place = _batch_order(window)
-        arrays = self.reader.read(
-            window.pieces, None if self._keep else memory, place=place, threads=threads
-        )
-        check_values(self.reader, arrays, window.pieces, place)
-        for array in arrays.values():
-            array.flags.writeable = False
-        held = _Held(window, arrays, place, in_order=place is not None)
+    def _load(self, windows: Iterator[Window], waiting: deque[_Loaded]) -> None:
+        """Load the next window for the future that has waited longest."""
+        with self._lock:  # windows in order, whichever thread comes first
+            future = waiting.popleft()
+            try:
+                window = next(windows, None)
+            except BaseException as error:  # raised where the batches are taken
+                future.set_exception(error)
+                return
+            memory = None if self._keep or not self._spare else self._spare.popleft()
+        try:
+            future.set_result((window, self._read(window, memory)) if window else None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _read(self, window: Window, memory: Arrays | None) -> Arrays:
+        if self._kept is not None and self._kept[0] == window.pieces:
+            return self._kept[1]
+        arrays = self.reader.read(window.pieces, memory)
+        check_values(self.reader, arrays, window.pieces)
         if self._keep:
-            self._kept = held
-        return held
+            self._kept = (window.pieces, arrays)
+        return arrays
 
-    def _batch(self, held: _Held, rows: Indices, first: int) -> Arrays:
-        """The batch of `rows`, before which the window has `first` others."""
-        if held.in_order:
-            return {name: array[first : first + len(rows)] for name, array in held.arrays.items()}
-        return self._gather(held.arrays, rows if held.place is None else held.place[rows])
+    def _give_back(self, ahead: Iterable[_Loaded]) -> None:
+        """Keep the memory of windows that were read for an epoch that was left early."""
+        for future in ahead:
+            if future.exception() is None and (loaded := future.result()) is not None:
+                self._spare.append(loaded[1])
 
     def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
         batch = {name: self._buffer(name, array, len(rows)) for name, array in arrays.items()}
@@ -173,20 +202,3 @@ class Loader:
         """Stop the prefetch thread."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _batch_order(window: Window) -> Indices | None:
-    """Row of the concatenated pieces -> position in the order of the batches.
-
-    Rows that are in no batch (of an epoch that was resumed) come last. None where a row is in
-    several batches, so that there is no such order.
-    """
-    total = sum(stop - start for start, stop in window.pieces)
-    wanted = np.concatenate([np.empty(0, np.int64), *window.rows])
-    place = np.full(total, -1, np.int64)
-    place[wanted] = np.arange(len(wanted))
-    rest = np.flatnonzero(place < 0)
-    if len(wanted) + len(rest) != total:
-        return None
-    place[rest] = np.arange(len(wanted), total)
-    return place

@@ -19,11 +19,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mpidl.data.shuffle import Indices, shuffled
+from mpidl.data.drawing import Drawing, ascending
+from mpidl.data.strata import Strata
 from mpidl.errors import DataError
 
-NONE = -1  # where an order has no sample
+Indices = NDArray[np.int64]
+WINDOWS_HELD = 3  # in memory: the one in use, and those that are being read
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,15 @@ class Window:
     rows: tuple[Indices, ...]
 
 
+def sample_numbers(pieces: tuple[tuple[int, int], ...], rows: Indices) -> Indices:
+    """The numbers in the data set of rows of concatenated pieces."""
+    if len(pieces) == 1:
+        return rows + pieces[0][0]
+    ends = np.cumsum([stop - start for start, stop in pieces], dtype=np.int64)
+    piece = np.searchsorted(ends, rows, side="right")
+    return np.asarray(rows - ends[piece] + np.array(pieces, np.int64).reshape(-1, 2)[piece, 1])
+
+
 @dataclass(frozen=True)
 class LaneSampler:
     """The order of samples, and one rank's part of it.
@@ -51,7 +63,7 @@ class LaneSampler:
     The order itself does not depend on rank and size.
 
     Attributes:
-        samples: N, in the data set.
+        samples: N, in an epoch.
         global_batch: B, samples per step over all ranks.
         rank: This rank.
         size: P, number of ranks.
@@ -59,6 +71,7 @@ class LaneSampler:
         shuffle: False: the samples of a lane in their order.
         window: Steps that are in memory together, the depth of the shuffle in each lane; None: the
             whole lane.
+        strata: What an epoch draws from; None: each sample once.
 
     Raises:
         DataError: There are fewer samples than one batch needs, or fewer in a batch than ranks.
@@ -71,6 +84,7 @@ class LaneSampler:
     seed: int = 0
     shuffle: bool = True
     window: int | None = None
+    strata: Strata | None = None
 
     def __post_init__(self) -> None:
         if self.samples < self.global_batch:
@@ -142,51 +156,55 @@ class LaneSampler:
 
     def lane_order(self, epoch: int, index: int) -> Indices:
         """The samples of lane `index` in the order of an epoch."""
-        order = self._orders(epoch, range(index, index + 1))[0]
-        return np.asarray(order[order != NONE])
+        depth = self.depth
+        lanes, parts = np.array([index]), []
+        drawn = Drawing(self, epoch, lanes)
+        for low in range(0, self.steps, depth):
+            samples, _, order = drawn.window(low, min(low + depth, self.steps))
+            parts.append(samples[order])
+        return np.concatenate(parts)
 
-    def _orders(self, epoch: int, lanes: range) -> Indices:
-        """`lane_order` of each lane, (lanes, steps); NONE where a lane is one sample shorter."""
-        borders = np.arange(lanes.start, lanes.stop + 1) * self.samples // self.global_batch
-        lengths = np.diff(borders)
-        orders = np.full((len(lanes), self.steps), NONE)
-        for length in np.unique(lengths).tolist():  # one, or two
-            same = np.flatnonzero(lengths == length)
-            order = np.arange(length)[None]
-            if self.shuffle:
-                key = [self.seed, epoch]
-                order = shuffled(key, same + lanes.start, length, self.window or length)
-            orders[same, :length] = order + borders[same, None]
-        return orders
+    @property
+    def depth(self) -> int:
+        """Steps of a window."""
+        return self.steps if self.window is None else min(self.window, self.steps)
 
     def windows(self, epoch: int, first_step: int = 0) -> Iterator[Window]:
         """The windows of an epoch from `first_step` on."""
-        orders = self._orders(epoch, self.lanes)
-        depth = self.steps if self.window is None else min(self.window, self.steps)
+        drawn = Drawing(self, epoch, np.arange(self.lanes.start, self.lanes.stop))
+        kept = drawn.owned() if self.window is None and not drawn.is_whole else None
+        depth = self.depth
         for low in range(first_step // depth * depth, self.steps, depth):
-            yield self._window(orders, max(low, first_step), min(low + depth, self.steps), low)
+            last = min(low + depth, self.steps)
+            samples, starts, order = drawn.window(low, last)
+            pieces, rows = self._pieces(samples, kept)
+            order = order if rows is None else rows[order]
+            first = max(low, first_step)
+            found = tuple(self._by_step(order, starts, range(first - low, last - low)))
+            yield Window(first, last, pieces, found)
 
-    def _window(self, orders: Indices, first: int, last: int, low: int) -> Window:
-        held = orders[:, low:last]
-        counts = (held != NONE).sum(axis=1)
-        # a lane's part of a window is a block of consecutive samples
-        starts = np.where(held == NONE, self.samples, held).min(axis=1)
-        shift = starts - (np.cumsum(counts) - counts)  # sample - shift = row
-        rows = np.ascontiguousarray((orders[:, first:last] - shift[:, None]).T)
-        steps = list(rows)
-        if self.count(last - 1) < self.global_batch:
-            steps[-1] = rows[-1][orders[:, last - 1] != NONE]
-        return Window(first, last, _runs(starts, starts + counts), tuple(steps))
+    def _pieces(
+        self, samples: Indices, kept: Indices | None
+    ) -> tuple[tuple[tuple[int, int], ...], Indices | None]:
+        """The ranges to read, and the row of each sample there; None: 0, 1, 2, ..."""
+        if kept is None and (np.diff(samples) > 0).all():
+            wanted, rows = samples, None
+        else:
+            wanted = ascending(samples) if kept is None else kept
+            rows = np.searchsorted(wanted, samples)
+        first = wanted[np.diff(wanted, prepend=-2) != 1]
+        last = wanted[np.diff(wanted, append=np.int64(1 << 62)) != 1] + 1
+        return tuple(zip(first.tolist(), last.tolist(), strict=True)), rows
 
-
-def _runs(starts: Indices, stops: Indices) -> tuple[tuple[int, int], ...]:
-    """Ascending ranges, with those joined that follow one another, without the empty ones."""
-    some = stops > starts
-    starts, stops = starts[some], stops[some]
-    breaks = starts[1:] != stops[:-1]
-    first = np.concatenate([np.ones(min(1, len(starts)), bool), breaks])
-    last = np.concatenate([breaks, np.ones(min(1, len(starts)), bool)])
-    return tuple(zip(starts[first].tolist(), stops[last].tolist(), strict=True))
+    @staticmethod
+    def _by_step(rows: Indices, starts: Indices, steps: range) -> Iterator[Indices]:
+        """The rows of each step of a window, where lane r has rows[starts[r] : starts[r + 1]]."""
+        lengths = np.diff(starts)
+        shortest = int(lengths.min())
+        even = np.arange(min(shortest, steps.stop))[:, None] + starts[:-1]
+        yield from rows[even[steps.start :]]
+        for step in range(max(shortest, steps.start), steps.stop):  # the last of an epoch
+            yield rows[(starts[:-1] + step)[lengths > step]]
 
 
 def window_steps(
@@ -205,7 +223,7 @@ def window_steps(
     """
     if samples * sample_bytes <= window_bytes:
         return None
-    return max(1, window_bytes // (2 * global_batch * sample_bytes))  # one used, one read
+    return max(1, window_bytes // (WINDOWS_HELD * global_batch * sample_bytes))
 
 
 def contiguous_batches(samples: int, rank: int, size: int, batch: int) -> Iterator[tuple[int, int]]:

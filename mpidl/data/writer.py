@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,12 @@ class WriteOptions:
         shards: Number of files; ignored where they are shared.
         shared: Whether all ranks write one file.
         compression: None, "gzip" or "lzf".
-        label: The label field that the user names.
         overwrite: Whether to replace an existing data set.
     """
 
     shards: int
     shared: bool = False
     compression: str | None = None
-    label: str | None = None
     overwrite: bool = False
 
 
@@ -70,22 +69,53 @@ def write_dataset(
     Raises:
         DataError: On every rank: the source, the options or the file system do not allow it.
     """
-    fields = context.on_root(lambda: _plan(source, options), "reading the first sample")
-    partial = partial_path(folder)
-    context.on_root(lambda: _prepare(folder, partial, options), f"preparing {folder}")
+    return write_parts({"": source}, folder, options, context, progress, note=note)[""]
+
+
+def write_parts(
+    parts: Mapping[str, Source],
+    folder: Path,
+    options: WriteOptions,
+    context: Context,
+    progress: Progress,
+    *,
+    note: Note = lambda text: None,
+) -> dict[str, Manifest]:
+    """Shard parts of one source into folders below `folder`, all or none of them. Collective.
+
+    The classes are those of all parts; statistics are each part's own. For the arguments see
+    `write_dataset`.
+
+    Args:
+        parts: Name of the folder -> its samples; the name "" is `folder` itself.
+
+    Returns:
+        The manifest of each part, on every rank.
+    """
+    plans = {
+        name: context.on_root(partial(_plan, part, options), "reading the first sample")
+        for name, part in parts.items()
+    }
+    unfinished = partial_path(folder)
+    context.on_root(lambda: _prepare(folder, unfinished, options, parts), f"preparing {folder}")
     try:
-        writer = _Writer(source, partial, fields, options, context, progress)
-        manifest = writer.write(note)
-        context.on_root(lambda: _publish(folder, partial, manifest), f"publishing {folder}")
+        writers = {
+            name: _Writer(part, unfinished / name, plans[name], options, context, progress)
+            for name, part in parts.items()
+        }
+        for writer in writers.values():
+            writer.write()
+        manifests = {name: writers[name].describe(writers, note) for name in parts}
+        context.on_root(lambda: _publish(folder, unfinished, manifests), f"publishing {folder}")
     except MpidlError:
         if context.is_root:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    return manifest
+    return manifests
 
 
 def _plan(source: Source, options: WriteOptions) -> dict[str, Field]:
-    fields = infer_fields(source, options.label)
+    fields = infer_fields(source)
     if not options.shared and not 1 <= options.shards <= source.samples:
         raise DataError(
             f"cannot divide {source.samples} samples into {options.shards} shards",
@@ -98,21 +128,24 @@ def _plan(source: Source, options: WriteOptions) -> dict[str, Field]:
     return fields
 
 
-def _prepare(folder: Path, partial: Path, options: WriteOptions) -> None:
+def _prepare(folder: Path, unfinished: Path, options: WriteOptions, parts: Iterable[str]) -> None:
     if folder.exists() and not options.overwrite:
         raise DataError(
             "exists already", where=str(folder), remedy="choose another --out, or add --overwrite"
         )
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    for name in parts:
+        (unfinished / name).mkdir(exist_ok=True)
 
 
-def _publish(folder: Path, partial: Path, manifest: Manifest) -> None:
-    save_manifest(partial, manifest)
+def _publish(folder: Path, unfinished: Path, manifests: Mapping[str, Manifest]) -> None:
+    for name, manifest in manifests.items():
+        save_manifest(unfinished / name, manifest)
     if folder.exists():
         shutil.rmtree(folder)
-    publish(partial, folder)
+    publish(unfinished, folder)
 
 
 class _Writer:
@@ -133,21 +166,32 @@ class _Writer:
         self.options = options
         self.context = context
         self.progress = progress
-        self.tallies = {name: Tally() for name in fields}
+        self.shards: tuple[Shard, ...] = ()
+        self.everywhere: list[dict[str, Tally]] = []
+        self.tallies = {name: Tally.of(field) for name, field in fields.items()}
 
-    def write(self, note: Note) -> Manifest:
+    def write(self) -> None:
         """Write all files. Collective."""
         shards = self._write_shared() if self.options.shared else self._write_shards()
         everywhere = self.context.allgather_object(shards)
         ordered = sorted((item for part in everywhere for item in part), key=lambda item: item[0])
-        parts = self.context.allgather_object(self.tallies)
+        self.shards = tuple(shard for _, shard in ordered)
+        self.everywhere = self.context.allgather_object(self.tallies)
+
+    def describe(self, writers: Mapping[str, _Writer], note: Note) -> Manifest:
+        """The manifest, after all writers wrote: its classes are those of all. Collective."""
+        others = [
+            {name: replace(tally, moments=None) for name, tally in part.items()}
+            for writer in writers.values()
+            if writer is not self
+            for part in writer.everywhere
+        ]
+        # The whole, for notes of how many classes there are for how many samples
+        samples = sum(writer.source.samples for writer in writers.values())
+        whole = replace(self.source, samples=samples)
         with self.context.fail_together("describing the fields"):
-            fields = complete_fields(self.fields, parts, self.source, note)
-        return new_manifest(
-            "shared" if self.options.shared else "shards",
-            fields,
-            tuple(shard for _, shard in ordered),
-        )
+            fields = complete_fields(self.fields, [*self.everywhere, *others], whole, note)
+        return new_manifest("shared" if self.options.shared else "shards", fields, self.shards)
 
     def _write_shards(self) -> list[tuple[int, Shard]]:
         with self.context.fail_together(f"writing {self.folder}"):
@@ -230,7 +274,7 @@ class _Writer:
                     remedy="make the source uniform",
                 )
             _refuse_nonfinite(name, arrays[name], low)
-            self.tallies[name].add(arrays[name], field)
+            self.tallies[name].add(arrays[name], field.role)
         return arrays
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.nn.losses.base import squeeze
-from mpidl.options import Section
+from mpidl.options import NotNegative, Section
 from mpidl.task.base import Source, Task
 from mpidl.task.classification import (
     check_classes,
@@ -37,9 +38,12 @@ class Segmentation(Task):
         Attributes:
             ignore: Label of pixels that count neither in the loss nor in the metrics, for example
                 255; -1: there is none.
+            classes: Number of classes; 0: as in the data set. Needed beside `ignore`, which the
+                data set counts as a class.
         """
 
         ignore: Annotated[int, Meta(ge=-1, le=1 << 20)] = -1
+        classes: NotNegative = 0
 
     losses = ("cross_entropy",)
     best = "mean_iou"
@@ -57,14 +61,21 @@ class Segmentation(Task):
         name, field = one_label(fields, "segmentation", where)
         refuse_real_labels(field, name, where)
         classes = count_classes(field, name, where)
-        if options.ignore == classes - 1:
-            classes -= 1  # 255 of 8-bit masks: no class of its own
-        elif 0 <= options.ignore < classes:
+        if options.ignore == classes - 1 and not options.classes:
             raise ConfigError(
-                f"task.ignore is {options.ignore}, but {name!r} has classes up to {classes - 1}",
+                f"the masks {name!r} hold numbers up to {classes - 1}, which task.ignore leaves "
+                "out",
                 where=where,
-                remedy="give pixels to ignore the largest number (for example 255)",
+                remedy="say how many classes are left: set task.classes",
             )
+        if options.classes > classes or 0 <= options.ignore < options.classes:
+            raise ConfigError(
+                f"task.classes is {options.classes}, but the masks {name!r} hold numbers up to "
+                f"{classes - 1}, and task.ignore is {options.ignore}",
+                where=where,
+                remedy="number the classes from 0, and ignore a larger number (for example 255)",
+            )
+        classes = options.classes or classes
         if not squeeze(field.shape):
             raise DataError(
                 f"the label {name!r} is one number for a sample, but a segmentation learns a class "
@@ -77,8 +88,8 @@ class Segmentation(Task):
     def check_targets(self, manifest: Manifest, where: str) -> None:
         (own,) = self.spec.target.fields
         label = manifest.fields.get(own.name)
-        if label is not None and (label.classes or 0) - 1 == self.options.ignore:
-            return
+        if label is not None and self.options.classes:
+            label = msgspec.structs.replace(label, classes=self.options.classes)
         check_classes(self.spec.target, label, where)
 
     @property

@@ -10,10 +10,12 @@ from mpidl.collectives.safety import watchdog
 from mpidl.comm.context import Context
 from mpidl.config import Config
 from mpidl.data import LaneSampler, Loader, Reader
-from mpidl.data.drawing import Drawing, make_sampler, open_data
+from mpidl.data.mixture import Mixture
+from mpidl.data.training import Draw, build_sampler, open_training
 from mpidl.nn import Model
 from mpidl.optim import LearningRate
-from mpidl.task import Task
+from mpidl.task import InputSpec, Task
+from mpidl.train.augmented import augment
 from mpidl.train.build import build_for_data, build_loss, build_optimizer, build_strategy
 from mpidl.train.engine import AnyStrategy, StepOptions, TrainingStep
 from mpidl.train.events import Observers
@@ -36,7 +38,7 @@ class Parts:
         rate: The learning rate.
     """
 
-    reader: Reader
+    reader: Reader | Mixture
     test: Reader | None
     task: Task
     feed: Feed
@@ -77,7 +79,7 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
         MpidlError: Something is missing or does not fit; on all ranks together.
     """
     data = config.data
-    reader = open_data(data.folders, context, driver=data.driver, verify=data.verify)
+    reader = open_training(data.folders, context=context, driver=data.driver, verify=data.verify)
     with context.fail_together("setting up the model"):
         spec = input_spec(reader.manifest, config, lambda text: say(f"note: {text}"))
         task = config.task.create(spec)
@@ -90,14 +92,17 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
             host_memory=ops.name == "numpy",
         )
         config.sync.chosen.check(config.sync.options, run)
-    sampler = _build_sampler(config, reader, task, context)
+        sampler = _build_sampler(config, reader, spec, context)
+        inputs = Inputs(task, model)
+        augmented = augment(config, inputs)
     test = _open_test(config, task, context)
     feed = Feed(
         Loader(reader, sampler, context=context),
         sampler,
-        Inputs(task, model),
+        inputs,
         config.train.micro_batches,
         stages_empty=model.needs_collective,
+        augmented=augmented,
     )
     watchdog.start(context.comm, config.sync.watchdog)
     run = replace(run, epoch_steps=feed.loader.steps)
@@ -120,21 +125,21 @@ def _step_options(config: Config, feed: Feed) -> StepOptions:
     )
 
 
-def _build_sampler(config: Config, reader: Reader, task: Task, context: Context) -> LaneSampler:
-    """The order of the samples. Collective."""
-    data, targets = config.data, task.spec.target.fields
-    drawing = Drawing(
-        config.train.global_batch,
+def _build_sampler(
+    config: Config, reader: Reader | Mixture, spec: InputSpec, context: Context
+) -> LaneSampler:
+    sync, data = config.sync, config.data
+    ranks = sync.chosen.training_ranks(sync.options, context.size)
+    label = next((field.name for field in spec.target.fields), None)
+    return build_sampler(
+        reader,
+        Draw(data.weights, data.balance, data.epoch_samples, label),
+        global_batch=config.train.global_batch,
+        ranks=(min(context.rank, ranks - 1), ranks),
         seed=config.train.seed,
         shuffle=data.shuffle,
         window_bytes=data.window_bytes,
-        weights=data.weights,
-        balance=data.balance,
-        epoch_samples=data.epoch_samples,
     )
-    ranks = config.sync.chosen.training_ranks(config.sync.options, context.size)
-    label = targets[0].name if len(targets) == 1 else ""
-    return make_sampler(reader, drawing, context, label=label, ranks=ranks)
 
 
 def _open_test(config: Config, task: Task, context: Context) -> Reader | None:

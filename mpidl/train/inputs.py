@@ -14,7 +14,7 @@ from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.nn import Model
 from mpidl.task import AUTO, TASKS, FieldSpec, InputSpec, Source, Task, check_loss
-from mpidl.task.spec import channel_shape, join_shapes
+from mpidl.task.spec import channel_shape
 from mpidl.task.statistics import normalization
 
 Note = Callable[[str], None]
@@ -34,7 +34,8 @@ def input_spec(manifest: Manifest, config: Config, note: Note = lambda text: Non
         DataError: The data set does not have what the run needs.
         ConfigError: The model, the task or the loss does not fit the data.
     """
-    data, where = config.data, config.data.source
+    data = config.data
+    where = ", ".join(data.folders)
     features = _choose(manifest, "feature", data.feature, where)
     labels = _choose_labels(manifest, config, features, where)
     both = [name for name in labels if name in features]
@@ -148,7 +149,12 @@ class Inputs:
         self._shape = model.input_shape
         self._space = self.ops.workspace()
         self._scales = [_Scale(field, self.spec.layout, self.ops) for field in self.spec.features]
-        join_shapes([field.shape for field in self.spec.features], self.spec.layout)
+
+    @property
+    def scalar(self) -> tuple[float, float] | None:
+        """Factor and summand of the one input field; None where fields or channels have more."""
+        one = self._scales[0]
+        return (one.scale, one.shift) if len(self._scales) == 1 and one.scales is None else None
 
     def features(self, arrays: Arrays) -> Array:
         """(n, *shape) floats on the device, (raw - mean) / std; or ids.

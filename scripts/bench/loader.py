@@ -4,22 +4,23 @@ Contenders, alternating in one run, medians over rounds; in each round all sampl
 and all but "ours kept" open their files again:
   ours          Loader over a sharded data set, shuffled, batches of --batch (what training uses)
   ours kept     the same, one Loader over all rounds: later epochs find their part in memory
-  ours windows  the same, read again in every epoch through two windows of 8 MiB, as data larger
-                than memory are
+  ours windows  the same, read again in every epoch through windows of 8 MiB, as data larger than
+                memory are
   h5py          each shard in contiguous slices of --batch, in order
   h5py bulk     each shard with one contiguous read: the upper limit, no batches at all
 Files are in the page cache for all. Checksums are verified once when a run starts, not here.
 
-With --step-ms T: accelerator utilization as MLPerf Storage defines it, compute time / total time. A
-fake accelerator takes T ms for each batch (it sleeps, and how long is measured), and asks for the
-next one. Also under mpirun: each rank has its own fake accelerator and --batch samples of the
-global batch, and all ranks meet after every step, as synchronous training does:
-  mpirun -n 2 python scripts/bench/loader.py --step-ms 5
+Accelerator utilization, `--step-ms 5`: a step sleeps for that time, as a rank does that waits for
+its accelerator, for --steps batches, as MLPerf Storage measures it
+(https://mlcommons.org/benchmarks/storage): time of all steps / time in all, the first epoch
+included. Several ranks, with a barrier after each step as an all-reduce is one (mpirun -n 4 python
+scripts/bench/loader.py --step-ms 5); the slowest rank counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -30,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpidl.comm.context import Context, init
+from mpidl.comm.context import init
 from mpidl.data import LaneSampler, Loader, Reader
 from mpidl.data.formats.source import Source
 from mpidl.data.hdf5 import h5py
@@ -39,19 +40,8 @@ from mpidl.data.sampler import window_steps
 from mpidl.data.writer import WriteOptions, write_dataset
 
 
-def shapes(samples: int) -> list[tuple[str, tuple[int, ...], int]]:
-    """The data sets: name, shape and number of samples."""
-    return [
-        ("28x28 bytes", (28, 28), samples),
-        ("64x64x3 bytes", (64, 64, 3), samples // 10),
-    ]
-
-
-def make(
-    folder: Path, samples: int, shape: tuple[int, ...], context: Context | None = None
-) -> Path:
-    """A sharded data set of random bytes, and the same samples in contiguous files. Collective."""
-    context = context or init()
+def make(folder: Path, samples: int, shape: tuple[int, ...]) -> Path:
+    """A sharded data set of random bytes, and the same samples in contiguous files."""
     rng = np.random.default_rng(0)
     image, label = (
         rng.integers(0, 256, (samples, *shape), dtype=np.uint8),
@@ -59,8 +49,9 @@ def make(
     )
     source = Source(samples, lambda low, high: {"image": image[low:high], "label": label[low:high]})
     folder.mkdir(parents=True, exist_ok=True)
-    write_dataset(source, folder / "set", WriteOptions(4), context, lambda count: None)
-    for number in range(4) if context.is_root else ():
+    write_dataset(source, folder / "set", WriteOptions(4), init(), lambda count: None)
+    context = init()
+    for number in range(context.rank, 4, context.size):
         low, high = number * samples // 4, (number + 1) * samples // 4
         with h5py.File(folder / f"plain-{number}.h5", "w") as file:
             file["image"], file["label"] = image[low:high], label[low:high]
@@ -93,6 +84,63 @@ def bare(folder: Path, batch: int | None) -> int:
     return count
 
 
+def utilization(folder: Path, batch: int, step_ms: float, steps: int) -> dict[str, float]:
+    """Share of the time in which a fake accelerator is at work: the slowest rank's. Collective.
+
+    Args:
+        folder: From `make`.
+        batch: Samples of a rank in a step.
+        step_ms: How long the accelerator takes for them, in milliseconds.
+        steps: How many.
+    """
+    context = init()
+    found = {}
+    for name, window_bytes in (("kept", 1 << 30), ("windows", 8 << 20)):
+        reader = Reader(folder / "set", context=context, driver="posix", verify=False)
+        batches, size = batch * context.size, reader.manifest.sample_bytes
+        depth = window_steps(len(reader), batches, size, window_bytes * context.size)
+        loader = Loader(
+            reader, LaneSampler(len(reader), batches, context.rank, context.size, window=depth)
+        )
+        context.comm.Barrier()
+        begin, done, working = time.perf_counter(), 0, 0.0
+        for epoch in range(steps):
+            for item in itertools.islice(loader.epoch(epoch), steps - done):
+                started = time.perf_counter()
+                if item.count:
+                    time.sleep(step_ms / 1e3)
+                working += time.perf_counter() - started
+                context.comm.Barrier()
+                done += 1
+            if done == steps:
+                break
+        share = working / (time.perf_counter() - begin)
+        found[name] = min(context.comm.allgather(share))
+        loader.close()
+        reader.close()
+    return found
+
+
+def measure_utilization(
+    args: argparse.Namespace, sets: list[tuple[str, tuple[int, ...], int]]
+) -> None:
+    """Print the utilization for each kind of samples. Collective."""
+    context = init()
+    name = tempfile.mkdtemp() if context.rank == 0 else ""
+    name = context.comm.bcast(name)
+    try:
+        for label, shape, samples in sets:
+            folder = make(Path(name) / label, samples, shape)
+            shares = utilization(folder, args.batch, args.step_ms, args.steps)
+            if context.rank == 0:
+                listed = ", ".join(f"{key} {100 * share:.1f} %" for key, share in shares.items())
+                print(f"{label}, {context.size} rank(s), batch {args.batch}: {listed}")
+    finally:
+        context.comm.Barrier()
+        if context.rank == 0:
+            shutil.rmtree(name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -100,15 +148,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--samples", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--step-ms", type=float, help="measure utilization with steps this long")
+    parser.add_argument("--steps", type=int, default=1000)
     args = parser.parse_args()
-    if args.step_ms:
-        utilization(args)
+    sets: list[tuple[str, tuple[int, ...], int]] = [
+        ("28x28 bytes", (28, 28), args.samples),
+        ("64x64x3 bytes", (64, 64, 3), args.samples // 10),
+    ]
+    if args.step_ms is not None:
+        measure_utilization(args, sets)
         return
     results = {}
     with tempfile.TemporaryDirectory() as name:
-        for label, shape, samples in shapes(args.samples):
+        for label, shape, samples in sets:
             folder = make(Path(name) / label, samples, shape)
             results[label] = measure(folder, args.batch, args.rounds)
     if args.json:
@@ -128,7 +181,7 @@ def measure(folder: Path, batch: int, rounds: int) -> dict[str, dict[str, float]
         LaneSampler(load_manifest(folder / "set").samples, batch),
     )
     manifest = load_manifest(folder / "set")
-    depth = window_steps(manifest.samples, batch, manifest.sample_bytes, 16 << 20)
+    depth = window_steps(manifest.samples, batch, manifest.sample_bytes, 8 << 20)
     windows = Loader(
         Reader(folder / "set", verify=False), LaneSampler(manifest.samples, batch, window=depth)
     )
@@ -155,60 +208,6 @@ def measure(folder: Path, batch: int, rounds: int) -> dict[str, dict[str, float]
         for peer in ("h5py", "h5py bulk")
     }
     return {"mb_s": medians, "ratios": ratios}
-
-
-def utilization(args: argparse.Namespace) -> None:
-    """Print the accelerator utilization of the slowest rank."""
-    context = init()
-    results: dict[str, dict[str, float]] = {}
-    for label, shape, samples in shapes(args.samples):
-        folder = context.on_root(lambda: tempfile.mkdtemp(), "making a folder")
-        make(Path(folder), samples, shape, context)
-        manifest = load_manifest(Path(folder) / "set")
-        depth = window_steps(
-            manifest.samples, args.batch * context.size, manifest.sample_bytes, 16 << 20
-        )
-        results[label] = {
-            f"{name}, epoch {epoch}": value
-            for name, window in (("kept", None), ("windows", depth))
-            for epoch, value in enumerate(run_steps(Path(folder), args, window, context))
-        }
-        context.barrier()
-        if context.is_root:
-            shutil.rmtree(folder)
-    if not context.is_root:
-        return
-    if args.json:
-        print(json.dumps(results))
-        return
-    for label, row in results.items():
-        print(f"{label}, batch {args.batch}, {args.step_ms} ms a step, {context.size} rank(s):")
-        for name, value in row.items():
-            print(f"  {name:<20} {100 * value:6.1f} %")
-
-
-def run_steps(
-    folder: Path, args: argparse.Namespace, window: int | None, context: Context
-) -> list[float]:
-    """Compute time / total time in each of two epochs, of the slowest rank."""
-    reader = Reader(folder / "set", context=context, verify=False)
-    batch = args.batch * context.size
-    sampler = LaneSampler(len(reader), batch, context.rank, context.size, window=window)
-    loader = Loader(reader, sampler, context=context)
-    found = []
-    for epoch in range(2):
-        context.barrier()
-        begin, computed = time.perf_counter(), 0.0
-        for _ in loader.epoch(epoch):
-            start = time.perf_counter()
-            time.sleep(args.step_ms / 1000)
-            computed += time.perf_counter() - start
-            context.barrier()
-        total = time.perf_counter() - begin
-        found.append(min(context.allgather_object(computed / total)))
-    loader.close()
-    reader.close()
-    return found
 
 
 if __name__ == "__main__":

@@ -116,8 +116,8 @@ def test_a_table_with_words_from_the_first_command_to_the_last(tmp_path: Path, m
 
 
 def test_options_of_a_format_on_the_command_line(tmp_path: Path, mpidl: Run) -> None:
-    (tmp_path / "table.txt").write_text("1,2,0\n3,4,1\n5,6,0\n7,8,1\n")
-    shard = ("shard", tmp_path / "table.txt", "--out", tmp_path / "data", "--label", "column3")
+    (tmp_path / "table.dat").write_text("1,2,0\n3,4,1\n5,6,0\n7,8,1\n")
+    shard = ("shard", tmp_path / "table.dat", "--out", tmp_path / "data", "--label", "column3")
     status, _, err = mpidl(*shard)
     assert status == 1 and "--format" in err and "csv" in err
     status, made, err = mpidl(*shard, "--format", "csv", "--no-header")

@@ -138,11 +138,6 @@ WORDS: dict[str, tuple[str, list[str], list[str]]] = {
         ["a list, in it a list of 2, in it a whole number"],
     ),
     "an option that nothing has": (MINIMAL, ["model.hiden=[3]"], ["unknown key 'model.hiden'"]),
-    "a weight too few": (
-        MINIMAL,
-        ['data.train=["a", "b"]', "data.weights=[1]"],
-        ["data.weights has 1 number(s) for 2 data set(s)", "one weight for each"],
-    ),
     "no data": (
         "[train]\nepochs = 1\n",
         [],

@@ -68,7 +68,7 @@ def test_the_operating_system_is_asked_where_hdf5_says_nothing(
     def refuse(*args: Any, **options: Any) -> Any:
         raise OSError("Unable to open file (MPI_File_open failed)")
 
-    def fail(*args: Any) -> Any:
+    def fail(*args: Any, **options: Any) -> Any:
         raise OSError(code, "no")
 
     monkeypatch.setattr(h5py, "File", refuse)
@@ -153,15 +153,15 @@ def test_damaged_files_say_what_is_wrong(path: Path, tmp_path: Path) -> None:
 def test_a_shard_out_of_reach_is_not_called_damaged(
     make_dataset: Any, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def fail(*args: Any) -> Any:
+    def fail(*args: Any, **options: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
     folder, _ = make_dataset(20, 2)
     with Reader(folder) as reader:
-        monkeypatch.setattr("mpidl.data.direct._function", lambda: lambda *args: code)
+        monkeypatch.setattr("mpidl.data.direct.read_rows", fail)
         with pytest.raises(UnreadableError, match=r"shard-00001\.h5"):
             reader.read([(15, 18)])
-    monkeypatch.setattr("mpidl.data.manifest.file_sha256", fail)
+    monkeypatch.setattr("mpidl.data.shard_file.file_sha256", fail)
     with pytest.raises(UnreadableError, match=r"shard-00000\.h5"):
         Reader(folder)
     monkeypatch.setattr(Path, "read_bytes", fail)
@@ -193,7 +193,7 @@ def test_a_full_disk_in_the_words_of_hdf5_and_rust() -> None:
 def test_hdf5_without_the_locking_property_still_opens(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hdf5, "_LOCKING", False)
+    monkeypatch.setattr(hdf5, "LOCKING", False)
     open_file(path).close()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mpidl.data.formats.channels import Channels, channels_last
-from mpidl.data.formats.source import Importer, Source
+from mpidl.data.formats.source import Importer, Source, infer_role
+from mpidl.data.manifest import Role
 from mpidl.errors import DataError
 from mpidl.options import Place, Section
 from mpidl.registry import Registry
@@ -22,7 +23,12 @@ IMPORTERS: Registry[type[Importer]] = Registry(
         "npz": "mpidl.data.formats.numpy_arrays:NpzImporter",
         "npy": "mpidl.data.formats.numpy_arrays:NpyImporter",
         "hdf5": "mpidl.data.formats.hdf5:Hdf5Importer",
+        "parquet": "mpidl.data.formats.parquet:ParquetImporter",
+        "netcdf": "mpidl.data.formats.netcdf:NetcdfImporter",
+        "zarr": "mpidl.data.formats.zarr:ZarrImporter",
+        "webdataset": "mpidl.data.formats.webdataset:WebDatasetImporter",
         "images": "mpidl.data.formats.images:ImagesImporter",
+        "text": "mpidl.data.formats.text:TextImporter",
         "idx": "mpidl.data.formats.idx:IdxImporter",
     },
 )
@@ -30,8 +36,9 @@ IMPORTERS: Registry[type[Importer]] = Registry(
 
 def open_source(
     paths: Sequence[Path],
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     *,
+    features: Sequence[str] = (),
     format: str | None = None,
     channels: Channels | None = None,
     **options: Any,
@@ -40,7 +47,8 @@ def open_source(
 
     Args:
         paths: As on the command line.
-        label: Name of the label field or column.
+        label: Name of the label field or column; of several, the importer knows the first.
+        features: Names of the features, where the user gives them; other fields are none.
         format: A name in `IMPORTERS`; None: the one that accepts the first path.
         channels: Where images have theirs; "first" turns (c, h, w) into (h, w, c).
         options: Of the format, see its `Options`.
@@ -64,9 +72,11 @@ def open_source(
             where=str(paths[1]),
             remedy="shard each on its own",
         )
-    source = importer.open(paths, label, _read_options(name, options))
+    labels = [label] if isinstance(label, str) else list(label or ())
+    first = labels[0] if labels else None
+    source = importer.open(paths, first, _read_options(name, options))
     where = ", ".join(map(str, paths))
-    return channels_last(_with_label(source, label, where), channels, where)
+    return channels_last(_with_roles(source, labels, features, where), channels, where)
 
 
 def detect_format(path: Path) -> str:
@@ -104,15 +114,33 @@ def _read_options(name: str, given: dict[str, Any]) -> Section:
     return kind.read(given, Place(origin=lambda key: f"--{key}", remedy="see 'mpidl shard --help'"))
 
 
-def _with_label(source: Source, label: str | None, where: str) -> Source:
-    """The source with the label that the user names, where the importer has not found it."""
-    if label is None or source.label is not None:
+def _with_roles(
+    source: Source, labels: Sequence[str], features: Sequence[str], where: str
+) -> Source:
+    """The source with the roles that the user names, where the importer has not found them."""
+    found = source.label is not None  # by the importer: the first label, under its own name
+    if both := set(labels) & set(features):
+        raise DataError(
+            f"{sorted(both)[0]!r} is both a feature and a label",
+            where=where,
+            remedy="name it with --feature or with --label",
+        )
+    named: dict[str, Role] = dict.fromkeys(features, "feature")
+    named |= dict.fromkeys(labels[1:] if found else labels, "label")
+    if not named:
         return source
     fields = source.read(0, min(1, source.samples))
-    if label not in fields:
-        raise DataError(
-            f"has no field {label!r}, only {', '.join(sorted(fields))}",
-            where=where,
-            remedy="name one of these with --label",
-        )
-    return replace(source, label=label)
+    for name, role in named.items():
+        if name not in fields:
+            raise DataError(
+                f"has no field {name!r}, only {', '.join(sorted(fields))}",
+                where=where,
+                remedy=f"name one of these with --{role}",
+            )
+    roles = dict(source.roles) | named
+    if features:
+        for name, array in fields.items():
+            if infer_role(name, array, source.label) == "feature":
+                roles.setdefault(name, "other")
+    label = source.label if found or not labels else labels[0]
+    return replace(source, label=label, roles=roles)

@@ -6,11 +6,13 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.data.manifest import Arrays, Role
@@ -33,6 +35,9 @@ class Source:
         label: The label field, where it is known.
         candidates: Fields or columns that could be the label, where it is not known.
         notes: What was assumed in reading, for people.
+        roles: Of fields whose role is known, by the format or the user.
+        classes: Features that hold tokens -> the size of their vocabulary.
+        units: Of fields that have them.
     """
 
     samples: int
@@ -41,6 +46,9 @@ class Source:
     label: str | None = None
     candidates: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    classes: Mapping[str, int] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
 
 
 class Importer(ABC):
@@ -99,6 +107,28 @@ def source_from_arrays(arrays: Arrays, where: str) -> Source:
         next(iter(counts.values())),
         lambda start, stop: {name: array[start:stop] for name, array in arrays.items()},
     )
+
+
+def concatenated(parts: Sequence[Source], units: Mapping[str, str]) -> Source:
+    """Sources of the same fields, one behind the other.
+
+    Args:
+        parts: At least one.
+        units: Of the fields that have some.
+    """
+    stops = list(accumulate(part.samples for part in parts))
+
+    def read(start: int, stop: int) -> Arrays:
+        pieces = []
+        for part, end in zip(parts, stops, strict=True):
+            first = end - part.samples
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                pieces.append(part.read(low - first, high - first))
+        pieces = pieces or [parts[0].read(0, 0)]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    return Source(stops[-1], read, units=units)
 
 
 def source_from_files(
