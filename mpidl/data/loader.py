@@ -1,11 +1,12 @@
-"""Batches for training: threads prefetch windows, batches are gathered from them in memory."""
+"""Batches for training: threads read windows ahead, in the order of their batches."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
@@ -15,13 +16,13 @@ from numpy.typing import NDArray
 from mpidl.comm.context import Context
 from mpidl.data.manifest import Arrays
 from mpidl.data.mixture import Mixture
+from mpidl.data.native import Indices
 from mpidl.data.reader import Reader
 from mpidl.data.sampler import WINDOWS_HELD, LaneSampler, Window, sample_numbers
 from mpidl.data.validate import check_values
 from mpidl.errors import DataError, notice
 
 AHEAD = WINDOWS_HELD - 1  # windows that are read before they are needed
-_Loaded = Future[tuple[Window, Arrays] | None]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Batch:
     """This rank's part of a global batch.
 
     Attributes:
-        arrays: Field -> (n, *shape), n may be 0; valid until the next batch.
+        arrays: Field -> (n, *shape), n may be 0; valid until the next batch, not to be written to.
         epoch: Number of the epoch, from 0.
         step: Number of the step in the epoch, from 0.
         count: n, samples on this rank.
@@ -52,13 +53,35 @@ class Batch:
         return sample_numbers(self.pieces, self.rows)
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A window in memory.
+
+    Attributes:
+        window: Its steps.
+        arrays: Its samples.
+        place: Row of the concatenated pieces -> row of the arrays; None: the same.
+        in_order: Whether the arrays are its batches one after another.
+    """
+
+    window: Window
+    arrays: Arrays
+    place: Indices | None
+    in_order: bool
+
+
+_Loaded = Future[_Held | None]
+
+
 class Loader:
     """Iterates over epochs of a data set in the order of a sampler.
 
     Where this rank's part fits into one window it is read once and kept for all epochs. Otherwise
     threads read the next `AHEAD` windows while the current one is used, into memory of windows
     before; the calling thread reads where reading needs MPI and the MPI library does not allow
-    threads, or reads collectively.
+    threads, or reads collectively. Samples are read straight into the order of the batches, which
+    are slices of the window; only later epochs over kept data, and windows in which samples are
+    repeated, gather copies.
 
     Args:
         reader: The open data set.
@@ -77,7 +100,10 @@ class Loader:
     ) -> None:
         self.reader = reader
         self.sampler = sampler
-        self._kept: tuple[tuple[tuple[int, int], ...], Arrays] | None = None
+        self._kept: _Held | None = None
+        # While this rank waits for data, nothing else needs its cores: they read
+        self._threads = context.threads if context else len(os.sched_getaffinity(0))
+        self._waits = True
         self._noted = False
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
@@ -112,15 +138,16 @@ class Loader:
         self._check_files()
         windows = self.sampler.windows(epoch, first_step)
         waiting: deque[_Loaded] = deque()
+        self._waits = True
         ahead = deque(self._fetch(windows, waiting) for _ in range(AHEAD if self._pool else 1))
         try:
-            while (loaded := ahead.popleft().result()) is not None:
-                window, arrays = loaded
+            while (held := self._next(ahead)) is not None:
+                window, first = held.window, 0
                 if self._pool:
                     ahead.append(self._fetch(windows, waiting))
                 for step, rows in enumerate(window.rows, window.first_step):
                     yield Batch(
-                        self._gather(arrays, rows),
+                        self._batch(held, rows, first),
                         epoch,
                         step,
                         len(rows),
@@ -128,11 +155,17 @@ class Loader:
                         window.pieces,
                         rows,
                     )
-                self._spare.append(arrays)
+                    first += len(rows)
+                self._spare.append(held.arrays)
                 if not self._pool:
                     ahead.append(self._fetch(windows, waiting))
         finally:
             self._give_back(ahead)
+
+    def _next(self, ahead: deque[_Loaded]) -> _Held | None:
+        future = ahead.popleft()
+        self._waits = not future.done()
+        return future.result()
 
     def _check_files(self) -> None:
         """Refuse files that have changed; note it where all of their data are in memory."""
@@ -166,24 +199,35 @@ class Loader:
                 return
             memory = None if self._keep or not self._spare else self._spare.popleft()
         try:
-            future.set_result((window, self._read(window, memory)) if window else None)
+            future.set_result(self._read(window, memory) if window else None)
         except BaseException as error:
             future.set_exception(error)
 
-    def _read(self, window: Window, memory: Arrays | None) -> Arrays:
-        if self._kept is not None and self._kept[0] == window.pieces:
-            return self._kept[1]
-        arrays = self.reader.read(window.pieces, memory)
-        check_values(self.reader, arrays, window.pieces)
+    def _read(self, window: Window, memory: Arrays | None) -> _Held:
+        if self._kept is not None and self._kept.window.pieces == window.pieces:
+            return replace(self._kept, window=window, in_order=False)
+        place = _batch_order(window)
+        threads = self._threads if self._waits else 1
+        arrays = self.reader.read(window.pieces, memory, place, threads=threads)
+        check_values(self.reader, arrays, window.pieces, place)
+        for array in arrays.values():
+            array.flags.writeable = False
+        held = _Held(window, arrays, place, in_order=place is not None)
         if self._keep:
-            self._kept = (window.pieces, arrays)
-        return arrays
+            self._kept = held
+        return held
 
     def _give_back(self, ahead: Iterable[_Loaded]) -> None:
         """Keep the memory of windows that were read for an epoch that was left early."""
         for future in ahead:
             if future.exception() is None and (loaded := future.result()) is not None:
-                self._spare.append(loaded[1])
+                self._spare.append(loaded.arrays)
+
+    def _batch(self, held: _Held, rows: Indices, first: int) -> Arrays:
+        """The batch of `rows`, before which the window has `first` others."""
+        if held.in_order:
+            return {name: array[first : first + len(rows)] for name, array in held.arrays.items()}
+        return self._gather(held.arrays, rows if held.place is None else held.place[rows])
 
     def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
         batch = {name: self._buffer(name, array, len(rows)) for name, array in arrays.items()}
@@ -202,3 +246,20 @@ class Loader:
         """Stop the prefetch thread."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batch_order(window: Window) -> Indices | None:
+    """Row of the concatenated pieces -> position in the order of the batches.
+
+    Rows that are in no batch (of an epoch that was resumed) come last. None where a row is in
+    several batches, so that there is no such order.
+    """
+    total = sum(stop - start for start, stop in window.pieces)
+    wanted = np.concatenate([np.empty(0, np.int64), *window.rows])
+    place = np.full(total, -1, np.int64)
+    place[wanted] = np.arange(len(wanted))
+    rest = np.flatnonzero(place < 0)
+    if len(wanted) + len(rest) != total:
+        return None
+    place[rest] = np.arange(len(wanted), total)
+    return place
