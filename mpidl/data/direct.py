@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.native import Indices, read_rows
+from mpidl.data.native import Indices, place_rows, read_rows
 
 # The place of one chunk is searched from the first one on: 18 ns a chunk, for each of them
 MOST_CHUNKS = 20_000
@@ -86,12 +86,20 @@ class DirectRows:
                 self._offsets[chunk] = offset
         self._located = bool((self._offsets >= 0).all())
 
-    def read(self, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
+    def read(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        out: NDArray[Any],
+        place: Indices | None = None,
+        threads: int = 1,
+    ) -> None:
         """Read row ranges.
 
         Args:
             ranges: (start, stop) of each.
-            out: C-contiguous; takes the rows one after another.
+            out: C-contiguous; takes the rows.
+            place: Which row of `out` each becomes; None: one after another.
+            threads: That read at once, where there are places.
 
         Raises:
             OSError: The file ends too early, or cannot be read.
@@ -101,4 +109,12 @@ class DirectRows:
             self._locate(flat)
         memory = out.reshape(-1).view(np.uint8)
         rows, row_bytes = self._rows, self._row_bytes
-        read_rows(self._handle, flat, self._offsets, memory, chunk_rows=rows, row_bytes=row_bytes)
+        if place is None:
+            read_rows(
+                self._handle, flat, self._offsets, memory, chunk_rows=rows, row_bytes=row_bytes
+            )
+        else:
+            table = memory.reshape(len(out), row_bytes)
+            place_rows(
+                self._handle, flat, self._offsets, place, table, chunk_rows=rows, threads=threads
+            )

@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from mpidl.data.manifest import Arrays, Field, Manifest, Statistics, new_manifest
+from mpidl.data.native import Indices
 from mpidl.data.reader import Reader
 from mpidl.errors import DataError
 
@@ -63,7 +64,14 @@ class Mixture:
         index = min(bisect_right(self.starts, sample) - 1, len(self.readers) - 1)
         return self.readers[index].locate(sample - self.starts[index])
 
-    def read(self, pieces: Sequence[tuple[int, int]], memory: Arrays | None = None) -> Arrays:
+    def read(
+        self,
+        pieces: Sequence[tuple[int, int]],
+        memory: Arrays | None = None,
+        place: Indices | None = None,
+        *,
+        threads: int = 1,
+    ) -> Arrays:
         """See `Reader.read`; collective with the driver "mpio-collective"."""
         found = self.readers[0].allocate(sum(stop - start for start, stop in pieces), memory)
         row = 0
@@ -74,8 +82,11 @@ class Mixture:
                 if low < start + len(reader) and high > start
             ]
             count = sum(high - low for low, high in own)
-            part = {name: array[row : row + count] for name, array in found.items()}
-            reader.read_into(own, part)
+            here = slice(row, row + count)
+            if place is None:
+                reader.read_into(own, {name: array[here] for name, array in found.items()})
+            else:
+                reader.read_into(own, found, place[here], threads=threads)
             row += count
         return found
 

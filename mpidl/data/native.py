@@ -33,6 +33,13 @@ CALLS: dict[str, Kernel] = {
         None,
         (C,),
     ),
+    "place_rows": Kernel(
+        "rows",
+        "file:size ranges:int64(count*2) offsets:int64(chunks) place:int64(rows) out:uint8 "
+        "count:size chunks:size chunk_rows:size row_bytes:size rows:size threads:size",
+        None,
+        (C,),
+    ),
 }
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -44,7 +51,7 @@ def _bound(name: str) -> tuple[Binder, Any] | None:
     if loaded is None:
         return None
     function = getattr(loaded[0], f"mpidl_{name}")
-    function.restype = ctypes.c_int64 if name == "read_rows" else None
+    function.restype = ctypes.c_int64 if name != "shuffle_rows" else None
     arguments = CALLS[name].arguments
     function.argtypes = [ctypes.c_void_p if a.is_array else ctypes.c_int64 for a in arguments]
     return Binder(name, CALLS[name], np.dtype(np.float32)), function
@@ -114,12 +121,8 @@ def read_rows(
         OSError: The file ends too early, or cannot be read.
         ValueError: `out` has another size, or a range lies outside of the chunks.
     """
-    wanted = int((ranges[:, 1] - ranges[:, 0]).sum()) * row_bytes
-    inside = not len(ranges) or (
-        ranges[:, 0].min() >= 0 and ranges[:, 1].max() <= len(offsets) * chunk_rows
-    )
-    if wanted != len(out) or not inside or (ranges[:, 1] < ranges[:, 0]).any():
-        raise ValueError(f"{wanted} bytes of rows do not fit into {len(out)} bytes of memory")
+    if _count(ranges, len(offsets) * chunk_rows) * row_bytes != len(out):
+        raise ValueError(f"the rows do not fit into {len(out)} bytes of memory")
     bound = _bound("read_rows") if use_c else None
     if bound is None:
         memory = out.data
@@ -133,7 +136,64 @@ def read_rows(
     binder, function = bound
     sizes = (len(ranges), len(offsets), chunk_rows, row_bytes)
     flat = np.ascontiguousarray(ranges).reshape(-1)
-    failed = int(function(*binder.pointers((file, flat, offsets, out, *sizes))))
+    _raise(int(function(*binder.pointers((file, flat, offsets, out, *sizes)))))
+
+
+def place_rows(
+    file: int,
+    ranges: Indices,
+    offsets: Indices,
+    place: Indices,
+    out: NDArray[np.uint8],
+    *,
+    chunk_rows: int,
+    threads: int = 1,
+    use_c: bool = True,
+) -> None:
+    """As `read_rows`, each row to a place of its own.
+
+    Args:
+        file: Its descriptor.
+        ranges: (count, 2): start and stop of each.
+        offsets: (chunks,) bytes from the start of the file to each chunk.
+        place: (rows,) which row of `out` each of the rows becomes.
+        out: (room, bytes of a row).
+        chunk_rows: Rows in a chunk.
+        threads: That read at once.
+        use_c: False: by `os.preadv`, for tests.
+
+    Raises:
+        OSError: The file ends too early, or cannot be read.
+        ValueError: A place lies outside of `out`, or a range outside of the chunks.
+    """
+    rows, (room, row_bytes) = _count(ranges, len(offsets) * chunk_rows), out.shape
+    if rows != len(place) or (rows and (place.min() < 0 or place.max() >= room)):
+        raise ValueError(f"{len(place)} places for {rows} rows do not fit into {room} rows")
+    bound = _bound("place_rows") if use_c else None
+    if bound is None:
+        read = np.empty((rows, row_bytes), np.uint8)
+        flat = read.reshape(-1)
+        read_rows(
+            file, ranges, offsets, flat, chunk_rows=chunk_rows, row_bytes=row_bytes, use_c=False
+        )
+        out[place] = read
+        return
+    binder, function = bound
+    arrays = (np.ascontiguousarray(ranges).reshape(-1), offsets, np.ascontiguousarray(place), out)
+    counts = (len(ranges), len(offsets), chunk_rows, row_bytes, rows, threads)
+    _raise(int(function(*binder.pointers((file, *arrays, *counts)))))
+
+
+def _count(ranges: Indices, most: int) -> int:
+    """Rows in ranges of at most `most` rows."""
+    inside = not len(ranges) or (ranges[:, 0].min() >= 0 and ranges[:, 1].max() <= most)
+    if not inside or (ranges[:, 1] < ranges[:, 0]).any():
+        raise ValueError(f"the ranges do not fit into {most} rows")
+    return int((ranges[:, 1] - ranges[:, 0]).sum())
+
+
+def _raise(failed: int) -> None:
+    """The error for what a reading function returned."""
     if failed < 0:
         raise OSError(-failed, os.strerror(-failed))
     if failed > 0:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mpidl.comm.context import Context
 from mpidl.data.hdf5 import is_parallel
 from mpidl.data.manifest import Arrays, Field, Manifest, load_manifest
+from mpidl.data.native import Indices
 from mpidl.data.shard_file import ShardFile, Stamp, check_layout, verify_shard
 from mpidl.errors import DataError
 
@@ -125,22 +126,32 @@ class Reader:
         row = sample - self.starts[index] + self.manifest.shards[index].first
         return str(self.path(index)), row
 
-    def read(self, pieces: Sequence[tuple[int, int]], memory: Arrays | None = None) -> Arrays:
+    def read(
+        self,
+        pieces: Sequence[tuple[int, int]],
+        memory: Arrays | None = None,
+        place: Indices | None = None,
+        *,
+        threads: int = 1,
+    ) -> Arrays:
         """Read ranges of samples. Collective with the driver "mpio-collective".
 
         Args:
             pieces: (start, stop) ranges, ascending.
             memory: What an earlier read returned and is no longer in use; reused where it is large
                 enough.
+            place: (n,), which row of the result each sample becomes, a permutation; None: one after
+                another.
+            threads: That read at once, where HDF5 is not needed.
 
         Returns:
-            The samples one after another, (n, *shape) for each field.
+            The samples, (n, *shape) for each field.
 
         Raises:
             DataError: A read fails, or a file has changed; the message names the file.
         """
         arrays = self.allocate(sum(stop - start for start, stop in pieces), memory)
-        self.read_into(pieces, arrays)
+        self.read_into(pieces, arrays, place, threads=threads)
         return arrays
 
     def allocate(self, samples: int, memory: Arrays | None = None) -> Arrays:
@@ -150,14 +161,23 @@ class Reader:
             for name, field in self.fields.items()
         }
 
-    def read_into(self, pieces: Sequence[tuple[int, int]], arrays: Arrays) -> None:
-        """As `read`, into arrays of exactly as many samples."""
+    def read_into(
+        self,
+        pieces: Sequence[tuple[int, int]],
+        arrays: Arrays,
+        place: Indices | None = None,
+        *,
+        threads: int = 1,
+    ) -> None:
+        """As `read`, into arrays of exactly as many samples; with places, of more."""
         row = 0
         for index, ranges in self._by_shard(pieces).items():
             count = sum(stop - start for start, stop in ranges)
             file, collective = self._open_shard(index), self.driver == "mpio-collective"
             for name, array in arrays.items():
-                file.read(name, ranges, array[row : row + count], collective=collective)
+                here = slice(row, row + count)
+                out, own = (array[here], None) if place is None else (array, place[here])
+                file.read(name, ranges, out, own, collective=collective, threads=threads)
             file.check_unchanged()
             row += count
 
@@ -226,5 +246,6 @@ def _allocate(memory: Arrays | None, name: str, shape: tuple[int, ...], dtype: s
     while held is not None and isinstance(held.base, np.ndarray):
         held = held.base
     if held is not None and len(held) >= shape[0]:
+        held.flags.writeable = True
         return held[: shape[0]]
     return np.empty(shape, dtype)

@@ -21,6 +21,7 @@ from mpidl.data.hdf5 import (
     trusted_dataset,
 )
 from mpidl.data.manifest import Field, Shard
+from mpidl.data.native import Indices
 from mpidl.errors import DataError
 from mpidl.files import file_sha256, read_error, reading
 
@@ -179,15 +180,24 @@ class ShardFile:
         self._direct: dict[str, DirectRows | None] = {}
 
     def read(
-        self, name: str, ranges: Ranges, out: NDArray[Any], *, collective: bool = False
+        self,
+        name: str,
+        ranges: Ranges,
+        out: NDArray[Any],
+        place: Indices | None = None,
+        *,
+        collective: bool = False,
+        threads: int = 1,
     ) -> None:
         """Read samples of one field.
 
         Args:
             name: The field.
             ranges: (start, stop) of samples of this file.
-            out: Takes the samples one after another.
+            out: Takes the samples.
+            place: Which row of `out` each of them becomes; None: one after another.
             collective: Whether all ranks of `comm` read together.
+            threads: That read at once, where HDF5 is not needed.
 
         Raises:
             DataError: The file cannot be read, or has changed.
@@ -197,11 +207,13 @@ class ShardFile:
         try:
             direct = self._direct_rows(name)
             if direct is not None:
-                direct.read(rows, out)
-            elif collective:
-                read_ranges_collectively(self._dataset(name), rows, out)
-            else:
-                read_ranges(self._dataset(name), rows, out)
+                direct.read(rows, out, place, threads)
+                return
+            read = read_ranges_collectively if collective else read_ranges
+            found = out if place is None else np.empty((len(place), *out.shape[1:]), out.dtype)
+            read(self._dataset(name), rows, found)
+            if place is not None:
+                out[place] = found
         except (OSError, RuntimeError, KeyError) as error:  # h5py raises all three
             self.check_unchanged()
             raise read_error(error, self.path) from error

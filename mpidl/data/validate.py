@@ -10,19 +10,24 @@ from numpy.typing import NDArray
 
 from mpidl.data.manifest import Arrays, Field
 from mpidl.data.mixture import Mixture
+from mpidl.data.native import Indices
 from mpidl.data.reader import Reader
 from mpidl.errors import DataError
 
 Pieces = Sequence[tuple[int, int]]
+BLOCK = 1 << 16  # elements that are looked at together
 
 
-def check_values(reader: Reader | Mixture, arrays: Arrays, pieces: Pieces) -> None:
+def check_values(
+    reader: Reader | Mixture, arrays: Arrays, pieces: Pieces, place: Indices | None = None
+) -> None:
     """Refuse labels outside their classes, and inputs that are NaN or infinite.
 
     Args:
         reader: Knows the fields, and where each sample lies.
-        arrays: What `reader.read(pieces)` returned.
+        arrays: What `reader.read(pieces, place=place)` returned.
         pieces: Ranges of samples.
+        place: Which row each of them became; None: one after another.
 
     Raises:
         DataError: There is such a value; the message names file and sample.
@@ -30,20 +35,23 @@ def check_values(reader: Reader | Mixture, arrays: Arrays, pieces: Pieces) -> No
     for name, array in arrays.items():
         classes = reader.fields[name].classes
         if classes is not None:
+            if not array.size or (array.min() >= 0 and array.max() < classes):
+                continue
             bad = (array < 0) | (array >= classes)
-            if bad.any():
-                raise _error(
-                    reader,
-                    name,
-                    array,
-                    bad,
-                    pieces,
-                    f"{_what(reader.fields[name])} must lie in [0, {classes})",
-                )
-        elif array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
+            rule = f"{_what(reader.fields[name])} must lie in [0, {classes})"
+            raise _error(reader, name, array, bad, _sample(bad, pieces, place), rule)
+        if array.dtype.kind == "f" and not _all_finite(array):
             bad = ~np.isfinite(array)
-            if bad.any():
-                raise _error(reader, name, array, bad, pieces, "values must be finite")
+            sample = _sample(bad, pieces, place)
+            raise _error(reader, name, array, bad, sample, "values must be finite")
+
+
+def _all_finite(array: NDArray[Any]) -> bool:
+    """Whether there is no NaN and no infinity; the second look at a block finds it in the cache."""
+    flat = array.reshape(-1)
+    blocks = (flat[low : low + BLOCK] for low in range(0, flat.size, BLOCK))
+    # a NaN is the minimum and the maximum of what it is in
+    return all(block.min() > -np.inf and block.max() < np.inf for block in blocks)
 
 
 def _what(field: Field) -> str:
@@ -55,11 +63,11 @@ def _error(
     name: str,
     array: NDArray[Any],
     bad: NDArray[Any],
-    pieces: Pieces,
+    sample: int,
     rule: str,
 ) -> DataError:
     position = np.unravel_index(int(bad.argmax()), bad.shape)
-    file, row = reader.locate(_sample(int(position[0]), pieces))
+    file, row = reader.locate(sample)
     return DataError(
         f"sample {row} has {name!r} = {array[position]} "
         f"({int(bad.sum())} bad value(s) in this part of the data), but {rule}",
@@ -68,8 +76,11 @@ def _error(
     )
 
 
-def _sample(row: int, pieces: Pieces) -> int:
-    """The sample in row `row` of the concatenated pieces."""
+def _sample(bad: NDArray[Any], pieces: Pieces, place: Indices | None) -> int:
+    """The sample of the first bad value."""
+    row: int = int(bad.argmax()) // bad[0].size
+    if place is not None:
+        row = np.flatnonzero(place == row).tolist()[0]
     for start, stop in pieces:
         if row < stop - start:
             return start + row

@@ -249,6 +249,36 @@ def test_the_loader_gives_each_sample_once(
     loader.close()
 
 
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_batches_are_the_samples_of_the_sampler(
+    make_dataset: Any, window: int | None, compression: str | None, size: int
+) -> None:
+    """In every epoch, also one that is resumed, of data that are kept or read again."""
+    folder, arrays = make_dataset(50, 3, compression=compression)
+    for rank in range(size):
+        sampler = LaneSampler(50, 8, rank, size, window=window)
+        loader = Loader(Reader(folder), sampler)
+        for epoch, first in ((0, 3), (1, 0), (2, 5), (0, 0)):
+            orders = [sampler.lane_order(epoch, lane) for lane in sampler.lanes]
+            batches = loader.epoch(epoch, first)
+            for step, batch in enumerate(batches, first):
+                wanted = [order[step] for order in orders if step < len(order)]
+                assert batch.step == step and batch.count == len(wanted)
+                for name, array in arrays.items():
+                    np.testing.assert_array_equal(batch.arrays[name], array[wanted])
+            assert step == sampler.steps - 1
+        loader.close()
+
+
+def test_a_batch_cannot_be_written_to_where_data_are_kept(make_dataset: Any) -> None:
+    folder, _ = make_dataset(50, 3)
+    batch = next(Loader(Reader(folder), LaneSampler(50, 8)).epoch(0))
+    with pytest.raises(ValueError, match="read-only"):
+        batch.arrays["x"][0] = 1
+
+
 def test_an_existing_folder_is_not_overwritten(make_dataset: Any) -> None:
     make_dataset(10, 2)
     with pytest.raises(DataError, match="exists already"):

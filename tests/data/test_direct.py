@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,57 @@ def test_any_ranges(file: tuple[Any, int, Path], cuts: list[int], name: str) -> 
     assert rows is not None
     rows.read(ranges, out)
     np.testing.assert_array_equal(out, wanted)
+
+
+WIDE = np.random.default_rng(1).integers(0, 256, (2500, 301), dtype=np.uint8)
+
+
+@given(
+    cuts=st.lists(st.integers(0, 2500), max_size=12, unique=True),
+    wide=st.booleans(),
+    contiguous=st.booleans(),
+    threads=st.integers(1, 4),
+    compiled=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_go_to_their_places(
+    cuts: list[int], wide: bool, contiguous: bool, threads: int, compiled: bool, seed: int
+) -> None:
+    """Wide rows come by lists of places, more of them than one list holds; narrow ones do not."""
+    data = WIDE if wide else WIDE[:, :9].copy()
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        with h5py.File(f"{name}/a.h5", "w") as made:
+            made.create_dataset(
+                "x", data=data, chunks=None if contiguous else (1100, data.shape[1])
+            )
+        if not compiled:
+            patch.setattr("mpidl.data.native._bound", lambda name: None)
+        handle = os.open(f"{name}/a.h5", os.O_RDONLY)
+        with h5py.File(f"{name}/a.h5") as opened:
+            rows = DirectRows.make(opened["x"], handle, data.dtype)
+            assert rows is not None
+            edges = sorted(cuts)[: len(cuts) // 2 * 2]
+            ranges = [(edges[i], edges[i + 1]) for i in range(0, len(edges), 2)]
+            wanted = np.concatenate([data[:0], *(data[low:high] for low, high in ranges)])
+            out = np.full((len(wanted) + 3, data.shape[1]), 7, np.uint8)
+            place = np.random.default_rng(seed).permutation(len(out))[: len(wanted)]
+            rows.read(ranges, out, place, threads)
+            np.testing.assert_array_equal(out[place], wanted)
+            assert (np.delete(out, place, axis=0) == 7).all()
+            out = np.empty_like(wanted)
+            rows.read(ranges, out)
+            np.testing.assert_array_equal(out, wanted)
+        os.close(handle)
+
+
+def test_places_outside_of_the_memory_are_refused(file: tuple[Any, int, Path]) -> None:
+    opened, handle, _ = file
+    rows = DirectRows.make(opened["plain"], handle, X.dtype)
+    assert rows is not None
+    for place in ([0, 1, 3], [0, 1, -1], [0, 1]):
+        with pytest.raises(ValueError, match="do not fit"):
+            rows.read([(0, 3)], np.empty_like(X[:3]), np.array(place))
 
 
 @pytest.mark.parametrize("name", ["packed", "summed", "cut", "big endian"])
