@@ -47,7 +47,7 @@ def suggest(facts: Facts, name: str) -> Suggestion:
     model = suggest_model(facts)
     kind = model.value("name")
     train, plan = suggest_training(facts, kind, name)
-    optim = suggest_optimizer(facts, kind, plan, train.value("epochs"))
+    optim = suggest_optimizer(facts, model, plan, train.value("epochs"))
     blocks = (
         suggest_data(facts),
         suggest_task(facts),

@@ -12,6 +12,7 @@ STEPS_A_PASS = 20  # at least: small data sets get small batches
 SAMPLES_A_RANK = 8  # of a step: with fewer, ranks wait for each other more than they compute
 NUMBERS = 1 << 24  # of the inputs of a step; activations take many times that
 LONGEST, SHORTEST = 100, 3  # epochs
+NARROW = 128  # channels up to which a transformer bears a larger learning rate
 
 
 @dataclass(frozen=True)
@@ -129,16 +130,19 @@ def _why_batch(facts: Facts, batch: int, steps: int) -> str:
     return "larger batches would take fewer and not much better steps"
 
 
-def suggest_optimizer(facts: Facts, model: str, plan: Division, epochs: int) -> Block:
+def suggest_optimizer(facts: Facts, chosen: Block, plan: Division, epochs: int) -> Block:
     """The section [optim].
 
     Args:
         facts: Of the data.
-        model: Name of the model.
+        chosen: The section [model].
         plan: How a step is divided.
         epochs: Of the run.
     """
+    model = chosen.value("name")
     recipe = RECIPES[model]
+    narrow = model == "gpt" and chosen.value("width") <= NARROW
+    rate = 3 * recipe.rate if narrow else recipe.rate
     sgd = recipe.optimizer == "sgd"
     settings = [
         Setting(
@@ -146,7 +150,7 @@ def suggest_optimizer(facts: Facts, model: str, plan: Division, epochs: int) -> 
             recipe.optimizer,
             "the best known for residual nets" if sgd else "works well without much tuning",
         ),
-        Setting("lr", recipe.rate, f"a usual start for {model}; try a third and three times that"),
+        Setting("lr", rate, f"a usual start for {model}; try a third and three times that"),
         Setting(
             "base_batch", plan.batch, "lr is for this batch: with another global_batch it scales"
         ),
