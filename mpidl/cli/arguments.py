@@ -46,10 +46,17 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """How raw files are read: label, format, and the options of each format."""
+    """How raw files are read: features, labels, format, and the options of each format."""
     from mpidl.data.formats import IMPORTERS
 
-    parser.add_argument("--label", help="name of the label field or table column")
+    for role in ("feature", "label"):
+        parser.add_argument(
+            f"--{role}",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help=f"name of a {role} field or table column; can be repeated",
+        )
     parser.add_argument(
         "--format", choices=list(IMPORTERS), help="of the files (default: by their suffix)"
     )
@@ -74,8 +81,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def source_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `open_source` that the command line gives."""
-    names = ("label", "format", "channels", *_format_options())
+    from mpidl.data.formats.source import Roles
+
+    names = ("format", "channels", *_format_options())
     given = {name: getattr(args, name) for name in names}
+    given["roles"] = Roles(tuple(args.feature), tuple(args.label))
     return {name: value for name, value in given.items() if value is not None}
 
 

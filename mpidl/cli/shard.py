@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpidl.cli.arguments import add_source_options, source_options
+
+if TYPE_CHECKING:
+    from mpidl.data.split import Split
 
 NAME = "shard"
 HELP = "make a sharded data set from raw files"
@@ -36,6 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compress", choices=("gzip", "lzf"), help="compress the shards")
     add_source_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
+    parser.add_argument(
+        "--split",
+        metavar="FRACTIONS",
+        help="divide the samples at random, e.g. 0.9,0.1 into the data sets OUT/train, OUT/test",
+    )
+    parser.add_argument("--split-names", metavar="NAMES", help="of the parts (default: train,test)")
+    parser.add_argument(
+        "--stratify", action="store_true", help="divide each class by these fractions"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --split (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -43,29 +56,50 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.comm.context import init
     from mpidl.data.formats import open_source
     from mpidl.data.manifest import describe
-    from mpidl.data.writer import WriteOptions, write_dataset
+    from mpidl.data.split import divide
+    from mpidl.data.writer import WriteOptions, write_parts
     from mpidl.errors import notice
     from mpidl.observe.progress import Progress
 
     context = init()
     with context.fail_together("opening the source"):
+        split = _read_split(args)
         source = open_source(args.source, **source_options(args))
-    shards = args.shards or min(max(4, context.size), source.samples)
-    options = WriteOptions(shards, args.shared, args.compress, args.label, args.overwrite)
+    parts = divide(source, split, context) if split else {"": source}
+    options = WriteOptions(args.shards, args.shared, args.compress, args.overwrite)
     progress = Progress(
         source.samples // context.size, "samples", label="sharding", quiet=not context.is_root
     )
     notes = list(source.notes)
-    manifest = write_dataset(
-        source, args.out, options, context, progress.advance, note=notes.append
+    manifests = write_parts(
+        source, parts, args.out, options, context, progress.advance, note=notes.append
     )
     progress.close()
-    summary = describe(manifest) | {"out": str(args.out), "notes": notes}
+    described = {name: describe(manifest) for name, manifest in manifests.items()}
+    summary = described.get("") or {"splits": described}
+    summary |= {"out": str(args.out), "notes": notes}
     if context.is_root:
         for note in notes:
             notice(note)
     if context.is_root and not args.json:
-        print(f"{manifest.samples:,} samples in {len(manifest.shards)} file(s) in {args.out}:")
-        for name, text in summary["fields"].items():
-            print(f"  {name}: {text}")
+        for name, about in described.items():
+            _show(args.out / name, about)
     return summary
+
+
+def _read_split(args: argparse.Namespace) -> Split | None:
+    from mpidl.data.split import Split
+    from mpidl.errors import ConfigError
+
+    if args.split:
+        return Split.parse(args.split, args.split_names, args.seed, args.stratify)
+    for option, given in (("--stratify", args.stratify), ("--split-names", args.split_names)):
+        if given:
+            raise ConfigError("works beside --split only", where=option, remedy="add --split")
+    return None
+
+
+def _show(folder: Path, about: dict[str, Any]) -> None:
+    print(f"{about['samples']:,} samples in {about['shards']} file(s) in {folder}:")
+    for name, text in about["fields"].items():
+        print(f"  {name}: {text}")

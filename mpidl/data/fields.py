@@ -13,13 +13,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.formats.source import Source, infer_role
+from mpidl.data.formats.source import Source
 from mpidl.data.manifest import MAX_CLASSES, Field, Statistics, plain_name
 from mpidl.errors import DataError
 
 # Labels with more classes must use a tenth of them, or they are something else: years, postcodes
 SPARSE_CLASSES = 1000
 BLOCK = 1 << 18  # elements whose moments are taken at once: 2 MiB
+READ_BYTES = 32 << 20  # of a source, in memory at a time
 MANY = 20_000  # different labels that a rank counts and sends to the others
 Note = Callable[[str], None]
 
@@ -52,17 +53,23 @@ class Moments:
         step = max(1, BLOCK // channels)
         found = None
         for start in range(0, len(rows), step):
-            block = rows[start : start + step].astype(np.float64)
-            smallest, largest = block.min(axis=0), block.max(axis=0)
-            ones = np.ones(len(block))
-            means = ones @ block / len(block)
-            block -= means
-            np.square(block, out=block)
-            part = Moments(len(block), means, ones @ block, smallest, largest)
+            part = Moments._of_block(rows[start : start + step].astype(np.float64))
             found = found.merged(part) if found else part
         assert found is not None, "an array without elements"
         return found
 
+    @staticmethod
+    def _of_block(block: NDArray[np.float64]) -> Moments:
+        """Those of (n, channels) elements, which are overwritten."""
+        smallest, largest = block.min(axis=0), block.max(axis=0)
+        ones = np.ones(len(block))
+        means = ones @ block / len(block)
+        block -= means
+        with np.errstate(over="ignore"):  # refused in the end
+            np.square(block, out=block)
+        return Moments(len(block), means, ones @ block, smallest, largest)
+
+    @np.errstate(over="ignore")
     def merged(self, other: Moments) -> Moments:
         """Those of both."""
         count = self.count + other.count
@@ -122,12 +129,11 @@ class Tally:
             self.moments = self.moments.merged(found) if self.moments else found
 
 
-def infer_fields(source: Source, label: str | None) -> dict[str, Field]:
+def infer_fields(source: Source) -> dict[str, Field]:
     """The fields of a source, from its first sample; without classes and statistics.
 
     Args:
         source: Raw data.
-        label: The label field that the user names.
 
     Raises:
         DataError: There are no samples, or a field cannot be stored.
@@ -147,7 +153,7 @@ def infer_fields(source: Source, label: str | None) -> dict[str, Field]:
                 remedy="convert it to numbers; names of classes with "
                 "numpy.unique(y, return_inverse=True)[1]",
             )
-        role = infer_role(name, array, source.label or label)
+        role = source.roles.role_of(name, array)
         fields[name] = Field(stored.dtype.name, array.shape[1:], role)
     return fields
 
@@ -159,10 +165,10 @@ def to_storable(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def complete_fields(
+def count_classes(
     fields: Mapping[str, Field], parts: Sequence[Mapping[str, Tally]], source: Source, note: Note
 ) -> dict[str, Field]:
-    """Add what the tallies tell: classes of labels, mean and standard deviation of real numbers.
+    """The fields with the classes that labels and tokens have.
 
     Args:
         fields: From `infer_fields`.
@@ -175,16 +181,12 @@ def complete_fields(
     """
     completed = {}
     for name, field in fields.items():
-        tallies = [part[name] for part in parts]
-        if field.role == "label":
-            classes = _count_classes(name, field, tallies, source, note)
+        classes, names = source.classes.get(name), None
+        if field.role == "label" and classes is None:
+            classes = _count_classes(name, field, [part[name] for part in parts], source, note)
             names = source.class_names if classes else None
-            field = msgspec.structs.replace(field, classes=classes, class_names=names)
-        if field.role == "feature" or (field.role == "label" and not field.classes):
-            statistics = _statistics(name, field, tallies, note)
-            field = msgspec.structs.replace(field, statistics=statistics)
-        completed[name] = field
-    if not any(field.role == "label" for field in fields.values()):
+        completed[name] = msgspec.structs.replace(field, classes=classes, class_names=names)
+    if not any(field.role == "label" or field.classes for field in completed.values()):
         others = [name for name, field in fields.items() if field.role == "other"]
         known = ", ".join(source.candidates or others or fields)
         note(
@@ -192,6 +194,44 @@ def complete_fields(
             f"one of {known}"
         )
     return completed
+
+
+def add_statistics(
+    fields: Mapping[str, Field], parts: Sequence[Mapping[str, Tally]], note: Note
+) -> dict[str, Field]:
+    """The fields with mean and standard deviation of features and labels that are no classes.
+
+    Args:
+        fields: From `count_classes`.
+        parts: The tallies of all ranks.
+        note: Called with a sentence for each anomaly in the data.
+
+    Raises:
+        DataError: A standard deviation is beyond float64.
+    """
+    completed = {}
+    for name, field in fields.items():
+        if field.role != "other" and not field.classes:
+            statistics = _statistics(name, field, [part[name] for part in parts], note)
+            field = msgspec.structs.replace(field, statistics=statistics)
+        completed[name] = field
+    return completed
+
+
+def note_absent_classes(
+    fields: Mapping[str, Field],
+    parts: Sequence[Mapping[str, Tally]],
+    everything: Sequence[Mapping[str, Tally]],
+    note: Note,
+) -> None:
+    """Note classes that have samples, but none in a part of the data."""
+    for name, field in fields.items():
+        if field.role == "label" and field.classes:
+            here: set[int] = set().union(*(part[name].values for part in parts))
+            there: set[int] = set().union(*(part[name].values for part in everything))
+            if absent := sorted(there - here):
+                shown = ", ".join(map(str, absent[:10])) + (", ..." if len(absent) > 10 else "")
+                note(f"{len(absent)} class(es) of {name!r} have no sample here: {shown}")
 
 
 def _statistics(name: str, field: Field, tallies: list[Tally], note: Note) -> Statistics:

@@ -22,6 +22,7 @@ VERSION = 3
 MAX_CLASSES = 1 << 20
 MAX_CHANNELS = 4096  # with statistics of their own
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
+Layout = Literal["shards", "shared"]
 Role = Literal["feature", "label", "other"]
 Arrays = dict[str, NDArray[Any]]  # field -> (n, *shape of one sample)
 
@@ -141,7 +142,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     format: str
     version: int
-    layout: Literal["shards", "shared"]
+    layout: Layout
     samples: Count
     fields: dict[str, Field]
     shards: tuple[Shard, ...]
@@ -184,9 +185,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         raise DataError(what, where=where, remedy=remedy)
 
 
-def new_manifest(
-    layout: Literal["shards", "shared"], fields: dict[str, Field], shards: tuple[Shard, ...]
-) -> Manifest:
+def new_manifest(layout: Layout, fields: dict[str, Field], shards: tuple[Shard, ...]) -> Manifest:
     """A manifest of the current version; the number of samples is the sum over the shards."""
     return Manifest(FORMAT, VERSION, layout, sum(shard.samples for shard in shards), fields, shards)
 

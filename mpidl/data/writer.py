@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,22 @@ from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
-from mpidl.data.fields import Note, Tally, complete_fields, infer_fields, to_storable
+from mpidl.data.fields import (
+    READ_BYTES,
+    Note,
+    Tally,
+    add_statistics,
+    count_classes,
+    infer_fields,
+    note_absent_classes,
+    to_storable,
+)
 from mpidl.data.formats.source import Source
-from mpidl.data.manifest import Arrays, Field, Manifest, Shard, new_manifest, save_manifest
+from mpidl.data.manifest import Arrays, Field, Layout, Manifest, Shard, new_manifest, save_manifest
 from mpidl.errors import DataError, MpidlError
 from mpidl.files import file_sha256, partial_path, publish, reserve, sync, writing
 
 CHUNK_BYTES = 256 << 10  # a chunk holds some batches of small samples, or one large sample
-READ_BYTES = 32 << 20  # of the source, in memory at a time
 SHARED_FILE = "shard-00000.h5"
 Progress = Callable[[int], None]
 
@@ -31,17 +39,15 @@ class WriteOptions:
     """How to write a data set.
 
     Attributes:
-        shards: Number of files; ignored where they are shared.
+        shards: Number of files, ignored where they are shared; 0: one a rank, at least 4.
         shared: Whether all ranks write one file.
         compression: None, "gzip" or "lzf".
-        label: The label field that the user names.
         overwrite: Whether to replace an existing data set.
     """
 
-    shards: int
+    shards: int = 0
     shared: bool = False
     compression: str | None = None
-    label: str | None = None
     overwrite: bool = False
 
 
@@ -70,25 +76,67 @@ def write_dataset(
     Raises:
         DataError: On every rank: the source, the options or the file system do not allow it.
     """
-    fields = context.on_root(lambda: _plan(source, options), "reading the first sample")
+    return write_parts(source, {"": source}, folder, options, context, progress, note=note)[""]
+
+
+def write_parts(
+    source: Source,
+    parts: Mapping[str, Source],
+    folder: Path,
+    options: WriteOptions,
+    context: Context,
+    progress: Progress,
+    *,
+    note: Note = lambda text: None,
+) -> dict[str, Manifest]:
+    """Shard the parts of a source into data sets folder/NAME. Collective.
+
+    Their classes are those of the whole source, their statistics their own. Folder, options and
+    the rest are as of `write_dataset`.
+
+    Args:
+        source: All raw data.
+        parts: Name -> samples of it, each in one part.
+        folder: The folder of the data sets, which appears complete or not at all.
+        options: How, for each part.
+        context: The ranks.
+        progress: Called on every rank, with the number of samples written.
+        note: Called on every rank, with a sentence for each anomaly in the data.
+
+    Returns:
+        The manifests, on every rank.
+
+    Raises:
+        DataError: On every rank: the source, the options or the file system do not allow it.
+    """
+    fields = context.on_root(lambda: _plan(source, parts, options), "reading the first sample")
     partial = partial_path(folder)
-    context.on_root(lambda: _prepare(folder, partial, options), f"preparing {folder}")
+    context.on_root(lambda: _prepare(folder, partial, list(parts), options), f"preparing {folder}")
     try:
-        writer = _Writer(source, partial, fields, options, context, progress)
-        manifest = writer.write(note)
-        context.on_root(lambda: _publish(folder, partial, manifest), f"publishing {folder}")
+        writers = {
+            name: _Writer(part, partial / name, fields, options, context, progress)
+            for name, part in parts.items()
+        }
+        shards = {name: writer.write() for name, writer in writers.items()}
+        tallies = {
+            name: context.allgather_object(writer.tallies) for name, writer in writers.items()
+        }
+        with context.fail_together("describing the fields"):
+            manifests = _describe_parts(source, fields, shards, tallies, options, note)
+        context.on_root(lambda: _publish(folder, partial, manifests), f"publishing {folder}")
     except MpidlError:
         if context.is_root:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    return manifest
+    return manifests
 
 
-def _plan(source: Source, options: WriteOptions) -> dict[str, Field]:
-    fields = infer_fields(source, options.label)
-    if not options.shared and not 1 <= options.shards <= source.samples:
+def _plan(source: Source, parts: Mapping[str, Source], options: WriteOptions) -> dict[str, Field]:
+    fields = infer_fields(source)
+    smallest = min(part.samples for part in parts.values())
+    if not options.shared and not 0 <= options.shards <= smallest:
         raise DataError(
-            f"cannot divide {source.samples} samples into {options.shards} shards",
+            f"cannot divide {smallest} samples into {options.shards} shards",
             remedy="choose another --shards",
         )
     if options.compression and options.shared:
@@ -98,25 +146,52 @@ def _plan(source: Source, options: WriteOptions) -> dict[str, Field]:
     return fields
 
 
-def _prepare(folder: Path, partial: Path, options: WriteOptions) -> None:
+def _prepare(folder: Path, partial: Path, parts: Sequence[str], options: WriteOptions) -> None:
     if folder.exists() and not options.overwrite:
         raise DataError(
             "exists already", where=str(folder), remedy="choose another --out, or add --overwrite"
         )
     if partial.exists():
         shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    for name in parts:
+        (partial / name).mkdir(parents=True)
 
 
-def _publish(folder: Path, partial: Path, manifest: Manifest) -> None:
-    save_manifest(partial, manifest)
+def _describe_parts(
+    source: Source,
+    fields: Mapping[str, Field],
+    shards: Mapping[str, tuple[Shard, ...]],
+    tallies: Mapping[str, Sequence[Mapping[str, Tally]]],
+    options: WriteOptions,
+    note: Note,
+) -> dict[str, Manifest]:
+    """The manifests of all parts."""
+    everything = [tally for part in tallies.values() for tally in part]
+    counted = count_classes(fields, everything, source, note)
+    manifests = {}
+    for name, own in tallies.items():
+
+        def say(text: str, name: str = name) -> None:
+            note(f"{name}: {text}" if name else text)
+
+        note_absent_classes(counted, own, everything, say)
+        completed = add_statistics(counted, own, say)
+        layout: Layout = "shared" if options.shared else "shards"
+        manifests[name] = new_manifest(layout, completed, shards[name])
+    return manifests
+
+
+def _publish(folder: Path, partial: Path, manifests: Mapping[str, Manifest]) -> None:
+    for name, manifest in manifests.items():
+        save_manifest(partial / name, manifest)
+        sync(partial / name)
     if folder.exists():
         shutil.rmtree(folder)
     publish(partial, folder)
 
 
 class _Writer:
-    """One rank's part in writing a data set; for the arguments see `write_dataset`."""
+    """What one rank writes of a data set; for the arguments see `write_parts`."""
 
     def __init__(
         self,
@@ -133,29 +208,27 @@ class _Writer:
         self.options = options
         self.context = context
         self.progress = progress
+        self.shards = options.shards or min(max(4, context.size), source.samples)
         self.tallies = {name: Tally() for name in fields}
 
-    def write(self, note: Note) -> Manifest:
-        """Write all files. Collective."""
+    def write(self) -> tuple[Shard, ...]:
+        """Write all files. Collective.
+
+        Returns:
+            What is in them, on every rank.
+        """
         shards = self._write_shared() if self.options.shared else self._write_shards()
         everywhere = self.context.allgather_object(shards)
         ordered = sorted((item for part in everywhere for item in part), key=lambda item: item[0])
-        parts = self.context.allgather_object(self.tallies)
-        with self.context.fail_together("describing the fields"):
-            fields = complete_fields(self.fields, parts, self.source, note)
-        return new_manifest(
-            "shared" if self.options.shared else "shards",
-            fields,
-            tuple(shard for _, shard in ordered),
-        )
+        return tuple(shard for _, shard in ordered)
 
     def _write_shards(self) -> list[tuple[int, Shard]]:
         with self.context.fail_together(f"writing {self.folder}"):
-            own = range(self.context.rank, self.options.shards, self.context.size)
+            own = range(self.context.rank, self.shards, self.context.size)
             return [(index, self._write_shard(index)) for index in own]
 
     def _write_shard(self, index: int) -> Shard:
-        start, stop = _share(self.source.samples, index, self.options.shards)
+        start, stop = _share(self.source.samples, index, self.shards)
         path = self.folder / f"shard-{index:05d}.h5"
         with writing(path):
             with hdf5.open_file(path, "w") as file:
@@ -226,21 +299,22 @@ class _Writer:
         for name, field in self.fields.items():
             if arrays[name].dtype.name != field.dtype or arrays[name].shape[1:] != field.shape:
                 raise DataError(
-                    f"field {name!r} changes its dtype or shape at sample {low}",
+                    f"field {name!r} changes its dtype or shape at sample "
+                    f"{self.source.number(low)}",
                     remedy="make the source uniform",
                 )
-            _refuse_nonfinite(name, arrays[name], low)
+            _refuse_nonfinite(name, arrays[name], low, self.source)
             self.tallies[name].add(arrays[name], field)
         return arrays
 
 
-def _refuse_nonfinite(name: str, array: NDArray[Any], low: int) -> None:
+def _refuse_nonfinite(name: str, array: NDArray[Any], low: int, source: Source) -> None:
     if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
         bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
         if bad.any():
             raise DataError(
-                f"field {name!r} of sample {low + int(bad.argmax())} of the source holds a NaN or "
-                "an infinity",
+                f"field {name!r} of sample {source.number(low + int(bad.argmax()))} of the source "
+                "holds a NaN or an infinity",
                 remedy="remove or repair that sample",
             )
 

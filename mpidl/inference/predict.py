@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from mpidl.collectives import recv, send
 from mpidl.comm.context import Context
 from mpidl.config import build_config
 from mpidl.data.formats import open_source
-from mpidl.data.formats.source import Source, infer_role
+from mpidl.data.formats.source import Source
 from mpidl.data.manifest import NAME as MANIFEST
 from mpidl.data.manifest import Arrays
 from mpidl.data.reader import Reader
@@ -138,10 +139,9 @@ class _RawSamples:
         self._source = source
         self._spec = spec
         arrays = source.read(0, min(1, source.samples))
+        roles = replace(source.roles, labels=source.roles.labels or (spec.label,))
         features = [
-            name
-            for name, array in arrays.items()
-            if infer_role(name, array, source.label or spec.label) == "feature"
+            name for name, array in arrays.items() if roles.role_of(name, array) == "feature"
         ]
         self._name = spec.feature if spec.feature in arrays else (features[0] if features else "")
         if not self._name or arrays[self._name].shape[1:] != spec.field_shape:

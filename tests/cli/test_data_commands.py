@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mpidl.cli.main import main
+from mpidl.data import Reader
 from mpidl.data.manifest import load_manifest
 from mpidl.train.checkpoint import read
 from tests.data.test_dataset import edit_manifest
@@ -327,3 +328,48 @@ def test_words_that_would_be_numbered_otherwise(tmp_path: Path, mpidl: Run) -> N
         "the checkpoint knows the names"
     )
     assert mpidl("evaluate", tmp_path / "run", "--data", tmp_path / "data")[0] == 0
+
+
+def test_split_makes_a_data_set_of_each_part(tmp_path: Path, mpidl: Run) -> None:
+    np.savez(tmp_path / "a.npz", **vectors(300))
+    shard = ("shard", tmp_path / "a.npz", "--out", tmp_path / "parts", "--split")
+    status, result, err = mpidl(*shard, "0.8,0.2", "--stratify", "--seed", "3")
+    assert status == 0, err
+    assert {name: about["samples"] for name, about in result["splits"].items()} == {
+        "train": 240,
+        "test": 60,
+    }
+    for name in ("train", "test"):
+        assert load_manifest(tmp_path / "parts" / name).fields["y"].classes == 3
+    assert mpidl(*shard, "0.8,0.2")[0] == 1, "an existing folder is kept"
+    for more, words in (
+        (("0.8,0.3",), "add up to 1.1"),
+        (("0.999,0.001", "--overwrite"), "--split: the part 'test' of 300 samples would be empty"),
+    ):
+        status, _, err = mpidl(*shard, *more)
+        assert status == 1 and words in err and "what to do:" in err
+    status, _, err = mpidl(*shard[:-1], "--overwrite", "--stratify")
+    assert status == 1 and "--stratify: works beside --split only" in err
+
+
+def test_several_features_and_labels_by_name(tmp_path: Path, mpidl: Run) -> None:
+    """Columns of a table are joined; arrays keep their names, and what is not named is neither."""
+    (tmp_path / "a.csv").write_text("a,b,c,d\n" + "".join(f"{n},2,{n / 4},1\n" for n in range(9)))
+    shard = ("shard", tmp_path / "a.csv", "--out", tmp_path / "t")
+    assert mpidl(*shard, "--label", "c", "--label", "d", "--feature", "b", "--feature", "a")[0] == 0
+    with Reader(tmp_path / "t") as reader:
+        found = reader.read([(0, 9)])
+    assert found["features"].tolist() == [[2, n] for n in range(9)]
+    assert found["label"].tolist() == [[n / 4, 1] for n in range(9)]
+    arrays = {name: np.zeros((9, 2), np.float32) for name in "pqrs"}
+    np.savez(tmp_path / "a.npz", **arrays)
+    names = ("--feature", "p", "--feature", "q", "--label", "r")
+    assert mpidl("shard", tmp_path / "a.npz", "--out", tmp_path / "n", *names)[0] == 0
+    roles = {name: field.role for name, field in load_manifest(tmp_path / "n").fields.items()}
+    assert roles == {"p": "feature", "q": "feature", "r": "label", "s": "other"}
+    for more, words in (
+        (("--feature", "z"), "has no field 'z', only p, q, r, s"),
+        (("--feature", "p", "--label", "p"), "'p' is named twice"),
+    ):
+        status, _, err = mpidl("shard", tmp_path / "a.npz", "--out", tmp_path / "m", *more)
+        assert status == 1 and words in err and "what to do:" in err

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpidl.data.formats.channels import Channels, channels_last
-from mpidl.data.formats.source import Importer, Source
+from mpidl.data.formats.source import NO_ROLES, Importer, Roles, Source
 from mpidl.errors import DataError
 from mpidl.options import Place, Section
 from mpidl.registry import Registry
@@ -30,7 +30,7 @@ IMPORTERS: Registry[type[Importer]] = Registry(
 
 def open_source(
     paths: Sequence[Path],
-    label: str | None = None,
+    roles: Roles = NO_ROLES,
     *,
     format: str | None = None,
     channels: Channels | None = None,
@@ -40,16 +40,17 @@ def open_source(
 
     Args:
         paths: As on the command line.
-        label: Name of the label field or column.
+        roles: Names of the features and labels, fields or columns of a table.
         format: A name in `IMPORTERS`; None: the one that accepts the first path.
         channels: Where images have theirs; "first" turns (c, h, w) into (h, w, c).
         options: Of the format, see its `Options`.
 
     Raises:
-        DataError: A file is not in that format, has no such label, or holds images that seem to
+        DataError: A file is not in that format, has no such field, or holds images that seem to
             have their channels first; the message names it.
         ConfigError: There is no such format, or an option has an impossible value.
     """
+    roles.check()
     for path in paths:
         if not path.exists():
             raise DataError(
@@ -64,9 +65,9 @@ def open_source(
             where=str(paths[1]),
             remedy="shard each on its own",
         )
-    source = importer.open(paths, label, _read_options(name, options))
+    source = importer.open(paths, roles, _read_options(name, options))
     where = ", ".join(map(str, paths))
-    return channels_last(_with_label(source, label, where), channels, where)
+    return channels_last(_with_roles(source, roles, where), channels, where)
 
 
 def detect_format(path: Path) -> str:
@@ -104,15 +105,17 @@ def _read_options(name: str, given: dict[str, Any]) -> Section:
     return kind.read(given, Place(origin=lambda key: f"--{key}", remedy="see 'mpidl shard --help'"))
 
 
-def _with_label(source: Source, label: str | None, where: str) -> Source:
-    """The source with the label that the user names, where the importer has not found it."""
-    if label is None or source.label is not None:
+def _with_roles(source: Source, roles: Roles, where: str) -> Source:
+    """The source with the roles that the user names, where the importer has not given them."""
+    if not roles.named or source.roles.named:
         return source
     fields = source.read(0, min(1, source.samples))
-    if label not in fields:
-        raise DataError(
-            f"has no field {label!r}, only {', '.join(sorted(fields))}",
-            where=where,
-            remedy="name one of these with --label",
-        )
-    return replace(source, label=label)
+    for option, names in (("--feature", roles.features), ("--label", roles.labels)):
+        for name in names:
+            if name not in fields:
+                raise DataError(
+                    f"has no field {name!r}, only {', '.join(sorted(fields))}",
+                    where=where,
+                    remedy=f"name one of these with {option}",
+                )
+    return replace(source, roles=roles)

@@ -6,11 +6,12 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.data.manifest import Arrays, Role
@@ -23,6 +24,52 @@ MALFORMED = (ValueError, OSError, EOFError, KeyError, struct.error, zipfile.BadZ
 
 
 @dataclass(frozen=True)
+class Roles:
+    """What fields, or columns of a table, are used for.
+
+    Attributes:
+        features: Names of features; where there are any, nothing else is a feature.
+        labels: Names of labels; where there are none, usual names count (`LABEL_NAMES`).
+    """
+
+    features: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All names."""
+        return (*self.features, *self.labels)
+
+    def check(self) -> None:
+        """Refuse a name that is given twice.
+
+        Raises:
+            DataError: One is.
+        """
+        for name in self.named:
+            if self.named.count(name) > 1:
+                raise DataError(
+                    f"{name!r} is named twice as feature or label",
+                    where="--feature, --label",
+                    remedy="name each field once",
+                )
+
+    def role_of(self, name: str, array: NDArray[Any]) -> Role:
+        """The role of a field: as it is named, else by its name, shape and dtype.
+
+        Args:
+            name: The field's name.
+            array: Some samples of it, (n, *shape).
+        """
+        if name in self.labels or name in self.features:
+            return "label" if name in self.labels else "feature"
+        if not self.labels and name.lower() in LABEL_NAMES:
+            return "label"
+        real = array.ndim > 1 or array.dtype.kind == "f"
+        return "feature" if real and not self.features else "other"
+
+
+@dataclass(frozen=True)
 class Source:
     """Raw data with random access to its samples.
 
@@ -30,17 +77,28 @@ class Source:
         samples: Number of samples.
         read: (start, stop) -> an array (stop - start, *shape) for each field.
         class_names: Names of the classes, where the format has them.
-        label: The label field, where it is known.
+        roles: Of the fields, as far as they are known.
+        classes: Number of classes of fields, where the format knows it: of tokens, above all.
         candidates: Fields or columns that could be the label, where it is not known.
         notes: What was assumed in reading, for people.
+        numbers: Numbers of these samples in the files, where they are a part of all.
     """
 
     samples: int
     read: Callable[[int, int], Arrays]
     class_names: tuple[str, ...] | None = None
-    label: str | None = None
+    roles: Roles = Roles()
+    classes: Mapping[str, int] = field(default_factory=dict)
     candidates: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    numbers: NDArray[np.int64] | None = None
+
+    def number(self, index: int) -> int:
+        """The number in the files of the sample `index`."""
+        return index if self.numbers is None else int(self.numbers[index])
+
+
+NO_ROLES = Roles()
 
 
 class Importer(ABC):
@@ -65,12 +123,12 @@ class Importer(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: Any) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: Any) -> Source:
         """The samples in files of this format.
 
         Args:
             paths: The files; exactly one unless `SEVERAL_FILES`.
-            label: Name of the label field or column, where the user gives one.
+            roles: Names of features and labels, where the user gives any.
             options: An instance of `Options`.
 
         Raises:
@@ -131,16 +189,3 @@ def unusable(error: Exception, path: Path, remedy: str) -> DataError:
     return unreadable(errno_of(error), str(path)) or DataError(
         f"cannot be read: {error}", where=str(path), remedy=remedy
     )
-
-
-def infer_role(name: str, array: NDArray[Any], label: str | None) -> Role:
-    """The role of a field: the label by its name, a feature by its shape or dtype.
-
-    Args:
-        name: The field's name.
-        array: Some samples of it, (n, *shape).
-        label: The name of the label field, where it is known; else usual names count.
-    """
-    if name == label or (label is None and name.lower() in LABEL_NAMES):
-        return "label"
-    return "feature" if array.ndim > 1 or array.dtype.kind == "f" else "other"

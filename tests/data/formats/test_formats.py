@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from mpidl.cli.main import make_parser
-from mpidl.data.formats import IMPORTERS, detect_format, open_source
+from mpidl.data.formats import IMPORTERS, Roles, detect_format, open_source
 from mpidl.data.formats.idx import read_idx
+from mpidl.data.formats.source import Roles
 from mpidl.data.hdf5 import h5py
 from mpidl.errors import ConfigError, DataError
 from mpidl.options import documented
@@ -215,7 +216,7 @@ def test_npz_npy_hdf5(tmp_path: Path) -> None:
 def test_csv(tmp_path: Path) -> None:
     path = tmp_path / "iris.csv"
     path.write_text("a,species,b\n1,setosa,2\n3,virginica,4.5\n5,setosa,6\n")
-    source = open_source([path], label="species")
+    source = open_source([path], Roles(labels=("species",)))
     arrays = source.read(0, 3)
     np.testing.assert_array_equal(
         arrays["features"], np.array([[1, 2], [3, 4.5], [5, 6]], np.float32)
@@ -266,11 +267,12 @@ def test_wrong_sources(tmp_path: Path) -> None:
 def test_the_label_column_is_the_label_whatever_its_name(tmp_path: Path) -> None:
     path = tmp_path / "iris.csv"
     path.write_text("a;species\n1;setosa\n3;virginica\n")
-    assert open_source([path], label="species").label == "label"
+    assert open_source([path], Roles(labels=("species",))).roles == Roles(labels=("label",))
     np.savez(tmp_path / "a.npz", x=np.zeros((3, 2), np.float32), category=np.arange(3))
-    assert open_source([tmp_path / "a.npz"], label="category").label == "category"
+    chosen = Roles(labels=("category",))
+    assert open_source([tmp_path / "a.npz"], chosen).roles == chosen
     with pytest.raises(DataError, match="no field 'kind', only category, x"):
-        open_source([tmp_path / "a.npz"], label="kind")
+        open_source([tmp_path / "a.npz"], Roles(labels=("kind",)))
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 30), (1, 28, 28), (4, 8, 8)])
