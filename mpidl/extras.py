@@ -11,8 +11,11 @@ from mpidl.errors import PlatformError
 EXTRAS = {
     "PIL": "images",
     "matplotlib": "plot",
+    "pyarrow": "parquet",
     "safetensors": "weights",
     "tensorboardX": "tensorboard",
+    "tokenizers": "text",
+    "zarr": "zarr",
     "tqdm": "progress",
 }
 

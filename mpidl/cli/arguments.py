@@ -106,6 +106,8 @@ def _parsed(kind: Any) -> dict[str, Any]:
     """How argparse reads a value of a type, which may be optional."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         (kind,) = [choice for choice in typing.get_args(kind) if choice is not type(None)]
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(kind) is typing.Literal:
