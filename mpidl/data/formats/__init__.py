@@ -22,6 +22,7 @@ IMPORTERS: Registry[type[Importer]] = Registry(
         "npz": "mpidl.data.formats.numpy_arrays:NpzImporter",
         "npy": "mpidl.data.formats.numpy_arrays:NpyImporter",
         "hdf5": "mpidl.data.formats.hdf5:Hdf5Importer",
+        "parquet": "mpidl.data.formats.parquet:ParquetImporter",
         "text": "mpidl.data.formats.text:TextImporter",
         "images": "mpidl.data.formats.images:ImagesImporter",
         "idx": "mpidl.data.formats.idx:IdxImporter",

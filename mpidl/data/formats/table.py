@@ -75,14 +75,15 @@ def join_labels(names: Sequence[str], labels: Sequence[Label], path: Path) -> La
         path: The table, for messages.
 
     Raises:
-        DataError: One of several columns holds words.
+        DataError: One of several columns holds words or lists.
     """
     if len(labels) == 1:
         return labels[0]
-    for name, (_, words) in zip(names, labels, strict=True):
-        if words is not None:
+    for name, (values, words) in zip(names, labels, strict=True):
+        if words is not None or values.ndim > 1:
+            held = "words" if words is not None else "lists"
             raise DataError(
-                f"the label column {name!r} holds words, which cannot stand beside other labels",
+                f"the label column {name!r} holds {held}, which cannot stand beside other labels",
                 where=str(path),
                 remedy="name one --label, or several columns of numbers",
             )

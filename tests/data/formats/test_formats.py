@@ -77,6 +77,14 @@ def write_images(folder: Path, x: np.ndarray, y: np.ndarray) -> list[Path]:
     return [folder / "images"]
 
 
+def write_parquet(folder: Path, x: np.ndarray, y: np.ndarray) -> list[Path]:
+    arrow = pytest.importorskip("pyarrow")
+    image = arrow.FixedSizeListArray.from_arrays(arrow.array(x.reshape(-1)), x[0].size)
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"image": image, "label": y}), folder / "a.parquet")
+    return [folder / "a.parquet"]
+
+
 def write_text(folder: Path, x: np.ndarray, y: np.ndarray) -> list[Path]:
     (folder / "a.txt").write_bytes(x.tobytes())
     return [folder / "a.txt"]
@@ -88,6 +96,7 @@ EXAMPLES: dict[str, Callable[[Path, np.ndarray, np.ndarray], list[Path]]] = {
     "npz": write_npz,
     "npy": write_npy,
     "hdf5": write_hdf5,
+    "parquet": write_parquet,
     "text": write_text,
     "images": write_images,
     "idx": write_idx,
