@@ -24,6 +24,7 @@ IMPORTERS: Registry[type[Importer]] = Registry(
         "hdf5": "mpidl.data.formats.hdf5:Hdf5Importer",
         "parquet": "mpidl.data.formats.parquet:ParquetImporter",
         "text": "mpidl.data.formats.text:TextImporter",
+        "netcdf": "mpidl.data.formats.netcdf:NetcdfImporter",
         "images": "mpidl.data.formats.images:ImagesImporter",
         "idx": "mpidl.data.formats.idx:IdxImporter",
     },
