@@ -25,6 +25,7 @@ IMPORTERS: Registry[type[Importer]] = Registry(
         "parquet": "mpidl.data.formats.parquet:ParquetImporter",
         "text": "mpidl.data.formats.text:TextImporter",
         "netcdf": "mpidl.data.formats.netcdf:NetcdfImporter",
+        "zarr": "mpidl.data.formats.zarr:ZarrImporter",
         "images": "mpidl.data.formats.images:ImagesImporter",
         "idx": "mpidl.data.formats.idx:IdxImporter",
     },

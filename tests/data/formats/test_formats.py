@@ -97,6 +97,13 @@ def write_netcdf(folder: Path, x: np.ndarray, y: np.ndarray) -> list[Path]:
     return [folder / "a.nc"]
 
 
+def write_zarr(folder: Path, x: np.ndarray, y: np.ndarray) -> list[Path]:
+    group = pytest.importorskip("zarr").open_group(folder / "a.zarr", mode="w")
+    group.create_array("image", data=x)
+    group.create_array("label", data=y)
+    return [folder / "a.zarr"]
+
+
 # For each format: writes bytes x (n, h, w) with labels y (n,), which ascend
 EXAMPLES: dict[str, Callable[[Path, np.ndarray, np.ndarray], list[Path]]] = {
     "csv": write_csv,
@@ -106,6 +113,7 @@ EXAMPLES: dict[str, Callable[[Path, np.ndarray, np.ndarray], list[Path]]] = {
     "parquet": write_parquet,
     "text": write_text,
     "netcdf": write_netcdf,
+    "zarr": write_zarr,
     "images": write_images,
     "idx": write_idx,
 }
