@@ -16,3 +16,11 @@ enum {
     LOSS_MAE = 3,
     LOSS_RELATIVE_L2 = 4,
 };
+
+/* What lies beyond the edge of an image or a field. */
+enum {
+    EDGE_FILL = 0, /* one number */
+    EDGE_WRAP = 1, /* the other side: periodic */
+    EDGE_REFLECT = 2, /* the inside, mirrored at the outermost element */
+    EDGE_NEAREST = 3, /* the outermost element */
+};

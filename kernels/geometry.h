@@ -25,3 +25,15 @@ typedef struct {
     long long n, heads, tq, tk, dim;
     long long q_stride, kv_stride;
 } attention_geometry;
+
+/* How samples (d, h, w, c) are moved: each axis by low + a number below spread, what lies
+ * beyond its edge (EDGE_...), whether h and w may be swapped, and how often
+ * h and w are mirrored, in 2^-32. */
+typedef struct {
+    long long n, d, h, w, c;
+    long long low_d, low_h, low_w;
+    long long spread_d, spread_h, spread_w;
+    long long edge_d, edge_h, edge_w;
+    long long turn; /* 1: by quarters; 2: mirrored along each axis; 3: both */
+    long long mirror_h, mirror_w;
+} augment_geometry;

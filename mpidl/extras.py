@@ -10,13 +10,15 @@ from mpidl.errors import PlatformError
 # Package -> the optional dependency of pyproject.toml that installs it
 EXTRAS = {
     "PIL": "images",
+    "h5netcdf": "netcdf",
     "matplotlib": "plot",
-    "pyarrow": "parquet",
     "safetensors": "weights",
-    "tensorboardX": "tensorboard",
     "tokenizers": "text",
-    "zarr": "zarr",
+    "tensorboardX": "tensorboard",
+    "pyarrow": "tables",
     "tqdm": "progress",
+    "xarray": "netcdf",
+    "zarr": "zarr",
 }
 
 

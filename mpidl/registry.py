@@ -179,3 +179,48 @@ class Choice(Section, frozen=True):
         found = super().to_tree()
         options: dict[str, Any] = found.pop("options")
         return found | options
+
+
+class Selection(Section, frozen=True):
+    """A section in which each key is an implementation, with its options as a table.
+
+    Attributes:
+        entries: The options of what is chosen, by name.
+    """
+
+    REGISTRY: ClassVar[Registry[Any]]
+
+    entries: dict[str, Section] = {}  # noqa: RUF012 (msgspec copies it)
+
+    @classmethod
+    def keys(cls) -> dict[str, Any]:
+        """The options of every implementation."""
+        return {name: cls.REGISTRY.options(name) for name in cls.REGISTRY}
+
+    @classmethod
+    def read(cls, tree: Mapping[str, Any], place: Place) -> Self:
+        """As `Section.read`."""
+        known = cls.keys() if tree else {}
+        for key in tree:
+            if key not in known:
+                raise unknown_key(place, key, known)
+        made = cls(entries=cls._read_entries(tree, place))
+        made.check(place)
+        return made
+
+    @classmethod
+    def _read_entries(cls, tree: Mapping[str, Any], place: Place) -> dict[str, Section]:
+        known, found = cls.keys() if tree else {}, {}
+        for key, value in tree.items():
+            if not isinstance(value, Mapping):
+                raise place.error(
+                    f"{place.name(key)} is {value!r}, but must be a table of options",
+                    key,
+                    remedy=f"write {key} = {{}} for its defaults",
+                )
+            found[key] = known[key].read(value, place.inside(key))
+        return found
+
+    def to_tree(self) -> dict[str, Any]:
+        """The options of what is chosen."""
+        return {name: options.to_tree() for name, options in self.entries.items()}

@@ -19,7 +19,7 @@ import msgspec
 from mpidl.backend.table import KERNELS
 from mpidl.config import Config
 from mpidl.options import Section, describe, documented, is_section
-from mpidl.registry import Choice
+from mpidl.registry import Choice, Selection
 from mpidl.settings import VARIABLES
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +53,8 @@ def settings() -> str:
 
 
 def section(name: str, kind: type[Section]) -> str:
+    if issubclass(kind, Selection):
+        return selection(name, kind)
     text = f"### [{name}]\n\n{summary(kind)}\n\n{table(rows(kind, ''))}"
     if not issubclass(kind, Choice):
         return text
@@ -64,6 +66,12 @@ def section(name: str, kind: type[Section]) -> str:
     for options, names in alike.items():
         text += f"\nWith `{kind.KEY}` = {' or '.join(names)}:\n\n{table(options)}"
     return text
+
+
+def selection(name: str, kind: type[Selection]) -> str:
+    """One table of the options of everything that can be chosen."""
+    found = (row for each in kind.REGISTRY for row in rows(kind.REGISTRY.options(each), f"{each}."))
+    return f"### [{name}]\n\n{summary(kind)}\n\n{table(found)}"
 
 
 def rows(kind: type[Section], prefix: str) -> Iterator[Row]:

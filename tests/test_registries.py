@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import mpidl
+from mpidl.augment import AUGMENTATIONS, Augmentation
 from mpidl.compression import COMPRESSORS, Compressor
 from mpidl.config import Config
 from mpidl.errors import ConfigError
@@ -23,13 +24,21 @@ from mpidl.models.weights import FORMATS, Format
 from mpidl.nn import LOSSES, Loss
 from mpidl.optim import OPTIMIZERS, Optimizer
 from mpidl.options import Section, documented, is_section
-from mpidl.registry import Choice, Registry
+from mpidl.registry import Choice, Registry, Selection
 from mpidl.sync import STRATEGIES, Strategy
 
 ROOT = Path(__file__).parent.parent
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry
-    for registry in (STRATEGIES, OPTIMIZERS, COMPRESSORS, MODELS, LOSSES, FORMATS)
+    for registry in (
+        STRATEGIES,
+        OPTIMIZERS,
+        COMPRESSORS,
+        MODELS,
+        LOSSES,
+        FORMATS,
+        AUGMENTATIONS,
+    )
 }
 ENTRIES = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry]
 
@@ -76,8 +85,9 @@ def test_a_name_that_is_not_registered_is_refused_with_the_nearest(kind: str) ->
         (Compressor, COMPRESSORS),
         (Loss, LOSSES),
         (Format, FORMATS),
+        (Augmentation, AUGMENTATIONS),
     ],
-    ids=["strategy", "optimizer", "compressor", "loss", "format"],
+    ids=["strategy", "optimizer", "compressor", "loss", "format", "augmentation"],
 )
 def test_everything_that_is_defined_is_registered(base: type[Any], registry: Any) -> None:
     """A concrete class with options of its own, in a package that has a registry."""
@@ -137,8 +147,9 @@ def sections(kind: type[Section] = Config) -> Iterator[type[Section]]:
 def test_every_setting_is_documented(kind: type[Section]) -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     for key in kind.keys():
-        assert documented(kind).get(key), f"{kind.__qualname__}.{key} is not described"
-        assert re.search(rf"[`.]{key}`|\[{key}", text), f"docs/configuration.md lacks {key}"
+        described = issubclass(kind, Selection) or documented(kind).get(key)
+        assert described, f"{kind.__qualname__}.{key} is not described"
+        assert re.search(rf"[`.]{key}[`.]|\[{key}", text), f"docs/configuration.md lacks {key}"
     for key, (other, _) in kind.NEEDS.items():
         assert key in kind.keys() and other in kind.keys()
     assert set(kind.EXCLUSIVE) <= set(kind.keys())

@@ -84,13 +84,7 @@ int NAME(dropout)(const REAL *x, REAL *y, long n, double keep, const long *drawn
     for (long group = 0; group < (n + 3) / 4; group++) {
         uint32_t c[4] = {(uint32_t)group, (uint32_t)((uint64_t)group >> 32), (uint32_t)step,
                          (uint32_t)(stream + drawn[2])};
-        uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)((uint64_t)seed >> 32);
-        for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-            const uint64_t a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];
-            const uint32_t next[4] = {(uint32_t)(b >> 32) ^ c[1] ^ k0, (uint32_t)b,
-                                      (uint32_t)(a >> 32) ^ c[3] ^ k1, (uint32_t)a};
-            memcpy(c, next, sizeof c);
-        }
+        philox(c, seed);
         for (long i = 4 * group; i < n && i < 4 * group + 4; i++)
             y[i] = c[i & 3] < limit ? x[i] * scale : 0;
     }

@@ -82,3 +82,14 @@ void *mpidl_scratch(int slot, size_t bytes);
     default: CALL(6);        \
     }
 #endif
+
+/* Philox4x32-10 (Salmon et al., 2011): the words of counter c, in place, under key seed. */
+ALWAYS_INLINE void philox(uint32_t c[4], long seed) {
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)((uint64_t)seed >> 32);
+    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+        const uint64_t a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];
+        const uint32_t next[4] = {(uint32_t)(b >> 32) ^ c[1] ^ k0, (uint32_t)b,
+                                  (uint32_t)(a >> 32) ^ c[3] ^ k1, (uint32_t)a};
+        memcpy(c, next, sizeof next);
+    }
+}

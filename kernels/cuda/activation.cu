@@ -60,16 +60,7 @@ extern "C" __global__ void dropout(const REAL *x, REAL *y, i64 n, double keep, c
     const unsigned limit = keep >= 1 ? 0xffffffffu : (unsigned)(keep * 4294967296.0);
     FOR_EACH(group, (n + 3) / 4) {
         unsigned c[4] = {(unsigned)group, (unsigned)(group >> 32), (unsigned)step, (unsigned)line};
-        unsigned k0 = (unsigned)seed, k1 = (unsigned)(seed >> 32);
-        for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-            const unsigned long long a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];
-            const unsigned n0 = (unsigned)(b >> 32) ^ c[1] ^ k0,
-                           n2 = (unsigned)(a >> 32) ^ c[3] ^ k1;
-            c[0] = n0;
-            c[1] = (unsigned)b;
-            c[2] = n2;
-            c[3] = (unsigned)a;
-        }
+        philox(c, seed);
         for (int word = 0; word < 4; word++) {
             const i64 i = group * 4 + word;
             if (i < n) y[i] = c[word] < limit ? x[i] * scale : ACC(0);

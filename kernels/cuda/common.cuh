@@ -125,3 +125,16 @@ __device__ inline ACC warp_top(ACC value) {
     }
     return value;
 }
+
+// Philox4x32-10 (Salmon et al., 2011): the words of counter c, in place, under key seed.
+__device__ inline void philox(unsigned *c, i64 seed) {
+    unsigned k0 = (unsigned)seed, k1 = (unsigned)((unsigned long long)seed >> 32);
+    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+        const unsigned long long a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];
+        const unsigned n0 = (unsigned)(b >> 32) ^ c[1] ^ k0, n2 = (unsigned)(a >> 32) ^ c[3] ^ k1;
+        c[0] = n0;
+        c[1] = (unsigned)b;
+        c[2] = n2;
+        c[3] = (unsigned)a;
+    }
+}

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mpidl.backend.array import Array
+from mpidl.backend.contract.augment import AugmentOps
 from mpidl.backend.contract.compress import CompressOps
 from mpidl.backend.contract.conv import ConvOps
 from mpidl.backend.contract.loss import LossOps
@@ -54,7 +55,7 @@ class Workspace:
         return view
 
 
-class Ops(ConvOps, NormOps, SequenceOps, LossOps, OptimOps, CompressOps):
+class Ops(ConvOps, NormOps, SequenceOps, LossOps, OptimOps, CompressOps, AugmentOps):
     """The operations that layers, losses, optimizers and compressors know.
 
     Everything else about a device stays behind them. Here stands memory; the operations are in

@@ -34,6 +34,10 @@ _ROWS = "real(rows*cols)"
 _SEGMENTS = "real(parts*rows*cols)"
 _STATISTIC = "acc(parts*cols)"
 _CELLS = "real(rows*units)"
+_MOVED = "real(g.n*g.d*g.h*g.w*g.c)"
+_DRAWN = "samples:int64(g.n) seed:size epoch:size g:augment_geometry"
+_MOVE = f"out:{_MOVED} {_DRAWN} scale:number shift:number fill:number"
+_PIXELS = ("g.n", "g.d", "g.h", "g.w")
 
 KERNELS: dict[str, Kernel] = {
     "bias_act": Kernel(
@@ -229,6 +233,20 @@ KERNELS: dict[str, Kernel] = {
         "pooling",
         f"dy:{_POOL_OUT} out:{_POOL_IN} g:pool_geometry",
         each("g.n", "g.h", "g.w", "g.c"),
+    ),
+    "augment_gather": Kernel("augment", f"x:{_MOVED} {_MOVE}", each(*_PIXELS)),
+    "augment_gather_u8": Kernel("augment", f"x:uint8(g.n*g.d*g.h*g.w*g.c) {_MOVE}", each(*_PIXELS)),
+    "augment_vectors": Kernel(
+        "augment",
+        f"x:{_MOVED} samples:int64(g.n) vectors:int64(2*count) count:size seed:size epoch:size "
+        "g:augment_geometry shift:number",
+        each(*_PIXELS),
+    ),
+    "augment_cutout": Kernel(
+        "augment",
+        "x:real(n*h*w*c) samples:int64(n) seed:size epoch:size n:size h:size w:size c:size "
+        "size:size chance:size",
+        each("n", "size", "size"),
     ),
     "sgd_step": Kernel(
         "optim",

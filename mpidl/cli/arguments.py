@@ -46,17 +46,22 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """How raw files are read: features, labels, format, and the options of each format."""
+    """How raw files are read: label, format, and the options of each format."""
     from mpidl.data.formats import IMPORTERS
 
-    for role in ("feature", "label"):
-        parser.add_argument(
-            f"--{role}",
-            action="append",
-            default=[],
-            metavar="NAME",
-            help=f"name of a {role} field or table column; can be repeated",
-        )
+    parser.add_argument(
+        "--label",
+        action="append",
+        metavar="NAME",
+        help="name of a label field or table column; may be given several times",
+    )
+    parser.add_argument(
+        "--feature",
+        dest="features",
+        action="append",
+        metavar="NAME",
+        help="name of a feature field; may be given several times (default: inferred)",
+    )
     parser.add_argument(
         "--format", choices=list(IMPORTERS), help="of the files (default: by their suffix)"
     )
@@ -81,11 +86,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def source_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `open_source` that the command line gives."""
-    from mpidl.data.formats.source import Roles
-
-    names = ("format", "channels", *_format_options())
+    names = ("label", "features", "format", "channels", *_format_options())
     given = {name: getattr(args, name) for name in names}
-    given["roles"] = Roles(tuple(args.feature), tuple(args.label))
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -98,10 +100,7 @@ def _format_options() -> dict[str, tuple[Any, str]]:
         section = IMPORTERS.options(name)
         texts = documented(section)
         for key, kind in section.keys().items():
-            about = f"{name}: {texts[key][:1].lower()}{texts[key][1:].rstrip('.')}"
-            if key in found:  # formats that share an option mean the same by it
-                about = f"{name}, {found[key][1]}"
-            found[key] = kind, about
+            found[key] = kind, f"{name}: {texts[key][:1].lower()}{texts[key][1:].rstrip('.')}"
     return found
 
 
@@ -109,8 +108,6 @@ def _parsed(kind: Any) -> dict[str, Any]:
     """How argparse reads a value of a type, which may be optional."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         (kind,) = [choice for choice in typing.get_args(kind) if choice is not type(None)]
-    if typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(kind) is typing.Literal:

@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(text, file=sys.stderr, flush=True)
 
     outcomes = compare(args.config, args.overrides, specs, args.out, context, slow=slow, say=say)
-    rows = [asdict(outcome) for outcome in outcomes]
+    rows = [outcome.record() for outcome in outcomes]
 
     def write() -> None:
         text = table(outcomes)

@@ -1,18 +1,17 @@
-"""Evaluate a checkpoint on a sharded data set: mean loss and accuracy, exact on any rank count.
+"""Evaluate a checkpoint on a sharded data set: loss and metrics, exact on any rank count.
 
-The loss is that of the run; there is an accuracy where the labels are classes.
+The loss is that of the run, the metrics are those of its task.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from typing import Any
 
 from mpidl.cli.arguments import add_backend, add_checkpoint
 
 NAME = "evaluate"
-HELP = "loss and accuracy of a checkpoint"
+HELP = "loss and metrics of a checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +42,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
     reader = Reader(folder, context=context, driver="posix")
     with context.fail_together("checking the data"):
-        predictor.spec.check(reader.manifest, folder)
-    loss = build_loss(predictor.config.loss, predictor.ops)
+        predictor.task.check(reader.manifest, folder)
+        reader.select([*predictor.spec.field_names, *predictor.task.extra_fields])
+    loss = build_loss(predictor.config.loss, predictor.task, predictor.ops)
     result = evaluate(predictor.model, loss, predictor.inputs, reader, context, 256)
     reader.close()
     if context.is_root and not args.json:
         print(f"{result.describe()} on {result.samples:,} samples of {folder}")
-    return asdict(result) | {"checkpoint": str(predictor.path)}
+    return result.record() | dict(result.details) | {"checkpoint": str(predictor.path)}

@@ -21,6 +21,8 @@ from mpidl.cli import (
     doctor,
     evaluate,
     export,
+    index,
+    look,
     plan,
     predict,
     shard,
@@ -33,7 +35,21 @@ from mpidl.comm import launcher
 from mpidl.errors import MpidlError, nearest, notice, wrap
 
 HEAD_START = 2.0  # seconds in which rank 0 prints its message, before others may end the job
-COMMANDS = (shard, train, compare, evaluate, predict, export, summary, plan, tune, bench, doctor)
+COMMANDS = (
+    shard,
+    index,
+    look,
+    train,
+    compare,
+    evaluate,
+    predict,
+    export,
+    summary,
+    plan,
+    tune,
+    bench,
+    doctor,
+)
 
 
 class _Parser(argparse.ArgumentParser):

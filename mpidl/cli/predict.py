@@ -1,6 +1,6 @@
 """Predict for a sharded data set, or for raw files as of `mpidl shard`.
 
-Writes class probabilities, or the values of a regression.
+Writes what the task predicts: probabilities and classes, values, masks, or tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mpidl.cli.arguments import (
 )
 
 NAME = "predict"
-HELP = "class probabilities or values for new data"
+HELP = "predictions for new data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,30 +37,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Predict. Collective."""
+    import numpy as np
+
     from mpidl.comm.context import init
-    from mpidl.inference.output import check_target, write_predictions, write_values
+    from mpidl.inference.output import check_target, write_predictions
     from mpidl.inference.predict import Predictor, open_samples, predict
 
     context = init()
     context.on_root(lambda: check_target(args.out), "checking --out")
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
     with context.fail_together("opening the data"):
-        samples = open_samples(args.data, predictor.spec, **source_options(args))
-    predictions = predict(predictor, samples, context)
-    classifies = predictor.spec.classes is not None
+        samples = open_samples(args.data, predictor.task, **source_options(args))
+    outputs = predict(predictor, samples, context)
 
     def write() -> list[int] | None:
-        assert predictions is not None  # on rank 0
-        if classifies:
-            return write_predictions(args.out, predictions)
-        write_values(args.out, predictions)
-        return None
+        if outputs is None:
+            return None  # only rank 0 has them
+        predictions = predictor.task.predictions(outputs)
+        write_predictions(args.out, predictions)
+        labels = predictions.get("label")
+        if labels is None or labels.ndim != 1:
+            return None
+        return np.bincount(labels, minlength=outputs.shape[1]).tolist()  # type: ignore[no-any-return]
 
     counts = context.on_root(write, f"writing {args.out}")
     found: dict[str, Any] = {"samples": len(samples), "out": str(args.out)}
-    if classifies:
+    if counts is not None:
         found["per_class"] = counts
     if context.is_root and not args.json:
-        classes = f"; samples per class: {counts}" if classifies else ""
+        classes = f"; samples per class: {counts}" if counts is not None else ""
         print(f"{len(samples):,} predictions written to {args.out}{classes}")
     return found

@@ -9,10 +9,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mpidl.cli.arguments import add_source_options, source_options
 
 if TYPE_CHECKING:
-    from mpidl.data.split import Split
+    from mpidl.data.formats.source import Source
+    from mpidl.data.manifest import Manifest
 
 NAME = "shard"
 HELP = "make a sharded data set from raw files"
@@ -37,69 +40,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shared", action="store_true", help="one file that all ranks share")
     parser.add_argument("--compress", choices=("gzip", "lzf"), help="compress the shards")
-    add_source_options(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
     parser.add_argument(
         "--split",
-        metavar="FRACTIONS",
-        help="divide the samples at random, e.g. 0.9,0.1 into the data sets OUT/train, OUT/test",
+        metavar="F,F",
+        help="fractions of the samples that become data sets of their own, as in 0.9,0.1",
     )
-    parser.add_argument("--split-names", metavar="NAMES", help="of the parts (default: train,test)")
     parser.add_argument(
-        "--stratify", action="store_true", help="divide each class by these fractions"
+        "--split-names",
+        default="train,test",
+        help="their folders below --out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stratify", action="store_true", help="split each class in these proportions"
     )
     parser.add_argument("--seed", type=int, default=0, help="of --split (default: %(default)s)")
+    add_source_options(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Shard. Collective."""
     from mpidl.comm.context import init
     from mpidl.data.formats import open_source
-    from mpidl.data.manifest import describe
-    from mpidl.data.split import divide
     from mpidl.data.writer import WriteOptions, write_parts
     from mpidl.errors import notice
     from mpidl.observe.progress import Progress
 
     context = init()
     with context.fail_together("opening the source"):
-        split = _read_split(args)
         source = open_source(args.source, **source_options(args))
-    parts = divide(source, split, context) if split else {"": source}
-    options = WriteOptions(args.shards, args.shared, args.compress, args.overwrite)
+        parts = _parts(args, source)
+    smallest = min(part.samples for part in parts.values())
+    shards = args.shards or min(max(4, context.size), smallest)
+    options = WriteOptions(shards, args.shared, args.compress, args.overwrite)
     progress = Progress(
         source.samples // context.size, "samples", label="sharding", quiet=not context.is_root
     )
     notes = list(source.notes)
-    manifests = write_parts(
-        source, parts, args.out, options, context, progress.advance, note=notes.append
-    )
+    manifests = write_parts(parts, args.out, options, context, progress.advance, note=notes.append)
     progress.close()
-    described = {name: describe(manifest) for name, manifest in manifests.items()}
-    summary = described.get("") or {"splits": described}
-    summary |= {"out": str(args.out), "notes": notes}
+    notes = list(dict.fromkeys(notes))  # several parts may have the same
     if context.is_root:
         for note in notes:
             notice(note)
-    if context.is_root and not args.json:
-        for name, about in described.items():
-            _show(args.out / name, about)
-    return summary
+    return _summary(args, manifests, notes, show=context.is_root and not args.json)
 
 
-def _read_split(args: argparse.Namespace) -> Split | None:
-    from mpidl.data.split import Split
+def _parts(args: argparse.Namespace, source: Source) -> dict[str, Source]:
+    """What --split makes of the source: name of the folder -> samples; "": --out itself."""
+    from mpidl.data.split import by_class, divide, parse_split, subset
     from mpidl.errors import ConfigError
 
-    if args.split:
-        return Split.parse(args.split, args.split_names, args.seed, args.stratify)
-    for option, given in (("--stratify", args.stratify), ("--split-names", args.split_names)):
-        if given:
-            raise ConfigError("works beside --split only", where=option, remedy="add --split")
-    return None
+    if args.split is None:
+        if args.stratify:
+            raise ConfigError(
+                "--stratify works with --split only", remedy="add --split 0.9,0.1, or leave it out"
+            )
+        return {"": source}
+    if args.seed < 0:
+        raise ConfigError(f"--seed is {args.seed}, but must not be negative", remedy="use 0")
+    fractions = parse_split(args.split, args.split_names)
+    groups = by_class(source) if args.stratify else [np.arange(source.samples)]
+    found = divide(groups, fractions, args.seed)
+    return {name: subset(source, numbers) for name, numbers in found.items()}
 
 
-def _show(folder: Path, about: dict[str, Any]) -> None:
-    print(f"{about['samples']:,} samples in {about['shards']} file(s) in {folder}:")
-    for name, text in about["fields"].items():
-        print(f"  {name}: {text}")
+def _summary(
+    args: argparse.Namespace, manifests: dict[str, Manifest], notes: list[str], *, show: bool
+) -> dict[str, Any]:
+    """What was written, for --json; also printed, to `show` it."""
+    from mpidl.data.manifest import describe
+
+    summaries = {name: describe(manifest) for name, manifest in manifests.items()}
+    for name, summary in summaries.items() if show else ():
+        where = args.out / name
+        print(f"{summary['samples']:,} samples in {summary['shards']} file(s) in {where}:")
+        for field, text in summary["fields"].items():
+            print(f"  {field}: {text}")
+    summary = summaries.get("", {"parts": summaries})
+    return summary | {"out": str(args.out), "notes": notes}

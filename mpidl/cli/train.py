@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +96,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     report = trainer.parts.strategy.report()
     if figures := describe_report(report):
         say(f"{config.sync.strategy}: {figures}")
-    return asdict(result) | {"strategy": report, "status": STOPPED if result.stopped else 0}
+    return result.record() | {"strategy": report, "status": STOPPED if result.stopped else 0}
 
 
 def _describe_run(trainer: Trainer) -> str:
@@ -113,14 +112,12 @@ def _describe_run(trainer: Trainer) -> str:
 
 
 def _describe_result(result: Result, output: Path) -> str:
-    from mpidl.train.evaluate import describe
-
     curves = output / "training.png"
     shown = f"; curves: {curves}" if curves.is_file() else ""
     return (
         f"{'stopped' if result.stopped else 'done'} after {result.epochs} epoch(s): "
-        f"{result.evaluated_on} {describe(result.loss, result.accuracy)} on "
-        f"{result.samples:,} samples; {result.seconds:.1f} s, "
+        f"{result.evaluated_on} {result.quality.describe()} on "
+        f"{result.quality.samples:,} samples; {result.seconds:.1f} s, "
         f"{result.samples_per_second:,.0f} samples/s\n"
         f"checkpoint: {result.checkpoint}{shown}"
     )

@@ -9,6 +9,7 @@ from mpidl.config.sections import (
     ModelConfig,
     OptimConfig,
     SyncConfig,
+    TaskConfig,
     TrainConfig,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "SyncConfig",
+    "TaskConfig",
     "TrainConfig",
     "build_config",
     "load_config",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mpidl.augment import AugmentConfig
 from mpidl.comm.context import Context
 from mpidl.config.sections import (
     BackendConfig,
@@ -16,11 +17,13 @@ from mpidl.config.sections import (
     ModelConfig,
     OptimConfig,
     SyncConfig,
+    TaskConfig,
     TrainConfig,
 )
 from mpidl.errors import ConfigError, os_remedy
 from mpidl.options import Place, Section
 from mpidl.sync import RunInfo
+from mpidl.task import AUTO, check_loss
 
 Note = Callable[[str], None]
 
@@ -31,26 +34,32 @@ class Config(Section, frozen=True):
     Attributes:
         data: The data sets.
         model: The model.
+        task: What the model is trained for.
         loss: What is minimized.
         optim: The optimizer and the learning rate.
         train: Length, batch, precision, output.
         sync: The strategy.
         checkpoint: When to save.
         backend: Where to compute.
+        augment: Random changes of the training samples.
     """
 
     data: DataConfig
     model: ModelConfig = ModelConfig.read({}, Place())
+    task: TaskConfig = TaskConfig.read({}, Place())
     loss: LossConfig = LossConfig.read({}, Place())
     optim: OptimConfig = OptimConfig.read({}, Place())
     train: TrainConfig = TrainConfig()
     sync: SyncConfig = SyncConfig.read({}, Place())
     checkpoint: CheckpointConfig = CheckpointConfig()
     backend: BackendConfig = BackendConfig()
+    augment: AugmentConfig = AugmentConfig()
 
     def check(self, place: Place) -> None:
-        """Refuse a strategy that cannot work in this run."""
+        """Refuse a loss or a strategy that cannot work in this run."""
         try:
+            if self.task.name != AUTO:
+                check_loss(self.task.name, self.loss.name)
             self.sync.chosen.check(self.sync.options, self.run_info())
         except ConfigError as error:
             setting = error.where

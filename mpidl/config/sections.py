@@ -25,6 +25,7 @@ from mpidl.options import (
 )
 from mpidl.registry import Choice, Registry
 from mpidl.sync import STRATEGIES
+from mpidl.task import AUTO, TaskConfig
 
 
 class DataConfig(Section, frozen=True):
@@ -33,10 +34,15 @@ class DataConfig(Section, frozen=True):
     Attributes:
         train: Folder made by `mpidl shard`, relative to the working directory.
         test: The same, of the test data.
-        feature: The field that is the input; where there is only one, that.
-        label: The field that is the label; where there is only one, that.
+        feature: The field that is the input, or a list of fields that are joined along their
+            channels; where there is only one, that.
+        label: The field that is the label, or a list of fields of a regression or a multilabel
+            task; where there is only one, that.
         layout: What samples (a, b) are: "image", gray with height and width, or "series", steps of
             several channels; "auto": what the model takes. Kept in checkpoints.
+        normalize: Which statistics of the data set normalize inputs: of each "channel" (or column
+            of a table), of the whole "field", or "auto": of channels for real numbers, of fields
+            for bytes.
         mean: Normalization of inputs, (x - mean) / std; by default from the manifest.
         std: See mean.
         shuffle: Draw a new order in every epoch, from (seed, epoch).
@@ -51,9 +57,10 @@ class DataConfig(Section, frozen=True):
 
     train: str
     test: str | None = None
-    feature: str | None = None
-    label: str | None = None
+    feature: str | tuple[str, ...] | None = None
+    label: str | tuple[str, ...] | None = None
     layout: Literal["auto", "image", "series"] = "auto"
+    normalize: Literal["auto", "channel", "field"] = "auto"
     mean: float | None = None
     std: Rate | None = None
     shuffle: bool = True
@@ -94,13 +101,24 @@ class LossConfig(Choice, frozen=True):
     """The loss, with its own options in the same section.
 
     Attributes:
-        name: cross_entropy trains classifiers; the others compare real values, labels of any shape
-            with outputs of the same shape (regression).
+        name: "auto": the first loss of the task. cross_entropy compares classes, the others real
+            values.
     """
 
     REGISTRY: ClassVar[Registry[Any]] = LOSSES
+    NONE: ClassVar[str] = AUTO
 
-    name: Annotated[str, OneOf(LOSSES)] = "cross_entropy"
+    name: Annotated[str, OneOf(LOSSES, AUTO)] = AUTO
+
+    @classmethod
+    def _unused(cls, key: str, value: Any, name: str, place: Place, known: set[str]) -> None:
+        """An option without the name of its loss is refused: it would have no effect."""
+        holders = [one for one in LOSSES if key in LOSSES.options(one).keys()]
+        if name != AUTO or not holders:
+            super()._unused(key, value, name, place, known)
+            return
+        what = f"{place.name(key)} is an option of the loss {holders[0]!r}, and none is named"
+        raise place.error(what, key, remedy=f'add {place.name("name")} = "{holders[0]}"')
 
 
 class OptimConfig(Choice, frozen=True):
@@ -243,5 +261,6 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "SyncConfig",
+    "TaskConfig",
     "TrainConfig",
 ]

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# The place of one chunk is searched from the first one on: 18 ns a chunk, for each of them
+MOST_CHUNKS = 20_000
+
 
 class DirectRows:
     """The rows of one dataset; made by `make`, where that is possible.
@@ -47,7 +50,7 @@ class DirectRows:
 
         Returns:
             None where HDF5 has to do the work: filters, another byte order, chunks that divide
-            samples, data not stored yet.
+            samples or are many, data not stored yet.
         """
         row_bytes = dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64))
         if (
@@ -62,7 +65,10 @@ class DirectRows:
             if base is None:
                 return None
             return DirectRows(dataset, handle, len(dataset), row_bytes, base)
-        if dataset.chunks[1:] != dataset.shape[1:]:
+        chunks = -(-len(dataset) // dataset.chunks[0])
+        if dataset.chunks[1:] != dataset.shape[1:] or chunks > MOST_CHUNKS:
+            return None
+        if dataset.id.get_num_chunks() < chunks:
             return None
         return DirectRows(dataset, handle, dataset.chunks[0], row_bytes, None)
 

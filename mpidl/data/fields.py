@@ -6,97 +6,21 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.formats.source import Source
-from mpidl.data.manifest import MAX_CLASSES, Field, Statistics, plain_name
+from mpidl.data.formats.source import Source, infer_role
+from mpidl.data.manifest import MAX_CLASSES, Field, plain_name
+from mpidl.data.moments import Moments, channels_of, statistics_of
 from mpidl.errors import DataError
 
 # Labels with more classes must use a tenth of them, or they are something else: years, postcodes
 SPARSE_CLASSES = 1000
-BLOCK = 1 << 18  # elements whose moments are taken at once: 2 MiB
-READ_BYTES = 32 << 20  # of a source, in memory at a time
 MANY = 20_000  # different labels that a rank counts and sends to the others
 Note = Callable[[str], None]
-
-
-@dataclass
-class Moments:
-    """Mean and sum of squared deviations of each channel, merged without loss of digits.
-
-    Of blocks of samples in two passes, blocks and ranks by Chan, Golub and LeVeque, "Updating
-    formulae and a pairwise algorithm for computing sample variances", 1979.
-
-    Attributes:
-        count: Number of elements of each channel.
-        means: (channels,) float64.
-        squares: (channels,) float64, the sums of (x - mean)^2.
-        smallest: (channels,) float64.
-        largest: (channels,) float64.
-    """
-
-    count: int
-    means: NDArray[np.float64]
-    squares: NDArray[np.float64]
-    smallest: NDArray[np.float64]
-    largest: NDArray[np.float64]
-
-    @staticmethod
-    def of(array: NDArray[Any], channels: int) -> Moments:
-        """Those of an array whose last axis are the channels; channels 1: of all its elements."""
-        rows = array.reshape(-1, channels)
-        step = max(1, BLOCK // channels)
-        found = None
-        for start in range(0, len(rows), step):
-            part = Moments._of_block(rows[start : start + step].astype(np.float64))
-            found = found.merged(part) if found else part
-        assert found is not None, "an array without elements"
-        return found
-
-    @staticmethod
-    def _of_block(block: NDArray[np.float64]) -> Moments:
-        """Those of (n, channels) elements, which are overwritten."""
-        smallest, largest = block.min(axis=0), block.max(axis=0)
-        ones = np.ones(len(block))
-        means = ones @ block / len(block)
-        block -= means
-        with np.errstate(over="ignore"):  # refused in the end
-            np.square(block, out=block)
-        return Moments(len(block), means, ones @ block, smallest, largest)
-
-    @np.errstate(over="ignore")
-    def merged(self, other: Moments) -> Moments:
-        """Those of both."""
-        count = self.count + other.count
-        apart = other.means - self.means
-        return Moments(
-            count,
-            self.means + apart * (other.count / count),
-            self.squares + other.squares + apart**2 * (self.count * (other.count / count)),
-            np.minimum(self.smallest, other.smallest),
-            np.maximum(self.largest, other.largest),
-        )
-
-    def stds(self) -> NDArray[np.float64]:
-        """(channels,) standard deviations, exactly 0 where all elements are equal."""
-        return np.where(self.smallest == self.largest, 0.0, np.sqrt(self.squares / self.count))
-
-    def pooled(self) -> Moments:
-        """Those of all channels as one."""
-        mean = float(self.means.mean())
-        squares = self.squares.sum() + self.count * np.square(self.means - mean).sum()
-        return Moments(
-            self.count * len(self.means),
-            np.array([mean]),
-            np.array([squares]),
-            self.smallest.min(keepdims=True),
-            self.largest.max(keepdims=True),
-        )
 
 
 @dataclass
@@ -104,29 +28,37 @@ class Tally:
     """What one rank learns of a field while it writes its samples.
 
     Attributes:
-        lowest: Of labels that are classes.
-        highest: Of labels that are classes.
-        values: Different labels, up to `MANY`.
-        moments: Of features, and of labels that are real numbers.
+        moments: Of a field that has statistics.
+        lowest: Of whole numbers that are labels.
+        highest: Of them.
+        values: Which there are, up to `MANY`.
     """
 
+    moments: Moments | None = None
     lowest: int = 0
     highest: int = -1
     values: set[int] = dataclasses.field(default_factory=set)
-    moments: Moments | None = None
 
-    def add(self, array: NDArray[Any], field: Field) -> None:
+    @classmethod
+    def of(cls, field: Field) -> Tally:
+        """An empty one."""
+        return cls(Moments.empty(channels_of(field.shape) or 1) if has_statistics(field) else None)
+
+    def add(self, array: NDArray[Any], role: str) -> None:
         """Count the elements of some samples."""
-        if not array.size:
-            return
-        if field.role == "label" and array.dtype.kind in "iu":
+        if self.moments is not None:
+            self.moments.add(array)
+        elif role == "label" and array.size:
             self.lowest = min(self.lowest, int(array.min()))
             self.highest = max(self.highest, int(array.max()))
             if len(self.values) <= MANY:
                 self.values.update(np.unique(array)[: MANY + 1].tolist())
-        elif field.role != "other":
-            found = Moments.of(array, field.channels or 1)
-            self.moments = self.moments.merged(found) if self.moments else found
+
+
+def has_statistics(field: Field) -> bool:
+    """Whether mean and standard deviation mean anything: not of classes and tokens."""
+    real = np.dtype(field.dtype).kind == "f"
+    return field.classes is None and (field.role == "feature" or (field.role == "label" and real))
 
 
 def infer_fields(source: Source) -> dict[str, Field]:
@@ -153,8 +85,14 @@ def infer_fields(source: Source) -> dict[str, Field]:
                 remedy="convert it to numbers; names of classes with "
                 "numpy.unique(y, return_inverse=True)[1]",
             )
-        role = source.roles.role_of(name, array)
-        fields[name] = Field(stored.dtype.name, array.shape[1:], role)
+        role = source.roles.get(name) or infer_role(name, array, source.label)
+        fields[name] = Field(
+            stored.dtype.name,
+            array.shape[1:],
+            role,
+            classes=source.classes.get(name),
+            units=source.units.get(name),
+        )
     return fields
 
 
@@ -165,10 +103,10 @@ def to_storable(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def count_classes(
+def complete_fields(
     fields: Mapping[str, Field], parts: Sequence[Mapping[str, Tally]], source: Source, note: Note
 ) -> dict[str, Field]:
-    """The fields with the classes that labels and tokens have.
+    """Add what the tallies tell: classes of labels, statistics of real numbers.
 
     Args:
         fields: From `infer_fields`.
@@ -181,83 +119,30 @@ def count_classes(
     """
     completed = {}
     for name, field in fields.items():
-        classes, names = source.classes.get(name), None
-        if field.role == "label" and classes is None:
-            classes = _count_classes(name, field, [part[name] for part in parts], source, note)
+        tallies = [part[name] for part in parts]
+        if field.role == "label":
+            classes = _count_classes(name, field, tallies, source, note)
             names = source.class_names if classes else None
-        completed[name] = msgspec.structs.replace(field, classes=classes, class_names=names)
-    if not any(field.role == "label" or field.classes for field in completed.values()):
+            field = msgspec.structs.replace(field, classes=classes, class_names=names)
+        moments = [tally.moments for tally in tallies if tally.moments is not None]
+        if moments:
+            statistics = statistics_of(moments, field.shape)
+            field = msgspec.structs.replace(field, statistics=statistics)
+            if statistics.std == 0:
+                note(
+                    f"the {field.role} {name!r} is {statistics.mean:g} in all samples: nothing can "
+                    "be learned from it"
+                )
+        completed[name] = field
+    tokens = any(field.role == "feature" and field.classes for field in fields.values())
+    if not tokens and not any(field.role == "label" for field in fields.values()):
         others = [name for name, field in fields.items() if field.role == "other"]
         known = ", ".join(source.candidates or others or fields)
         note(
-            "no field is a label, and mpidl train needs one: shard again with --label NAME, "
+            "no field is a label, and mpidl train needs one: name it with --label NAME, "
             f"one of {known}"
         )
     return completed
-
-
-def add_statistics(
-    fields: Mapping[str, Field], parts: Sequence[Mapping[str, Tally]], note: Note
-) -> dict[str, Field]:
-    """The fields with mean and standard deviation of features and labels that are no classes.
-
-    Args:
-        fields: From `count_classes`.
-        parts: The tallies of all ranks.
-        note: Called with a sentence for each anomaly in the data.
-
-    Raises:
-        DataError: A standard deviation is beyond float64.
-    """
-    completed = {}
-    for name, field in fields.items():
-        if field.role != "other" and not field.classes:
-            statistics = _statistics(name, field, [part[name] for part in parts], note)
-            field = msgspec.structs.replace(field, statistics=statistics)
-        completed[name] = field
-    return completed
-
-
-def note_absent_classes(
-    fields: Mapping[str, Field],
-    parts: Sequence[Mapping[str, Tally]],
-    everything: Sequence[Mapping[str, Tally]],
-    note: Note,
-) -> None:
-    """Note classes that have samples, but none in a part of the data."""
-    for name, field in fields.items():
-        if field.role == "label" and field.classes:
-            here: set[int] = set().union(*(part[name].values for part in parts))
-            there: set[int] = set().union(*(part[name].values for part in everything))
-            if absent := sorted(there - here):
-                shown = ", ".join(map(str, absent[:10])) + (", ..." if len(absent) > 10 else "")
-                note(f"{len(absent)} class(es) of {name!r} have no sample here: {shown}")
-
-
-def _statistics(name: str, field: Field, tallies: list[Tally], note: Note) -> Statistics:
-    parts = [tally.moments for tally in tallies if tally.moments]
-    moments = reduce(Moments.merged, parts)
-    whole = moments.pooled()
-    # where all elements are equal, the mean of a sum may differ from them in the last digit
-    means = np.where(moments.smallest == moments.largest, moments.smallest, moments.means)
-    mean, (std,) = float(whole.means[0]), whole.stds().tolist()
-    if not math.isfinite(mean + std):
-        raise DataError(
-            f"the standard deviation of field {name!r} is beyond float64, with values from "
-            f"{whole.smallest[0]:g} to {whole.largest[0]:g}",
-            remedy="scale the field, or repair these values",
-        )
-    if std == 0.0:
-        mean = float(whole.smallest[0])
-        note(
-            f"the {field.role} {name!r} is {mean:g} in all samples: nothing can be learned "
-            f"{'from' if field.role == 'feature' else 'of'} it"
-        )
-    if not field.channels:
-        return Statistics.with_checksum(mean, std)
-    return Statistics.with_checksum(
-        mean, std, tuple(means.tolist()), tuple(moments.stds().tolist())
-    )
 
 
 def _count_classes(

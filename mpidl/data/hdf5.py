@@ -18,14 +18,14 @@ from mpidl.errors import DataError, errno_of, os_remedy, strerror, unreadable
 from mpidl.files import COPY, read_error
 
 mpi.preload()  # before h5py, see mpidl.comm.mpi
-import h5py  # noqa: E402
+import h5py as h5py  # noqa: E402
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_LOCKING = hasattr(h5py.h5p.PropFAID, "set_file_locking")  # HDF5 1.10.7, or 1.12.1 and later
-if not _LOCKING:
+LOCKING = hasattr(h5py.h5p.PropFAID, "set_file_locking")  # HDF5 1.10.7, or 1.12.1 and later
+if not LOCKING:
     # Older ones have this variable only, for all files of the process
     os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 _COPY_IN = "copy the data into the file"
@@ -198,7 +198,7 @@ def open_file(
     options: dict[str, Any] = {"driver": "mpio", "comm": comm} if comm is not None else {}
     if not chunk_cache:
         options["rdcc_nbytes"] = 0
-    if _LOCKING and mode == "r":
+    if LOCKING and mode == "r":
         options["locking"] = False
     try:
         if comm is None and mode != "r":
@@ -273,32 +273,58 @@ def trusted_dataset(file: Any, name: str, path: Path | str) -> Any:
 
     Args:
         file: From `open_file`.
-        name: Of the dataset.
+        name: Of the dataset, or its path through groups.
         path: Of the file.
 
     Raises:
         DataError: There is no such dataset, or it cannot be trusted.
     """
-    link = file.get(name, getlink=True)
-    if link is None:
-        raise _refused(path, f"has no dataset {name!r}, only {sorted(file)}", COPY)
-    if not isinstance(link, h5py.HardLink):
-        raise _refused(path, f"{name!r} is a link to elsewhere, which is not allowed", _COPY_IN)
-    dataset = file[name]
+    dataset = _follow(file, name, path)
     if not isinstance(dataset, h5py.Dataset):
-        remedy = "put the datasets at the top of the file"
+        remedy = "name a dataset, or put it at the top of the file"
         raise _refused(path, f"{name!r} is not a dataset", remedy)
     if dataset.is_virtual or dataset.external:
         what = f"{name!r} keeps its data in other files, which is not allowed"
         raise _refused(path, what, _COPY_IN)
     size = Path(path).stat().st_size
-    if dataset.compression is None and dataset.nbytes > size:
+    if not is_compressed(dataset) and dataset.nbytes > size:
         what = (
             f"{name!r} claims {dataset.nbytes} bytes, but the whole file has {size}: "
             "it is truncated or forged"
         )
         raise _refused(path, what, COPY)
     return dataset
+
+
+def filters(dataset: Any) -> dict[int, str]:
+    """The filters of a dataset, such as compression: number -> name."""
+    properties = dataset.id.get_create_plist()
+    found = (properties.get_filter(index) for index in range(properties.get_nfilters()))
+    return {code: name.decode(errors="replace") for code, _, _, name in found}
+
+
+def stored_dtype(dataset: Any) -> str:
+    """The dtype that a dataset is read as: native byte order, booleans as bytes."""
+    return "uint8" if dataset.dtype.kind == "b" else str(dataset.dtype.name)
+
+
+def is_compressed(dataset: Any) -> bool:
+    """Whether a dataset may need less space in its file than in memory."""
+    return bool(set(filters(dataset)) - {h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32})
+
+
+def _follow(file: Any, name: str, path: Path | str) -> Any:
+    """What lies at `name`, every step of which is a hard link: others lead out of the file."""
+    place = file
+    for step in name.strip("/").split("/"):
+        link = place.get(step, getlink=True) if isinstance(place, h5py.Group) else None
+        if link is None:
+            held = sorted(place) if isinstance(place, h5py.Group) else []
+            raise _refused(path, f"has no dataset {name!r}, only {held}", COPY)
+        if not isinstance(link, h5py.HardLink):
+            raise _refused(path, f"{name!r} is a link to elsewhere, which is not allowed", _COPY_IN)
+        place = place[step]
+    return place
 
 
 def _refused(path: Path | str, what: str, remedy: str) -> DataError:

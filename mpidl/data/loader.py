@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from mpidl.comm.context import Context
 from mpidl.data.manifest import Arrays
 from mpidl.data.reader import Reader
-from mpidl.data.sampler import LaneSampler, Window
+from mpidl.data.sampler import LaneSampler, Window, sample_numbers
 from mpidl.data.validate import check_values
+from mpidl.errors import DataError, notice
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Batch:
         step: Number of the step in the epoch, from 0.
         count: n, samples on this rank.
         global_count: Samples on all ranks.
+        pieces: Ranges of samples of which the arrays are rows.
+        rows: Which rows.
     """
 
     arrays: Arrays
@@ -34,6 +37,13 @@ class Batch:
     step: int
     count: int
     global_count: int
+    pieces: tuple[tuple[int, int], ...]
+    rows: NDArray[np.int64]
+
+    @property
+    def samples(self) -> NDArray[np.int64]:
+        """(n,) numbers of the samples in the data set."""
+        return sample_numbers(self.pieces, self.rows)
 
 
 class Loader:
@@ -61,6 +71,7 @@ class Loader:
         self.reader = reader
         self.sampler = sampler
         self._kept: tuple[tuple[tuple[int, int], ...], Arrays] | None = None
+        self._noted = False
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
         self._spare: Arrays | None = None  # the memory of a window that is no longer used
@@ -83,8 +94,10 @@ class Loader:
             first_step: Where a resumed job continues.
 
         Raises:
-            DataError: A file cannot be read, or holds values that cannot be trained on.
+            DataError: A file cannot be read, has changed, or holds values that cannot be trained
+                on.
         """
+        self._check_files()
         windows = self.sampler.windows(epoch, first_step)
         arrays: Arrays | None = None
         pending = self._fetch(windows, self._spare)
@@ -93,9 +106,26 @@ class Loader:
             pending = self._fetch(windows, used)
             for step, rows in enumerate(window.rows, window.first_step):
                 yield Batch(
-                    self._gather(arrays, rows), epoch, step, len(rows), self.sampler.count(step)
+                    self._gather(arrays, rows),
+                    epoch,
+                    step,
+                    len(rows),
+                    self.sampler.count(step),
+                    window.pieces,
+                    rows,
                 )
         self._spare = arrays
+
+    def _check_files(self) -> None:
+        """Refuse files that have changed; note it where all of their data are in memory."""
+        try:
+            self.reader.check_unchanged()
+        except DataError as error:
+            if self._kept is None:
+                raise
+            if not self._noted:
+                notice(f"{error.where}: {error.what}; this run goes on with what it has read")
+            self._noted = True
 
     def _fetch(
         self, windows: Iterator[Window], memory: Arrays | None

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a sharded data set holds, and the checksums of its files."""
+"""`manifest.json`: what a data set holds, in shards or in place, and what its files look like."""
 
 from __future__ import annotations
 
@@ -14,40 +14,37 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from mpidl.errors import DataError, at_place
-from mpidl.files import file_sha256, read_error, reading, write_file
+from mpidl.files import read_error, write_file
 
 NAME = "manifest.json"
 FORMAT = "mpidl-shards"
-VERSION = 3
+VERSION = 3  # 2: statistics without channels, of features only
 MAX_CLASSES = 1 << 20
-MAX_CHANNELS = 4096  # with statistics of their own
+MAX_CHANNELS = 4096  # of a field whose channels have statistics of their own
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
-Layout = Literal["shards", "shared"]
+Deviation = Annotated[float, Meta(ge=0)]
 Role = Literal["feature", "label", "other"]
+Layout = Literal["shards", "shared", "in-place"]
 Arrays = dict[str, NDArray[Any]]  # field -> (n, *shape of one sample)
 
 
-Channels = Annotated[tuple[float, ...], Meta(max_length=MAX_CHANNELS)]
-Deviations = Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=MAX_CHANNELS)]
-
-
 class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Mean and standard deviation of a field over all samples, for normalizing it.
+    """Mean and standard deviation of a field, for normalizing inputs and real-valued targets.
 
     Attributes:
         mean: Of all elements.
         std: Their standard deviation.
         checksum: Of all these numbers, see `with_checksum`.
-        channel_means: Of each channel, which is an index of the last axis; () without channels,
-            see `Field.channels`.
-        channel_stds: The standard deviation of each channel.
+        channel_means: Of the elements of each channel, which are the last axis; empty for numbers,
+            for (h, w), and where there are more than `MAX_CHANNELS`.
+        channel_stds: Their standard deviations.
     """
 
     mean: float
-    std: Annotated[float, Meta(ge=0)]
+    std: Deviation
     checksum: str
-    channel_means: Channels = ()
-    channel_stds: Deviations = ()
+    channel_means: tuple[float, ...] = ()
+    channel_stds: tuple[Deviation, ...] = ()
 
     @staticmethod
     def with_checksum(
@@ -58,20 +55,20 @@ class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ) -> Statistics:
         """With the first 16 digits of the SHA-256 of all numbers, little-endian float64."""
         numbers = (mean, std, *channel_means, *channel_stds)
-        digits = hashlib.sha256(struct.pack(f"<{len(numbers)}d", *numbers)).hexdigest()[:16]
-        return Statistics(mean, std, digits, channel_means, channel_stds)
+        digest = hashlib.sha256(struct.pack(f"<{len(numbers)}d", *numbers)).hexdigest()
+        return Statistics(mean, std, digest[:16], channel_means, channel_stds)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        numbers = (self.mean, self.std, *self.channel_means, *self.channel_stds)
+        return all(map(math.isfinite, numbers))
 
     @property
     def is_intact(self) -> bool:
         """Whether the checksum fits."""
-        numbers = (self.mean, self.std, self.channel_means, self.channel_stds)
-        return self == Statistics.with_checksum(*numbers)
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether all numbers are finite."""
-        return all(
-            map(math.isfinite, (self.mean, self.std, *self.channel_means, *self.channel_stds))
+        return self == Statistics.with_checksum(
+            self.mean, self.std, self.channel_means, self.channel_stds
         )
 
 
@@ -82,9 +79,10 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         dtype: Its NumPy name.
         shape: Of one sample.
         role: What training uses it for.
-        classes: Labels lie in [0, classes).
+        classes: Labels, or the tokens of a feature, lie in [0, classes).
         class_names: Names of the classes, in the order of their numbers.
-        statistics: Of features, and of labels that are real numbers.
+        statistics: Of a feature that is no token, or of a label of real numbers.
+        units: Of its values, as the source names them.
     """
 
     dtype: str
@@ -93,18 +91,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classes: Annotated[int, Meta(ge=1, le=MAX_CLASSES)] | None = None
     class_names: tuple[str, ...] | None = None
     statistics: Statistics | None = None
-
-    @property
-    def channels(self) -> int:
-        """The number of channels with statistics of their own, 0 for none.
-
-        They are the last axis. Tables of whole numbers (n, h, w) have none, being gray images; nor
-        have fields with more than `MAX_CHANNELS`.
-        """
-        gray = len(self.shape) == 2 and np.dtype(self.dtype).kind != "f"
-        if not self.shape or gray or self.shape[-1] > MAX_CHANNELS:
-            return 0
-        return self.shape[-1]
+    units: Annotated[str, Meta(max_length=200)] | None = None
 
     @property
     def sample_bytes(self) -> int:
@@ -116,16 +103,26 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of a data set.
 
     Attributes:
-        file: Its name in the folder of the manifest.
-        samples: Number of samples in it.
+        file: Its name in the folder of the manifest; its absolute path where it is used in place.
+        samples: Number of samples taken from it.
         bytes: Size of the file.
-        sha256: Of the whole file, as sha256sum prints it.
+        sha256: Of the whole file, as sha256sum prints it; None in place, unless it was asked for.
+        mtime_ns: When the file was modified last, in nanoseconds since 1970; in place only.
+        first: The first of its rows that is a sample; in place only.
+        datasets: Field -> path of its dataset in the file; None: the names of the fields.
     """
 
     file: str
     samples: Count
     bytes: Count
-    sha256: Annotated[str, Meta(min_length=64, max_length=64)]
+    sha256: Annotated[str, Meta(min_length=64, max_length=64)] | None = None
+    mtime_ns: Count | None = None
+    first: Count = 0
+    datasets: dict[str, str] | None = None
+
+    def dataset(self, field: str) -> str:
+        """The path of a field in the file."""
+        return field if self.datasets is None else self.datasets[field]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,10 +131,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         format: `FORMAT`.
         version: `VERSION`.
-        layout: "shards" (one file per shard) or "shared" (one file that all ranks share).
+        layout: "shards" (one file per shard), "shared" (one file that all ranks share) or
+            "in-place" (files of others, where they are).
         samples: Number of samples in all shards.
         fields: What each sample has, by name.
         shards: The files, in the order of their samples.
+        sampled: Samples that the statistics were estimated from; None: all.
     """
 
     format: str
@@ -146,6 +145,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     samples: Count
     fields: dict[str, Field]
     shards: tuple[Shard, ...]
+    sampled: Count | None = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether its files are those of others, used where they are."""
+        return self.layout == "in-place"
 
     @property
     def sample_bytes(self) -> int:
@@ -234,7 +239,8 @@ def plain_name(name: str) -> bool:
 
 
 def _bad(path: Path, what: str) -> DataError:
-    return DataError(what, where=str(path), remedy="shard the data again with 'mpidl shard'")
+    remedy = "make the data set again with 'mpidl shard', or 'mpidl index' for files in place"
+    return DataError(what, where=str(path), remedy=remedy)
 
 
 def _check(path: Path, manifest: Manifest) -> None:
@@ -246,10 +252,31 @@ def _check(path: Path, manifest: Manifest) -> None:
     if len({shard.file for shard in manifest.shards}) != len(manifest.shards):
         raise _bad(path, "it names a shard file twice")
     for shard in manifest.shards:
-        if Path(shard.file).name != shard.file or shard.file in ("", ".", ".."):
-            raise _bad(path, f"shard file {shard.file!r} is not a plain file name")
+        if manifest.in_place:
+            _check_in_place(path, manifest, shard)
+        else:
+            _check_shard(path, shard)
     for name, field in manifest.fields.items():
         _check_field(path, name, field)
+
+
+def _check_shard(path: Path, shard: Shard) -> None:
+    if Path(shard.file).name != shard.file or shard.file in ("", ".", ".."):
+        raise _bad(path, f"shard file {shard.file!r} is not a plain file name")
+    if shard.sha256 is None or shard.first or shard.datasets is not None:
+        raise _bad(path, f"shard {shard.file!r} has no SHA-256, or entries of files in place")
+
+
+def _check_in_place(path: Path, manifest: Manifest, shard: Shard) -> None:
+    if not Path(shard.file).is_absolute() or "\0" in shard.file:
+        raise _bad(path, f"the path {shard.file!r} of a file in place is not absolute")
+    if shard.mtime_ns is None or shard.datasets is None:
+        raise _bad(path, f"{shard.file!r} lacks mtime_ns or datasets, which files in place need")
+    if set(shard.datasets) != set(manifest.fields):
+        raise _bad(path, f"the datasets of {shard.file!r} are not those of the fields")
+    for name in shard.datasets.values():
+        if not all(plain_name(step) for step in name.strip("/").split("/")):
+            raise _bad(path, f"{name!r} is not the path of a dataset")
 
 
 def _check_field(path: Path, name: str, field: Field) -> None:
@@ -267,60 +294,31 @@ def _check_field(path: Path, name: str, field: Field) -> None:
             f"field {name!r} has {len(field.class_names)} class names for {field.classes} classes",
         )
     if field.statistics:
-        _check_statistics(path, name, field.statistics, field.shape)
+        _check_statistics(path, name, field.shape, field.statistics)
 
 
 def _check_statistics(
-    path: Path, name: str, statistics: Statistics, shape: tuple[int, ...]
+    path: Path, name: str, shape: tuple[int, ...], statistics: Statistics
 ) -> None:
     if not statistics.is_finite:
         raise _bad(path, f"mean or std of field {name!r} is not finite")
-    sizes = {len(statistics.channel_means), len(statistics.channel_stds)}
-    if sizes != {0} and sizes != {*shape[-1:]}:
-        raise _bad(path, f"field {name!r} has statistics of another number of channels")
     if not statistics.is_intact:
         raise DataError(
-            f"mean {statistics.mean} or std {statistics.std} of field {name!r}, or those of a "
-            "channel, were changed: their checksum does not fit",
+            f"mean {statistics.mean} or std {statistics.std} of field {name!r}, or of its "
+            "channels, was changed: their checksum does not fit",
             where=str(path),
             remedy="copy manifest.json again or shard the data again; for another normalization "
             "set data.mean and data.std",
         )
+    counts = {len(statistics.channel_means), len(statistics.channel_stds)}
+    if counts not in ({0}, set(shape[-1:])):
+        raise _bad(path, f"the statistics of field {name!r} are not of its channels, the last axis")
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder`/manifest.json, indented for people."""
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     write_file(folder / NAME, text + b"\n")
-
-
-def verify_shard(folder: Path, shard: Shard) -> None:
-    """Compare a shard with its manifest.
-
-    Raises:
-        UnreadableError: The file is out of reach now.
-        DataError: It is missing, or has another size or checksum.
-    """
-    path = folder / shard.file
-    remedy = "copy the file again from where it was made, or shard the data again"
-    with reading(path, remedy):
-        if not path.is_file():
-            raise DataError("the shard is missing", where=str(path), remedy=remedy)
-        size = path.stat().st_size
-        found = file_sha256(path) if size == shard.bytes else ""
-    if size != shard.bytes:
-        raise DataError(
-            f"the shard has {size} bytes where the manifest says {shard.bytes}",
-            where=str(path),
-            remedy=remedy,
-        )
-    if found != shard.sha256:
-        raise DataError(
-            f"the shard is damaged: its SHA-256 is {found[:16]}..., "
-            f"the manifest says {shard.sha256[:16]}...",
-            where=str(path),
-            remedy=remedy,
-        )
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:

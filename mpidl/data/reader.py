@@ -1,8 +1,7 @@
-"""Reads ranges of samples from a sharded data set, across the boundaries of its shards."""
+"""Reads ranges of samples from a data set, across the boundaries of its files."""
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -14,23 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
-from mpidl.data.direct import DirectRows
-from mpidl.data.hdf5 import (
-    is_parallel,
-    open_file,
-    read_ranges,
-    read_ranges_collectively,
-    trusted_dataset,
-)
-from mpidl.data.manifest import Arrays, Field, Manifest, Shard, load_manifest, verify_shard
+from mpidl.data.hdf5 import is_parallel
+from mpidl.data.manifest import Arrays, Field, Manifest, load_manifest
+from mpidl.data.shard_file import ShardFile, Stamp, check_layout, verify_shard
 from mpidl.errors import DataError
-from mpidl.files import reading
 
 DRIVERS = ("auto", "posix", "mpio", "mpio-collective")
+MOST_OPEN = 256  # files; each takes two descriptors, and 1024 are a usual limit
 
 
 class Reader:
-    """A sharded data set, open for reading. Collective with a context.
+    """A data set in shards or in place, open for reading. Collective with a context.
 
     Args:
         folder: Where the manifest is.
@@ -56,17 +49,16 @@ class Reader:
     ) -> None:
         self.folder = Path(folder)
         self.context = context
-        self._files: dict[int, Any] = {}
-        self._handles: dict[int, int] = {}
-        self._direct: dict[tuple[int, str], DirectRows | None] = {}
+        self._files: dict[int, ShardFile] = {}  # the one that was used last stands last
+        self._stamps: dict[int, Stamp] = {}
         if context is None:
             self._open(driver, verify, fields)
             return
         with context.fail_together(f"opening the data set {folder}"):
             self._open(driver, verify, fields)
         if self.driver != "posix":
-            self._files[0] = open_file(
-                self.folder / self.manifest.shards[0].file, comm=context.comm
+            self._files[0] = ShardFile(
+                self.path(0), self.manifest.shards[0], self.fields, comm=context.comm
             )
 
     def _open(self, driver: str, verify: bool, fields: Sequence[str] | None) -> None:
@@ -78,7 +70,8 @@ class Reader:
         rank, size = (self.context.rank, self.context.size) if self.context else (0, 1)
         for index, shard in enumerate(self.manifest.shards):
             if index % size == rank:
-                self._check(shard, verify)
+                verify_shard(self.path(index), shard, checksum=verify)
+                check_layout(self.path(index), shard, self.fields)
 
     def _choose(self, driver: str) -> str:
         if driver not in DRIVERS:
@@ -105,27 +98,17 @@ class Reader:
                 )
         return driver
 
-    def _check(self, shard: Shard, verify: bool) -> None:
-        path = self.folder / shard.file
-        if verify:
-            verify_shard(self.folder, shard)
-        elif not path.is_file():
-            raise DataError(
-                "the shard is missing",
-                where=str(path),
-                remedy="copy it again or shard the data again",
-            )
-        with reading(path), open_file(path) as file:
-            for name, field in self.fields.items():
-                dataset = trusted_dataset(file, name, path)
-                wanted = (shard.samples, *field.shape)
-                if dataset.shape != wanted or dataset.dtype != np.dtype(field.dtype):
-                    raise DataError(
-                        f"field {name!r} is {dataset.dtype}{list(dataset.shape)}, "
-                        f"the manifest says {field.dtype}{list(wanted)}",
-                        where=str(path),
-                        remedy="the manifest belongs to other files: shard the data again",
-                    )
+    def path(self, index: int) -> Path:
+        """Where a file of the data set lies."""
+        return self.folder / self.manifest.shards[index].file
+
+    def select(self, names: Sequence[str]) -> None:
+        """Read these fields only from now on; those that the data set does not have are left out.
+
+        Args:
+            names: Of fields.
+        """
+        self.fields = {name: field for name, field in self.fields.items() if name in names}
 
     def __len__(self) -> int:
         """Samples in the data set."""
@@ -137,9 +120,10 @@ class Reader:
         return self.driver != "posix"
 
     def locate(self, sample: int) -> tuple[str, int]:
-        """The shard file of a sample and its row there, for messages."""
+        """The file of a sample and its row there, for messages."""
         index = min(bisect_right(self.starts, sample) - 1, len(self.manifest.shards) - 1)
-        return str(self.folder / self.manifest.shards[index].file), sample - self.starts[index]
+        row = sample - self.starts[index] + self.manifest.shards[index].first
+        return str(self.path(index)), row
 
     def read(self, pieces: Sequence[tuple[int, int]], memory: Arrays | None = None) -> Arrays:
         """Read ranges of samples. Collective with the driver "mpio-collective".
@@ -153,7 +137,7 @@ class Reader:
             The samples one after another, (n, *shape) for each field.
 
         Raises:
-            DataError: A read fails; the message names the file.
+            DataError: A read fails, or a file has changed; the message names the file.
         """
         total = sum(stop - start for start, stop in pieces)
         arrays = {
@@ -163,8 +147,10 @@ class Reader:
         row = 0
         for index, ranges in self._by_shard(pieces).items():
             count = sum(stop - start for start, stop in ranges)
+            file, collective = self._open_shard(index), self.driver == "mpio-collective"
             for name, array in arrays.items():
-                self._read_ranges(index, name, ranges, array[row : row + count])
+                file.read(name, ranges, array[row : row + count], collective=collective)
+            file.check_unchanged()
             row += count
         return arrays
 
@@ -183,39 +169,29 @@ class Reader:
                 start = end
         return ranges
 
-    def _read_ranges(
-        self, index: int, name: str, ranges: Sequence[tuple[int, int]], out: NDArray[Any]
-    ) -> None:
-        path = self.folder / self.manifest.shards[index].file
-        if index not in self._files:
-            self._files[index] = open_file(path, chunk_cache=False)
-        with reading(path):
-            direct = self._direct_rows(index, name)
-            if direct is not None:
-                direct.read(ranges, out)
-                return
-            read = read_ranges_collectively if self.driver == "mpio-collective" else read_ranges
-            read(self._files[index][name], ranges, out)
+    def _open_shard(self, index: int) -> ShardFile:
+        """An open file; beyond `MOST_OPEN`, the one that was not used for longest is closed."""
+        file = self._files.pop(index, None)
+        if file is None:
+            stamp, shard = self._stamps.get(index), self.manifest.shards[index]
+            file = ShardFile(self.path(index), shard, self.fields, stamp=stamp)
+            self._stamps[index] = file.stamp
+        self._files[index] = file
+        if len(self._files) > MOST_OPEN:
+            self._files.pop(next(iter(self._files))).close()
+        return file
 
-    def _direct_rows(self, index: int, name: str) -> DirectRows | None:
-        """Direct access to a field of a shard, with the posix driver where its layout allows it."""
-        if self.driver != "posix":
-            return None
-        if (index, name) not in self._direct:
-            path = self.folder / self.manifest.shards[index].file
-            if index not in self._handles:
-                self._handles[index] = os.open(path, os.O_RDONLY)
-            wanted = np.dtype(self.fields[name].dtype)
-            self._direct[index, name] = DirectRows.make(
-                self._files[index][name], self._handles[index], wanted
-            )
-        return self._direct[index, name]
+    def check_unchanged(self) -> None:
+        """Refuse files that have changed since this rank has opened them.
+
+        Raises:
+            DataError: One has; the message names it.
+        """
+        for file in list(self._files.values()):
+            file.check_unchanged()
 
     def close(self) -> None:
         """Close all files; collective if the reader uses mpio."""
-        self._direct.clear()
-        while self._handles:
-            os.close(self._handles.popitem()[1])
         while self._files:
             self._files.popitem()[1].close()
 

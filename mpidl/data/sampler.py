@@ -44,6 +44,15 @@ class Window:
     rows: tuple[Indices, ...]
 
 
+def sample_numbers(pieces: tuple[tuple[int, int], ...], rows: Indices) -> Indices:
+    """The numbers in the data set of rows of concatenated pieces."""
+    if len(pieces) == 1:
+        return rows + pieces[0][0]
+    ends = np.cumsum([stop - start for start, stop in pieces], dtype=np.int64)
+    piece = np.searchsorted(ends, rows, side="right")
+    return np.asarray(rows - ends[piece] + np.array(pieces, np.int64).reshape(-1, 2)[piece, 1])
+
+
 @dataclass(frozen=True)
 class LaneSampler:
     """The order of samples, and one rank's part of it.

@@ -1,186 +1,141 @@
-"""Parts of a source by seeded permutations of its sample numbers: training and test data."""
+"""Divides a source into parts such as training and test data; the same on any number of ranks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.comm.context import Context
-from mpidl.data.fields import READ_BYTES, infer_fields
-from mpidl.data.formats.source import Source
-from mpidl.data.manifest import Arrays, plain_name
-from mpidl.errors import DataError
+from mpidl.data.formats.source import Source, infer_role
+from mpidl.data.manifest import Arrays
+from mpidl.errors import ConfigError, DataError
 
-NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
-Samples = NDArray[np.int64]
+PIECE = 4096  # labels that are read at a time
+Numbers = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Split:
-    """How to divide a source.
-
-    Attributes:
-        fractions: Of the samples, adding up to 1.
-        names: Of the parts.
-        seed: Of the permutation.
-        stratify: Whether each class is divided by these fractions.
-    """
-
-    fractions: tuple[float, ...]
-    names: tuple[str, ...]
-    seed: int = 0
-    stratify: bool = False
-
-    @staticmethod
-    def parse(fractions: str, names: str | None, seed: int = 0, stratify: bool = False) -> Split:
-        """From the command line.
-
-        Args:
-            fractions: Such as "0.9,0.1".
-            names: Such as "train,test"; None: these, or with "validation" between them.
-            seed: Of the permutation.
-            stratify: Whether each class is divided by these fractions.
-
-        Raises:
-            DataError: They are no such fractions or names.
-        """
-        try:
-            numbers = tuple(float(word) for word in fractions.split(","))
-        except ValueError:
-            numbers = ()
-        if len(numbers) < 2 or not all(0 < number < 1 for number in numbers):
-            raise DataError(
-                f"{fractions!r} is no list of two or more fractions between 0 and 1",
-                where="--split",
-                remedy="write it as 0.9,0.1",
-            )
-        if abs(sum(numbers) - 1) > 1e-6:
-            raise DataError(
-                f"the fractions {fractions} add up to {sum(numbers):g}, not to 1",
-                where="--split",
-                remedy="name a part also for samples that nobody needs",
-            )
-        words = tuple(names.split(",")) if names else NAMES.get(len(numbers), ())
-        fit = len(words) == len(set(words)) == len(numbers)
-        if not fit or not all(plain_name(word) and word != ".." for word in words):
-            raise DataError(
-                f"{len(numbers)} parts cannot be named {', '.join(words) or 'by default'}",
-                where="--split-names",
-                remedy="give a different name for each part, as in train,validation,test",
-            )
-        if seed < 0:
-            raise DataError(f"is {seed}", where="--seed", remedy="choose a seed of at least 0")
-        return Split(numbers, words, seed, stratify)
-
-
-def divide(source: Source, split: Split, context: Context) -> dict[str, Source]:
-    """The parts of a source, the same for any number of ranks. Collective.
+def parse_split(text: str, names: str) -> dict[str, float]:
+    """The parts that `--split` and `--split-names` describe: name -> fraction.
 
     Raises:
-        DataError: On every rank: a part would be empty, or there are no classes to stratify by.
+        ConfigError: They are no fractions that add up to 1, or not as many names.
     """
-    classes = _read_classes(source, context) if split.stratify else None
-    with context.fail_together("dividing the samples"):
-        parts = split_samples(source.samples, split, classes)
-        for name, numbers in parts.items():
-            if not len(numbers):
-                raise DataError(
-                    f"the part {name!r} of {source.samples} samples would be empty",
-                    where="--split",
-                    remedy="choose other fractions, or shard more samples",
-                )
-        return {name: select(source, numbers) for name, numbers in parts.items()}
+    parts = [name.strip() for name in names.split(",")]
+    try:
+        fractions = [float(word) for word in text.split(",")]
+    except ValueError:
+        fractions = []
+    # "not >" refuses NaN too
+    if len(fractions) < 2 or not min(fractions) > 0 or not math.isclose(sum(fractions), 1):
+        raise ConfigError(
+            f"--split is {text!r}, but must be fractions above 0 that add up to 1",
+            where="--split",
+            remedy="as in --split 0.9,0.1",
+        )
+    plain = all(name and name not in (".", "..") and "/" not in name for name in parts)
+    if len(set(parts)) != len(fractions) or len(parts) != len(fractions) or not plain:
+        raise ConfigError(
+            f"--split-names is {names!r}, but must be {len(fractions)} different names of folders",
+            where="--split-names",
+            remedy="as in --split 0.8,0.1,0.1 --split-names train,validation,test",
+        )
+    return dict(zip(parts, fractions, strict=True))
 
 
-def split_samples(samples: int, split: Split, classes: Samples | None) -> dict[str, Samples]:
-    """The sample numbers of each part, ascending.
+def counts(samples: int, fractions: Sequence[float]) -> list[int]:
+    """Whole numbers in these proportions that add up to `samples`, by the largest remainder."""
+    # Rounded: 0.29 * 100 is 28.999999999999996
+    exact = [round(samples * fraction, 9) for fraction in fractions]
+    found = [math.floor(share) for share in exact]
+    order = sorted(range(len(exact)), key=lambda part: (found[part] - exact[part], part))
+    for part in order[: samples - sum(found)]:
+        found[part] += 1
+    return found
+
+
+def divide(groups: Sequence[Numbers], fractions: dict[str, float], seed: int) -> dict[str, Numbers]:
+    """Divide each group of sample numbers at random in these proportions.
 
     Args:
-        samples: Number of samples.
-        split: How to divide them.
-        classes: (samples,) the class of each, to stratify by; None: not stratified.
+        groups: The samples of each class, or all in one group.
+        fractions: Of each part.
+        seed: Of the permutations.
+
+    Returns:
+        The sample numbers of each part, ascending.
+
+    Raises:
+        DataError: A part has no sample.
     """
-    order = np.random.Generator(np.random.PCG64(split.seed)).permutation(samples)
-    if classes is not None:
-        order = order[np.argsort(classes[order], kind="stable")]  # class after class
-    sizes = [samples] if classes is None else np.unique(classes, return_counts=True)[1].tolist()
-    counts = _round(sizes, split.fractions)
-    owners = np.repeat(np.tile(np.arange(len(split.names)), len(sizes)), counts.reshape(-1))
-    return {name: np.sort(order[owners == part]) for part, name in enumerate(split.names)}
-
-
-def _round(sizes: Sequence[int], fractions: Sequence[float]) -> NDArray[np.int64]:
-    """(classes, parts) numbers of samples: each is its fraction rounded down or up.
-
-    By the largest remainder; what rounding took from a part, or gave it, counts for the classes
-    that follow, so that also the sums over classes keep to the fractions.
-    """
-    owed = np.zeros(len(fractions))
-    counts = np.empty((len(sizes), len(fractions)), np.int64)
-    for row, size in zip(counts, sizes, strict=True):
-        exact = size * np.asarray(fractions) / math.fsum(fractions)
-        row[:] = np.floor(exact + 1e-9)
-        owed += exact - row
-        left = size - int(row.sum())
-        rounded = np.where(exact - row > 1e-9, owed, -np.inf)
-        largest = np.argsort(-rounded, kind="stable")[:left]
-        row[largest] += 1
-        owed[largest] -= 1
-    return counts
-
-
-def _read_classes(source: Source, context: Context) -> Samples:
-    """(samples,) the class of each sample; every rank reads its share. Collective."""
-    with context.fail_together("reading the labels"):
-        fields = infer_fields(source)
-        labels = [name for name, field in fields.items() if field.role == "label"]
-        whole = [
-            name
-            for name in labels
-            if np.dtype(fields[name].dtype).kind in "iu" and math.prod(fields[name].shape) == 1
-        ]
-        if len(labels) != 1 or not whole:
-            found = f"the labels are {', '.join(labels)}" if labels else "there is no label"
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[Numbers]] = {name: [] for name in fractions}
+    for group in groups:
+        stops = np.cumsum(counts(len(group), list(fractions.values())))
+        for name, part in zip(found, np.split(rng.permutation(group), stops[:-1]), strict=True):
+            found[name].append(part)
+    parts = {name: np.sort(np.concatenate(pieces)) for name, pieces in found.items()}
+    for name, part in parts.items():
+        if not len(part):
             raise DataError(
-                f"needs one label with a class for each sample, but {found}",
-                where="--stratify",
-                remedy="name it with --label, or leave out --stratify",
+                f"the part {name!r} is {fractions[name]:g} of {sum(map(len, groups))} samples, "
+                "which is none",
+                where="--split",
+                remedy="choose a larger fraction in --split, or give more samples",
             )
-        size = sum(field.sample_bytes for field in fields.values())
-        step = max(1, READ_BYTES // max(1, size))
-        start = context.rank * source.samples // context.size
-        stop = (context.rank + 1) * source.samples // context.size
-        own = [
-            source.read(low, min(low + step, stop))[whole[0]].reshape(-1).astype(np.int64)
-            for low in range(start, stop, step)
-        ]
-    everywhere = context.allgather_object(own)
-    return np.concatenate([piece for part in everywhere for piece in part])
+    return parts
 
 
-def select(source: Source, numbers: Samples) -> Source:
-    """A source of some of the samples.
+def by_class(source: Source) -> list[Numbers]:
+    """The numbers of the samples of each class, in the order of the classes.
 
-    Args:
-        source: All samples.
-        numbers: Which, ascending.
+    Raises:
+        DataError: The source has not one class for each sample.
     """
+    first = source.read(0, min(1, source.samples))
+    fitting = [
+        name
+        for name, array in first.items()
+        if source.roles.get(name, infer_role(name, array, source.label)) == "label"
+    ]
+    if len(fitting) != 1 or first[fitting[0]].dtype.kind not in "biu":
+        raise DataError(
+            f"cannot be stratified: {', '.join(fitting) or 'no field'} is no single label of "
+            "classes",
+            where="--stratify",
+            remedy="name the class label with --label, or leave out --stratify",
+        )
+    steps = range(0, source.samples, PIECE)
+    pieces = [source.read(low, min(low + PIECE, source.samples))[fitting[0]] for low in steps]
+    labels = np.concatenate(pieces)
+    if labels.size != len(labels):
+        raise DataError(
+            f"cannot be stratified: {fitting[0]!r} has several labels for each sample",
+            where="--stratify",
+            remedy="leave out --stratify",
+        )
+    inverse = np.unique(labels.reshape(-1), return_inverse=True)[1]
+    order = np.argsort(inverse, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(inverse))[:-1])
+
+
+def subset(source: Source, numbers: Numbers) -> Source:
+    """The samples `numbers` (ascending) of a source, read in long ranges."""
 
     def read(start: int, stop: int) -> Arrays:
         wanted = numbers[start:stop]
         if not len(wanted):
             return source.read(0, 0)
-        # in pieces of as many samples as are wanted: no more memory, also where they lie far apart
+        step, end = max(64, len(wanted)), int(wanted[-1]) + 1
         pieces: list[Arrays] = []
-        edges = np.arange(wanted[0], wanted[-1] + 1 + len(wanted), len(wanted))
-        for some in np.split(wanted, np.searchsorted(wanted, edges[1:-1])):
-            if len(some):
-                arrays = source.read(int(some[0]), int(some[-1]) + 1)
-                pieces.append({name: array[some - some[0]] for name, array in arrays.items()})
+        for low in range(int(wanted[0]), end, step):
+            high = min(low + step, end)
+            inside = wanted[(wanted >= low) & (wanted < high)]
+            if len(inside):
+                arrays = source.read(low, high)
+                pieces.append({name: array[inside - low] for name, array in arrays.items()})
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
-    return replace(source, samples=len(numbers), read=read, numbers=numbers)
+    return replace(source, samples=len(numbers), read=read)

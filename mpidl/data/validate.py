@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.manifest import Arrays
+from mpidl.data.manifest import Arrays, Field
 from mpidl.data.reader import Reader
 from mpidl.errors import DataError
 
@@ -31,11 +31,22 @@ def check_values(reader: Reader, arrays: Arrays, pieces: Pieces) -> None:
         if classes is not None:
             bad = (array < 0) | (array >= classes)
             if bad.any():
-                raise _error(reader, name, array, bad, pieces, f"labels must lie in [0, {classes})")
+                raise _error(
+                    reader,
+                    name,
+                    array,
+                    bad,
+                    pieces,
+                    f"{_what(reader.fields[name])} must lie in [0, {classes})",
+                )
         elif array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
             bad = ~np.isfinite(array)
             if bad.any():
                 raise _error(reader, name, array, bad, pieces, "values must be finite")
+
+
+def _what(field: Field) -> str:
+    return "tokens" if field.role == "feature" else "labels"
 
 
 def _error(

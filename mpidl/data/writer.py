@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,14 @@ from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
-from mpidl.data.fields import (
-    READ_BYTES,
-    Note,
-    Tally,
-    add_statistics,
-    count_classes,
-    infer_fields,
-    note_absent_classes,
-    to_storable,
-)
+from mpidl.data.fields import Note, Tally, complete_fields, infer_fields, to_storable
 from mpidl.data.formats.source import Source
-from mpidl.data.manifest import Arrays, Field, Layout, Manifest, Shard, new_manifest, save_manifest
+from mpidl.data.manifest import Arrays, Field, Manifest, Shard, new_manifest, save_manifest
 from mpidl.errors import DataError, MpidlError
 from mpidl.files import file_sha256, partial_path, publish, reserve, sync, writing
 
 CHUNK_BYTES = 256 << 10  # a chunk holds some batches of small samples, or one large sample
+READ_BYTES = 32 << 20  # of the source, in memory at a time
 SHARED_FILE = "shard-00000.h5"
 Progress = Callable[[int], None]
 
@@ -39,13 +32,13 @@ class WriteOptions:
     """How to write a data set.
 
     Attributes:
-        shards: Number of files, ignored where they are shared; 0: one a rank, at least 4.
+        shards: Number of files; ignored where they are shared.
         shared: Whether all ranks write one file.
         compression: None, "gzip" or "lzf".
         overwrite: Whether to replace an existing data set.
     """
 
-    shards: int = 0
+    shards: int
     shared: bool = False
     compression: str | None = None
     overwrite: bool = False
@@ -76,11 +69,10 @@ def write_dataset(
     Raises:
         DataError: On every rank: the source, the options or the file system do not allow it.
     """
-    return write_parts(source, {"": source}, folder, options, context, progress, note=note)[""]
+    return write_parts({"": source}, folder, options, context, progress, note=note)[""]
 
 
 def write_parts(
-    source: Source,
     parts: Mapping[str, Source],
     folder: Path,
     options: WriteOptions,
@@ -89,54 +81,44 @@ def write_parts(
     *,
     note: Note = lambda text: None,
 ) -> dict[str, Manifest]:
-    """Shard the parts of a source into data sets folder/NAME. Collective.
+    """Shard parts of one source into folders below `folder`, all or none of them. Collective.
 
-    Their classes are those of the whole source, their statistics their own. Folder, options and
-    the rest are as of `write_dataset`.
+    The classes are those of all parts; statistics are each part's own. For the arguments see
+    `write_dataset`.
 
     Args:
-        source: All raw data.
-        parts: Name -> samples of it, each in one part.
-        folder: The folder of the data sets, which appears complete or not at all.
-        options: How, for each part.
-        context: The ranks.
-        progress: Called on every rank, with the number of samples written.
-        note: Called on every rank, with a sentence for each anomaly in the data.
+        parts: Name of the folder -> its samples; the name "" is `folder` itself.
 
     Returns:
-        The manifests, on every rank.
-
-    Raises:
-        DataError: On every rank: the source, the options or the file system do not allow it.
+        The manifest of each part, on every rank.
     """
-    fields = context.on_root(lambda: _plan(source, parts, options), "reading the first sample")
-    partial = partial_path(folder)
-    context.on_root(lambda: _prepare(folder, partial, list(parts), options), f"preparing {folder}")
+    plans = {
+        name: context.on_root(partial(_plan, part, options), "reading the first sample")
+        for name, part in parts.items()
+    }
+    unfinished = partial_path(folder)
+    context.on_root(lambda: _prepare(folder, unfinished, options, parts), f"preparing {folder}")
     try:
         writers = {
-            name: _Writer(part, partial / name, fields, options, context, progress)
+            name: _Writer(part, unfinished / name, plans[name], options, context, progress)
             for name, part in parts.items()
         }
-        shards = {name: writer.write() for name, writer in writers.items()}
-        tallies = {
-            name: context.allgather_object(writer.tallies) for name, writer in writers.items()
-        }
-        with context.fail_together("describing the fields"):
-            manifests = _describe_parts(source, fields, shards, tallies, options, note)
-        context.on_root(lambda: _publish(folder, partial, manifests), f"publishing {folder}")
+        for writer in writers.values():
+            writer.write()
+        manifests = {name: writers[name].describe(writers, note) for name in parts}
+        context.on_root(lambda: _publish(folder, unfinished, manifests), f"publishing {folder}")
     except MpidlError:
         if context.is_root:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return manifests
 
 
-def _plan(source: Source, parts: Mapping[str, Source], options: WriteOptions) -> dict[str, Field]:
+def _plan(source: Source, options: WriteOptions) -> dict[str, Field]:
     fields = infer_fields(source)
-    smallest = min(part.samples for part in parts.values())
-    if not options.shared and not 0 <= options.shards <= smallest:
+    if not options.shared and not 1 <= options.shards <= source.samples:
         raise DataError(
-            f"cannot divide {smallest} samples into {options.shards} shards",
+            f"cannot divide {source.samples} samples into {options.shards} shards",
             remedy="choose another --shards",
         )
     if options.compression and options.shared:
@@ -146,52 +128,28 @@ def _plan(source: Source, parts: Mapping[str, Source], options: WriteOptions) ->
     return fields
 
 
-def _prepare(folder: Path, partial: Path, parts: Sequence[str], options: WriteOptions) -> None:
+def _prepare(folder: Path, unfinished: Path, options: WriteOptions, parts: Iterable[str]) -> None:
     if folder.exists() and not options.overwrite:
         raise DataError(
             "exists already", where=str(folder), remedy="choose another --out, or add --overwrite"
         )
-    if partial.exists():
-        shutil.rmtree(partial)
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
     for name in parts:
-        (partial / name).mkdir(parents=True)
+        (unfinished / name).mkdir(exist_ok=True)
 
 
-def _describe_parts(
-    source: Source,
-    fields: Mapping[str, Field],
-    shards: Mapping[str, tuple[Shard, ...]],
-    tallies: Mapping[str, Sequence[Mapping[str, Tally]]],
-    options: WriteOptions,
-    note: Note,
-) -> dict[str, Manifest]:
-    """The manifests of all parts."""
-    everything = [tally for part in tallies.values() for tally in part]
-    counted = count_classes(fields, everything, source, note)
-    manifests = {}
-    for name, own in tallies.items():
-
-        def say(text: str, name: str = name) -> None:
-            note(f"{name}: {text}" if name else text)
-
-        note_absent_classes(counted, own, everything, say)
-        completed = add_statistics(counted, own, say)
-        layout: Layout = "shared" if options.shared else "shards"
-        manifests[name] = new_manifest(layout, completed, shards[name])
-    return manifests
-
-
-def _publish(folder: Path, partial: Path, manifests: Mapping[str, Manifest]) -> None:
+def _publish(folder: Path, unfinished: Path, manifests: Mapping[str, Manifest]) -> None:
     for name, manifest in manifests.items():
-        save_manifest(partial / name, manifest)
-        sync(partial / name)
+        save_manifest(unfinished / name, manifest)
     if folder.exists():
         shutil.rmtree(folder)
-    publish(partial, folder)
+    publish(unfinished, folder)
 
 
 class _Writer:
-    """What one rank writes of a data set; for the arguments see `write_parts`."""
+    """One rank's part in writing a data set; for the arguments see `write_dataset`."""
 
     def __init__(
         self,
@@ -208,27 +166,40 @@ class _Writer:
         self.options = options
         self.context = context
         self.progress = progress
-        self.shards = options.shards or min(max(4, context.size), source.samples)
-        self.tallies = {name: Tally() for name in fields}
+        self.shards: tuple[Shard, ...] = ()
+        self.everywhere: list[dict[str, Tally]] = []
+        self.tallies = {name: Tally.of(field) for name, field in fields.items()}
 
-    def write(self) -> tuple[Shard, ...]:
-        """Write all files. Collective.
-
-        Returns:
-            What is in them, on every rank.
-        """
+    def write(self) -> None:
+        """Write all files. Collective."""
         shards = self._write_shared() if self.options.shared else self._write_shards()
         everywhere = self.context.allgather_object(shards)
         ordered = sorted((item for part in everywhere for item in part), key=lambda item: item[0])
-        return tuple(shard for _, shard in ordered)
+        self.shards = tuple(shard for _, shard in ordered)
+        self.everywhere = self.context.allgather_object(self.tallies)
+
+    def describe(self, writers: Mapping[str, _Writer], note: Note) -> Manifest:
+        """The manifest, after all writers wrote: its classes are those of all. Collective."""
+        others = [
+            {name: replace(tally, moments=None) for name, tally in part.items()}
+            for writer in writers.values()
+            if writer is not self
+            for part in writer.everywhere
+        ]
+        # The whole, for notes of how many classes there are for how many samples
+        samples = sum(writer.source.samples for writer in writers.values())
+        whole = replace(self.source, samples=samples)
+        with self.context.fail_together("describing the fields"):
+            fields = complete_fields(self.fields, [*self.everywhere, *others], whole, note)
+        return new_manifest("shared" if self.options.shared else "shards", fields, self.shards)
 
     def _write_shards(self) -> list[tuple[int, Shard]]:
         with self.context.fail_together(f"writing {self.folder}"):
-            own = range(self.context.rank, self.shards, self.context.size)
+            own = range(self.context.rank, self.options.shards, self.context.size)
             return [(index, self._write_shard(index)) for index in own]
 
     def _write_shard(self, index: int) -> Shard:
-        start, stop = _share(self.source.samples, index, self.shards)
+        start, stop = _share(self.source.samples, index, self.options.shards)
         path = self.folder / f"shard-{index:05d}.h5"
         with writing(path):
             with hdf5.open_file(path, "w") as file:
@@ -299,22 +270,21 @@ class _Writer:
         for name, field in self.fields.items():
             if arrays[name].dtype.name != field.dtype or arrays[name].shape[1:] != field.shape:
                 raise DataError(
-                    f"field {name!r} changes its dtype or shape at sample "
-                    f"{self.source.number(low)}",
+                    f"field {name!r} changes its dtype or shape at sample {low}",
                     remedy="make the source uniform",
                 )
-            _refuse_nonfinite(name, arrays[name], low, self.source)
-            self.tallies[name].add(arrays[name], field)
+            _refuse_nonfinite(name, arrays[name], low)
+            self.tallies[name].add(arrays[name], field.role)
         return arrays
 
 
-def _refuse_nonfinite(name: str, array: NDArray[Any], low: int, source: Source) -> None:
+def _refuse_nonfinite(name: str, array: NDArray[Any], low: int) -> None:
     if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
         bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
         if bad.any():
             raise DataError(
-                f"field {name!r} of sample {source.number(low + int(bad.argmax()))} of the source "
-                "holds a NaN or an infinity",
+                f"field {name!r} of sample {low + int(bad.argmax())} of the source holds a NaN or "
+                "an infinity",
                 remedy="remove or repair that sample",
             )
 

@@ -14,6 +14,8 @@ from mpidl.data import hdf5
 from mpidl.errors import ConfigError
 from mpidl.files import check_folder, write_atomically, writing
 
+Columns = dict[str, NDArray[Any]]
+
 
 def check_target(path: Path) -> None:
     """Refuse a file that could not be written, before any work.
@@ -30,40 +32,18 @@ def check_target(path: Path) -> None:
     check_folder(path)
 
 
-def write_predictions(path: Path, probabilities: NDArray[np.float32]) -> list[int]:
-    """Write the arrays "label", (n,) int64, and "probability", (n, classes) float32.
-
-    Args:
-        path: The file; its suffix is one of `WRITERS`.
-        probabilities: (n, classes).
-
-    Returns:
-        The number of samples predicted for each class.
-
-    Raises:
-        DataError: The file cannot be written.
-    """
-    label = probabilities.argmax(axis=1)
-    with writing(path), write_atomically(path) as partial:
-        WRITERS[path.suffix](partial, {"label": label, "probability": probabilities})
-    return [int(count) for count in np.bincount(label, minlength=probabilities.shape[1])]
-
-
-def write_values(path: Path, values: NDArray[np.float32]) -> None:
-    """Write the array "value", (n, ...) float32, the predictions of a regression.
+def write_predictions(path: Path, predictions: Columns) -> None:
+    """Write arrays by name, for example "label", (n,) int64, and "probability", (n, classes).
 
     Args:
         path: The file; its suffix is one of `WRITERS`. A table has one column for each element.
-        values: (n, ...).
+        predictions: Arrays (n, ...).
 
     Raises:
         DataError: The file cannot be written.
     """
     with writing(path), write_atomically(path) as partial:
-        WRITERS[path.suffix](partial, {"value": values})
-
-
-Columns = dict[str, NDArray[Any]]
+        WRITERS[path.suffix](partial, predictions)
 
 
 def _write_npz(path: Path, columns: Columns) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,16 +15,17 @@ from mpidl.collectives import recv, send
 from mpidl.comm.context import Context
 from mpidl.config import build_config
 from mpidl.data.formats import open_source
-from mpidl.data.formats.source import Source
+from mpidl.data.formats.source import Source, infer_role
 from mpidl.data.manifest import NAME as MANIFEST
-from mpidl.data.manifest import Arrays
+from mpidl.data.manifest import Arrays, load_manifest
 from mpidl.data.reader import Reader
 from mpidl.data.sampler import contiguous_batches
 from mpidl.errors import CheckpointError, DataError
 from mpidl.nn import Model
+from mpidl.task import InputSpec, Task
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.build import build_for_data
-from mpidl.train.inputs import Inputs, InputSpec
+from mpidl.train.inputs import Inputs
 
 BATCH = 256
 
@@ -48,9 +48,10 @@ class Predictor:
         with context.fail_together(f"building the model of {saved.path}"):
             self.config = build_config(saved.meta.config, str(saved.path))
             self.spec = msgspec.convert(saved.meta.inputs, InputSpec)
+            self.task: Task = self.config.task.create(self.spec)
             self.ops: Ops = create_ops(backend, context.local_rank, context.threads)
-            self.model: Model = build_for_data(self.config.model, self.spec, self.ops)
-            self.inputs = Inputs(self.spec, self.model)
+            self.model: Model = build_for_data(self.config.model, self.task, self.ops)
+            self.inputs = Inputs(self.task, self.model)
             values = self.model.parameters.values
             if values.shape != saved.buffers["parameters"].shape:
                 raise CheckpointError(
@@ -65,39 +66,31 @@ class Predictor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the prediction for a sample: (classes,), or that of the target."""
-        return self.spec.target_shape if self.spec.classes is None else (self.spec.classes,)
+        """Shape of the outputs for a sample."""
+        return self.model.output_shape
 
-    def predict(self, raw: NDArray[Any]) -> NDArray[Any]:
-        """Probabilities of the classes, or the values of a regression.
-
-        Args:
-            raw: Samples as in the data set, (n, *field shape).
-
-        Returns:
-            (n, *shape) float32.
-        """
-        if self.spec.classes is not None:
-            return self.probabilities(raw)
-        outputs = self.model.forward(self.inputs.features(raw))[0]
-        # a copy: the next pass reuses the memory
-        return np.array(self.ops.to_host(outputs), np.float32).reshape(len(raw), *self.shape)
-
-    def probabilities(self, raw: NDArray[Any]) -> NDArray[Any]:
-        """Probabilities of the classes.
+    def outputs(self, arrays: Arrays) -> NDArray[np.float32]:
+        """What the model gives, before the task turns it into predictions.
 
         Args:
-            raw: Samples as in the data set, (n, *field shape).
+            arrays: The input fields of samples as in the data set, (n, *field shape).
 
         Returns:
-            (n, classes) float32, each row adds up to 1.
+            (n, *shape).
         """
-        logits = self.ops.to_host(self.model.forward(self.inputs.features(raw))[0]).astype(
-            np.float64
-        )
-        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-        result: NDArray[Any] = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
-        return result
+        found = self.model.forward(self.inputs.features(arrays))[0]
+        return np.array(self.ops.to_host(found), np.float32)  # the next pass reuses the memory
+
+    def predict(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
+        """Predictions of the task, such as "label" and "probability", or "value".
+
+        Args:
+            arrays: As of `outputs`.
+
+        Returns:
+            Arrays (n, ...) by name.
+        """
+        return self.task.predictions(self.outputs(arrays))
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -133,57 +126,64 @@ class Samples(Protocol):
 
 
 class _RawSamples:
-    """Raw files as samples; their first feature takes the name that the model knows."""
+    """Raw files as samples; a lone feature takes the name that the model knows."""
 
     def __init__(self, source: Source, spec: InputSpec, where: str) -> None:
         self._source = source
-        self._spec = spec
         arrays = source.read(0, min(1, source.samples))
-        roles = replace(source.roles, labels=source.roles.labels or (spec.label,))
+        labels = {field.name for field in spec.target.fields}
         features = [
-            name for name, array in arrays.items() if roles.role_of(name, array) == "feature"
+            name
+            for name, array in arrays.items()
+            if name not in labels and infer_role(name, array, source.label) == "feature"
         ]
-        self._name = spec.feature if spec.feature in arrays else (features[0] if features else "")
-        if not self._name or arrays[self._name].shape[1:] != spec.field_shape:
-            found = {name: array.shape[1:] for name, array in arrays.items()}
-            raise DataError(
-                f"the model takes samples of shape {spec.field_shape}, found {found}",
-                where=where,
-                remedy="give data of that shape; a label among its columns is left out with "
-                "--label NAME",
-            )
+        self._names = {field.name: field.name for field in spec.features}  # ours -> the source's
+        if len(spec.features) == 1 and spec.features[0].name not in arrays and features:
+            self._names = {spec.features[0].name: features[0]}
+        for field in spec.features:
+            own = self._names[field.name]
+            if own not in arrays or arrays[own].shape[1:] != field.shape:
+                found = {name: array.shape[1:] for name, array in arrays.items()}
+                raise DataError(
+                    f"the model takes samples of shape {field.shape} in {field.name!r}, found "
+                    f"{found}",
+                    where=where,
+                    remedy="give data of that shape; a label among its columns is left out with "
+                    "--label NAME",
+                )
 
     def __len__(self) -> int:
         return self._source.samples
 
     def read(self, pieces: Sequence[tuple[int, int]]) -> Arrays:
+        parts = [self._source.read(*piece) for piece in pieces]
         return {
-            self._spec.feature: np.concatenate(
-                [self._source.read(*piece)[self._name] for piece in pieces]
-            )
+            name: np.concatenate([part[own] for part in parts]) for name, own in self._names.items()
         }
 
 
-def open_samples(paths: Sequence[Path], spec: InputSpec, **options: Any) -> Samples:
+def open_samples(paths: Sequence[Path], task: Task, **options: Any) -> Samples:
     """A sharded data set or raw files, checked against what the model takes.
 
     Args:
         paths: A folder with a manifest, or raw files.
-        spec: What the model takes.
+        task: What the model was trained for.
         options: Of `open_source`, for raw files.
 
     Raises:
         DataError: They do not fit the model, or cannot be read.
     """
+    spec = task.spec
     if len(paths) == 1 and (paths[0] / MANIFEST).is_file():
-        reader = Reader(paths[0], driver="posix", fields=[spec.feature])
-        spec.check(reader.manifest, str(paths[0]), needs_label=False)
-        return reader
+        names = [field.name for field in spec.features]
+        manifest = load_manifest(paths[0])
+        task.check(manifest, str(paths[0]), needs_label=False)
+        return Reader(paths[0], driver="posix", fields=names)
     return _RawSamples(open_source(paths, **options), spec, ", ".join(map(str, paths)))
 
 
 def predict(predictor: Predictor, samples: Samples, context: Context) -> NDArray[np.float32] | None:
-    """Predictions for a whole data set; each rank computes its part. Collective.
+    """Outputs for a whole data set; each rank computes its part. Collective.
 
     Args:
         predictor: The model.
@@ -196,7 +196,7 @@ def predict(predictor: Predictor, samples: Samples, context: Context) -> NDArray
     own: list[NDArray[Any]] = []
     with context.fail_together("predicting"):
         for piece in contiguous_batches(len(samples), context.rank, context.size, BATCH):
-            own.append(predictor.predict(samples.read([piece])[predictor.spec.feature]))
+            own.append(predictor.outputs(samples.read([piece])))
     local = np.concatenate(own) if own else np.empty((0, *predictor.shape), np.float32)
     counts = context.allgather_object(local.size)
     if not context.is_root:

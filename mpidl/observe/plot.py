@@ -11,13 +11,22 @@ from mpidl.extras import load_extra
 from mpidl.files import check_folder, write_atomically
 
 
-def plot_run(records: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw loss and accuracy over steps, of training batches and of the test set.
+def plot_run(
+    records: list[dict[str, Any]],
+    path: Path,
+    title: str,
+    metric: str = "accuracy",
+    *,
+    percent: bool = True,
+) -> None:
+    """Draw loss and a metric over steps, of training batches and of the test set.
 
     Args:
         records: From `read_metrics`.
         path: The file; its suffix chooses the format.
         title: Above the plot.
+        metric: Its name in the records; "loss": only that.
+        percent: Whether the metric is a share.
 
     Raises:
         PlatformError: matplotlib is missing.
@@ -26,7 +35,8 @@ def plot_run(records: list[dict[str, Any]], path: Path, title: str) -> None:
     plt = _pyplot()
     steps = [r for r in records if r["kind"] == "step"]
     tests = [r for r in records if r["kind"] == "evaluation"]
-    labels = {"loss": "loss", "accuracy": "accuracy (%)"}
+    unit = " (%)" if percent else ""
+    labels = {"loss": "loss"} | {metric: metric.replace("_", " ") + unit}
     names = [name for name in labels if any(name in record for record in (*steps, *tests))]
     size = (5 * max(len(names), 1), 4)
     figure, grid = plt.subplots(
@@ -34,23 +44,25 @@ def plot_run(records: list[dict[str, Any]], path: Path, title: str) -> None:
     )
     axes = grid[0]
     for axis, name in zip(axes, names, strict=False):
-        scale = 100 if name == "accuracy" else 1
-        axis.plot(
-            [r["step"] for r in steps],
-            [r[name] * scale for r in steps],
-            color="0.6",
-            lw=1,
-            label="training batches",
-        )
+        scale = 100 if name == metric != "loss" and percent else 1
+        seen = [r for r in steps if name in r]
+        if seen:
+            axis.plot(
+                [r["step"] for r in seen],
+                [r[name] * scale for r in seen],
+                color="0.6",
+                lw=1,
+                label="training batches",
+            )
         if tests:
             axis.plot(
-                [r["step"] for r in tests],
-                [r[name] * scale for r in tests],
+                [r["step"] for r in tests if name in r],
+                [r[name] * scale for r in tests if name in r],
                 "o-",
                 color="tab:blue",
                 label="test set",
             )
-        axis.set(xlabel="step", ylabel=labels[name])
+        axis.set(xlabel="step", ylabel="loss" if name == "loss" else labels[name])
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0].set_yscale("log")

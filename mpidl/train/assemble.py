@@ -14,11 +14,13 @@ from mpidl.data.manifest import Manifest
 from mpidl.data.sampler import window_steps
 from mpidl.nn import Model
 from mpidl.optim import LearningRate
+from mpidl.task import Task
+from mpidl.train.augmented import augment
 from mpidl.train.build import build_for_data, build_loss, build_optimizer, build_strategy
 from mpidl.train.engine import AnyStrategy, StepOptions, TrainingStep
 from mpidl.train.events import Observers
 from mpidl.train.feed import Feed
-from mpidl.train.inputs import Inputs, InputSpec, input_spec
+from mpidl.train.inputs import Inputs, input_spec
 
 Say = Callable[[str], None]
 
@@ -30,7 +32,7 @@ class Parts:
     Attributes:
         reader: The training data.
         test: The test data, if there are any.
-        spec: What the model expects of a data set.
+        task: What the model is trained for, and what it expects of a data set.
         feed: Batches on the device, in the order of its sampler.
         step: Takes the steps; it has model, loss, strategy and optimizer.
         rate: The learning rate.
@@ -38,7 +40,7 @@ class Parts:
 
     reader: Reader
     test: Reader | None
-    spec: InputSpec
+    task: Task
     feed: Feed
     step: TrainingStep
     rate: LearningRate
@@ -80,8 +82,10 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
     reader = Reader(data.train, context=context, driver=data.driver, verify=data.verify)
     with context.fail_together("setting up the model"):
         spec = input_spec(reader.manifest, config, lambda text: say(f"note: {text}"))
+        task = config.task.create(spec)
+        reader.select(spec.field_names)
         ops = create_ops(config.backend.name, context.local_rank, context.threads)
-        model = build_for_data(config.model, spec, ops, config.train.precision)
+        model = build_for_data(config.model, task, ops, config.train.precision)
         run = config.run_info(
             ranks=context.size,
             needs_collective=model.needs_collective,
@@ -89,23 +93,26 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
         )
         config.sync.chosen.check(config.sync.options, run)
         sampler = _build_sampler(config, reader.manifest, context)
-    test = _open_test(config, spec, context)
+        inputs = Inputs(task, model)
+        augmented = augment(config, inputs)
+    test = _open_test(config, task, context)
     feed = Feed(
         Loader(reader, sampler, context=context),
         sampler,
-        Inputs(spec, model),
+        inputs,
         config.train.micro_batches,
         stages_empty=model.needs_collective,
+        augmented=augmented,
     )
     watchdog.start(context.comm, config.sync.watchdog)
     run = replace(run, epoch_steps=feed.loader.steps)
     strategy = build_strategy(config.sync, model.parameters, context, run)
     feed.stages_empty |= model.parameters.gathers_in_passes
     optimizer = build_optimizer(config.optim, strategy.shard, ops)
-    loss = build_loss(config.loss, ops)
+    loss = build_loss(config.loss, task, ops)
     options = _step_options(config, feed)
     step = TrainingStep(model, loss, strategy, optimizer, context, options, observers)
-    return Parts(reader, test, spec, feed, step, _build_rate(config, feed.loader.steps))
+    return Parts(reader, test, task, feed, step, _build_rate(config, feed.loader.steps))
 
 
 def _step_options(config: Config, feed: Feed) -> StepOptions:
@@ -133,14 +140,15 @@ def _build_sampler(config: Config, manifest: Manifest, context: Context) -> Lane
     )
 
 
-def _open_test(config: Config, spec: InputSpec, context: Context) -> Reader | None:
+def _open_test(config: Config, task: Task, context: Context) -> Reader | None:
     """The test data, if there are any. Collective."""
     if config.data.test is None:
         return None
     # evaluation reads at each rank's own pace: never collectively
     test = Reader(config.data.test, context=context, driver="posix", verify=config.data.verify)
     with context.fail_together("checking the test data"):
-        spec.check(test.manifest, config.data.test)
+        task.check(test.manifest, config.data.test)
+        test.select([*task.spec.field_names, *task.extra_fields])
     return test
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import ml_dtypes
 from msgspec.structs import asdict
 
@@ -11,64 +9,28 @@ from mpidl.backend import Ops
 from mpidl.comm.context import Context
 from mpidl.config import LossConfig, ModelConfig, OptimConfig, SyncConfig
 from mpidl.errors import ConfigError
-from mpidl.nn import FlatParameters, Loss, Model
-from mpidl.nn.losses.base import squeeze
+from mpidl.nn import LOSSES, FlatParameters, Loss, Model
 from mpidl.optim import Optimizer, Parameters
 from mpidl.sync import RunInfo
+from mpidl.task import AUTO, Task
 from mpidl.train.engine import AnyStrategy
-from mpidl.train.inputs import InputSpec, Shape
 
 
-def build_for_data(
-    config: ModelConfig, spec: InputSpec, ops: Ops, precision: str = "float32"
-) -> Model:
-    """The model for inputs and targets of `spec`, with zero parameters.
+def build_for_data(config: ModelConfig, task: Task, ops: Ops, precision: str = "float32") -> Model:
+    """The model for the inputs and targets of a task, with zero parameters.
 
     Raises:
         ConfigError: Its outputs cannot be compared with the targets, or an option is impossible.
     """
-    if spec.classes is not None:
-        return _build_classifier(config, spec, spec.classes, ops, precision)
-    target = spec.target_shape
-    # a model's outputs are channels behind the axes of a field, or one vector
-    channels = target[-1] if target else 1
-    for outputs in dict.fromkeys((channels, 1, math.prod(target))):
-        model = build_model(config, spec.shape, outputs, ops, precision)
-        if fits(model.output_shape, target):
+    for outputs in task.output_sizes:
+        model = build_model(config, task.input_shape, outputs, ops, precision)
+        if task.fits(model.output_shape):
             return model
-    raise ConfigError(
-        f"{config.name!r} has outputs of shape {model.output_shape} for a sample, but the label "
-        f"{spec.label!r} has the shape {target}",
-        where="model",
-        remedy="choose a model whose outputs have that shape (unet or fno for fields, mlp for "
-        "vectors), other options, or another label (data.label)",
-    )
-
-
-def fits(output_shape: Shape, target_shape: Shape) -> bool:
-    """Whether outputs can be compared with real targets: the same shape, or all in one vector."""
-    same = squeeze(output_shape) == squeeze(target_shape)
-    return same or output_shape == (math.prod(target_shape),)
-
-
-def _build_classifier(
-    config: ModelConfig, spec: InputSpec, classes: int, ops: Ops, precision: str
-) -> Model:
-    model = build_model(config, spec.shape, classes, ops, precision)
-    if model.output_shape != (classes,):
-        raise ConfigError(
-            f"{config.name!r} gives numbers of shape {model.output_shape} for a sample, but with "
-            "classes as labels 'mpidl train' trains classifiers, which give one for each of the "
-            f"{classes} classes",
-            where="model",
-            remedy="choose another model or other options; train texts through the API "
-            "(docs/models.md), and fields with real labels and a loss such as mse",
-        )
-    return model
+    raise task.refuse_model(config.name, model.output_shape)
 
 
 def build_model(
-    config: ModelConfig, shape: Shape, outputs: int, ops: Ops, precision: str = "float32"
+    config: ModelConfig, shape: tuple[int, ...], outputs: int, ops: Ops, precision: str = "float32"
 ) -> Model:
     """The model with zero parameters that computes in `precision`.
 
@@ -90,8 +52,10 @@ def build_model(
         raise ConfigError(what, where="model.name", remedy="check the options") from error
 
 
-def build_loss(config: LossConfig, ops: Ops) -> Loss:
-    """The loss."""
+def build_loss(config: LossConfig, task: Task, ops: Ops) -> Loss:
+    """The loss; "auto" is the first that the task can be trained with."""
+    if config.name == AUTO:
+        return LOSSES[task.losses[0]](ops)
     loss: Loss = config.chosen(ops, **asdict(config.options))
     return loss
 

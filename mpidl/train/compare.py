@@ -12,7 +12,7 @@ from mpidl.comm.context import Context
 from mpidl.config import Config, load_on_root
 from mpidl.observe.metrics import read_metrics
 from mpidl.sync import STRATEGIES, StepScalars, mean_and_largest
-from mpidl.train.evaluate import describe as describe_quality
+from mpidl.task import Evaluation, format_metric
 from mpidl.train.events import Observer
 from mpidl.train.observers import METRICS
 from mpidl.train.trainer import Trainer, usual_observers
@@ -39,8 +39,8 @@ class Outcome:
 
     Attributes:
         name: The text of its `Spec`.
-        loss: As `Result.loss`.
-        accuracy: As `Result.accuracy`.
+        quality: As `Result.quality`.
+        metric: What the task chooses the best by.
         evaluated_on: As `Result.evaluated_on`.
         seconds: Time of the loop.
         samples: That the ranks have trained on.
@@ -53,8 +53,8 @@ class Outcome:
     """
 
     name: str
-    loss: float
-    accuracy: float | None
+    quality: Evaluation
+    metric: str
     evaluated_on: str
     seconds: float
     samples: int
@@ -63,6 +63,11 @@ class Outcome:
     slowest_kept: float | None
     report: dict[str, Any]
     records: list[dict[str, Any]]
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, for files and --json."""
+        own = {name: value for name, value in vars(self).items() if name != "quality"}
+        return {"name": self.name} | self.quality.record() | own
 
 
 class SpeedMeter(Observer):
@@ -189,8 +194,8 @@ def _run(spec: Spec, config: Config, context: Context, factor: float) -> Outcome
     records = read_metrics(Path(config.train.output) / METRICS) if context.is_root else []
     return Outcome(
         name=spec.text,
-        loss=result.loss,
-        accuracy=result.accuracy,
+        quality=result.quality,
+        metric=trainer.parts.task.best,
         evaluated_on=result.evaluated_on,
         seconds=result.seconds,
         samples=sum(context.allgather_object(meter.samples)),
@@ -220,7 +225,7 @@ def describe(outcome: Outcome) -> str:
     if outcome.kept is not None:
         kept = f", others keep {100 * outcome.kept:.0f} % of their speed beside a slow rank"
     megabytes = outcome.report.get("sent_bytes", 0) / 1e6
-    quality = describe_quality(outcome.loss, outcome.accuracy)
+    quality = outcome.quality.describe()
     return (
         f"{outcome.name}: {outcome.evaluated_on} {quality}, {outcome.seconds:.1f} s, "
         f"{outcome.samples:,} samples, {megabytes:.1f} MB sent by a rank{kept}"
@@ -231,10 +236,11 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """A Markdown table."""
     slowed = any(outcome.kept is not None for outcome in outcomes)
     on = " and ".join(sorted({one.evaluated_on for one in outcomes}))
+    metric = outcomes[0].metric if outcomes else "loss"
     head = [
         "strategy",
-        f"{on} accuracy",
-        "loss",
+        *([] if metric == "loss" else [f"{on} {metric.replace('_', ' ')}"]),
+        "loss" if metric != "loss" else f"{on} loss",
         "seconds",
         "samples/s",
         "MB sent by a rank",
@@ -249,8 +255,8 @@ def _row(one: Outcome, slowed: bool) -> list[str]:
     late = mean_and_largest(one.report)
     cells = [
         one.name,
-        "-" if one.accuracy is None else f"{100 * one.accuracy:.2f} %",
-        f"{one.loss:.4f}",
+        *([] if one.metric == "loss" else [_quality(one)]),
+        f"{one.quality.loss:.4f}",
         f"{one.seconds:.1f}",
         f"{one.samples / one.seconds:,.0f}",
         f"{one.report.get('sent_bytes', 0) / 1e6:.1f}",
@@ -259,3 +265,8 @@ def _row(one: Outcome, slowed: bool) -> list[str]:
     if slowed:
         cells.append("-" if one.kept is None else f"{100 * one.kept:.0f} %")
     return cells
+
+
+def _quality(one: Outcome) -> str:
+    value = one.quality.metrics.get(one.metric)
+    return "-" if value is None else format_metric(one.metric, value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,55 +12,27 @@ from mpidl.data.sampler import contiguous_batches
 from mpidl.data.validate import check_values
 from mpidl.nn import Loss, Model
 from mpidl.optim import RunState
+from mpidl.task import Evaluation, Task
 from mpidl.train.inputs import Inputs
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Means over a data set.
-
-    Attributes:
-        loss: Mean loss of the samples.
-        accuracy: Share of correct samples; None where the targets are no classes.
-        samples: Their number.
-    """
-
-    loss: float
-    accuracy: float | None
-    samples: int
-
-    @property
-    def score(self) -> float:
-        """What the best checkpoint has most of: accuracy, or without classes the negative loss."""
-        return self.accuracy if self.accuracy is not None else -self.loss
-
-    def describe(self) -> str:
-        """In words: "accuracy 91.80 %, loss 0.2310"."""
-        return describe(self.loss, self.accuracy)
-
-
-def describe(loss: float, accuracy: float | None) -> str:
-    """Accuracy, if there is one, and loss in words."""
-    text = f"loss {loss:.4f}"
-    return text if accuracy is None else f"accuracy {100 * accuracy:.2f} %, {text}"
 
 
 class EpochAverage:
     """Loss and accuracy over the training batches of the epoch so far.
 
     Args:
-        classes: Whether the targets are classes.
+        task: Says whether steps count correct samples, and what is good.
 
     Attributes:
         seen: The average.
     """
 
-    def __init__(self, classes: bool = True) -> None:
-        self.classes = classes
+    def __init__(self, task: Task) -> None:
+        self.task = task
         self.seen = self._average(math.nan, 0.0, 0)
 
     def _average(self, loss: float, accuracy: float, samples: int) -> Evaluation:
-        return Evaluation(loss, accuracy if self.classes else None, samples)
+        metrics = step_metrics(self.task, accuracy)
+        return Evaluation(loss, samples, metrics, self.task.score(loss, metrics))
 
     def add(self, loss: float, correct: float, count: int, *, first: bool) -> None:
         """Add a batch.
@@ -75,7 +46,7 @@ class EpochAverage:
         before = 0 if first else self.seen.samples
         samples = before + count
         total_loss = (self.seen.loss * before if before else 0.0) + loss
-        total_correct = (self.seen.accuracy or 0.0) * before + correct
+        total_correct = self.seen.metrics.get("accuracy", 0.0) * before + correct
         self.seen = self._average(total_loss / samples, total_correct / samples, samples)
 
     def state(self) -> RunState:
@@ -84,7 +55,7 @@ class EpochAverage:
         state.set_numbers(
             own=True,
             loss=self.seen.loss,
-            accuracy=self.seen.accuracy or 0.0,
+            accuracy=self.seen.metrics.get("accuracy", 0.0),
             samples=self.seen.samples,
         )
         return state
@@ -96,6 +67,11 @@ class EpochAverage:
         self.seen = self._average(loss, accuracy, int(state.take_number("samples", 0)))
 
 
+def step_metrics(task: Task, accuracy: float) -> dict[str, float]:
+    """The metrics of a training batch, besides the loss."""
+    return {"accuracy": accuracy} if task.counts_correct else {}
+
+
 def evaluate(
     model: Model, loss: Loss, inputs: Inputs, reader: Reader, context: Context, batch: int
 ) -> Evaluation:
@@ -104,27 +80,26 @@ def evaluate(
     Args:
         model: With the parameters to evaluate.
         loss: Of the run.
-        inputs: Turns samples into inputs of the model.
+        inputs: Turns samples into inputs of the model; its task has the metrics.
         reader: The data set; must not read collectively.
         context: The ranks.
         batch: Samples at a time on one rank.
     """
-    sums = np.zeros(3)
-    spec = inputs.spec
+    task = inputs.task
+    sums = np.zeros(task.sums)
     with context.fail_together("evaluating"):
         pieces = list(contiguous_batches(len(reader), context.rank, context.size, batch))
         for piece in pieces:
             arrays = reader.read([piece])
             check_values(reader, arrays, [piece])
-            outputs, _ = model.forward(inputs.features(arrays[spec.feature]))
-            result = loss(outputs, inputs.targets(arrays[spec.label]), 1)
-            sums += result.total, result.correct, len(outputs)
+            outputs, _ = model.forward(inputs.features(arrays))
+            result = loss(outputs, inputs.targets(arrays), 1)
+            task.add(sums, task.scored(model.ops.to_host(outputs), result, arrays))
         if model.parameters.gathers_in_passes:
             # all ranks gather parameters together in each pass: those with fewer batches join in
             most = math.ceil(math.ceil(len(reader) / context.size) / batch)
             for _ in range(most - len(pieces)):
-                model.forward(inputs.features(reader.read([(0, 1)])[spec.feature]))
+                model.forward(inputs.features(reader.read([(0, 1)])))
     total = np.empty_like(sums)
     context.comm.Allreduce(sums, total)
-    accuracy = float(total[1] / total[2]) if loss.targets == "classes" else None
-    return Evaluation(float(total[0] / total[2]), accuracy, int(total[2]))
+    return task.evaluation(total)

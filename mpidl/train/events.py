@@ -6,12 +6,12 @@ The loop knows no metrics, no progress bar, no signals and no pictures; it tells
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mpidl.sync import StepScalars
-from mpidl.train.evaluate import Evaluation
+from mpidl.task import Evaluation
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class StepRecord:
         epoch: Of this step, from 0.
         epochs: Of the run.
         loss: Mean over the samples of the ranks that have met in this step.
-        accuracy: Share of correct samples; None where the targets are no classes.
+        metrics: Of the batch, by name.
         lr: Learning rate.
         samples: Samples of all ranks in this step, about.
         totals: At its end.
@@ -65,7 +65,7 @@ class StepRecord:
     epoch: int
     epochs: int
     loss: float
-    accuracy: float | None
+    metrics: Mapping[str, float]
     lr: float
     samples: int
     totals: Totals
@@ -95,11 +95,10 @@ class Result:
     """Outcome of a run.
 
     Attributes:
-        loss: Of the last evaluation on the test data; without one, of the last epoch's batches as
-            they were trained on.
-        accuracy: As `loss`; None where the targets are no classes.
+        quality: The last evaluation on the test data; without one, the averages over the last
+            epoch's batches as they were trained on.
+        metric: What the task chooses the best checkpoint by.
         evaluated_on: Which of the two.
-        samples: That loss and accuracy are means over.
         epochs: Epochs begun.
         steps: Steps finished.
         seconds: Time of the loop.
@@ -109,10 +108,9 @@ class Result:
         stopped: Whether a signal has ended the run.
     """
 
-    loss: float
-    accuracy: float | None
+    quality: Evaluation
+    metric: str
     evaluated_on: Literal["test", "training"]
-    samples: int
     epochs: int
     steps: int
     seconds: float
@@ -120,6 +118,11 @@ class Result:
     ranks: int
     checkpoint: str | None
     stopped: bool
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, for --json."""
+        own = {name: value for name, value in vars(self).items() if name != "quality"}
+        return self.quality.record() | own
 
 
 class Observer:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from mpidl.data import Batch, LaneSampler, Loader
+from mpidl.train.augmented import AugmentedInputs
 from mpidl.train.engine import MicroBatch, StepBatch
 from mpidl.train.inputs import Inputs
 
@@ -20,6 +21,7 @@ class Feed:
         micro_batches: Of all ranks in a step.
         stages_empty: Also give the model micro-batches without samples: its passes wait for the
             other ranks.
+        augmented: Changes the samples of each batch; None: they stay what they are.
     """
 
     def __init__(
@@ -30,12 +32,14 @@ class Feed:
         micro_batches: int,
         *,
         stages_empty: bool,
+        augmented: AugmentedInputs | None = None,
     ) -> None:
         self.loader = loader
         self.sampler = sampler
         self.inputs = inputs
         self.micro_batches = micro_batches
         self.stages_empty = stages_empty
+        self.augmented = augmented
 
     @property
     def own_micro_batches(self) -> int:
@@ -70,10 +74,11 @@ class Feed:
         return StepBatch(self._stage(batch), batch.count, batch.global_count)
 
     def _stage(self, batch: Batch) -> Iterator[MicroBatch | None]:
-        spec = self.inputs.spec
         for low, high in pairwise(self.sampler.cuts(batch.step, self.micro_batches)):
             if low == high and not self.stages_empty:
                 yield None
+            elif self.augmented is not None:
+                yield self.augmented.stage(batch, low, high)
             else:
-                features = self.inputs.features(batch.arrays[spec.feature][low:high])
-                yield features, self.inputs.targets(batch.arrays[spec.label][low:high])
+                arrays = {name: array[low:high] for name, array in batch.arrays.items()}
+                yield self.inputs.features(arrays), self.inputs.targets(arrays)

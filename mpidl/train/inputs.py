@@ -2,273 +2,214 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from itertools import zip_longest
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend import Array
 from mpidl.config import Config, DataConfig
-from mpidl.data.manifest import Field, Manifest, Statistics
+from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.nn import Model
+from mpidl.task import AUTO, TASKS, FieldSpec, InputSpec, Source, Task, check_loss
+from mpidl.task.spec import channel_shape
+from mpidl.task.statistics import normalization
 
-Shape = tuple[int, ...]
 Note = Callable[[str], None]
 SIZES = {"image": ("height", "width", "channels"), "series": ("steps", "channels")}
-OTHER_DATA = "use the data set the model was made for, or train a new model"
-
-
-class InputSpec(msgspec.Struct, frozen=True):
-    """What a trained model expects of a data set; stored in its checkpoints.
-
-    Attributes:
-        feature: Name of the input field.
-        label: Name of the target field.
-        field_shape: Of one sample of the input field.
-        classes: Number of classes; None where targets are real values.
-        mean: Subtracted from inputs.
-        std: Divides inputs.
-        layout: What a field (a, b) is, see `DataConfig`.
-        class_names: Of labels that were words in the source.
-        target_shape: Of one sample's real values.
-    """
-
-    feature: str
-    label: str
-    field_shape: Shape
-    classes: int | None
-    mean: float
-    std: float
-    layout: Literal["image", "series"] = "image"
-    class_names: tuple[str, ...] | None = None
-    target_shape: Shape = ()
-
-    @property
-    def shape(self) -> Shape:
-        """The model's input shape, NHWC for images.
-
-        A gray image (h, w) gets one channel, a series (t, c) is what it is.
-        """
-        gray = self.layout == "image" and len(self.field_shape) == 2
-        return (*self.field_shape, 1) if gray else self.field_shape
-
-    def check(self, manifest: Manifest, where: str, *, needs_label: bool = True) -> None:
-        """Refuse a data set that does not have what the model takes.
-
-        Args:
-            manifest: Of the data set.
-            where: Its place, for messages.
-            needs_label: Whether it must have targets too.
-
-        Raises:
-            DataError: A field is missing or different.
-        """
-        field = manifest.fields.get(self.feature)
-        if field is None or field.shape != self.field_shape:
-            found = "no such field" if field is None else f"shape {field.shape}"
-            raise DataError(
-                f"the model takes {self.feature!r} of shape {self.field_shape}, the data set has "
-                f"{found}",
-                where=where,
-                remedy=OTHER_DATA,
-            )
-        if needs_label:
-            self._check_label(manifest.fields.get(self.label), where)
-
-    def _check_label(self, label: Field | None, where: str) -> None:
-        if self.classes is None:
-            if label is None or not _is_real(label) or label.shape != self.target_shape:
-                found = "no such field" if label is None else f"{label.dtype} of {label.shape}"
-                raise DataError(
-                    f"the model was trained for real values {self.label!r} of shape "
-                    f"{self.target_shape}, the data set has {found}",
-                    where=where,
-                    remedy=OTHER_DATA,
-                )
-            return
-        if label is not None:
-            _check_one_class(label, self.label, where)
-        if label is None or (label.classes or 0) > self.classes:
-            found = "no such field" if label is None else str(label.classes)
-            raise DataError(
-                f"the model knows {self.classes} classes in {self.label!r}, the data set has "
-                f"{found}",
-                where=where,
-                remedy=OTHER_DATA,
-            )
-        self._check_class_names(label, where)
-
-    def _check_class_names(self, label: Field, where: str) -> None:
-        """Words are numbered in each data set on its own."""
-        ours, theirs = self.class_names, label.class_names
-        if not ours or not theirs or ours == theirs:
-            return
-        pairs = enumerate(zip_longest(ours, theirs, fillvalue=None))
-        number, (own, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-        words = ["nothing" if name is None else repr(name) for name in (own, other)]
-        raise DataError(
-            f"class {number} of {self.label!r} is {words[1]} here, but {words[0]} in the training "
-            "data",
-            where=where,
-            remedy="shard both from files with the same classes, or write the labels as numbers",
-        )
 
 
 def input_spec(manifest: Manifest, config: Config, note: Note = lambda text: None) -> InputSpec:
-    """Choose feature and label, their layout, and the normalization.
+    """Choose features, labels and task, their layout, and the normalization.
 
     Args:
         manifest: Of the training data.
         config: Of the run; what it leaves open comes from the manifest. The model says whether a
-            field (a, b) is an image or a series, the loss whether targets are classes or values.
+            field (a, b) is an image or a series.
         note: Told what is odd.
 
     Raises:
         DataError: The data set does not have what the run needs.
-        ConfigError: The model or the loss does not fit the data.
+        ConfigError: The model, the task or the loss does not fit the data.
     """
-    data = config.data
-    where = data.train
-    feature = manifest.field_with_role("feature", data.feature, where)
-    label = manifest.field_with_role("label", data.label, where)
-    if feature == label:
+    data, where = config.data, config.data.train
+    features = _choose(manifest, "feature", data.feature, where)
+    labels = _choose_labels(manifest, config, features, where)
+    both = [name for name in labels if name in features]
+    if both:
         raise DataError(
-            f"{feature!r} is both the feature and the label: a model would only copy it",
+            f"{both[0]!r} is both the feature and the label: a model would only copy it",
             where=where,
             remedy="set data.feature and data.label to different fields",
         )
-    field, target = manifest.fields[feature], manifest.fields[label]
+    name, options = config.task.decide(config.loss.name, features, labels)
+    check_loss(name, config.loss.name)
     takes = config.model.chosen.samples
     series = "series" in (data.layout, takes) and data.layout != "image"
-    mean, std = _normalization(field, feature, data, note)
-    real = config.loss.chosen.targets == "values"
-    if real:
-        _check_real(target, label, config.loss.name, where)
-    spec = InputSpec(
-        feature=feature,
-        label=label,
-        field_shape=field.shape,
-        classes=None if real else _count_classes(target, label, where),
-        mean=mean,
-        std=std,
-        layout="series" if series else "image",
-        class_names=target.class_names,
-        target_shape=target.shape if real else (),
+    layout: Literal["image", "series"] = "series" if series else "image"
+    specs = tuple(
+        FieldSpec(feature, field.shape, *_normalization(field, feature, data, layout, note))
+        for feature, field in features.items()
     )
-    if data.layout != "auto" and len(field.shape) != 2:
-        note(f"data.layout has no effect: samples of {feature!r} have the shape {field.shape}")
-    _check_dimensions(spec, config.model.name, takes, where)
+    target = TASKS[name].describe_targets(options, labels, features, Source(layout, where))
+    spec = InputSpec(name, specs, target, layout)
+    if data.layout != "auto" and all(len(field.shape) != 2 for field in features.values()):
+        shape = spec.features[0].shape
+        note(f"data.layout has no effect: samples of {spec.feature_names!r} have the shape {shape}")
+    _check_dimensions(config.task.create(spec), config.model.name, takes, where)
     return spec
 
 
-def _check_dimensions(spec: InputSpec, model: str, takes: str, where: str) -> None:
+def _choose(
+    manifest: Manifest,
+    role: Literal["feature", "label"],
+    wanted: str | tuple[str, ...] | None,
+    where: str,
+) -> dict[str, Field]:
+    """The fields of a role."""
+    names = [wanted] if wanted is None or isinstance(wanted, str) else list(wanted)
+    found = [manifest.field_with_role(role, name, where) for name in names]
+    return {name: manifest.fields[name] for name in found}
+
+
+def _choose_labels(
+    manifest: Manifest, config: Config, features: dict[str, Field], where: str
+) -> dict[str, Field]:
+    """The label fields; none for a task whose inputs are its targets."""
+    wanted, task = config.data.label, config.task.name
+    if task != AUTO and not TASKS[task].needs_label:
+        return {}
+    tokens = all(len(f.shape) == 1 and f.classes is not None for f in features.values())
+    labelled = wanted is not None or any(f.role == "label" for f in manifest.fields.values())
+    if task == AUTO and tokens and not labelled:
+        return {}
+    return _choose(manifest, "label", wanted, where)
+
+
+def _check_dimensions(task: Task, model: str, takes: str, where: str) -> None:
     """Refuse samples that have not as many axes as the model takes."""
-    if takes == "any" or len(spec.shape) == len(SIZES[takes]):
+    shape, spec = task.input_shape, task.spec
+    if takes == "any" or len(shape) == len(SIZES[takes]):
+        return
+    if takes == "series" and len(shape) == 1 and spec.features[0].name and _is_tokens(task):
         return
     wanted = f"{takes if takes == 'series' else takes + 's'} ({', '.join(SIZES[takes])})"
-    other = f'set data.layout = "{takes}", or ' if len(spec.field_shape) == 2 else ""
+    plain = len(spec.features[0].shape) == 2
+    other = f'set data.layout = "{takes}", or ' if plain else ""
     raise ConfigError(
-        f"{model!r} takes {wanted}, but samples of {spec.feature!r} have the shape {spec.shape}",
+        f"{model!r} takes {wanted}, but samples of {spec.feature_names!r} have the shape {shape}",
         where=where,
         remedy=f"{other}choose another model: mlp takes any samples",
     )
 
 
-def _is_real(field: Field) -> bool:
-    return np.dtype(field.dtype).kind == "f"
+def _is_tokens(task: Task) -> bool:
+    return task.spec.task == "language_model"
 
 
-def _check_real(field: Field, name: str, loss: str, where: str) -> None:
-    """Refuse targets that are no real values."""
-    if not _is_real(field):
-        raise ConfigError(
-            f"the loss {loss!r} compares real values, but the label {name!r} holds whole numbers "
-            f"({field.dtype})",
-            where=where,
-            remedy='for classes set loss.name = "cross_entropy"; for a regression shard the label '
-            "again as real numbers",
-        )
-
-
-def _check_one_class(field: Field, name: str, where: str) -> None:
-    if math.prod(field.shape) != 1:
-        raise DataError(
-            f"the label {name!r} has the shape {field.shape}, but a classifier learns one class "
-            "for each sample",
-            where=where,
-            remedy="shard one class for each sample; for a regression shard real numbers and set "
-            'loss.name = "mse"; train texts through the API (docs/models.md)',
-        )
-
-
-def _count_classes(field: Field, name: str, where: str) -> int:
-    if _is_real(field):
-        raise DataError(
-            f"the label {name!r} holds real numbers ({field.dtype}), but cross_entropy compares "
-            "classes",
-            where=where,
-            remedy='for a regression set loss.name = "mse" (or mae, huber, relative_l2, bce); for '
-            "classes shard whole numbers from 0, or words",
-        )
-    _check_one_class(field, name, where)
-    if field.classes:
-        return field.classes
-    raise DataError(
-        f"the field {name!r} was not sharded as a label, so that its classes were not counted",
-        where=where,
-        remedy=f"shard the data again with --label {name}",
-    )
-
-
-def _normalization(field: Field, name: str, data: DataConfig, note: Note) -> tuple[float, float]:
+def _normalization(
+    field: Field, name: str, data: DataConfig, layout: str, note: Note
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation: from the configuration, else of the manifest, else 0 and 1."""
-    statistics = field.statistics or Statistics.with_checksum(0.0, 1.0)
-    std = data.std if data.std is not None else statistics.std
-    if std == 0:
+    if field.classes is not None and field.role == "feature":
+        return (0.0,), (1.0,)  # tokens
+    # bytes are pixels, which share their units; channels of real values may have any
+    channels = data.normalize == "channel" or (
+        data.normalize == "auto" and np.dtype(field.dtype).kind == "f"
+    )
+    mean, std = normalization(field, layout, channels=channels)
+    if field.statistics is not None and field.statistics.std == 0 and data.std is None:
         note(
-            f"the feature {name!r} is {statistics.mean:g} in all samples: nothing can be learned "
-            "from it"
+            f"the feature {name!r} is {field.statistics.mean:g} in all samples: nothing can be "
+            "learned from it"
         )
-    return data.mean if data.mean is not None else statistics.mean, std or 1.0
+    return (
+        (data.mean,) if data.mean is not None else mean,
+        (data.std,) if data.std is not None else std,
+    )
 
 
 class Inputs:
     """Turns arrays from a reader into arrays for the model, in memory that every step reuses.
 
     Args:
-        spec: What the model expects of a data set.
+        task: What the model is trained for; it knows the fields.
         model: It says shapes and dtype.
     """
 
-    def __init__(self, spec: InputSpec, model: Model) -> None:
-        self.spec = spec
+    def __init__(self, task: Task, model: Model) -> None:
+        self.task = task
+        self.spec = task.spec
         self.ops = model.ops
-        self.dtype = np.dtype(model.parameters.compute_dtype)
-        self._output_shape = model.output_shape
+        self.ids = model.takes_ids
+        self.dtype = np.dtype(np.int64 if model.takes_ids else model.parameters.compute_dtype)
+        self._shape = model.input_shape
         self._space = self.ops.workspace()
+        self._scales = [_Scale(field, self.spec.layout, self.ops) for field in self.spec.features]
 
-    def features(self, raw: NDArray[Any]) -> Array:
-        """(n, *shape) floats on the device, (raw - mean) / std."""
-        x = self._space.get("x", (len(raw), *self.spec.shape), self.dtype)
-        device = self.ops.stage(raw, "features").reshape(x.shape)
-        scale, shift = 1.0 / self.spec.std, -self.spec.mean / self.spec.std
-        if raw.dtype == np.uint8:
-            self.ops.scale_u8(device, x, scale, shift)
-        else:
-            self.ops.scale_float(device, x, scale, shift)
+    @property
+    def scalar(self) -> tuple[float, float] | None:
+        """Factor and summand of the one input field; None where fields or channels have more."""
+        one = self._scales[0]
+        return (one.scale, one.shift) if len(self._scales) == 1 and one.scales is None else None
+
+    def features(self, arrays: Arrays) -> Array:
+        """(n, *shape) floats on the device, (raw - mean) / std; or ids.
+
+        Args:
+            arrays: The fields of a batch, (n, *field shape).
+        """
+        raw = self.task.features(arrays)
+        count = len(raw[0])
+        x = self._space.get("x", (count, *self._shape), self.dtype)
+        if self.ids:
+            x[...] = self.ops.stage(np.ascontiguousarray(raw[0], np.int64), "features")
+            return x
+        if len(raw) == 1:
+            self._scales[0].apply(self.ops.stage(raw[0], "features").reshape(x.shape), x)
+            return x
+        start = 0
+        for index, (one, scale) in enumerate(zip(raw, self._scales, strict=True)):
+            shape = (count, *channel_shape(one.shape[1:], self.spec.layout))
+            part = self._space.get(f"x{index}", shape, self.dtype)
+            scale.apply(self.ops.stage(one, f"features{index}").reshape(shape), part)
+            x[..., start : start + shape[-1]] = part
+            start += shape[-1]
         return x
 
-    def targets(self, raw: NDArray[Any]) -> Array:
-        """Classes as int64, real values as float32 in the shape of the outputs, on the device."""
-        if self.spec.classes is None:
-            values = raw.reshape(len(raw), *self._output_shape).astype(np.float32)
-        else:
-            values = raw.astype(np.int64)
+    def targets(self, arrays: Arrays) -> Array:
+        """What the loss compares with, on the device: classes as int64, values as float32.
+
+        Args:
+            arrays: The fields of a batch, (n, *field shape).
+        """
+        values = self.task.targets(arrays)
         held = self._space.get("targets", values.shape, values.dtype)
         held[...] = self.ops.stage(values, "targets")
         return held
+
+
+class _Scale:
+    """The normalization of one field, by one number or by one for each channel."""
+
+    def __init__(self, field: FieldSpec, layout: str, ops: Any) -> None:
+        self.ops = ops
+        mean, std = np.array(field.mean), np.array(field.std)
+        scale, shift = 1.0 / std, -mean / std
+        self.scale, self.shift = float(scale[0]), float(shift[0])
+        self.scales: NDArray[Any] | None = None
+        if len(scale) > 1:
+            self.scales = ops.to_device(scale.astype(np.float32))
+            self.shifts = ops.to_device(shift.astype(np.float32))
+
+    def apply(self, raw: Array, out: Array) -> None:
+        """out = raw * scale + shift, of the same shape."""
+        if self.scales is not None:
+            self.ops.xp.multiply(raw, self.scales, out=out, casting="unsafe")
+            out += self.shifts
+        elif raw.dtype == np.uint8:
+            self.ops.scale_u8(raw, out, self.scale, self.shift)
+        else:
+            self.ops.scale_float(raw, out, self.scale, self.shift)

@@ -11,6 +11,7 @@ from mpidl.errors import PlatformError, wrap
 from mpidl.observe.metrics import MetricsLog, read_metrics
 from mpidl.observe.plot import plot_run
 from mpidl.observe.progress import Progress
+from mpidl.task import is_share
 from mpidl.train.events import EvaluationRecord, Observer, Result, RunStart, StepRecord
 
 METRICS = "metrics.jsonl"
@@ -31,8 +32,7 @@ class MetricsObserver(Observer):
 
     def _add(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self._log is not None:
-            known = {name: value for name, value in values.items() if value is not None}
-            self._log.add(kind, step, known)
+            self._log.add(kind, step, values)
 
     def run_started(self, start: RunStart) -> None:
         """Open the files; a resumed run says so, since its next steps replace earlier records."""
@@ -43,13 +43,13 @@ class MetricsObserver(Observer):
     def step_finished(self, record: StepRecord) -> None:
         """Write the first step, and then every few."""
         if record.step % self._every == 0 or record.step == 1:
-            names = ("epoch", "loss", "accuracy", "lr")
-            values = {name: getattr(record, name) for name in names}
+            values = {"epoch": record.epoch, "loss": record.loss, **record.metrics}
+            values["lr"] = record.lr
             self._add("step", record.step, values | asdict(record.totals))
 
     def evaluated(self, record: EvaluationRecord) -> None:
         """Write every evaluation."""
-        self._add("evaluation", record.step, asdict(record.result) | asdict(record.totals))
+        self._add("evaluation", record.step, record.result.record() | asdict(record.totals))
 
     def close(self) -> None:
         """Close the files."""
@@ -109,6 +109,7 @@ class CurvesObserver(Observer):
         """Draw. The run is done and saved: a picture is no reason to call it failed."""
         try:
             records = read_metrics(self._folder / METRICS)
-            plot_run(records, self._folder / "training.png", self._title)
+            path, percent = self._folder / "training.png", is_share(result.metric)
+            plot_run(records, path, self._title, result.metric, percent=percent)
         except (OSError, PlatformError) as error:
             self._say(f"note: the curves could not be drawn: {wrap(error, 'drawing')}")

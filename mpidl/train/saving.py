@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -14,10 +14,9 @@ from mpidl.config import Config, SyncConfig
 from mpidl.errors import CheckpointError, ConfigError, NumericsError
 from mpidl.optim import RunState, Stateful
 from mpidl.options import Place
+from mpidl.task import Evaluation, InputSpec
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.assemble import Parts
-from mpidl.train.evaluate import Evaluation
-from mpidl.train.inputs import InputSpec
 from mpidl.train.observers import METRICS
 
 
@@ -62,7 +61,8 @@ class Saver:
     ) -> None:
         self.config = config
         self.context = context
-        self.spec = parts.spec
+        self.task = parts.task
+        self.spec = parts.task.spec
         self.model = parts.model
         self.optimizer = parts.step.optimizer
         self.strategy = parts.strategy
@@ -144,10 +144,11 @@ class Saver:
         self._say_reordered(meta)
         at = Position(meta.step, meta.best_score)
         if "loss" in meta.metrics:
-            at.last = Evaluation(
-                meta.metrics["loss"], meta.metrics.get("accuracy"), int(meta.metrics["samples"])
-            )
-            at.evaluated = int(meta.metrics.get("step", meta.step))
+            metrics = dict(meta.metrics)
+            at.evaluated = int(metrics.pop("step", meta.step))
+            loss, samples = metrics.pop("loss"), int(metrics.pop("samples"))
+            score = self.task.score(loss, metrics)
+            at.last = Evaluation(loss, samples, metrics, score)
         self.saved = saved.path
         self._current = (at.step, at.evaluated)
         return at, self._usable(saved)
@@ -199,8 +200,9 @@ class Saver:
         """Refuse a checkpoint of another run. Every rank comes to the same result."""
         meta, where = saved.meta, str(saved.path)
         inputs = msgspec.convert(meta.inputs, InputSpec)
-        if inputs.class_names is None:  # of a data set with numbers for labels
-            inputs = msgspec.structs.replace(inputs, class_names=self.spec.class_names)
+        if inputs.target.class_names is None:  # of a data set with numbers for labels
+            named = msgspec.structs.replace(inputs.target, class_names=self.spec.target.class_names)
+            inputs = msgspec.structs.replace(inputs, target=named)
         if meta.parameters != self._layout() or inputs != self.spec:
             remedy = (
                 "resume with the configuration it was made with, or choose another train.output"
@@ -287,8 +289,7 @@ class Saver:
     def _meta(self, position: Position, steps: int) -> ckpt.Meta:
         metrics: dict[str, float] = {}
         if position.last is not None:
-            found = asdict(position.last) | {"step": position.evaluated}
-            metrics = {name: value for name, value in found.items() if value is not None}
+            metrics = position.last.record() | {"step": position.evaluated}
         return ckpt.Meta(
             version=ckpt.VERSION,
             step=position.step,

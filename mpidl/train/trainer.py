@@ -13,7 +13,7 @@ from mpidl.models.weights import load_weights
 from mpidl.optim import RunState
 from mpidl.sync import AsynchronousStrategy, StepScalars, SynchronousStrategy
 from mpidl.train.assemble import assemble
-from mpidl.train.evaluate import EpochAverage, evaluate
+from mpidl.train.evaluate import EpochAverage, evaluate, step_metrics
 from mpidl.train.events import (
     EvaluationRecord,
     Observer,
@@ -74,7 +74,7 @@ class Trainer:
         self.observers = usual_observers(config, context, say) if observers is None else observers
         self.parts = assemble(config, context, self.observers, say)
         self.at = Position()
-        self._average = EpochAverage(self.parts.spec.classes is not None)
+        self._average = EpochAverage(self.parts.task)
         self.saver = Saver(config, context, self.parts, self._average, say)
         self._started = time.monotonic()
 
@@ -255,7 +255,7 @@ class Trainer:
             epoch=(step - 1) // self._steps,
             epochs=self.config.train.epochs,
             loss=sums.loss / count,
-            accuracy=sums.correct / count if self._average.classes else None,
+            metrics=step_metrics(self.parts.task, sums.correct / count),
             lr=lr,
             samples=samples,
             totals=self._totals(step),
@@ -323,12 +323,10 @@ class Trainer:
 
     def _result(self, samples: int, stopped: bool) -> Result:
         seconds = time.monotonic() - self._started
-        final = self.at.last or self._average.seen
         return Result(
-            loss=final.loss,
-            accuracy=final.accuracy,
+            quality=self.at.last or self._average.seen,
+            metric=self.parts.task.best,
             evaluated_on="test" if self.at.last else "training",
-            samples=final.samples,
             epochs=math.ceil(self.at.step / self._steps),
             steps=self.at.step,
             seconds=seconds,

@@ -34,8 +34,8 @@ def train(name: str, epochs: int, context: Context) -> dict[str, object]:
     sent = trainer.parts.strategy.report_sent()
     return {
         "compression": name,
-        "accuracy": result.accuracy,
-        "loss": result.loss,
+        "accuracy": result.quality.metrics["accuracy"],
+        "loss": result.quality.loss,
         "sent_mb": sent / 1e6,
         "times_fewer_bytes": uncompressed / sent if sent else 1.0,
         "seconds": result.seconds,

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 
 from mpidl.backend.table import KERNELS
+from tests.backend import augment_arguments as augment
 from tests.backend.arguments import (
     act,
     act_back,
@@ -163,6 +164,10 @@ CASES: dict[str, Case] = {
     "conv2d_forward": lambda g, n, m, k: [*conv2d(g, n, m, k), m % 3 % 2],
     "conv2d_backward_input": conv2d_input,
     "conv2d_backward_weights": conv2d_weights,
+    "augment_gather": augment.gather,
+    "augment_gather_u8": augment.gather_u8,
+    "augment_vectors": augment.vectors,
+    "augment_cutout": augment.cutout,
     "adam_step": adam,
     "adam_direction": lambda g, n, m, k: [
         *(a := adam(g, n, m, k))[:4],

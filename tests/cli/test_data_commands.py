@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from mpidl.cli.main import main
-from mpidl.data import Reader
 from mpidl.data.manifest import load_manifest
 from mpidl.train.checkpoint import read
 from tests.data.test_dataset import edit_manifest
@@ -117,8 +116,8 @@ def test_a_table_with_words_from_the_first_command_to_the_last(tmp_path: Path, m
 
 
 def test_options_of_a_format_on_the_command_line(tmp_path: Path, mpidl: Run) -> None:
-    (tmp_path / "table.txt").write_text("1,2,0\n3,4,1\n5,6,0\n7,8,1\n")
-    shard = ("shard", tmp_path / "table.txt", "--out", tmp_path / "data", "--label", "column3")
+    (tmp_path / "table.dat").write_text("1,2,0\n3,4,1\n5,6,0\n7,8,1\n")
+    shard = ("shard", tmp_path / "table.dat", "--out", tmp_path / "data", "--label", "column3")
     status, _, err = mpidl(*shard)
     assert status == 1 and "--format" in err and "csv" in err
     status, made, err = mpidl(*shard, "--format", "csv", "--no-header")
@@ -155,8 +154,11 @@ def test_real_numbers_as_targets_do_not_become_classes(tmp_path: Path, mpidl: Ru
     )
     status, made, err = mpidl("shard", tmp_path / "a.csv", "--out", tmp_path / "data")
     assert status == 0 and "real numbers" in made["notes"][0] and "note:" in err
-    status, _, err = mpidl("train", configure(tmp_path))
+    named = ("--set", "task.name=classification")
+    status, _, err = mpidl("train", configure(tmp_path), *named)
     assert status == 1 and "real numbers" in err and "regression" in err and "--label" not in err
+    status, found, _ = mpidl("train", configure(tmp_path))
+    assert status == 0 and "accuracy" not in found
 
 
 def test_channels_first_images_on_the_command_line(tmp_path: Path, mpidl: Run) -> None:
@@ -220,8 +222,8 @@ def test_the_layout_of_a_field_can_be_chosen(tmp_path: Path, mpidl: Run) -> None
         ("cnn", (20,), "'cnn' takes images (height, width, channels)"),
         ("lstm", (20,), "'lstm' takes series (steps, channels)"),
         ("lstm", (8, 8, 3), "'lstm' takes series"),
-        ("unet", (8, 8, 3), "trains classifiers"),
-        ("gpt", (20,), "trains classifiers"),
+        ("unet", (8, 8, 3), "the task 'classification' takes (3,)"),
+        ("gpt", (20,), "the task 'classification' takes (3,)"),
     ],
 )
 def test_models_that_do_not_fit_the_data(
@@ -328,48 +330,3 @@ def test_words_that_would_be_numbered_otherwise(tmp_path: Path, mpidl: Run) -> N
         "the checkpoint knows the names"
     )
     assert mpidl("evaluate", tmp_path / "run", "--data", tmp_path / "data")[0] == 0
-
-
-def test_split_makes_a_data_set_of_each_part(tmp_path: Path, mpidl: Run) -> None:
-    np.savez(tmp_path / "a.npz", **vectors(300))
-    shard = ("shard", tmp_path / "a.npz", "--out", tmp_path / "parts", "--split")
-    status, result, err = mpidl(*shard, "0.8,0.2", "--stratify", "--seed", "3")
-    assert status == 0, err
-    assert {name: about["samples"] for name, about in result["splits"].items()} == {
-        "train": 240,
-        "test": 60,
-    }
-    for name in ("train", "test"):
-        assert load_manifest(tmp_path / "parts" / name).fields["y"].classes == 3
-    assert mpidl(*shard, "0.8,0.2")[0] == 1, "an existing folder is kept"
-    for more, words in (
-        (("0.8,0.3",), "add up to 1.1"),
-        (("0.999,0.001", "--overwrite"), "--split: the part 'test' of 300 samples would be empty"),
-    ):
-        status, _, err = mpidl(*shard, *more)
-        assert status == 1 and words in err and "what to do:" in err
-    status, _, err = mpidl(*shard[:-1], "--overwrite", "--stratify")
-    assert status == 1 and "--stratify: works beside --split only" in err
-
-
-def test_several_features_and_labels_by_name(tmp_path: Path, mpidl: Run) -> None:
-    """Columns of a table are joined; arrays keep their names, and what is not named is neither."""
-    (tmp_path / "a.csv").write_text("a,b,c,d\n" + "".join(f"{n},2,{n / 4},1\n" for n in range(9)))
-    shard = ("shard", tmp_path / "a.csv", "--out", tmp_path / "t")
-    assert mpidl(*shard, "--label", "c", "--label", "d", "--feature", "b", "--feature", "a")[0] == 0
-    with Reader(tmp_path / "t") as reader:
-        found = reader.read([(0, 9)])
-    assert found["features"].tolist() == [[2, n] for n in range(9)]
-    assert found["label"].tolist() == [[n / 4, 1] for n in range(9)]
-    arrays = {name: np.zeros((9, 2), np.float32) for name in "pqrs"}
-    np.savez(tmp_path / "a.npz", **arrays)
-    names = ("--feature", "p", "--feature", "q", "--label", "r")
-    assert mpidl("shard", tmp_path / "a.npz", "--out", tmp_path / "n", *names)[0] == 0
-    roles = {name: field.role for name, field in load_manifest(tmp_path / "n").fields.items()}
-    assert roles == {"p": "feature", "q": "feature", "r": "label", "s": "other"}
-    for more, words in (
-        (("--feature", "z"), "has no field 'z', only p, q, r, s"),
-        (("--feature", "p", "--label", "p"), "'p' is named twice"),
-    ):
-        status, _, err = mpidl("shard", tmp_path / "a.npz", "--out", tmp_path / "m", *more)
-        assert status == 1 and words in err and "what to do:" in err

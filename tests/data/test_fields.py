@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from mpidl.data.fields import Moments
 from mpidl.data.formats.source import Source
-from mpidl.data.manifest import Statistics, load_manifest
+from mpidl.data.manifest import load_manifest
 from mpidl.data.writer import WriteOptions, write_dataset
 from mpidl.errors import DataError
 
@@ -98,86 +94,3 @@ def test_a_constant_feature_is_said(tmp_path: Path, context: Any, value: float) 
     assert notes == [f"the feature 'x' is {value:g} in all samples: nothing can be learned from it"]
     statistics = load_manifest(tmp_path / "set").fields["x"].statistics
     assert statistics is not None and (statistics.mean, statistics.std) == (value, 0.0)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    cuts=st.lists(st.integers(1, 99), max_size=4),
-    channels=st.sampled_from([1, 3, 7]),
-    offset=st.sampled_from([0.0, -3.0, 1e6]),
-    seed=st.integers(0, 2**31),
-)
-def test_moments_are_merged_over_any_parts(
-    cuts: list[int], channels: int, offset: float, seed: int
-) -> None:
-    """A mean far from 0 beside a small deviation: sums of squares would lose all digits."""
-    x = np.random.default_rng(seed).standard_normal((100, 5, channels)) * 1e-2 + offset
-    edges = [0, *sorted(set(cuts)), 100]
-    parts = [Moments.of(x[low:high], channels) for low, high in pairwise(edges)]
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merged(part)
-    exact = x.astype(np.longdouble).reshape(-1, channels)
-    np.testing.assert_allclose(merged.means, exact.mean(axis=0), rtol=1e-13, atol=1e-15)
-    np.testing.assert_allclose(merged.stds(), exact.std(axis=0), rtol=1e-6)
-    whole = merged.pooled()
-    np.testing.assert_allclose(whole.means[0], exact.mean(), rtol=1e-13, atol=1e-15)
-    np.testing.assert_allclose(whole.stds()[0], exact.std(), rtol=1e-6)
-
-
-def fields_of(tmp_path: Path, context: Any, **arrays: np.ndarray) -> dict[str, Any]:
-    samples = len(next(iter(arrays.values())))
-    source = Source(
-        samples, lambda low, high: {name: array[low:high] for name, array in arrays.items()}
-    )
-    write_dataset(source, tmp_path / "set", WriteOptions(3), context, lambda count: None)
-    return load_manifest(tmp_path / "set").fields
-
-
-def test_statistics_of_channels(tmp_path: Path, context: Any) -> None:
-    rng = np.random.default_rng(0)
-    arrays = {
-        "vector": rng.normal(2.0, 3.0, (40, 6)),
-        "series": rng.normal(size=(40, 9, 2)).astype(np.float32),
-        "colors": rng.integers(0, 256, (40, 5, 4, 3), np.uint8),
-        "gray": rng.integers(0, 256, (40, 5, 4), np.uint8),
-        "wide": rng.normal(size=(40, 5000)),
-        "target": rng.normal(1e5, 1.0, (40, 3)),
-    }
-    arrays["vector"][:, 2] = 0.1
-    fields = fields_of(tmp_path, context, **arrays)
-    assert fields["target"].role == "label"
-    for name, array in arrays.items():
-        found = fields[name].statistics
-        assert found is not None and found.mean == pytest.approx(array.mean(), rel=1e-13)
-        assert found.std == pytest.approx(array.std(), rel=1e-9)
-        if name in ("gray", "wide"):
-            assert found.channel_means == found.channel_stds == ()
-            continue
-        flat = array.reshape(-1, array.shape[-1]).astype(np.float64)
-        np.testing.assert_allclose(found.channel_means, flat.mean(axis=0), rtol=1e-12, atol=1e-14)
-        np.testing.assert_allclose(found.channel_stds, flat.std(axis=0), rtol=1e-9, atol=1e-16)
-    statistics = fields["vector"].statistics
-    assert statistics.channel_means[2] == 0.1 and statistics.channel_stds[2] == 0.0
-
-
-def test_only_real_labels_have_statistics(tmp_path: Path, context: Any) -> None:
-    x = np.random.default_rng(0).normal(size=(20, 2))
-    fields = fields_of(tmp_path, context, x=x, label=np.arange(20) % 2, number=np.arange(20))
-    assert fields["x"].statistics is not None
-    assert fields["label"].statistics is None and fields["number"].statistics is None
-
-
-def test_a_scalar_target_has_statistics_without_channels(tmp_path: Path, context: Any) -> None:
-    y = np.random.default_rng(0).normal(size=20)
-    fields = fields_of(tmp_path, context, x=np.eye(20), y=y)
-    statistics = fields["y"].statistics
-    assert isinstance(statistics, Statistics) and statistics.channel_means == ()
-    assert statistics.mean == pytest.approx(y.mean()) and statistics.std == pytest.approx(y.std())
-
-
-def test_values_whose_deviation_is_beyond_float64(tmp_path: Path, context: Any) -> None:
-    x = np.array([[1e300], [-1e300]] * 10)
-    with pytest.raises(DataError, match="'x' is beyond float64") as caught:
-        fields_of(tmp_path, context, x=x)
-    assert "scale" in caught.value.remedy

@@ -161,7 +161,7 @@ def test_a_shard_out_of_reach_is_not_called_damaged(
         monkeypatch.setattr(os, "preadv", fail)
         with pytest.raises(UnreadableError, match=r"shard-00001\.h5"):
             reader.read([(15, 18)])
-    monkeypatch.setattr("mpidl.data.manifest.file_sha256", fail)
+    monkeypatch.setattr("mpidl.data.shard_file.file_sha256", fail)
     with pytest.raises(UnreadableError, match=r"shard-00000\.h5"):
         Reader(folder)
     monkeypatch.setattr(Path, "read_bytes", fail)
@@ -193,7 +193,7 @@ def test_a_full_disk_in_the_words_of_hdf5_and_rust() -> None:
 def test_hdf5_without_the_locking_property_still_opens(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hdf5, "_LOCKING", False)
+    monkeypatch.setattr(hdf5, "LOCKING", False)
     open_file(path).close()
 
 

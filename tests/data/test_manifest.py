@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from mpidl.data import Reader
-from mpidl.data.manifest import load_manifest
+from mpidl.data.manifest import Statistics, load_manifest
 from mpidl.errors import DataError
 from tests.data.test_dataset import edit_manifest
 
@@ -45,15 +46,17 @@ IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "checksum does not fit",
     ),
     "a mean of a channel that was changed": (
-        lambda t: t["fields"]["x"]["statistics"]["channel_means"].__setitem__(1, 0.5),
+        lambda t: t["fields"]["x"]["statistics"].update(channel_means=[0.5] * 3),
         "checksum does not fit",
     ),
-    "too few channels": (
-        lambda t: t["fields"]["x"]["statistics"]["channel_stds"].pop(),
-        "another number of channels",
+    "statistics of other channels": (
+        lambda t: t["fields"]["x"].update(
+            statistics=msgspec.to_builtins(Statistics.with_checksum(0.0, 1.0, (0.0,), (1.0,)))
+        ),
+        "not of its channels",
     ),
     "a negative std of a channel": (
-        lambda t: t["fields"]["x"]["statistics"]["channel_stds"].__setitem__(0, -1.0),
+        lambda t: t["fields"]["x"]["statistics"].update(channel_stds=[-1.0]),
         "channel_stds",
     ),
     "fields as a list": (lambda t: t.update(fields=[]), "fields"),

@@ -37,7 +37,7 @@ def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"p{suffix}"
     path.write_text("an older file")
     check_target(path)
-    assert write_predictions(path, P) == [1, 2, 0]
+    write_predictions(path, {"label": P.argmax(axis=1), "probability": P})
     label, probability = load(path)
     assert label.tolist() == [1, 0, 1] and label.dtype == np.int64
     np.testing.assert_allclose(probability, P, atol=1e-6)
@@ -55,7 +55,7 @@ def test_a_failed_write_leaves_the_older_file(
     path.write_text("an older file")
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(DataError, match="No space left") as caught:
-        write_predictions(path, P)
+        write_predictions(path, {"label": P.argmax(axis=1), "probability": P})
     assert caught.value.where == str(path) and "train.output" not in caught.value.remedy
     assert path.read_text() == "an older file" and list(tmp_path.iterdir()) == [path]
 

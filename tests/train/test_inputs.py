@@ -14,6 +14,7 @@ from mpidl.data.manifest import Field, Manifest, Shard, Statistics, new_manifest
 from mpidl.errors import ConfigError, DataError, MpidlError
 from mpidl.models import MODELS
 from mpidl.options import Place
+from mpidl.task import InputSpec, Task, TaskConfig
 from mpidl.train.build import build_for_data, build_model
 from mpidl.train.inputs import SIZES, Inputs, input_spec
 
@@ -39,6 +40,10 @@ def spec(shape: tuple[int, ...], model: str, **data: Any) -> Any:
     return input_spec(manifest(shape), config(model, **data))
 
 
+def task(found: InputSpec, **section: Any) -> Task:
+    return TaskConfig.read(section, Place(("task",))).create(found)
+
+
 def test_every_model_says_what_it_takes() -> None:
     assert {MODELS[name].samples for name in MODELS} <= {*SIZES, "any"}
 
@@ -56,7 +61,7 @@ def test_every_model_says_what_it_takes() -> None:
 )
 def test_the_layout_of_two_extents(model: str, layout: Any, shape: tuple[int, ...]) -> None:
     found = spec((16, 16), model, layout=layout)
-    assert found.shape == shape and found.field_shape == (16, 16)
+    assert found.shape == shape and found.features[0].shape == (16, 16)
 
 
 @pytest.mark.parametrize("shape", [(20,), (16, 16, 3), (2, 3, 4, 5)])
@@ -70,7 +75,7 @@ def test_a_model_is_a_classifier_of_the_samples_or_refused(
     model: str, shape: tuple[int, ...]
 ) -> None:
     try:
-        built = build_for_data(choose(model, size="tiny"), spec(shape, model), NumpyOps())
+        built = build_for_data(choose(model, size="tiny"), task(spec(shape, model)), NumpyOps())
     except MpidlError as error:
         assert error.remedy
     else:
@@ -85,8 +90,8 @@ def test_a_layout_for_other_extents_is_said_to_do_nothing() -> None:
 
 def test_outputs_for_every_step_are_refused() -> None:
     options = {"units": 4, "depth": 1, "sequences": True}
-    with pytest.raises(ConfigError, match="trains classifiers"):
-        build_for_data(choose("lstm", **options), spec((8, 2), "lstm"), NumpyOps())
+    with pytest.raises(ConfigError, match="classification"):
+        build_for_data(choose("lstm", **options), task(spec((8, 2), "lstm")), NumpyOps())
 
 
 @pytest.mark.parametrize("data", [{}, {"mean": 2.0}, {"std": 4.0}])
@@ -95,7 +100,9 @@ def test_normalization(data: dict[str, float]) -> None:
     for std in (0.0, 3.0):
         held = manifest((4,), statistics=Statistics.with_checksum(7.0, std))
         found = input_spec(held, config("mlp", **data), notes.append)
-        assert (found.mean, found.std) == (data.get("mean", 7.0), data.get("std", std or 1.0))
+        (field,) = found.features
+        assert field.mean == (data.get("mean", 7.0),)
+        assert field.std == (data.get("std", std or 1.0),)
     assert len(notes) == ("std" not in data)
 
 
@@ -166,19 +173,19 @@ def test_outputs_have_the_shape_of_real_targets(
 ) -> None:
     layout = "series" if model == "fno" else "auto"
     found = input_spec(targets(shape, target), config(model, "mse", layout=layout))
-    assert found.classes is None and found.target_shape == target
-    built = build_for_data(choose(model, size="tiny"), found, NumpyOps())
+    assert found.target.classes is None and found.target.shape == target
+    built = build_for_data(choose(model, size="tiny"), task(found), NumpyOps())
     assert built.output_shape == output
     raw = np.arange(2 * math.prod(target), dtype=np.float64).reshape(2, *target)
-    given = Inputs(found, built).targets(raw)
-    assert given.shape == (2, *output) and given.dtype == np.float32
+    given = Inputs(task(found), built).targets({"y": raw})
+    assert given.shape == (2, *target) and given.dtype == np.float32
     np.testing.assert_array_equal(given.reshape(raw.shape), raw)
 
 
 def test_outputs_that_cannot_have_the_shape_of_the_targets_are_refused() -> None:
     found = input_spec(targets((16, 16), (5, 7)), config("unet", "mse"))
     with pytest.raises(ConfigError, match=r"outputs of shape .* but the label 'y'") as caught:
-        build_for_data(choose("unet", size="tiny"), found, NumpyOps())
+        build_for_data(choose("unet", size="tiny"), task(found), NumpyOps())
     assert caught.value.remedy
 
 
@@ -193,12 +200,13 @@ def test_outputs_that_cannot_have_the_shape_of_the_targets_are_refused() -> None
 def test_a_loss_that_does_not_fit_the_labels_is_refused(loss: str, dtype: str, words: str) -> None:
     with pytest.raises(MpidlError, match=words) as caught:
         input_spec(targets((6,), (), dtype), config("mlp", loss))
-    assert "loss.name" in caught.value.remedy
+    assert "task.name" in caught.value.remedy
 
 
 def test_other_data_for_a_regression_are_refused() -> None:
     found = input_spec(targets((6,), (3,)), config("mlp", "huber"))
-    found.check(targets((6,), (3,), "float64"), "other")
+    checked = task(found)
+    checked.check(targets((6,), (3,), "float64"), "other")
     for other in (targets((6,), (2,)), targets((6,), (3,), "int64"), manifest((6,))):
         with pytest.raises(DataError, match="real values 'y'"):
-            found.check(other, "other")
+            checked.check(other, "other")

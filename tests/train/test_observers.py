@@ -11,22 +11,39 @@ import pytest
 
 from mpidl.observe.metrics import read_metrics
 from mpidl.sync import StepScalars
+from mpidl.task import Evaluation, FieldSpec, InputSpec, TargetSpec, Task
+from mpidl.task.classification import Classification
+from mpidl.task.regression import Regression
 from mpidl.train.compare import SlowRank, SpeedMeter
-from mpidl.train.evaluate import EpochAverage, Evaluation
+from mpidl.train.evaluate import EpochAverage
 from mpidl.train.events import EvaluationRecord, Result, RunStart, StepRecord, Totals
 from mpidl.train.observers import CurvesObserver, MetricsObserver, ProgressObserver
 from mpidl.train.signals import StopRequest
 
 START = RunStart(step=0, ranks=2, total_samples=100, seen=0)
+FEATURES = (FieldSpec("x", (4,)),)
+LABEL = (FieldSpec("y", ()),)
+TASK: Task = Classification(
+    Classification.Options(), InputSpec("classification", FEATURES, TargetSpec(LABEL, 3))
+)
+REGRESSION: Task = Regression(
+    Regression.Options(), InputSpec("regression", FEATURES, TargetSpec(LABEL))
+)
 TOTALS = Totals(seconds=1.0, seen=20, sent_bytes=7)
 
 
+def known(accuracy: float | None) -> dict[str, float]:
+    return {} if accuracy is None else {"accuracy": accuracy}
+
+
 def record(step: int, accuracy: float | None = 0.5) -> StepRecord:
-    return StepRecord(step, 0, 3, 0.25, accuracy, 0.1, 10, TOTALS)
+    return StepRecord(step, 0, 3, 0.25, known(accuracy), 0.1, 10, TOTALS)
 
 
 def result(accuracy: float | None = 0.5) -> Result:
-    return Result(0.25, accuracy, "test", 10, 1, 2, 1.0, 10.0, 2, None, False)
+    metric = "loss" if accuracy is None else "accuracy"
+    quality = Evaluation(0.25, 10, known(accuracy))
+    return Result(quality, metric, "test", 1, 2, 1.0, 10.0, 2, None, False)
 
 
 def test_metrics_are_the_first_step_and_every_few(tmp_path: Path) -> None:
@@ -34,7 +51,7 @@ def test_metrics_are_the_first_step_and_every_few(tmp_path: Path) -> None:
     observer.run_started(START)
     for step in range(1, 8):
         observer.step_finished(record(step))
-    observer.evaluated(EvaluationRecord(7, 1, 3, Evaluation(0.2, 0.9, 5), TOTALS))
+    observer.evaluated(EvaluationRecord(7, 1, 3, Evaluation(0.2, 5, known(0.9)), TOTALS))
     observer.close()
     found = read_metrics(tmp_path / "metrics.jsonl")
     assert [(one["kind"], one["step"]) for one in found] == [
@@ -51,7 +68,7 @@ def test_a_regression_has_no_accuracy(tmp_path: Path) -> None:
     observer = MetricsObserver(tmp_path, log_every=1)
     observer.run_started(START)
     observer.step_finished(record(1, accuracy=None))
-    observer.evaluated(EvaluationRecord(1, 1, 3, Evaluation(0.2, None, 5), TOTALS))
+    observer.evaluated(EvaluationRecord(1, 1, 3, Evaluation(0.2, 5), TOTALS))
     observer.close()
     assert all("accuracy" not in one for one in read_metrics(tmp_path / "metrics.jsonl"))
 
@@ -73,8 +90,8 @@ def test_progress_says_what_happens(capfd: pytest.CaptureFixture[str]) -> None:
     observer.close()  # before it has started, as after an early error
     observer.run_started(START)
     observer.step_finished(record(1))
-    observer.evaluated(EvaluationRecord(1, 1, 3, Evaluation(0.2, 0.9, 5), TOTALS))
-    observer.evaluated(EvaluationRecord(2, 2, 3, Evaluation(0.2, None, 5), TOTALS))
+    observer.evaluated(EvaluationRecord(1, 1, 3, Evaluation(0.2, 5, known(0.9)), TOTALS))
+    observer.evaluated(EvaluationRecord(2, 2, 3, Evaluation(0.2, 5), TOTALS))
     observer.stopping(2)
     observer.close()
     said = capfd.readouterr().err
@@ -125,18 +142,19 @@ def test_a_slow_rank_takes_a_multiple_of_its_time() -> None:
 
 
 def test_averages_of_an_epoch_go_on_from_their_state() -> None:
-    for classes in (True, False):
-        average = EpochAverage(classes)
+    for task in (TASK, REGRESSION):
+        average = EpochAverage(task)
         average.add(9.0, 1.0, 3, first=True)  # of the epoch before
         average.add(4.0, 2.0, 4, first=True)
-        resumed = EpochAverage(classes)
+        resumed = EpochAverage(task)
         resumed.load_state(average.state())
         for one in (average, resumed):
             one.add(2.0, 3.0, 4, first=False)
         assert average.seen == resumed.seen
-        assert average.seen == Evaluation(0.75, 0.625 if classes else None, 8)
+        wanted = {"accuracy": 0.625} if task is TASK else {}
+        assert average.seen == Evaluation(0.75, 8, wanted, 0.625 if wanted else -0.75)
 
 
 def test_the_better_evaluation_has_the_higher_score() -> None:
-    assert Evaluation(0.9, 0.8, 1).score > Evaluation(0.1, 0.7, 1).score
-    assert Evaluation(0.1, None, 1).score > Evaluation(0.2, None, 1).score
+    assert TASK.score(0.9, known(0.8)) > TASK.score(0.1, known(0.7))
+    assert REGRESSION.score(0.1, {}) > REGRESSION.score(0.2, {})

@@ -91,12 +91,18 @@ def act_backward(dy: NDArr, x: NDArr, y: NDArr, dx: NDArr, n: int, kind: int) ->
 def philox(n: int, seed: int, step: int, stream: int) -> NDArray[np.uint32]:
     """(n,) random words of Philox4x32-10 with counters (i // 4, step, stream)."""
     groups = np.arange((n + 3) // 4, dtype=np.uint64)
+    words = philox_words(groups, groups >> np.uint64(32), step, stream, seed)
+    return words.reshape(-1)[:n].astype(np.uint32)
+
+
+def philox_words(
+    first: NDArray[np.uint64], second: Any, third: Any, fourth: Any, seed: int
+) -> NDArray[np.uint64]:
+    """(n, 4) words of Philox4x32-10 below 2^32, from counters of four words, taken modulo 2^32."""
     low = np.uint64(0xFFFFFFFF)
     c = [
-        groups & low,
-        groups >> np.uint64(32),
-        np.full_like(groups, step & 0xFFFFFFFF),
-        np.full_like(groups, stream & 0xFFFFFFFF),
+        np.broadcast_to(np.asarray(word, np.uint64) & low, first.shape)
+        for word in (first, second, third, fourth)
     ]
     k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
     for _ in range(10):
@@ -108,7 +114,7 @@ def philox(n: int, seed: int, step: int, stream: int) -> NDArray[np.uint32]:
             a & low,
         ]
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return np.stack(c, axis=1).reshape(-1)[:n].astype(np.uint32)
+    return np.stack(c, axis=-1)
 
 
 def dropout(x: NDArr, y: NDArr, n: int, keep: float, drawn: NDArr, stream: int) -> None:

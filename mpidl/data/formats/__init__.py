@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mpidl.data.formats.channels import Channels, channels_last
-from mpidl.data.formats.source import NO_ROLES, Importer, Roles, Source
+from mpidl.data.formats.source import Importer, Source, infer_role
+from mpidl.data.manifest import Role
 from mpidl.errors import DataError
 from mpidl.options import Place, Section
 from mpidl.registry import Registry
@@ -23,10 +24,11 @@ IMPORTERS: Registry[type[Importer]] = Registry(
         "npy": "mpidl.data.formats.numpy_arrays:NpyImporter",
         "hdf5": "mpidl.data.formats.hdf5:Hdf5Importer",
         "parquet": "mpidl.data.formats.parquet:ParquetImporter",
-        "text": "mpidl.data.formats.text:TextImporter",
         "netcdf": "mpidl.data.formats.netcdf:NetcdfImporter",
         "zarr": "mpidl.data.formats.zarr:ZarrImporter",
+        "webdataset": "mpidl.data.formats.webdataset:WebDatasetImporter",
         "images": "mpidl.data.formats.images:ImagesImporter",
+        "text": "mpidl.data.formats.text:TextImporter",
         "idx": "mpidl.data.formats.idx:IdxImporter",
     },
 )
@@ -34,8 +36,9 @@ IMPORTERS: Registry[type[Importer]] = Registry(
 
 def open_source(
     paths: Sequence[Path],
-    roles: Roles = NO_ROLES,
+    label: str | Sequence[str] | None = None,
     *,
+    features: Sequence[str] = (),
     format: str | None = None,
     channels: Channels | None = None,
     **options: Any,
@@ -44,17 +47,17 @@ def open_source(
 
     Args:
         paths: As on the command line.
-        roles: Names of the features and labels, fields or columns of a table.
+        label: Name of the label field or column; of several, the importer knows the first.
+        features: Names of the features, where the user gives them; other fields are none.
         format: A name in `IMPORTERS`; None: the one that accepts the first path.
         channels: Where images have theirs; "first" turns (c, h, w) into (h, w, c).
         options: Of the format, see its `Options`.
 
     Raises:
-        DataError: A file is not in that format, has no such field, or holds images that seem to
+        DataError: A file is not in that format, has no such label, or holds images that seem to
             have their channels first; the message names it.
         ConfigError: There is no such format, or an option has an impossible value.
     """
-    roles.check()
     for path in paths:
         if not path.exists():
             raise DataError(
@@ -69,9 +72,11 @@ def open_source(
             where=str(paths[1]),
             remedy="shard each on its own",
         )
-    source = importer.open(paths, roles, _read_options(name, options))
+    labels = [label] if isinstance(label, str) else list(label or ())
+    first = labels[0] if labels else None
+    source = importer.open(paths, first, _read_options(name, options))
     where = ", ".join(map(str, paths))
-    return channels_last(_with_roles(source, roles, where), channels, where)
+    return channels_last(_with_roles(source, labels, features, where), channels, where)
 
 
 def detect_format(path: Path) -> str:
@@ -109,17 +114,33 @@ def _read_options(name: str, given: dict[str, Any]) -> Section:
     return kind.read(given, Place(origin=lambda key: f"--{key}", remedy="see 'mpidl shard --help'"))
 
 
-def _with_roles(source: Source, roles: Roles, where: str) -> Source:
-    """The source with the roles that the user names, where the importer has not given them."""
-    if not roles.named or source.roles.named:
+def _with_roles(
+    source: Source, labels: Sequence[str], features: Sequence[str], where: str
+) -> Source:
+    """The source with the roles that the user names, where the importer has not found them."""
+    found = source.label is not None  # by the importer: the first label, under its own name
+    if both := set(labels) & set(features):
+        raise DataError(
+            f"{sorted(both)[0]!r} is both a feature and a label",
+            where=where,
+            remedy="name it with --feature or with --label",
+        )
+    named: dict[str, Role] = dict.fromkeys(features, "feature")
+    named |= dict.fromkeys(labels[1:] if found else labels, "label")
+    if not named:
         return source
     fields = source.read(0, min(1, source.samples))
-    for option, names in (("--feature", roles.features), ("--label", roles.labels)):
-        for name in names:
-            if name not in fields:
-                raise DataError(
-                    f"has no field {name!r}, only {', '.join(sorted(fields))}",
-                    where=where,
-                    remedy=f"name one of these with {option}",
-                )
-    return replace(source, roles=roles)
+    for name, role in named.items():
+        if name not in fields:
+            raise DataError(
+                f"has no field {name!r}, only {', '.join(sorted(fields))}",
+                where=where,
+                remedy=f"name one of these with --{role}",
+            )
+    roles = dict(source.roles) | named
+    if features:
+        for name, array in fields.items():
+            if infer_role(name, array, source.label) == "feature":
+                roles.setdefault(name, "other")
+    label = source.label if found or not labels else labels[0]
+    return replace(source, label=label, roles=roles)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.formats.source import Importer, Roles, Source
+from mpidl.data.formats.source import Importer, Source
 from mpidl.data.manifest import Arrays
 from mpidl.errors import DataError, errno_of, unreadable
 from mpidl.extras import load_extra
@@ -20,6 +20,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".pp
 
 class ImagesImporter(Importer):
     """A folder of class folders; the classes are their names in alphabetical order.
+
+    Folders in a class folder belong to that class.
 
     All images must have one size.
     """
@@ -32,7 +34,7 @@ class ImagesImporter(Importer):
         return path.is_dir()
 
     @classmethod
-    def open(cls, paths: Sequence[Path], roles: Roles, options: NoOptions) -> Source:
+    def open(cls, paths: Sequence[Path], label: str | None, options: NoOptions) -> Source:
         """See `Importer.open`."""
         (folder,) = paths
         load_extra("PIL.Image", "reading images")
@@ -44,7 +46,7 @@ class ImagesImporter(Importer):
         files = [
             (path, number)
             for number, name in enumerate(classes)
-            for path in sorted((folder / name).iterdir())
+            for path in sorted((folder / name).rglob("*"))
             if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not files:
@@ -65,15 +67,19 @@ class ImagesImporter(Importer):
         return Source(len(files), read, tuple(classes))
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, file: BinaryIO | None = None) -> NDArray[np.uint8]:
     """An image as (height, width) gray values or (height, width, 3) RGB.
+
+    Args:
+        path: The file, or a name for messages.
+        file: Its content, where it is part of another file.
 
     Raises:
         DataError: Pillow cannot read it.
     """
     pillow: Any = load_extra("PIL.Image", "reading images")
     try:
-        with pillow.open(path) as image:
+        with pillow.open(path if file is None else file) as image:
             gray = image.mode in ("1", "L", "I;16", "P") and not image.palette
             return np.asarray(image.convert("L" if gray else "RGB"))
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:

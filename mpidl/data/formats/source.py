@@ -8,6 +8,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,52 +25,6 @@ MALFORMED = (ValueError, OSError, EOFError, KeyError, struct.error, zipfile.BadZ
 
 
 @dataclass(frozen=True)
-class Roles:
-    """What fields, or columns of a table, are used for.
-
-    Attributes:
-        features: Names of features; where there are any, nothing else is a feature.
-        labels: Names of labels; where there are none, usual names count (`LABEL_NAMES`).
-    """
-
-    features: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """All names."""
-        return (*self.features, *self.labels)
-
-    def check(self) -> None:
-        """Refuse a name that is given twice.
-
-        Raises:
-            DataError: One is.
-        """
-        for name in self.named:
-            if self.named.count(name) > 1:
-                raise DataError(
-                    f"{name!r} is named twice as feature or label",
-                    where="--feature, --label",
-                    remedy="name each field once",
-                )
-
-    def role_of(self, name: str, array: NDArray[Any]) -> Role:
-        """The role of a field: as it is named, else by its name, shape and dtype.
-
-        Args:
-            name: The field's name.
-            array: Some samples of it, (n, *shape).
-        """
-        if name in self.labels or name in self.features:
-            return "label" if name in self.labels else "feature"
-        if not self.labels and name.lower() in LABEL_NAMES:
-            return "label"
-        real = array.ndim > 1 or array.dtype.kind == "f"
-        return "feature" if real and not self.features else "other"
-
-
-@dataclass(frozen=True)
 class Source:
     """Raw data with random access to its samples.
 
@@ -77,28 +32,23 @@ class Source:
         samples: Number of samples.
         read: (start, stop) -> an array (stop - start, *shape) for each field.
         class_names: Names of the classes, where the format has them.
-        roles: Of the fields, as far as they are known.
-        classes: Number of classes of fields, where the format knows it: of tokens, above all.
+        label: The label field, where it is known.
         candidates: Fields or columns that could be the label, where it is not known.
         notes: What was assumed in reading, for people.
-        numbers: Numbers of these samples in the files, where they are a part of all.
+        roles: Of fields whose role is known, by the format or the user.
+        classes: Features that hold tokens -> the size of their vocabulary.
+        units: Of fields that have them.
     """
 
     samples: int
     read: Callable[[int, int], Arrays]
     class_names: tuple[str, ...] | None = None
-    roles: Roles = Roles()
-    classes: Mapping[str, int] = field(default_factory=dict)
+    label: str | None = None
     candidates: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    numbers: NDArray[np.int64] | None = None
-
-    def number(self, index: int) -> int:
-        """The number in the files of the sample `index`."""
-        return index if self.numbers is None else int(self.numbers[index])
-
-
-NO_ROLES = Roles()
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    classes: Mapping[str, int] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
 
 
 class Importer(ABC):
@@ -123,12 +73,12 @@ class Importer(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, paths: Sequence[Path], roles: Roles, options: Any) -> Source:
+    def open(cls, paths: Sequence[Path], label: str | None, options: Any) -> Source:
         """The samples in files of this format.
 
         Args:
             paths: The files; exactly one unless `SEVERAL_FILES`.
-            roles: Names of features and labels, where the user gives any.
+            label: Name of the label field or column, where the user gives one.
             options: An instance of `Options`.
 
         Raises:
@@ -157,6 +107,28 @@ def source_from_arrays(arrays: Arrays, where: str) -> Source:
         next(iter(counts.values())),
         lambda start, stop: {name: array[start:stop] for name, array in arrays.items()},
     )
+
+
+def concatenated(parts: Sequence[Source], units: Mapping[str, str]) -> Source:
+    """Sources of the same fields, one behind the other.
+
+    Args:
+        parts: At least one.
+        units: Of the fields that have some.
+    """
+    stops = list(accumulate(part.samples for part in parts))
+
+    def read(start: int, stop: int) -> Arrays:
+        pieces = []
+        for part, end in zip(parts, stops, strict=True):
+            first = end - part.samples
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                pieces.append(part.read(low - first, high - first))
+        pieces = pieces or [parts[0].read(0, 0)]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    return Source(stops[-1], read, units=units)
 
 
 def source_from_files(
@@ -189,3 +161,16 @@ def unusable(error: Exception, path: Path, remedy: str) -> DataError:
     return unreadable(errno_of(error), str(path)) or DataError(
         f"cannot be read: {error}", where=str(path), remedy=remedy
     )
+
+
+def infer_role(name: str, array: NDArray[Any], label: str | None) -> Role:
+    """The role of a field: the label by its name, a feature by its shape or dtype.
+
+    Args:
+        name: The field's name.
+        array: Some samples of it, (n, *shape).
+        label: The name of the label field, where it is known; else usual names count.
+    """
+    if name == label or (label is None and name.lower() in LABEL_NAMES):
+        return "label"
+    return "feature" if array.ndim > 1 or array.dtype.kind == "f" else "other"

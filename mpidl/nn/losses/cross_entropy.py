@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import DTypeLike
 
-from mpidl.backend import Array, accumulator
-from mpidl.errors import ShapeError
+from mpidl.backend import Array, Ops, accumulator
+from mpidl.errors import ConfigError, ShapeError
 from mpidl.nn.losses.base import Loss, LossResult, Shape, squeeze
 from mpidl.options import Share
+
+Weight = Annotated[float, Meta(ge=0)]
 
 
 class CrossEntropy(Loss):
@@ -27,12 +30,21 @@ class CrossEntropy(Loss):
         Attributes:
             label_smoothing: Share of the target that is spread over all classes (Szegedy et al.,
                 2016).
+            class_weights: Factor of the loss of each class, for classes of different size; [] for
+                none. The mean is over samples, not over weights.
         """
 
         label_smoothing: Share = 0.0
+        class_weights: tuple[Weight, ...] = ()
 
     options: Options
     targets = "classes"
+
+    def __init__(self, ops: Ops, **options: Any) -> None:
+        super().__init__(ops, **options)
+        weights = self.options.class_weights
+        # the last is that of positions without a class: index -1
+        self.weights = ops.to_device(np.array([*weights, 0.0])) if weights else None
 
     def check(self, output_shape: Shape, target_shape: Shape) -> None:
         if not output_shape or squeeze(output_shape[:-1]) != squeeze(target_shape):
@@ -42,6 +54,13 @@ class CrossEntropy(Loss):
                 where="loss",
                 remedy="give outputs the shape of the labels and a last axis of classes, or for "
                 "real targets a loss such as mse",
+            )
+        if self.weights is not None and len(self.weights) != output_shape[-1] + 1:
+            raise ConfigError(
+                f"loss.class_weights has {len(self.weights) - 1} numbers for {output_shape[-1]} "
+                "classes",
+                where="loss.class_weights",
+                remedy="give one for each class",
             )
 
     def target_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:
@@ -63,4 +82,8 @@ class CrossEntropy(Loss):
             scale / positions,
             self.options.label_smoothing,
         )
+        if self.weights is not None:
+            factors = self.weights[self.ops.xp.maximum(targets.reshape(-1), -1)]
+            losses *= factors.astype(losses.dtype)
+            gradient *= factors.astype(gradient.dtype)[:, None]
         return LossResult(gradient.reshape(outputs.shape), samples, losses, positions, correct)

@@ -272,3 +272,23 @@ def test_16_bits_round_the_gradient_only(gpu_ops: Any, name: str, rng: np.random
     assert total == pytest.approx(exact.total, rel=1e-5)
     wanted = gpu_ops.to_host(exact.gradient)
     np.testing.assert_allclose(gradient, wanted, rtol=2e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 5, 3)])
+def test_class_weights_multiply_losses_and_gradients(shape: Shape) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal(shape), rng.integers(-1, 3, shape[:-1])
+    weights = (0.5, 2.0, 0.0)
+    plain, weighted = (
+        CrossEntropy(NumpyOps(), **given)(x, y, 7) for given in ({}, {"class_weights": weights})
+    )
+    factors = np.array([*weights, 0.0])[y]
+    np.testing.assert_allclose(weighted.losses, plain.losses * factors.reshape(-1), rtol=1e-12)
+    np.testing.assert_allclose(weighted.gradient, plain.gradient * factors[..., None], rtol=1e-12)
+
+
+def test_class_weights_of_another_number_of_classes_are_refused() -> None:
+    loss = CrossEntropy(NumpyOps(), class_weights=(1.0, 2.0))
+    with pytest.raises(ConfigError, match="2 numbers for 3 classes") as caught:
+        loss(np.zeros((2, 3)), np.zeros(2, np.int64), 2)
+    assert caught.value.where == "loss.class_weights"

@@ -1,0 +1,110 @@
+/* Augmentation of a batch. What is drawn for a sample is a function of (seed, epoch, number of the
+ * sample) alone, by Philox4x32-10: the same on every rank, in every kernel and after a resume. */
+#ifndef AUGMENT_DRAWS
+#define AUGMENT_DRAWS
+enum { DRAW_MOVE = 0x41550000, DRAW_MIRROR, DRAW_CUTOUT, DRAW_JITTER, DRAW_MIX, DRAW_NOISE };
+
+ALWAYS_INLINE void draw(uint32_t words[4], long seed, long epoch, long sample, uint32_t stream) {
+    words[0] = (uint32_t)sample;
+    words[1] = (uint32_t)((uint64_t)sample >> 32);
+    words[2] = (uint32_t)epoch;
+    words[3] = stream;
+    philox(words, seed);
+}
+
+/* A whole number below `count`. */
+ALWAYS_INLINE long below(uint32_t word, long count) {
+    return (long)(((uint64_t)word * (uint64_t)count) >> 32);
+}
+
+/* Where a sample's elements come from: element o of axis a of the result from element
+ * (mirrored[a] ? size - 1 - o : o) + shift[a], h and w of the result swapped
+ * before where `swap`. */
+typedef struct {
+    long shift[3];
+    int swap, mirrored[3];
+} placement;
+
+ALWAYS_INLINE placement place(const augment_geometry *g, long seed, long epoch, long sample) {
+    uint32_t move[4], mirror[4] = {0};
+    draw(move, seed, epoch, sample, DRAW_MOVE);
+    placement p = {{g->low_d + below(move[0], g->spread_d), g->low_h + below(move[1], g->spread_h),
+                    g->low_w + below(move[2], g->spread_w)},
+                   0,
+                   {0, 0, 0}};
+    const int code = move[3] & 7;
+    p.swap = g->turn & 1 ? code & 1 : 0;
+    p.mirrored[1] = g->turn ? code >> 1 & 1 : 0;
+    /* quarter turns alone: one mirrored axis with a swap, both or none without */
+    p.mirrored[2] = g->turn == 1 ? p.mirrored[1] ^ p.swap : g->turn ? code >> 2 & 1 : 0;
+    if (g->mirror_h || g->mirror_w) {
+        draw(mirror, seed, epoch, sample, DRAW_MIRROR);
+        /* of the result: where its axes are swapped, of the other axis of the source */
+        p.mirrored[1 + p.swap] ^= (long long)mirror[0] < g->mirror_h;
+        p.mirrored[2 - p.swap] ^= (long long)mirror[1] < g->mirror_w;
+    }
+    return p;
+}
+
+/* The element within [0, size) that stands for `at`; -1 where there is none. */
+ALWAYS_INLINE long fold(long at, long size, long edge) {
+    if (at >= 0 && at < size) return at;
+    switch (edge) {
+    case EDGE_WRAP: at %= size; return at < 0 ? at + size : at;
+    case EDGE_REFLECT: return at < 0 ? -at : 2 * (size - 1) - at;
+    case EDGE_NEAREST: return at < 0 ? 0 : size - 1;
+    default: return -1;
+    }
+}
+#endif
+
+#define GATHER(name) NAME(name)
+#define GIVEN REAL
+#include "gather.h"
+#undef GIVEN
+#undef GATHER
+#define GATHER(name) NAME(name##_u8)
+#define GIVEN uint8_t
+#include "gather.h"
+#undef GIVEN
+#undef GATHER
+
+/* Turn vectors (u along h, v along w), two channels each of all elements of x, as the samples were
+ * turned. Numbers are stored as u * scale + shift. */
+int NAME(augment_vectors)(REAL *x, const long *samples, const long *vectors, long count, long seed,
+                          long epoch, const augment_geometry *g, double shift) {
+    const REAL twice = (REAL)(2 * shift);
+    const long pixels = g->d * g->h * g->w;
+    PARALLEL_FOR(g->n *pixels *g->c)
+    for (long n = 0; n < g->n; n++) {
+        const placement p = place(g, seed, epoch, samples[n]);
+        for (long i = 0; i < pixels; i++) {
+            REAL *at = x + (n * pixels + i) * g->c;
+            for (long k = 0; k < count; k++) {
+                REAL *u = at + vectors[2 * k], *v = at + vectors[2 * k + 1];
+                const REAL along_h = p.mirrored[1] ? twice - *u : *u,
+                           along_w = p.mirrored[2] ? twice - *v : *v;
+                *u = p.swap ? along_w : along_h;
+                *v = p.swap ? along_h : along_w;
+            }
+        }
+    }
+    return 0;
+}
+
+/* A square of `size` elements around a drawn one becomes 0, with probability chance / 2^32. */
+int NAME(augment_cutout)(REAL *x, const long *samples, long seed, long epoch, long n, long h,
+                         long w, long c, long size, long chance) {
+    PARALLEL_FOR(n *size *size *c)
+    for (long k = 0; k < n; k++) {
+        uint32_t words[4];
+        draw(words, seed, epoch, samples[k], DRAW_CUTOUT);
+        if ((long)words[2] >= chance) continue;
+        const long top = below(words[0], h) - size / 2, left = below(words[1], w) - size / 2;
+        const long first = left < 0 ? 0 : left, last = left + size > w ? w : left + size;
+        for (long i = top < 0 ? 0 : top; i < h && i < top + size; i++)
+            memset(x + ((k * h + i) * w + first) * c, 0,
+                   (size_t)((last - first) * c) * sizeof(REAL));
+    }
+    return 0;
+}

@@ -1,0 +1,107 @@
+// Augmentation of a batch. What is drawn for a sample is a function of (seed, epoch, number of the
+// sample) alone, by Philox4x32-10, as in kernels/cpu/augment_impl.h.
+enum { DRAW_MOVE = 0x41550000, DRAW_MIRROR, DRAW_CUTOUT, DRAW_JITTER, DRAW_MIX, DRAW_NOISE };
+
+__device__ inline void draw(unsigned *words, i64 seed, i64 epoch, i64 sample, unsigned stream) {
+    words[0] = (unsigned)sample;
+    words[1] = (unsigned)((unsigned long long)sample >> 32);
+    words[2] = (unsigned)epoch;
+    words[3] = stream;
+    philox(words, seed);
+}
+
+// A whole number below `count`.
+__device__ inline i64 below(unsigned word, i64 count) {
+    return (i64)(((unsigned long long)word * (unsigned long long)count) >> 32);
+}
+
+// Where a sample's elements come from; see augment_impl.h.
+struct Placement {
+    i64 shift_d, shift_h, shift_w;
+    bool swap, mirrored_h, mirrored_w;
+};
+
+__device__ inline Placement place(const augment_geometry &g, i64 seed, i64 epoch, i64 sample) {
+    unsigned move[4], mirror[4];
+    draw(move, seed, epoch, sample, DRAW_MOVE);
+    Placement p;
+    p.shift_d = g.low_d + below(move[0], g.spread_d);
+    p.shift_h = g.low_h + below(move[1], g.spread_h);
+    p.shift_w = g.low_w + below(move[2], g.spread_w);
+    p.swap = (g.turn & 1) && (move[3] & 1);
+    p.mirrored_h = g.turn && (move[3] & 2);
+    p.mirrored_w = g.turn == 1 ? p.mirrored_h != p.swap : g.turn && (move[3] & 4);
+    if (g.mirror_h || g.mirror_w) {
+        draw(mirror, seed, epoch, sample, DRAW_MIRROR);
+        const bool h = mirror[0] < g.mirror_h, w = mirror[1] < g.mirror_w;
+        p.mirrored_h ^= p.swap ? w : h;
+        p.mirrored_w ^= p.swap ? h : w;
+    }
+    return p;
+}
+
+// The element within [0, size) that stands for `at`; -1 where there is none.
+__device__ inline i64 fold(i64 at, i64 size, i64 edge) {
+    if (at >= 0 && at < size) return at;
+    if (edge == EDGE_WRAP) return (at % size + size) % size;
+    if (edge == EDGE_REFLECT) return at < 0 ? -at : 2 * (size - 1) - at;
+    return edge == EDGE_NEAREST ? (at < 0 ? 0 : size - 1) : -1;
+}
+
+template <class Given>
+__device__ inline void gather(const Given *x, REAL *out, const i64 *samples, i64 seed, i64 epoch,
+                              const augment_geometry &g, ACC scale, ACC shift, ACC fill) {
+    FOR_EACH(pixel, g.n * g.d * g.h * g.w) {
+        const i64 j = pixel % g.w, i = pixel / g.w % g.h, d = pixel / (g.w * g.h) % g.d,
+                  n = pixel / (g.w * g.h * g.d);
+        const Placement p = place(g, seed, epoch, samples[n]);
+        const i64 h = p.swap ? j : i, w = p.swap ? i : j;
+        const i64 from_d = fold(d + p.shift_d, g.d, g.edge_d),
+                  from_h = fold((p.mirrored_h ? g.h - 1 - h : h) + p.shift_h, g.h, g.edge_h),
+                  from_w = fold((p.mirrored_w ? g.w - 1 - w : w) + p.shift_w, g.w, g.edge_w);
+        const bool inside = from_d >= 0 && from_h >= 0 && from_w >= 0;
+        const i64 from = ((n * g.d + from_d) * g.h + from_h) * g.w + from_w;
+        for (i64 k = 0; k < g.c; k++)
+            out[pixel * g.c + k] = inside ? ACC(x[from * g.c + k]) * scale + shift : fill;
+    }
+}
+
+extern "C" __global__ void augment_gather(const REAL *x, REAL *out, const i64 *samples, i64 seed,
+                                          i64 epoch, augment_geometry g, ACC scale, ACC shift,
+                                          ACC fill) {
+    gather(x, out, samples, seed, epoch, g, scale, shift, fill);
+}
+
+extern "C" __global__ void augment_gather_u8(const u8 *x, REAL *out, const i64 *samples, i64 seed,
+                                             i64 epoch, augment_geometry g, ACC scale, ACC shift,
+                                             ACC fill) {
+    gather(x, out, samples, seed, epoch, g, scale, shift, fill);
+}
+
+extern "C" __global__ void augment_vectors(REAL *x, const i64 *samples, const i64 *vectors,
+                                           i64 count, i64 seed, i64 epoch, augment_geometry g,
+                                           ACC shift) {
+    const i64 pixels = g.d * g.h * g.w;
+    FOR_EACH(pixel, g.n * pixels) {
+        const Placement p = place(g, seed, epoch, samples[pixel / pixels]);
+        for (i64 k = 0; k < count; k++) {
+            REAL *u = x + pixel * g.c + vectors[2 * k], *v = x + pixel * g.c + vectors[2 * k + 1];
+            const ACC along_h = p.mirrored_h ? ACC(2) * shift - ACC(*u) : ACC(*u),
+                      along_w = p.mirrored_w ? ACC(2) * shift - ACC(*v) : ACC(*v);
+            *u = p.swap ? along_w : along_h;
+            *v = p.swap ? along_h : along_w;
+        }
+    }
+}
+
+extern "C" __global__ void augment_cutout(REAL *x, const i64 *samples, i64 seed, i64 epoch, i64 n,
+                                          i64 h, i64 w, i64 c, i64 size, i64 chance) {
+    FOR_EACH(item, n * size * size) {
+        const i64 j = item % size, i = item / size % size, k = item / (size * size);
+        unsigned words[4];
+        draw(words, seed, epoch, samples[k], DRAW_CUTOUT);
+        const i64 row = below(words[0], h) - size / 2 + i, col = below(words[1], w) - size / 2 + j;
+        if (words[2] < chance && row >= 0 && row < h && col >= 0 && col < w)
+            for (i64 b = 0; b < c; b++) x[((k * h + row) * w + col) * c + b] = ACC(0);
+    }
+}

@@ -1,0 +1,37 @@
+"""The registry of augmentations and the section that chooses among them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mpidl.augment.base import Augmentation
+from mpidl.options import Place
+from mpidl.registry import Registry, Selection
+
+# In the order in which they are applied
+AUGMENTATIONS: Registry[type[Augmentation]] = Registry(
+    "augmentation",
+    "augment",
+    {
+        "crop": "mpidl.augment.crop:Crop",
+        "roll": "mpidl.augment.roll:Roll",
+        "rotate": "mpidl.augment.rotate:Rotate",
+        "flip": "mpidl.augment.flip:Flip",
+        "cutout": "mpidl.augment.cutout:Cutout",
+    },
+)
+
+
+class AugmentConfig(Selection, frozen=True):
+    """Random changes of the training samples, each with its options: see docs/augmentation.md."""
+
+    REGISTRY: ClassVar[Registry[Any]] = AUGMENTATIONS
+
+    def check(self, place: Place) -> None:
+        """Refuse what cannot be together."""
+        if "crop" in self.entries and "roll" in self.entries:
+            raise place.error(
+                f"{place.name('crop')} and {place.name('roll')} both shift the samples",
+                "crop",
+                remedy="use roll where fields are periodic, else crop",
+            )

@@ -1,0 +1,76 @@
+"""Augmentation of a batch, from numbers that depend on (seed, epoch, sample) alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpidl.backend.array import Array
+from mpidl.backend.contract.base import Launcher
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What random numbers are drawn from.
+
+    Attributes:
+        samples: (n,) int64, numbers of the samples in the data set, on the device.
+        seed: Of the run.
+        epoch: Number of the epoch.
+    """
+
+    samples: Array
+    seed: int
+    epoch: int
+
+    @property
+    def args(self) -> tuple[Array, int, int]:
+        """As kernels take them."""
+        return self.samples, self.seed, self.epoch
+
+
+class AugmentOps(Launcher):
+    """Passes over a batch of samples, each with its own random numbers."""
+
+    def augment_gather(
+        self, x: Array, out: Array, drawn: Drawn, g: Any, scale: float, shift: float, fill: float
+    ) -> None:
+        """out = x * scale + shift with the samples moved, mirrored and turned.
+
+        Args:
+            x: (n, d, h, w, c), of the dtype of out or uint8.
+            out: (n, d, h, w, c), floating.
+            drawn: Of the batch.
+            g: A record `augment_geometry`: what may be drawn.
+            scale: Factor.
+            shift: Summand.
+            fill: Value of `out` beyond an edge that is EDGE_FILL.
+        """
+        name = "augment_gather_u8" if x.dtype == np.uint8 else "augment_gather"
+        self.launch(name, x, out, *drawn.args, g, scale, shift, fill)
+
+    def augment_vectors(self, x: Array, vectors: Array, drawn: Drawn, g: Any, shift: float) -> None:
+        """Turn the vectors in x (n, d, h, w, c) as `augment_gather` turned the samples, in place.
+
+        Args:
+            x: Stores components u as u * scale + shift.
+            vectors: (pairs, 2) int64, channels of the components along h and along w.
+            drawn: Of the batch.
+            g: As `augment_gather`.
+            shift: See `x`.
+        """
+        samples, seed, epoch = drawn.args
+        self.launch("augment_vectors", x, samples, vectors, len(vectors), seed, epoch, g, shift)
+
+    def augment_cutout(self, x: Array, drawn: Drawn, size: int, chance: int) -> None:
+        """Set a square of x (n, h, w, c) to 0 (DeVries and Taylor, 2017), in place.
+
+        Args:
+            x: The batch.
+            drawn: Of the batch.
+            size: Of the square; what lies beyond the edge is left out.
+            chance: Probability times 2^32.
+        """
+        self.launch("augment_cutout", x, *drawn.args, *x.shape, size, chance)

@@ -1,0 +1,140 @@
+"""Augmentation of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpidl.backend.headers import codes
+from mpidl.backend.plain.pointwise import philox_words
+
+NDArr = NDArray[Any]
+Indices = NDArray[np.int64]
+_EDGES = codes("EDGE")
+_MOVE, _MIRROR, _CUTOUT, _JITTER, _MIX, _NOISE = range(0x41550000, 0x41550006)
+
+
+def _draw(samples: Indices, seed: int, epoch: int, stream: int) -> NDArray[np.uint64]:
+    """(n, 4) random words below 2^32."""
+    numbers = samples.astype(np.uint64)
+    return philox_words(numbers, numbers >> np.uint64(32), epoch, stream, seed)
+
+
+def _below(words: NDArray[np.uint64], count: int) -> Indices:
+    return ((words * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
+
+
+def _place(
+    g: Any, samples: Indices, seed: int, epoch: int
+) -> tuple[list[Indices], Indices, Indices, Indices]:
+    """Shifts of d, h, w; whether h and w are swapped; whether the source's h, w are mirrored."""
+    move = _draw(samples, seed, epoch, _MOVE)
+    shifts = [
+        int(g[f"low_{a}"]) + _below(move[:, k], g[f"spread_{a}"]) for k, a in enumerate("dhw")
+    ]
+    turn, code = int(g["turn"]), move[:, 3].astype(np.int64)
+    swap = code & turn & 1
+    mirrored_h = code >> 1 & 1 if turn else np.zeros_like(code)
+    mirrored_w = mirrored_h ^ swap if turn == 1 else code >> 2 & 1 if turn else np.zeros_like(code)
+    if g["mirror_h"] or g["mirror_w"]:
+        words = _draw(samples, seed, epoch, _MIRROR).astype(np.int64)
+        h, w = words[:, 0] < g["mirror_h"], words[:, 1] < g["mirror_w"]
+        mirrored_h = mirrored_h ^ np.where(swap, w, h)
+        mirrored_w = mirrored_w ^ np.where(swap, h, w)
+    return shifts, swap, mirrored_h, mirrored_w
+
+
+def _fold(at: Indices, size: int, edge: int) -> Indices:
+    """The elements within [0, size) that stand for `at`; -1 where there is none."""
+    inside = (at >= 0) & (at < size)
+    if edge == _EDGES["wrap"]:
+        return at % size
+    if edge == _EDGES["reflect"]:
+        return np.where(inside, at, np.where(at < 0, -at, 2 * (size - 1) - at))
+    return np.clip(at, 0, size - 1) if edge == _EDGES["nearest"] else np.where(inside, at, -1)
+
+
+def augment_gather(
+    x: NDArr,
+    out: NDArr,
+    samples: Indices,
+    seed: int,
+    epoch: int,
+    g: Any,
+    scale: float,
+    shift: float,
+    fill: float,
+) -> None:
+    """AugmentOps.augment_gather."""
+    n, d, h, w, c = (int(g[name]) for name in "ndhwc")
+    shifts, swap, mirrored_h, mirrored_w = _place(g, samples, seed, epoch)
+
+    def column(values: Indices) -> Indices:
+        return values.reshape(-1, 1, 1, 1)
+
+    i, j = np.arange(h).reshape(1, 1, h, 1), np.arange(w).reshape(1, 1, 1, w)
+    row, col = np.where(column(swap), j, i), np.where(column(swap), i, j)
+    row = np.where(column(mirrored_h), h - 1 - row, row) + column(shifts[1])
+    col = np.where(column(mirrored_w), w - 1 - col, col) + column(shifts[2])
+    depth = np.arange(d).reshape(1, d, 1, 1) + column(shifts[0])
+    depth, row, col = (
+        _fold(at, size, int(g[f"edge_{axis}"]))
+        for at, size, axis in zip((depth, row, col), (d, h, w), "dhw", strict=True)
+    )
+    moved = x.reshape(n, d, h, w, c)[np.arange(n).reshape(-1, 1, 1, 1), depth, row, col]
+    inside = (depth >= 0) & (row >= 0) & (col >= 0)
+    real = out.dtype.type
+    scaled = moved.astype(out.dtype) * real(scale) + real(shift)
+    out.reshape(n, d, h, w, c)[...] = np.where(inside[..., None], scaled, real(fill))
+
+
+augment_gather_u8 = augment_gather
+
+
+def augment_vectors(
+    x: NDArr,
+    samples: Indices,
+    vectors: Indices,
+    count: int,
+    seed: int,
+    epoch: int,
+    g: Any,
+    shift: float,
+) -> None:
+    """AugmentOps.augment_vectors."""
+    n, c = int(g["n"]), int(g["c"])
+    _, swap, mirrored_h, mirrored_w = (
+        part if isinstance(part, list) else part.reshape(-1, 1)
+        for part in _place(g, samples, seed, epoch)
+    )
+    twice = x.dtype.type(2 * shift)
+    pixels = x.reshape(n, int(g["d"] * g["h"] * g["w"]), c)
+    for u, v in vectors.reshape(count, 2):
+        along_h = np.where(mirrored_h, twice - pixels[..., u], pixels[..., u])
+        along_w = np.where(mirrored_w, twice - pixels[..., v], pixels[..., v])
+        pixels[..., u] = np.where(swap, along_w, along_h)
+        pixels[..., v] = np.where(swap, along_h, along_w)
+
+
+def augment_cutout(
+    x: NDArr,
+    samples: Indices,
+    seed: int,
+    epoch: int,
+    n: int,
+    h: int,
+    w: int,
+    c: int,
+    size: int,
+    chance: int,
+) -> None:
+    """AugmentOps.augment_cutout."""
+    words = _draw(samples, seed, epoch, _CUTOUT)
+    cut = np.ones((n, h, w), bool) & (words[:, 2].astype(np.int64) < chance).reshape(-1, 1, 1)
+    for axis, (column, extent) in enumerate(((words[:, 0], h), (words[:, 1], w)), 1):
+        first = (_below(column, extent) - size // 2).reshape(-1, 1, 1)
+        at = np.arange(extent).reshape((1, extent, 1) if axis == 1 else (1, 1, extent))
+        cut &= (at >= first) & (at < first + size)
+    x.reshape(n, h, w, c)[cut] = 0

@@ -1,0 +1,105 @@
+"""Augmentations: what they do to samples, and that only (seed, epoch, sample) decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpidl.augment import AugmentConfig, Pipeline, Samples
+from mpidl.backend.contract.augment import Drawn
+from mpidl.errors import ConfigError
+from mpidl.options import Place
+
+IMAGES = Samples((9, 7, 3), "image", "classes", (), 0.5, -0.25)
+FIELDS = Samples((8, 8, 3), "image", "values", (8, 8, 2))
+
+
+def pipeline(ops: Any, samples: Samples, **options: Any) -> Pipeline:
+    return Pipeline(AugmentConfig.read(options, Place()).entries, samples, ops)
+
+
+def changed(ops: Any, made: Pipeline, raw: np.ndarray, numbers: np.ndarray, epoch: int = 0) -> Any:
+    out = ops.to_device(np.empty(raw.shape, np.float32))
+    made.inputs(ops.to_device(raw), out, Drawn(ops.to_device(numbers), 5, epoch))
+    return ops.to_host(out).copy()
+
+
+def test_a_sample_is_changed_the_same_in_any_batch(ops: Any, rng: np.random.Generator) -> None:
+    made = pipeline(ops, IMAGES, crop={"padding": 2}, flip={"vertical": 0.5}, cutout={"size": 3})
+    raw, numbers = rng.integers(0, 256, (40, 9, 7, 3)).astype(np.uint8), rng.permutation(900)[:40]
+    whole = changed(ops, made, raw, numbers)
+    parts = [slice(0, 0), slice(0, 13), slice(13, 14), slice(14, 40)]
+    again = [changed(ops, made, raw[part].copy(), numbers[part].copy()) for part in parts]
+    np.testing.assert_array_equal(np.concatenate(again), whole)
+    other = changed(ops, made, raw, numbers, epoch=1)
+    assert (other != whole).any(axis=(1, 2, 3)).mean() > 0.9
+
+
+def test_each_crop_and_flip_is_one_of_the_possible_ones(ops: Any, rng: np.random.Generator) -> None:
+    raw = rng.integers(0, 256, (60, 9, 7, 3)).astype(np.uint8)
+    got = changed(ops, pipeline(ops, IMAGES, crop={"padding": 2}, flip={}), raw, np.arange(60))
+    padded = np.pad(
+        raw * np.float32(0.5) - np.float32(0.25),
+        [(0, 0), (2, 2), (2, 2), (0, 0)],
+        constant_values=-0.25,
+    )
+    seen = set()
+    for sample, result in zip(padded, got, strict=True):
+        found = [
+            (i, j, flip)
+            for i in range(5)
+            for j in range(5)
+            for flip in (1, -1)
+            if np.allclose(sample[i : i + 9, j : j + 7][:, ::flip], result, atol=1e-5)
+        ]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len(seen) > 20 and {flip for *_, flip in seen} == {1, -1}
+
+
+def test_rotations_turn_vectors_and_targets_alike(ops: Any, rng: np.random.Generator) -> None:
+    """A gradient of a scalar field is turned into the gradient of the turned field."""
+    scalar = rng.standard_normal((30, 8, 8)).astype(np.float32)
+
+    def gradient(field: np.ndarray, axis: int) -> np.ndarray:  # periodic, central differences
+        return (np.roll(field, -1, axis) - np.roll(field, 1, axis)) / 2
+
+    u, v = gradient(scalar, 1), gradient(scalar, 2)
+    raw, target = np.stack([v, scalar, u], axis=-1), np.stack([u, v], axis=-1)
+    made = pipeline(ops, FIELDS, roll={}, rotate={"vectors": [[2, 0]], "target_vectors": [[0, 1]]})
+    numbers = np.arange(30)
+    x = changed(ops, made, raw, numbers)
+    y = ops.to_device(np.empty_like(target))
+    made.targets(ops.to_device(target), y, Drawn(ops.to_device(numbers), 5, 0))
+    for axis, channel in ((1, 2), (2, 0)):
+        np.testing.assert_allclose(x[..., channel], gradient(x[..., 1], axis), atol=1e-6)
+    np.testing.assert_allclose(ops.to_host(y), x[..., [2, 0]], atol=1e-6)
+    assert (x[..., 1] != scalar).any(axis=(1, 2)).mean() > 0.9
+    np.testing.assert_allclose(np.sort(x[..., 1].reshape(30, -1)), np.sort(scalar.reshape(30, -1)))
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "words"),
+    [
+        (Samples((9, 3), "series", "classes", ()), {"crop": {}}, "augment.crop needs images"),
+        (Samples((9,), "image", "classes", ()), {"flip": {}}, "augment.flip needs images"),
+        (IMAGES, {"crop": {"padding": 7}}, "pads by 7 pixels"),
+        (IMAGES, {"rotate": {}}, "not square"),
+        (IMAGES, {"roll": {"axes": [2]}}, "fields have 2"),
+        (FIELDS, {"crop": {}}, "no value beyond the edge"),
+        (FIELDS, {"rotate": {"vectors": [[0, 3]]}}, "there are 3 channels"),
+        (Samples((8, 8, 3), "image", "values", (4, 4)), {"flip": {}}, "other axes"),
+    ],
+)
+def test_what_does_not_fit_is_refused(samples: Samples, options: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        Pipeline(AugmentConfig.read(options, Place()).entries, samples, None)  # type: ignore[arg-type]
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("tree", [{"crop": {}, "roll": {}}, {"flop": {}}, {"crop": 4}])
+def test_impossible_sections_are_refused(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        AugmentConfig.read(tree, Place())

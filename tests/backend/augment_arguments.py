@@ -1,0 +1,55 @@
+"""Arguments of the kernels of augmentation, of drawn shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpidl.backend.headers import codes, structs
+
+Args = list[Any]
+PLACES = {"seed": 7 << 33 | 5, "epoch": 3}
+
+
+def geometry(g: np.random.Generator, n: int, m: int, k: int) -> Any:
+    """Samples that are moved, mirrored and turned, with every kind of edge."""
+    d, h, w = (int(v) for v in g.integers(1, 9, 3))
+    turn = int(g.integers(0, 4))
+    sizes = (d, h, h if turn & 1 else w)
+    edges = [int(g.choice(list(codes("EDGE").values()))) for _ in sizes]
+    low = [-int(g.integers(0, size)) for size in sizes]
+    spread = [int(g.integers(1, 1 - 2 * first + 1)) for first in low]
+    mirror = [int(g.choice([0, 1 << 31, 1 << 32])) for _ in range(2)]
+    numbers = (n % 9, *sizes, 1 + m % 4, *low, *spread, *edges, turn, *mirror)
+    return np.array(numbers, structs()["augment_geometry"])
+
+
+def samples(g: np.random.Generator, n: int) -> np.ndarray:
+    return g.integers(0, 1 << 40, n)
+
+
+def gather(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    sizes = geometry(g, n, m, k)
+    shape = tuple(int(sizes[name]) for name in "ndhwc")
+    x, out = g.standard_normal(shape), g.standard_normal(shape)
+    return [x, out, samples(g, shape[0]), *PLACES.values(), sizes, 0.5, -0.25, 9.0]
+
+
+def gather_u8(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    x, *rest = gather(g, n, m, k)
+    return [g.integers(0, 256, x.shape).astype(np.uint8), *rest]
+
+
+def vectors(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    x, _, numbers, seed, epoch, sizes, *_ = gather(g, n, m, k)
+    channels = x.shape[-1]
+    pairs = g.permutation(channels)[: channels // 2 * 2].astype(np.int64)
+    return [x, numbers, pairs, len(pairs) // 2, seed, epoch, sizes, 0.25]
+
+
+def cutout(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    shape = (n % 9, 1 + m % 11, 1 + n % 7, k)
+    chance = int(g.choice([0, 1 << 31, 1 << 32]))
+    x = g.standard_normal(shape)
+    return [x, samples(g, shape[0]), *PLACES.values(), *shape, 1 + m % 5, chance]
