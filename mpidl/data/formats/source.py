@@ -38,6 +38,7 @@ class Source:
         roles: Of fields whose role is known, by the format or the user.
         classes: Features that hold tokens -> the size of their vocabulary.
         units: Of fields that have them.
+        numbers: The numbers of these samples in the files, where they are a part of them.
     """
 
     samples: int
@@ -49,6 +50,11 @@ class Source:
     roles: Mapping[str, Role] = field(default_factory=dict)
     classes: Mapping[str, int] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
+    numbers: NDArray[np.int64] | None = None
+
+    def number(self, index: int) -> int:
+        """The number in the files of the sample `index`."""
+        return index if self.numbers is None else int(self.numbers[index])
 
 
 class Importer(ABC):
