@@ -32,7 +32,12 @@ class DataConfig(Section, frozen=True):
     """The data sets and how they are read.
 
     Attributes:
-        train: Folder made by `mpidl shard`, relative to the working directory.
+        train: Folder made by `mpidl shard`, relative to the working directory; or a list of several
+            with the same fields, which are mixed.
+        weights: Share of each data set in an epoch, in the order of train; by default by size.
+        balance: "classes": each class equally often; "sqrt": by the square root of its samples;
+            "none": as the data are. With weights: within each data set.
+        epoch_samples: Samples of an epoch; by default as many as there are.
         test: The same, of the test data.
         feature: The field that is the input, or a list of fields that are joined along their
             channels; where there is only one, that.
@@ -55,7 +60,10 @@ class DataConfig(Section, frozen=True):
             2 GB/s a rank).
     """
 
-    train: str
+    train: str | tuple[str, ...]
+    weights: tuple[Annotated[float, Meta(gt=0)], ...] | None = None
+    balance: Literal["none", "classes", "sqrt"] = "none"
+    epoch_samples: Positive | None = None
     test: str | None = None
     feature: str | tuple[str, ...] | None = None
     label: str | tuple[str, ...] | None = None
@@ -67,6 +75,34 @@ class DataConfig(Section, frozen=True):
     window_bytes: Positive = 1 << 30
     driver: Literal["auto", "posix", "mpio", "mpio-collective"] = "auto"
     verify: bool = True
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The training data sets."""
+        return (self.train,) if isinstance(self.train, str) else self.train
+
+    def check(self, place: Place) -> None:
+        """Refuse lists that do not fit, and draws that need a shuffle."""
+        folders = self.folders
+        if not folders or len(set(folders)) < len(folders):
+            raise place.error(
+                "data.train lists no data set, or one twice", "train", remedy="name each once"
+            )
+        if self.weights is not None and len(self.weights) != len(folders):
+            raise place.error(
+                f"data.weights has {len(self.weights)} entries for {len(folders)} data set(s) in "
+                "data.train",
+                "weights",
+                remedy="give one weight for each data set",
+            )
+        drawn = [k for k in ("weights", "epoch_samples") if getattr(self, k) is not None]
+        drawn += ["balance"] if self.balance != "none" else []
+        if drawn and not self.shuffle:
+            raise place.error(
+                f"data.{drawn[0]} draws samples in a random order, but data.shuffle is false",
+                drawn[0],
+                remedy=f"set data.shuffle = true, or remove data.{drawn[0]}",
+            )
 
 
 class ModelConfig(Choice, frozen=True):

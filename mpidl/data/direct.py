@@ -1,18 +1,19 @@
 """Reads rows of an unfiltered HDF5 dataset at their offsets in the file.
 
-HDF5 says where each chunk lies (H5Dget_chunk_info); `preadv` then copies rows into the caller's
-memory. Unlike an H5Dread this does not hold Python's global lock, so that a window is read while
-batches are gathered from the one before.
+HDF5 says where each chunk lies (H5Dget_chunk_info); one call of C then copies all rows into the
+caller's memory. Unlike an H5Dread this does not hold Python's global lock, so that a window is read
+while batches are gathered from the one before.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mpidl.data.native import Indices, read_rows
 
 # The place of one chunk is searched from the first one on: 18 ns a chunk, for each of them
 MOST_CHUNKS = 20_000
@@ -37,7 +38,8 @@ class DirectRows:
         self._origin = (0,) * (dataset.ndim - 1)
         self._rows = rows_per_chunk
         self._row_bytes = row_bytes
-        self._offsets: dict[int, int] = {} if base is None else {0: base}
+        self._offsets = np.full(-(-len(dataset) // rows_per_chunk), -1 if base is None else base)
+        self._located = base is not None
 
     @staticmethod
     def make(dataset: Any, handle: int, wanted: np.dtype[Any]) -> DirectRows | None:
@@ -72,15 +74,17 @@ class DirectRows:
             return None
         return DirectRows(dataset, handle, dataset.chunks[0], row_bytes, None)
 
-    def _offset(self, chunk: int) -> int:
-        found = self._offsets.get(chunk)
-        if found is None:
-            corner = (chunk * self._rows, *self._origin)
-            offset = self._id.get_chunk_info_by_coord(corner).byte_offset
-            if offset is None:
-                raise OSError(f"chunk {chunk} is not stored in the file")
-            found = self._offsets[chunk] = int(offset)
-        return found
+    def _locate(self, ranges: Indices) -> None:
+        """Ask HDF5, once for each, where the chunks of row ranges lie in the file."""
+        for start, stop in (ranges // self._rows).tolist():
+            missing = np.flatnonzero(self._offsets[start : stop + 1] < 0) + start
+            for chunk in missing.tolist():
+                corner = (chunk * self._rows, *self._origin)
+                offset = self._id.get_chunk_info_by_coord(corner).byte_offset
+                if offset is None:
+                    raise OSError(f"chunk {chunk} is not stored in the file")
+                self._offsets[chunk] = offset
+        self._located = bool((self._offsets >= 0).all())
 
     def read(self, ranges: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
         """Read row ranges.
@@ -92,21 +96,9 @@ class DirectRows:
         Raises:
             OSError: The file ends too early, or cannot be read.
         """
-        memory = out.reshape(-1).view(np.uint8).data
-        done = 0
-        for start, stop in ranges:
-            while start < stop:
-                chunk, within = divmod(start, self._rows)
-                count = min(stop - start, self._rows - within)
-                self._read_all(
-                    memory[done : done + count * self._row_bytes],
-                    self._offset(chunk) + within * self._row_bytes,
-                )
-                start, done = start + count, done + count * self._row_bytes
-
-    def _read_all(self, memory: memoryview, offset: int) -> None:
-        while memory:
-            count = os.preadv(self._handle, [memory], offset)
-            if count == 0:
-                raise OSError(f"the file ends at byte {offset}, before the end of its data")
-            memory, offset = memory[count:], offset + count
+        flat = np.array(ranges, np.int64).reshape(-1, 2)
+        if not self._located:
+            self._locate(flat)
+        memory = out.reshape(-1).view(np.uint8)
+        rows, row_bytes = self._rows, self._row_bytes
+        read_rows(self._handle, flat, self._offsets, memory, chunk_rows=rows, row_bytes=row_bytes)

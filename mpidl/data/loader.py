@@ -1,10 +1,12 @@
-"""Batches for training: a thread prefetches windows, batches are gathered from them in memory."""
+"""Batches for training: threads prefetch windows, batches are gathered from them in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,14 @@ from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
 from mpidl.data.manifest import Arrays
+from mpidl.data.mixture import Mixture
 from mpidl.data.reader import Reader
-from mpidl.data.sampler import LaneSampler, Window, sample_numbers
+from mpidl.data.sampler import WINDOWS_HELD, LaneSampler, Window, sample_numbers
 from mpidl.data.validate import check_values
 from mpidl.errors import DataError, notice
+
+AHEAD = WINDOWS_HELD - 1  # windows that are read before they are needed
+_Loaded = Future[tuple[Window, Arrays] | None]
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,10 @@ class Batch:
 class Loader:
     """Iterates over epochs of a data set in the order of a sampler.
 
-    Where this rank's part fits into one window it is read once and kept for all epochs. Otherwise a
-    thread reads the next window while the current one is used; the same thread does where reading
-    needs MPI and the MPI library does not allow threads, or reads collectively.
+    Where this rank's part fits into one window it is read once and kept for all epochs. Otherwise
+    threads read the next `AHEAD` windows while the current one is used, into memory of windows
+    before; the calling thread reads where reading needs MPI and the MPI library does not allow
+    threads, or reads collectively.
 
     Args:
         reader: The open data set.
@@ -62,7 +69,7 @@ class Loader:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Reader | Mixture,
         sampler: LaneSampler,
         *,
         context: Context | None = None,
@@ -74,12 +81,17 @@ class Loader:
         self._noted = False
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
-        self._spare: Arrays | None = None  # the memory of a window that is no longer used
+        # The memory of windows that are no longer used
+        self._spare: deque[Arrays] = deque(maxlen=1 if self._keep else AHEAD + 1)
         collective = reader.driver == "mpio-collective"
         threads = not collective and (
             not reader.uses_mpi or (context is not None and context.threads_allowed)
         )
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mpidl-prefetch") if threads else None
+        workers = 1 if reader.uses_mpi else AHEAD
+        self._pool = (
+            ThreadPoolExecutor(workers, thread_name_prefix="mpidl-prefetch") if threads else None
+        )
+        self._lock = Lock()
 
     @property
     def steps(self) -> int:
@@ -99,22 +111,28 @@ class Loader:
         """
         self._check_files()
         windows = self.sampler.windows(epoch, first_step)
-        arrays: Arrays | None = None
-        pending = self._fetch(windows, self._spare)
-        while (loaded := pending.result()) is not None:
-            used, (window, arrays) = arrays, loaded
-            pending = self._fetch(windows, used)
-            for step, rows in enumerate(window.rows, window.first_step):
-                yield Batch(
-                    self._gather(arrays, rows),
-                    epoch,
-                    step,
-                    len(rows),
-                    self.sampler.count(step),
-                    window.pieces,
-                    rows,
-                )
-        self._spare = arrays
+        waiting: deque[_Loaded] = deque()
+        ahead = deque(self._fetch(windows, waiting) for _ in range(AHEAD if self._pool else 1))
+        try:
+            while (loaded := ahead.popleft().result()) is not None:
+                window, arrays = loaded
+                if self._pool:
+                    ahead.append(self._fetch(windows, waiting))
+                for step, rows in enumerate(window.rows, window.first_step):
+                    yield Batch(
+                        self._gather(arrays, rows),
+                        epoch,
+                        step,
+                        len(rows),
+                        self.sampler.count(step),
+                        window.pieces,
+                        rows,
+                    )
+                self._spare.append(arrays)
+                if not self._pool:
+                    ahead.append(self._fetch(windows, waiting))
+        finally:
+            self._give_back(ahead)
 
     def _check_files(self) -> None:
         """Refuse files that have changed; note it where all of their data are in memory."""
@@ -127,29 +145,45 @@ class Loader:
                 notice(f"{error.where}: {error.what}; this run goes on with what it has read")
             self._noted = True
 
-    def _fetch(
-        self, windows: Iterator[Window], memory: Arrays | None
-    ) -> Future[tuple[Window, Arrays] | None]:
-        """The next window with its data, None after the last; the thread computes and reads it."""
+    def _fetch(self, windows: Iterator[Window], waiting: deque[_Loaded]) -> _Loaded:
+        """The next window with its data, None after the last; a thread computes and reads it."""
+        future: _Loaded = Future()
+        waiting.append(future)
         if self._pool is not None:
-            return self._pool.submit(self._load, windows, memory)
-        done: Future[tuple[Window, Arrays] | None] = Future()
-        done.set_result(self._load(windows, memory))
-        return done
+            self._pool.submit(self._load, windows, waiting)
+        else:
+            self._load(windows, waiting)
+        return future
 
-    def _load(
-        self, windows: Iterator[Window], memory: Arrays | None
-    ) -> tuple[Window, Arrays] | None:
-        window = next(windows, None)
-        if window is None:
-            return None
+    def _load(self, windows: Iterator[Window], waiting: deque[_Loaded]) -> None:
+        """Load the next window for the future that has waited longest."""
+        with self._lock:  # windows in order, whichever thread comes first
+            future = waiting.popleft()
+            try:
+                window = next(windows, None)
+            except BaseException as error:  # raised where the batches are taken
+                future.set_exception(error)
+                return
+            memory = None if self._keep or not self._spare else self._spare.popleft()
+        try:
+            future.set_result((window, self._read(window, memory)) if window else None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _read(self, window: Window, memory: Arrays | None) -> Arrays:
         if self._kept is not None and self._kept[0] == window.pieces:
-            return window, self._kept[1]
-        arrays = self.reader.read(window.pieces, None if self._keep else memory)
+            return self._kept[1]
+        arrays = self.reader.read(window.pieces, memory)
         check_values(self.reader, arrays, window.pieces)
         if self._keep:
             self._kept = (window.pieces, arrays)
-        return window, arrays
+        return arrays
+
+    def _give_back(self, ahead: Iterable[_Loaded]) -> None:
+        """Keep the memory of windows that were read for an epoch that was left early."""
+        for future in ahead:
+            if future.exception() is None and (loaded := future.result()) is not None:
+                self._spare.append(loaded[1])
 
     def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
         batch = {name: self._buffer(name, array, len(rows)) for name, array in arrays.items()}

@@ -139,11 +139,19 @@ class Reader:
         Raises:
             DataError: A read fails, or a file has changed; the message names the file.
         """
-        total = sum(stop - start for start, stop in pieces)
-        arrays = {
-            name: _allocate(memory, name, (total, *field.shape), field.dtype)
+        arrays = self.allocate(sum(stop - start for start, stop in pieces), memory)
+        self.read_into(pieces, arrays)
+        return arrays
+
+    def allocate(self, samples: int, memory: Arrays | None = None) -> Arrays:
+        """Arrays for `samples` samples, in memory of an earlier read where that is large enough."""
+        return {
+            name: _allocate(memory, name, (samples, *field.shape), field.dtype)
             for name, field in self.fields.items()
         }
+
+    def read_into(self, pieces: Sequence[tuple[int, int]], arrays: Arrays) -> None:
+        """As `read`, into arrays of exactly as many samples."""
         row = 0
         for index, ranges in self._by_shard(pieces).items():
             count = sum(stop - start for start, stop in ranges)
@@ -152,13 +160,10 @@ class Reader:
                 file.read(name, ranges, array[row : row + count], collective=collective)
             file.check_unchanged()
             row += count
-        return arrays
 
     def _by_shard(self, pieces: Sequence[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
         """The pieces as row ranges within each shard."""
-        ranges: dict[int, list[tuple[int, int]]] = (
-            {0: []} if self.driver == "mpio-collective" else {}
-        )
+        ranges: dict[int, list[tuple[int, int]]] = {0: []} if self._is_collective else {}
         for start, stop in pieces:
             while start < stop:
                 index = bisect_right(self.starts, start) - 1
@@ -180,6 +185,10 @@ class Reader:
         if len(self._files) > MOST_OPEN:
             self._files.pop(next(iter(self._files))).close()
         return file
+
+    @property
+    def _is_collective(self) -> bool:
+        return self.driver == "mpio-collective"
 
     def check_unchanged(self) -> None:
         """Refuse files that have changed since this rank has opened them.

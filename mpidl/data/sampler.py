@@ -21,9 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mpidl.data.drawing import Drawing, ascending
+from mpidl.data.strata import Strata
 from mpidl.errors import DataError
 
 Indices = NDArray[np.int64]
+WINDOWS_HELD = 3  # in memory: the one in use, and those that are being read
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class LaneSampler:
     The order itself does not depend on rank and size.
 
     Attributes:
-        samples: N, in the data set.
+        samples: N, in an epoch.
         global_batch: B, samples per step over all ranks.
         rank: This rank.
         size: P, number of ranks.
@@ -68,6 +71,7 @@ class LaneSampler:
         shuffle: False: the samples of a lane in their order.
         window: Steps that are in memory together, the depth of the shuffle in each lane; None: the
             whole lane.
+        strata: What an epoch draws from; None: each sample once.
 
     Raises:
         DataError: There are fewer samples than one batch needs, or fewer in a batch than ranks.
@@ -80,6 +84,7 @@ class LaneSampler:
     seed: int = 0
     shuffle: bool = True
     window: int | None = None
+    strata: Strata | None = None
 
     def __post_init__(self) -> None:
         if self.samples < self.global_batch:
@@ -151,72 +156,55 @@ class LaneSampler:
 
     def lane_order(self, epoch: int, index: int) -> Indices:
         """The samples of lane `index` in the order of an epoch."""
-        start, stop = self.lane(index)
-        length = stop - start
-        if not self.shuffle:
-            return np.arange(start, stop)
-        generator = np.random.Generator(
-            np.random.Philox(key=[self.seed, 1], counter=[0, 0, index, epoch])
-        )
-        if self.window is None or self.window >= length:
-            return start + generator.permutation(length)
-        blocks = _blocks(length, self.window, generator)
-        return start + np.concatenate(
-            [low + generator.permutation(high - low) for low, high in blocks]
-        )
+        depth = self.depth
+        lanes, parts = np.array([index]), []
+        drawn = Drawing(self, epoch, lanes)
+        for low in range(0, self.steps, depth):
+            samples, _, order = drawn.window(low, min(low + depth, self.steps))
+            parts.append(samples[order])
+        return np.concatenate(parts)
+
+    @property
+    def depth(self) -> int:
+        """Steps of a window."""
+        return self.steps if self.window is None else min(self.window, self.steps)
 
     def windows(self, epoch: int, first_step: int = 0) -> Iterator[Window]:
         """The windows of an epoch from `first_step` on."""
-        orders = [self.lane_order(epoch, lane) for lane in self.lanes]
-        depth = self.steps if self.window is None else min(self.window, self.steps)
+        drawn = Drawing(self, epoch, np.arange(self.lanes.start, self.lanes.stop))
+        kept = drawn.owned() if self.window is None and not drawn.is_whole else None
+        depth = self.depth
         for low in range(first_step // depth * depth, self.steps, depth):
-            yield self._window(orders, max(low, first_step), min(low + depth, self.steps), low)
+            last = min(low + depth, self.steps)
+            samples, starts, order = drawn.window(low, last)
+            pieces, rows = self._pieces(samples, kept)
+            order = order if rows is None else rows[order]
+            first = max(low, first_step)
+            found = tuple(self._by_step(order, starts, range(first - low, last - low)))
+            yield Window(first, last, pieces, found)
 
-    def _window(self, orders: list[Indices], first: int, last: int, low: int) -> Window:
-        if self.window is None:
-            pieces = [self.owned_range]
+    def _pieces(
+        self, samples: Indices, kept: Indices | None
+    ) -> tuple[tuple[tuple[int, int], ...], Indices | None]:
+        """The ranges to read, and the row of each sample there; None: 0, 1, 2, ..."""
+        if kept is None and (np.diff(samples) > 0).all():
+            wanted, rows = samples, None
         else:
-            wanted = np.sort(np.concatenate([order[low:last] for order in orders]))
-            breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-            pieces = [
-                (int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, breaks) if run.size
-            ]
-        return Window(first, last, tuple(pieces), self._rows(orders, first, last, pieces))
+            wanted = ascending(samples) if kept is None else kept
+            rows = np.searchsorted(wanted, samples)
+        first = wanted[np.diff(wanted, prepend=-2) != 1]
+        last = wanted[np.diff(wanted, append=np.int64(1 << 62)) != 1] + 1
+        return tuple(zip(first.tolist(), last.tolist(), strict=True)), rows
 
-    def _rows(
-        self, orders: list[Indices], first: int, last: int, pieces: list[tuple[int, int]]
-    ) -> tuple[Indices, ...]:
-        """The samples of each step, as rows of the concatenated pieces."""
-        lengths = np.array([stop - start for start, stop in pieces], dtype=np.int64)
-        starts = np.array([start for start, _ in pieces], dtype=np.int64)
-        shift = starts - (np.cumsum(lengths) - lengths)  # sample - shift = row
-
-        def rows(samples: Indices) -> Indices:
-            if len(pieces) == 1:
-                return np.asarray(samples - shift[0])
-            return np.asarray(samples - shift[np.searchsorted(starts, samples, side="right") - 1])
-
-        even = min(last, self.samples // self.global_batch)  # up to here every lane has a sample
-        steps: list[Indices] = []
-        if even > first:
-            steps += list(rows(np.array([order[first:even] for order in orders]).T.copy()))
-        if last > even:
-            steps.append(
-                rows(
-                    np.array([order[even] for order in orders if len(order) > even], dtype=np.int64)
-                )
-            )
-        return tuple(steps)
-
-
-def _blocks(length: int, window: int, generator: np.random.Generator) -> list[tuple[int, int]]:
-    """Contiguous blocks of `window` samples in random order.
-
-    A shorter block stays last, so that windows match steps.
-    """
-    full = length // window
-    blocks = [(int(b) * window, (int(b) + 1) * window) for b in generator.permutation(full)]
-    return blocks + ([(full * window, length)] if length % window else [])
+    @staticmethod
+    def _by_step(rows: Indices, starts: Indices, steps: range) -> Iterator[Indices]:
+        """The rows of each step of a window, where lane r has rows[starts[r] : starts[r + 1]]."""
+        lengths = np.diff(starts)
+        shortest = int(lengths.min())
+        even = np.arange(min(shortest, steps.stop))[:, None] + starts[:-1]
+        yield from rows[even[steps.start :]]
+        for step in range(max(shortest, steps.start), steps.stop):  # the last of an epoch
+            yield rows[(starts[:-1] + step)[lengths > step]]
 
 
 def window_steps(
@@ -235,7 +223,7 @@ def window_steps(
     """
     if samples * sample_bytes <= window_bytes:
         return None
-    return max(1, window_bytes // (global_batch * sample_bytes))
+    return max(1, window_bytes // (WINDOWS_HELD * global_batch * sample_bytes))
 
 
 def contiguous_batches(samples: int, rank: int, size: int, batch: int) -> Iterator[tuple[int, int]]:

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.data.manifest import Arrays, Field
+from mpidl.data.mixture import Mixture
 from mpidl.data.reader import Reader
 from mpidl.errors import DataError
 
 Pieces = Sequence[tuple[int, int]]
 
 
-def check_values(reader: Reader, arrays: Arrays, pieces: Pieces) -> None:
+def check_values(reader: Reader | Mixture, arrays: Arrays, pieces: Pieces) -> None:
     """Refuse labels outside their classes, and inputs that are NaN or infinite.
 
     Args:
@@ -50,7 +51,7 @@ def _what(field: Field) -> str:
 
 
 def _error(
-    reader: Reader,
+    reader: Reader | Mixture,
     name: str,
     array: NDArray[Any],
     bad: NDArray[Any],

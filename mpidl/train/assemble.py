@@ -10,11 +10,11 @@ from mpidl.collectives.safety import watchdog
 from mpidl.comm.context import Context
 from mpidl.config import Config
 from mpidl.data import LaneSampler, Loader, Reader
-from mpidl.data.manifest import Manifest
-from mpidl.data.sampler import window_steps
+from mpidl.data.mixture import Mixture
+from mpidl.data.training import Draw, build_sampler, open_training
 from mpidl.nn import Model
 from mpidl.optim import LearningRate
-from mpidl.task import Task
+from mpidl.task import InputSpec, Task
 from mpidl.train.augmented import augment
 from mpidl.train.build import build_for_data, build_loss, build_optimizer, build_strategy
 from mpidl.train.engine import AnyStrategy, StepOptions, TrainingStep
@@ -38,7 +38,7 @@ class Parts:
         rate: The learning rate.
     """
 
-    reader: Reader
+    reader: Reader | Mixture
     test: Reader | None
     task: Task
     feed: Feed
@@ -79,7 +79,7 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
         MpidlError: Something is missing or does not fit; on all ranks together.
     """
     data = config.data
-    reader = Reader(data.train, context=context, driver=data.driver, verify=data.verify)
+    reader = open_training(data.folders, context=context, driver=data.driver, verify=data.verify)
     with context.fail_together("setting up the model"):
         spec = input_spec(reader.manifest, config, lambda text: say(f"note: {text}"))
         task = config.task.create(spec)
@@ -92,7 +92,7 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
             host_memory=ops.name == "numpy",
         )
         config.sync.chosen.check(config.sync.options, run)
-        sampler = _build_sampler(config, reader.manifest, context)
+        sampler = _build_sampler(config, reader, spec, context)
         inputs = Inputs(task, model)
         augmented = augment(config, inputs)
     test = _open_test(config, task, context)
@@ -125,18 +125,20 @@ def _step_options(config: Config, feed: Feed) -> StepOptions:
     )
 
 
-def _build_sampler(config: Config, manifest: Manifest, context: Context) -> LaneSampler:
-    sync, batch = config.sync, config.train.global_batch
+def _build_sampler(
+    config: Config, reader: Reader | Mixture, spec: InputSpec, context: Context
+) -> LaneSampler:
+    sync, data = config.sync, config.data
     ranks = sync.chosen.training_ranks(sync.options, context.size)
-    window = window_steps(manifest.samples, batch, manifest.sample_bytes, config.data.window_bytes)
-    return LaneSampler(
-        manifest.samples,
-        batch,
-        min(context.rank, ranks - 1),
-        ranks,
+    label = next((field.name for field in spec.target.fields), None)
+    return build_sampler(
+        reader,
+        Draw(data.weights, data.balance, data.epoch_samples, label),
+        global_batch=config.train.global_batch,
+        ranks=(min(context.rank, ranks - 1), ranks),
         seed=config.train.seed,
-        shuffle=config.data.shuffle,
-        window=window,
+        shuffle=data.shuffle,
+        window_bytes=data.window_bytes,
     )
 
 

@@ -34,7 +34,8 @@ def input_spec(manifest: Manifest, config: Config, note: Note = lambda text: Non
         DataError: The data set does not have what the run needs.
         ConfigError: The model, the task or the loss does not fit the data.
     """
-    data, where = config.data, config.data.train
+    data = config.data
+    where = ", ".join(data.folders)
     features = _choose(manifest, "feature", data.feature, where)
     labels = _choose_labels(manifest, config, features, where)
     both = [name for name in labels if name in features]

@@ -68,7 +68,7 @@ def test_the_operating_system_is_asked_where_hdf5_says_nothing(
     def refuse(*args: Any, **options: Any) -> Any:
         raise OSError("Unable to open file (MPI_File_open failed)")
 
-    def fail(*args: Any) -> Any:
+    def fail(*args: Any, **options: Any) -> Any:
         raise OSError(code, "no")
 
     monkeypatch.setattr(h5py, "File", refuse)
@@ -153,12 +153,12 @@ def test_damaged_files_say_what_is_wrong(path: Path, tmp_path: Path) -> None:
 def test_a_shard_out_of_reach_is_not_called_damaged(
     make_dataset: Any, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def fail(*args: Any) -> Any:
+    def fail(*args: Any, **options: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
     folder, _ = make_dataset(20, 2)
     with Reader(folder) as reader:
-        monkeypatch.setattr(os, "preadv", fail)
+        monkeypatch.setattr("mpidl.data.direct.read_rows", fail)
         with pytest.raises(UnreadableError, match=r"shard-00001\.h5"):
             reader.read([(15, 18)])
     monkeypatch.setattr("mpidl.data.shard_file.file_sha256", fail)
