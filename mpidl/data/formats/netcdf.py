@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.data.formats.source import Importer, Source, concatenated
+from mpidl.data.formats.source import Importer, Roles, Source, concatenated
 from mpidl.data.hdf5 import LOCKING, open_file, trusted_dataset
 from mpidl.data.manifest import Arrays
 from mpidl.errors import DataError
@@ -40,7 +40,7 @@ class NetcdfImporter(Importer):
         variables: str | None = None
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: Options) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: Options) -> Source:
         """See `Importer.open`."""
         opened = [_open(path) for path in paths]
         wanted = [name.strip() for name in (options.variables or "").split(",") if name.strip()]

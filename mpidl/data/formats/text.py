@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from mpidl.data.formats.source import Importer, Source
+from mpidl.data.formats.source import Importer, Roles, Source
 from mpidl.data.manifest import MAX_CLASSES, Arrays
 from mpidl.errors import DataError
 from mpidl.extras import load_extra
@@ -44,7 +44,7 @@ class TextImporter(Importer):
         tokenizer: str | None = None
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: Options) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: Options) -> Source:
         """See `Importer.open`."""
         for path in paths:
             if not path.is_file():

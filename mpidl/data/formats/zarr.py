@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.data.formats.source import Importer, Source, unusable
+from mpidl.data.formats.source import Importer, Roles, Source, unusable
 from mpidl.data.manifest import Arrays
 from mpidl.errors import DataError
 from mpidl.extras import load_extra
@@ -29,7 +29,7 @@ class ZarrImporter(Importer):
         return path.is_dir() and any((path / name).is_file() for name in _MARKS)
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: NoOptions) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: NoOptions) -> Source:
         """See `Importer.open`."""
         (path,) = paths
         zarr = load_extra("zarr", "reading Zarr")
