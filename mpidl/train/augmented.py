@@ -31,6 +31,12 @@ def augment(config: Config, inputs: Inputs) -> AugmentedInputs | None:
         raise ConfigError(
             "tokens cannot be augmented", where="augment", remedy="remove the section [augment]"
         )
+    if inputs.task.draws:
+        raise ConfigError(
+            f"the task {inputs.spec.task!r} takes parts of samples, which cannot be augmented",
+            where="augment",
+            remedy="remove the section [augment]",
+        )
     spec = inputs.spec
     label = spec.target.fields
     scale, shift = (1.0, 0.0) if inputs.scalar is None else inputs.scalar
