@@ -100,7 +100,10 @@ def _format_options() -> dict[str, tuple[Any, str]]:
         section = IMPORTERS.options(name)
         texts = documented(section)
         for key, kind in section.keys().items():
-            found[key] = kind, f"{name}: {texts[key][:1].lower()}{texts[key][1:].rstrip('.')}"
+            about = f"{name}: {texts[key][:1].lower()}{texts[key][1:].rstrip('.')}"
+            if key in found:  # formats that share an option mean the same by it
+                about = f"{name}, {found[key][1]}"
+            found[key] = kind, about
     return found
 
 

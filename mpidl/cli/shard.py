@@ -14,6 +14,7 @@ import numpy as np
 from mpidl.cli.arguments import add_source_options, source_options
 
 if TYPE_CHECKING:
+    from mpidl.comm.context import Context
     from mpidl.data.formats.source import Source
     from mpidl.data.manifest import Manifest
 
@@ -69,7 +70,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     context = init()
     with context.fail_together("opening the source"):
         source = open_source(args.source, **source_options(args))
-        parts = _parts(args, source)
+        fractions = _fractions(args)
+    parts = {"": source} if fractions is None else _parts(args, source, fractions, context)
     smallest = min(part.samples for part in parts.values())
     shards = args.shards or min(max(4, context.size), smallest)
     options = WriteOptions(shards, args.shared, args.compress, args.overwrite)
@@ -86,9 +88,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return _summary(args, manifests, notes, show=context.is_root and not args.json)
 
 
-def _parts(args: argparse.Namespace, source: Source) -> dict[str, Source]:
-    """What --split makes of the source: name of the folder -> samples; "": --out itself."""
-    from mpidl.data.split import by_class, divide, parse_split, subset
+def _fractions(args: argparse.Namespace) -> dict[str, float] | None:
+    """What --split describes: name of the folder -> fraction; None: no parts."""
+    from mpidl.data.split import parse_split
     from mpidl.errors import ConfigError
 
     if args.split is None:
@@ -96,13 +98,29 @@ def _parts(args: argparse.Namespace, source: Source) -> dict[str, Source]:
             raise ConfigError(
                 "--stratify works with --split only", remedy="add --split 0.9,0.1, or leave it out"
             )
-        return {"": source}
+        return None
     if args.seed < 0:
         raise ConfigError(f"--seed is {args.seed}, but must not be negative", remedy="use 0")
-    fractions = parse_split(args.split, args.split_names)
-    groups = by_class(source) if args.stratify else [np.arange(source.samples)]
-    found = divide(groups, fractions, args.seed)
-    return {name: subset(source, numbers) for name, numbers in found.items()}
+    return parse_split(args.split, args.split_names)
+
+
+def _parts(
+    args: argparse.Namespace, source: Source, fractions: dict[str, float], context: Context
+) -> dict[str, Source]:
+    """The samples of each part. Collective: the ranks share the reading of classes."""
+    from mpidl.data.split import by_class, divide, read_classes, subset
+
+    groups = [np.arange(source.samples)]
+    if args.stratify:
+        with context.fail_together("reading the classes"):
+            own = (
+                source.samples * rank // context.size for rank in (context.rank, context.rank + 1)
+            )
+            classes = read_classes(source, *own)
+        groups = by_class(np.concatenate(context.allgather_object(classes)))
+    with context.fail_together("dividing the samples"):
+        found = divide(groups, fractions, args.seed)
+        return {name: subset(source, numbers) for name, numbers in found.items()}
 
 
 def _summary(

@@ -115,7 +115,7 @@ def complete_fields(
         note: Called with a sentence for each anomaly in the data.
 
     Raises:
-        DataError: Labels cannot be classes.
+        DataError: Labels cannot be classes, or values are too large for statistics.
     """
     completed = {}
     for name, field in fields.items():
@@ -127,6 +127,11 @@ def complete_fields(
         moments = [tally.moments for tally in tallies if tally.moments is not None]
         if moments:
             statistics = statistics_of(moments, field.shape)
+            if not statistics.is_finite:
+                raise DataError(
+                    f"the standard deviation of {name!r} is beyond float64",
+                    remedy="scale the field, or repair its largest values",
+                )
             field = msgspec.structs.replace(field, statistics=statistics)
             if statistics.std == 0:
                 note(
@@ -143,6 +148,29 @@ def complete_fields(
             f"one of {known}"
         )
     return completed
+
+
+def note_absent_classes(
+    fields: Mapping[str, Field],
+    parts: Sequence[Mapping[str, Tally]],
+    whole: Sequence[Mapping[str, Tally]],
+    note: Note,
+) -> None:
+    """Note the classes that have samples, but none in a part of the data.
+
+    Args:
+        fields: From `complete_fields`.
+        parts: The tallies of all ranks, of the part.
+        whole: The tallies of all ranks, of everything.
+        note: Called with a sentence for each such label.
+    """
+    for name, field in fields.items():
+        if field.role == "label" and field.classes:
+            here: set[int] = set().union(*(part[name].values for part in parts))
+            there: set[int] = set().union(*(part[name].values for part in whole))
+            if (absent := sorted(there - here)) and len(there) <= MANY:
+                shown = ", ".join(map(str, absent[:10])) + (", ..." if len(absent) > 10 else "")
+                note(f"{len(absent)} class(es) of {name!r} have no sample: {shown}")
 
 
 def _count_classes(

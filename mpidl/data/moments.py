@@ -49,6 +49,7 @@ class Moments:
         return cls(0, zeros, zeros, np.full(channels, np.inf), np.full(channels, -np.inf))
 
     @classmethod
+    @np.errstate(over="ignore")  # infinities, which are refused with the name of the field
     def of(cls, block: NDArray[Any]) -> Moments:
         """Of (n, c) elements, n > 0."""
         exact = np.array(block.T, np.float64, order="C")  # rows are summed pairwise, and faster
@@ -67,6 +68,7 @@ class Moments:
         for start in range(0, len(rows), step):
             self.merge(Moments.of(rows[start : start + step]))
 
+    @np.errstate(over="ignore", invalid="ignore")
     def merge(self, other: Moments) -> None:
         """Add what others were told of (Chan, Golub and LeVeque, 1983)."""
         total = self.count + other.count

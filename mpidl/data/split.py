@@ -13,7 +13,7 @@ from mpidl.data.formats.source import Source, infer_role
 from mpidl.data.manifest import Arrays
 from mpidl.errors import ConfigError, DataError
 
-PIECE = 4096  # labels that are read at a time
+READ_BYTES = 32 << 20  # of samples whose labels are read, in memory at a time
 Numbers = NDArray[np.int64]
 
 
@@ -45,14 +45,26 @@ def parse_split(text: str, names: str) -> dict[str, float]:
     return dict(zip(parts, fractions, strict=True))
 
 
-def counts(samples: int, fractions: Sequence[float]) -> list[int]:
-    """Whole numbers in these proportions that add up to `samples`, by the largest remainder."""
+def counts(samples: int, fractions: Sequence[float], owed: list[float] | None = None) -> list[int]:
+    """Whole numbers in these proportions that add up to `samples`, by the largest remainder.
+
+    Args:
+        samples: Their sum.
+        fractions: Of each part.
+        owed: What rounding took from each part before, and gave it (below 0), which counts here;
+            updated. Else all of many small classes would be rounded in favor of the same part.
+    """
     # Rounded: 0.29 * 100 is 28.999999999999996
     exact = [round(samples * fraction, 9) for fraction in fractions]
     found = [math.floor(share) for share in exact]
-    order = sorted(range(len(exact)), key=lambda part: (found[part] - exact[part], part))
-    for part in order[: samples - sum(found)]:
+    owed = [0.0] * len(exact) if owed is None else owed
+    rounded = [part for part in range(len(exact)) if exact[part] > found[part]]
+    for part in rounded:
+        owed[part] = round(owed[part] + exact[part] - found[part], 9)
+    rounded.sort(key=lambda part: (-owed[part], part))
+    for part in rounded[: samples - sum(found)]:
         found[part] += 1
+        owed[part] -= 1
     return found
 
 
@@ -71,9 +83,10 @@ def divide(groups: Sequence[Numbers], fractions: dict[str, float], seed: int) ->
         DataError: A part has no sample.
     """
     rng = np.random.default_rng(seed)
+    owed = [0.0] * len(fractions)
     found: dict[str, list[Numbers]] = {name: [] for name in fractions}
     for group in groups:
-        stops = np.cumsum(counts(len(group), list(fractions.values())))
+        stops = np.cumsum(counts(len(group), list(fractions.values()), owed))
         for name, part in zip(found, np.split(rng.permutation(group), stops[:-1]), strict=True):
             found[name].append(part)
     parts = {name: np.sort(np.concatenate(pieces)) for name, pieces in found.items()}
@@ -88,8 +101,8 @@ def divide(groups: Sequence[Numbers], fractions: dict[str, float], seed: int) ->
     return parts
 
 
-def by_class(source: Source) -> list[Numbers]:
-    """The numbers of the samples of each class, in the order of the classes.
+def read_classes(source: Source, start: int, stop: int) -> Numbers:
+    """The classes of samples [start, stop), (stop - start,).
 
     Raises:
         DataError: The source has not one class for each sample.
@@ -107,16 +120,24 @@ def by_class(source: Source) -> list[Numbers]:
             where="--stratify",
             remedy="name the class label with --label, or leave out --stratify",
         )
-    steps = range(0, source.samples, PIECE)
-    pieces = [source.read(low, min(low + PIECE, source.samples))[fitting[0]] for low in steps]
-    labels = np.concatenate(pieces)
-    if labels.size != len(labels):
+    (name,) = fitting
+    if first[name].size > 1:
         raise DataError(
-            f"cannot be stratified: {fitting[0]!r} has several labels for each sample",
+            f"cannot be stratified: {name!r} has several labels for each sample",
             where="--stratify",
             remedy="leave out --stratify",
         )
-    inverse = np.unique(labels.reshape(-1), return_inverse=True)[1]
+    step = max(1, READ_BYTES // max(1, sum(array.nbytes for array in first.values())))
+    pieces = [
+        source.read(low, min(low + step, stop))[name].reshape(-1)
+        for low in range(start, stop, step)
+    ]
+    return np.concatenate([np.empty(0, np.int64), *pieces], dtype=np.int64, casting="unsafe")
+
+
+def by_class(classes: Numbers) -> list[Numbers]:
+    """The numbers of the samples of each class, in the order of the classes."""
+    inverse = np.unique(classes, return_inverse=True)[1]
     order = np.argsort(inverse, kind="stable")
     return np.split(order, np.cumsum(np.bincount(inverse))[:-1])
 
@@ -128,14 +149,14 @@ def subset(source: Source, numbers: Numbers) -> Source:
         wanted = numbers[start:stop]
         if not len(wanted):
             return source.read(0, 0)
-        step, end = max(64, len(wanted)), int(wanted[-1]) + 1
+        # As many samples at a time as are wanted: no more memory, also where they lie far apart
+        edges = np.arange(wanted[0], wanted[-1] + 1, len(wanted))
         pieces: list[Arrays] = []
-        for low in range(int(wanted[0]), end, step):
-            high = min(low + step, end)
-            inside = wanted[(wanted >= low) & (wanted < high)]
+        for inside in np.split(wanted, np.searchsorted(wanted, edges[1:])):
             if len(inside):
-                arrays = source.read(low, high)
+                low = int(inside[0])
+                arrays = source.read(low, int(inside[-1]) + 1)
                 pieces.append({name: array[inside - low] for name, array in arrays.items()})
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
-    return replace(source, samples=len(numbers), read=read)
+    return replace(source, samples=len(numbers), read=read, numbers=numbers)

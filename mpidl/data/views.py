@@ -39,7 +39,7 @@ def open_parts(paths: Sequence[Path], note: Note, **options: Any) -> list[Part]:
     if len(paths) == 1 and (first / NAME).is_file():
         return [_data_set(first)]
     if len(paths) == 1 and "format" not in options and _is_hdf5(first):
-        return _hdf5(first, options.get("label"), note)
+        return _hdf5(first, options.get("label") or (), note)
     source = open_source(paths, **options)
     for text in source.notes:
         note(text)
@@ -78,7 +78,7 @@ def _data_set(folder: Path) -> Part:
     return Part(manifest.samples, manifest.fields, reader.read, layouts, slow, files)
 
 
-def _hdf5(path: Path, label: str | None, note: Note) -> list[Part]:
+def _hdf5(path: Path, labels: Sequence[str], note: Note) -> list[Part]:
     """A part for each length of the datasets in a file."""
     variables, left_out = list_variables(path)
     for name, variable in list(variables.items()):
@@ -98,13 +98,13 @@ def _hdf5(path: Path, label: str | None, note: Note) -> list[Part]:
     lengths = dict.fromkeys(variable.samples for variable in variables.values())
     return [
         _hdf5_part(
-            path, {name: var for name, var in variables.items() if var.samples == length}, label
+            path, {name: var for name, var in variables.items() if var.samples == length}, labels
         )
         for length in lengths
     ]
 
 
-def _hdf5_part(path: Path, variables: dict[str, Variable], label: str | None) -> Part:
+def _hdf5_part(path: Path, variables: dict[str, Variable], labels: Sequence[str]) -> Part:
     def read(pieces: Pieces) -> Arrays:
         total = sum(stop - start for start, stop in pieces)
         arrays = {}
@@ -115,7 +115,7 @@ def _hdf5_part(path: Path, variables: dict[str, Variable], label: str | None) ->
         return arrays
 
     fields = {
-        name: Field(var.dtype, var.layout.shape[1:], _role(name, var, label))
+        name: Field(var.dtype, var.layout.shape[1:], _role(name, var, labels))
         for name, var in variables.items()
     }
     layouts = {name: variable.layout for name, variable in variables.items()}
@@ -128,9 +128,9 @@ def _hdf5_part(path: Path, variables: dict[str, Variable], label: str | None) ->
     )
 
 
-def _role(name: str, variable: Variable, label: str | None) -> Role:
+def _role(name: str, variable: Variable, labels: Sequence[str]) -> Role:
     last = name.rpartition("/")[2]
-    if label in (name, last) or (label is None and last.lower() in LABEL_NAMES):
+    if name in labels or last in labels or (not labels and last.lower() in LABEL_NAMES):
         return "label"
     looks = not variable.coordinate and (variable.layout.shape[1:] or "float" in variable.dtype)
     return "feature" if looks else "other"

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
-from mpidl.data.fields import Note, Tally, complete_fields, infer_fields, to_storable
+from mpidl.data.fields import (
+    Note,
+    Tally,
+    complete_fields,
+    infer_fields,
+    note_absent_classes,
+    to_storable,
+)
 from mpidl.data.formats.source import Source
 from mpidl.data.manifest import Arrays, Field, Manifest, Shard, new_manifest, save_manifest
 from mpidl.errors import DataError, MpidlError
@@ -190,7 +197,12 @@ class _Writer:
         samples = sum(writer.source.samples for writer in writers.values())
         whole = replace(self.source, samples=samples)
         with self.context.fail_together("describing the fields"):
-            fields = complete_fields(self.fields, [*self.everywhere, *others], whole, note)
+            together = [*self.everywhere, *others]
+            fields = complete_fields(self.fields, together, whole, note)
+            part = self.folder.name
+            note_absent_classes(
+                fields, self.everywhere, together, lambda text: note(f"{part}: {text}")
+            )
         return new_manifest("shared" if self.options.shared else "shards", fields, self.shards)
 
     def _write_shards(self) -> list[tuple[int, Shard]]:
@@ -270,21 +282,22 @@ class _Writer:
         for name, field in self.fields.items():
             if arrays[name].dtype.name != field.dtype or arrays[name].shape[1:] != field.shape:
                 raise DataError(
-                    f"field {name!r} changes its dtype or shape at sample {low}",
+                    f"field {name!r} changes its dtype or shape at sample "
+                    f"{self.source.number(low)}",
                     remedy="make the source uniform",
                 )
-            _refuse_nonfinite(name, arrays[name], low)
+            _refuse_nonfinite(name, arrays[name], low, self.source)
             self.tallies[name].add(arrays[name], field.role)
         return arrays
 
 
-def _refuse_nonfinite(name: str, array: NDArray[Any], low: int) -> None:
+def _refuse_nonfinite(name: str, array: NDArray[Any], low: int, source: Source) -> None:
     if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
         bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
         if bad.any():
+            number = source.number(low + int(bad.argmax()))
             raise DataError(
-                f"field {name!r} of sample {low + int(bad.argmax())} of the source holds a NaN or "
-                "an infinity",
+                f"field {name!r} of sample {number} of the source holds a NaN or an infinity",
                 remedy="remove or repair that sample",
             )
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from mpidl.cli.main import main
+from mpidl.data import Reader
+from mpidl.data.hdf5 import h5py
 from mpidl.data.manifest import load_manifest
 from mpidl.train.checkpoint import read
 from tests.data.test_dataset import edit_manifest
@@ -330,3 +332,33 @@ def test_words_that_would_be_numbered_otherwise(tmp_path: Path, mpidl: Run) -> N
         "the checkpoint knows the names"
     )
     assert mpidl("evaluate", tmp_path / "run", "--data", tmp_path / "data")[0] == 0
+
+
+def test_several_features_and_labels_of_a_table(tmp_path: Path, mpidl: Run) -> None:
+    """Named columns become the vectors "features" and "label", in the order of their names."""
+    rows = "".join(f"{n},2,{n / 4},1,x\n" for n in range(9))
+    (tmp_path / "a.csv").write_text("a,b,c,d,word\n" + rows)
+    shard = ("shard", tmp_path / "a.csv", "--out", tmp_path / "t", "--overwrite")
+    names = ("--label", "c", "--label", "d", "--feature", "b", "--feature", "a")
+    assert mpidl(*shard, *names)[0] == 0
+    with Reader(tmp_path / "t") as reader:
+        found = reader.read([(0, 9)])
+    assert found["features"].tolist() == [[2, n] for n in range(9)]
+    assert found["label"].tolist() == [[n / 4, 1] for n in range(9)]
+    assert load_manifest(tmp_path / "t").fields["label"].statistics is not None
+    for more, words in (
+        (("--feature", "z"), "no column 'z'; its columns are a, b, c, d, word"),
+        (("--feature", "a", "--label", "a"), "'a' is both a feature and a label"),
+        (("--feature", "a", "--label", "b", "--label", "word"), "'word' holds words"),
+        (("--feature", "word", "--label", "b"), "'x' in column 'word'"),
+    ):
+        status, _, err = mpidl(*shard, *more)
+        assert status == 1 and words in err and "what to do:" in err
+
+
+def test_look_takes_the_label_of_an_hdf5_file(tmp_path: Path, mpidl: Run) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"], file["kind"] = np.zeros((30, 2), np.float32), np.arange(30) % 3
+    status, found, err = mpidl("look", tmp_path / "a.h5", "--label", "kind")
+    assert status == 0, err
+    assert found["parts"][0]["fields"]["kind"]["role"] == "label"

@@ -94,3 +94,12 @@ def test_a_constant_feature_is_said(tmp_path: Path, context: Any, value: float) 
     assert notes == [f"the feature 'x' is {value:g} in all samples: nothing can be learned from it"]
     statistics = load_manifest(tmp_path / "set").fields["x"].statistics
     assert statistics is not None and (statistics.mean, statistics.std) == (value, 0.0)
+
+
+def test_values_whose_deviation_is_beyond_float64(tmp_path: Path, context: Any) -> None:
+    """A manifest with such statistics could not be read again."""
+    x = np.array([[1e300], [-1e300]] * 10)
+    source = Source(20, lambda low, high: {"x": x[low:high]})
+    with pytest.raises(DataError, match="'x' is beyond float64") as caught:
+        write_dataset(source, tmp_path / "set", WriteOptions(2), context, lambda count: None)
+    assert "scale" in caught.value.remedy and not list(tmp_path.iterdir())

@@ -14,7 +14,8 @@ from mpidl.cli.main import main
 from mpidl.data import Reader
 from mpidl.data.formats.source import Source
 from mpidl.data.manifest import load_manifest
-from mpidl.data.split import by_class, counts, divide, parse_split, subset
+from mpidl.data.split import by_class, counts, divide, parse_split, read_classes, subset
+from mpidl.data.writer import WriteOptions, write_parts
 from mpidl.errors import ConfigError, DataError
 
 
@@ -36,25 +37,81 @@ def test_every_sample_is_in_one_part_and_each_class_in_proportion(
     sizes: list[int], seed: int
 ) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    source = Source(len(labels), lambda low, high: {"label": labels[low:high]})
-    parts = divide(by_class(source), {"a": 0.5, "b": 0.5}, seed)
+    parts = divide(by_class(labels), {"a": 0.5, "b": 0.5}, seed)
     together = np.sort(np.concatenate(list(parts.values())))
     np.testing.assert_array_equal(together, np.arange(len(labels)))
     for part in parts.values():
         assert (np.abs(np.bincount(labels[part], minlength=len(sizes)) * 2 - sizes) <= 1).all()
-    again = divide(by_class(source), {"a": 0.5, "b": 0.5}, seed)
+    again = divide(by_class(labels), {"a": 0.5, "b": 0.5}, seed)
     assert all((parts[name] == again[name]).all() for name in parts)
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=20),
+    st.sampled_from([(0.9, 0.1), (0.5, 0.5), (0.7, 0.2, 0.1), (0.34, 0.33, 0.33)]),
+)
+def test_rounding_is_fair_over_classes(sizes: list[int], fractions: tuple[float, ...]) -> None:
+    """Each class is rounded down or up, and so is the sum, nearly."""
+    owed = [0.0] * len(fractions)
+    rows = [counts(size, fractions, owed) for size in sizes]
+    for size, row in zip(sizes, rows, strict=True):
+        assert sum(row) == size
+        assert all(abs(n - size * f) < 1 for n, f in zip(row, fractions, strict=True))
+    for part, fraction in enumerate(fractions):
+        assert abs(sum(row[part] for row in rows) - sum(sizes) * fraction) < len(fractions)
+
+
+def test_small_classes_are_not_all_rounded_in_favor_of_one_part() -> None:
+    parts = divide(by_class(np.repeat(np.arange(10), 5)), {"train": 0.9, "test": 0.1}, 0)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 45, "test": 5}
+
+
+@pytest.mark.parametrize("limit", [1, 100, 1 << 20])
+def test_classes_are_read_in_pieces(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpidl.data.split.READ_BYTES", limit)
+    labels, largest = np.arange(30) % 7, 0
+
+    def read(low: int, high: int) -> dict[str, np.ndarray]:
+        nonlocal largest
+        largest = max(largest, high - low)
+        return {"x": np.zeros((high - low, 4), np.float32), "label": labels[low:high, None]}
+
+    source = Source(30, read)
+    assert read_classes(source, 3, 29).tolist() == labels[3:29].tolist()
+    assert read_classes(source, 5, 5).tolist() == [] and largest <= max(1, limit // 24)
+
+
+def test_a_bad_sample_is_named_by_its_number_in_the_source(tmp_path: Path, context: Any) -> None:
+    x = np.zeros((50, 2))
+    x[37, 1] = np.nan
+    source = Source(50, lambda low, high: {"x": x[low:high]})
+    parts = divide([np.arange(50)], {"a": 0.5, "b": 0.5}, 0)
+    with pytest.raises(DataError, match="sample 37 of the source"):
+        write_parts(
+            {name: subset(source, numbers) for name, numbers in parts.items()},
+            tmp_path / "set",
+            WriteOptions(2),
+            context,
+            lambda count: None,
+        )
+    assert not list(tmp_path.iterdir())
 
 
 @given(st.sets(st.integers(0, 400), min_size=1), st.data())
 def test_a_subset_reads_its_samples(chosen: set[int], data: Any) -> None:
-    source = Source(401, lambda low, high: {"x": np.arange(low, high)})
     numbers = np.array(sorted(chosen))
     start = data.draw(st.integers(0, len(numbers)))
     stop = data.draw(st.integers(start, len(numbers)))
-    np.testing.assert_array_equal(
-        subset(source, numbers).read(start, stop)["x"], numbers[start:stop]
-    )
+    largest = 0
+
+    def read(low: int, high: int) -> dict[str, np.ndarray]:
+        nonlocal largest
+        largest = max(largest, high - low)
+        return {"x": np.arange(low, high)}
+
+    found = subset(Source(401, read), numbers).read(start, stop)["x"]
+    np.testing.assert_array_equal(found, numbers[start:stop])
+    assert largest <= stop - start, "no more in memory than was asked for"
 
 
 @pytest.mark.parametrize("text", ["1", "0.5,0.6", "a,b", "1.5,-0.5", "nan,1", "0,1", ""])
@@ -75,7 +132,9 @@ def test_an_empty_part_is_refused() -> None:
     assert "--split" in caught.value.remedy
 
 
-def test_the_command_splits_and_both_parts_know_all_classes(tmp_path: Path) -> None:
+def test_the_command_splits_and_both_parts_know_all_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     y = np.arange(40) % 4
     y[0] = 4  # one sample alone: only one part has it
     x = np.arange(80, dtype=np.float32).reshape(40, 2)
@@ -84,6 +143,7 @@ def test_the_command_splits_and_both_parts_know_all_classes(tmp_path: Path) -> N
     command = ["shard", str(tmp_path / "a.npz"), "--out", str(out), "--label", "kind"]
     command += ["--feature", "x", "--split", "0.75,0.25", "--stratify"]
     assert main(command) == 0
+    assert "1 class(es) of 'kind' have no sample: 4" in capsys.readouterr().err
     manifests = {name: load_manifest(out / name) for name in ("train", "test")}
     assert [m.fields["kind"].classes for m in manifests.values()] == [5, 5]
     for manifest in manifests.values():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpidl.data.formats.channels import Channels, channels_last
-from mpidl.data.formats.source import Importer, Source, infer_role
+from mpidl.data.formats.source import Importer, Roles, Source, infer_role
 from mpidl.data.manifest import Role
 from mpidl.errors import DataError
 from mpidl.options import Place, Section
@@ -47,8 +47,8 @@ def open_source(
 
     Args:
         paths: As on the command line.
-        label: Name of the label field or column; of several, the importer knows the first.
-        features: Names of the features, where the user gives them; other fields are none.
+        label: Names of label fields, or columns of a table, where the user gives some.
+        features: Names of features, where the user gives some; other fields are none.
         format: A name in `IMPORTERS`; None: the one that accepts the first path.
         channels: Where images have theirs; "first" turns (c, h, w) into (h, w, c).
         options: Of the format, see its `Options`.
@@ -72,11 +72,14 @@ def open_source(
             where=str(paths[1]),
             remedy="shard each on its own",
         )
-    labels = [label] if isinstance(label, str) else list(label or ())
-    first = labels[0] if labels else None
-    source = importer.open(paths, first, _read_options(name, options))
     where = ", ".join(map(str, paths))
-    return channels_last(_with_roles(source, labels, features, where), channels, where)
+    labels = (label,) if isinstance(label, str) else tuple(label or ())
+    roles = Roles(tuple(features), labels)
+    _check_roles(roles, where)
+    source = importer.open(paths, roles, _read_options(name, options))
+    if not importer.HEEDS_ROLES:
+        source = _with_roles(source, labels, features, where)
+    return channels_last(source, channels, where)
 
 
 def detect_format(path: Path) -> str:
@@ -114,17 +117,20 @@ def _read_options(name: str, given: dict[str, Any]) -> Section:
     return kind.read(given, Place(origin=lambda key: f"--{key}", remedy="see 'mpidl shard --help'"))
 
 
-def _with_roles(
-    source: Source, labels: Sequence[str], features: Sequence[str], where: str
-) -> Source:
-    """The source with the roles that the user names, where the importer has not found them."""
-    found = source.label is not None  # by the importer: the first label, under its own name
-    if both := set(labels) & set(features):
+def _check_roles(roles: Roles, where: str) -> None:
+    if both := set(roles.labels) & set(roles.features):
         raise DataError(
             f"{sorted(both)[0]!r} is both a feature and a label",
             where=where,
             remedy="name it with --feature or with --label",
         )
+
+
+def _with_roles(
+    source: Source, labels: Sequence[str], features: Sequence[str], where: str
+) -> Source:
+    """The source with the roles that the user names, where the importer has not found them."""
+    found = source.label is not None  # by the importer: the first label, under its own name
     named: dict[str, Role] = dict.fromkeys(features, "feature")
     named |= dict.fromkeys(labels[1:] if found else labels, "label")
     if not named:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.formats.source import LABEL_NAMES, Importer, Source, source_from_arrays
+from mpidl.data.formats.source import NO_ROLES, Importer, Roles, Source, source_from_arrays
+from mpidl.data.formats.table import choose_columns, join_labels, label_candidates
 from mpidl.data.manifest import Arrays
 from mpidl.errors import DataError
 from mpidl.files import reading
@@ -35,10 +36,11 @@ _NUMBER = re.compile(
 
 
 class CsvImporter(Importer):
-    """A table: its numeric columns become one vector "features", the label column "label"."""
+    """A table: its numeric columns become one vector "features", the label columns "label"."""
 
     INPUT = "one table with a line per sample and any usual separator, gzipped or not"
     SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+    HEEDS_ROLES = True
 
     class Options(Section, frozen=True):
         """How to read a table.
@@ -50,10 +52,10 @@ class CsvImporter(Importer):
         header: bool | None = None
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: Options) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: Options) -> Source:
         """See `Importer.open`."""
         (path,) = paths
-        table = read_table(path, label, options.header)
+        table = read_table(path, roles, options.header)
         arrays: Arrays = {"features": table.features}
         if table.label is not None:
             arrays["label"] = table.label
@@ -73,7 +75,8 @@ class Table:
     Attributes:
         columns: Names of the feature columns.
         features: (n, c) float32.
-        label: (n,) int64 classes, or float32 real numbers, or None.
+        label: (n,), or (n, labels) of several columns: int64 classes, or float32 real numbers;
+            or None.
         class_names: Names of the classes, where the labels are words.
         candidates: Columns that could be the label, where there is none.
         notes: What was assumed, for people.
@@ -116,12 +119,12 @@ class _Rows:
         return cell.strip() if self.separator == "," else cell.strip().replace(",", ".")
 
 
-def read_table(path: Path, label: str | None = None, header: bool | None = None) -> Table:
+def read_table(path: Path, roles: Roles = NO_ROLES, header: bool | None = None) -> Table:
     """Read a table: numeric columns are features; labels are whole or real numbers, or words.
 
     Args:
         path: The file, gzipped if it ends in .gz.
-        label: Name of the label column (default: a usual name, see `LABEL_NAMES`).
+        roles: Names of feature and label columns, see `choose_columns`.
         header: Whether the first line names the columns (None: detected).
 
     Raises:
@@ -144,15 +147,14 @@ def read_table(path: Path, label: str | None = None, header: bool | None = None)
         raise rows.error("has no samples below its header", "check the file; or add --no-header")
     if rows.separator != "," and _has_decimal_commas(rows):
         notes.append("commas within numbers are taken for decimal commas: 1,5 is 1.5")
-    label_column = _find_label(rows, names, label)
-    kept = [column for column in range(len(names)) if column != label_column]
+    kept, labels = choose_columns(names, roles, path)
     features = _parse_features(rows, names, kept)
     columns = tuple(names[column] for column in kept)
-    if label_column is None:
-        return Table(
-            columns, features, candidates=_candidates(columns, features), notes=tuple(notes)
-        )
-    values, classes = _parse_label(rows, names[label_column], label_column)
+    if not labels:
+        candidates = label_candidates(columns, features)
+        return Table(columns, features, candidates=candidates, notes=tuple(notes))
+    parsed = [_parse_label(rows, names[column], column) for column in labels]
+    values, classes = join_labels([names[column] for column in labels], parsed, path)
     return Table(columns, features, values, classes, notes=tuple(notes))
 
 
@@ -276,29 +278,7 @@ def _has_decimal_commas(rows: _Rows) -> bool:
     return "," in found
 
 
-def _find_label(rows: _Rows, names: Sequence[str], label: str | None) -> int | None:
-    """The position of the label column, None for a table without one."""
-    if label is None:
-        usual = [column for column, name in enumerate(names) if name.lower() in LABEL_NAMES]
-        if len(usual) > 1:
-            known = ", ".join(repr(names[column]) for column in usual)
-            raise rows.error(
-                f"several columns could be the label: {known}", "choose one with --label"
-            )
-        return usual[0] if usual else None
-    found = [column for column, name in enumerate(names) if name == label.strip()]
-    if len(found) != 1:
-        what = "several columns" if found else "no column"
-        known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise rows.error(
-            f"has {what} {label!r}; its columns are {known}", "name one of these with --label"
-        )
-    return found[0]
-
-
 def _parse_features(rows: _Rows, names: Sequence[str], kept: Sequence[int]) -> NDArray[np.float32]:
-    if not kept:
-        raise rows.error("has a label but no other column", "add columns with numbers")
     features = np.empty((len(rows.cells), len(kept)), np.float32)
     for number, row in enumerate(rows.cells):
         cells = [row[column] for column in kept]
@@ -384,15 +364,3 @@ def _parse_numeric_label(rows: _Rows, name: str, cells: list[str]) -> NDArray[An
     if all(_WHOLE.fullmatch(cell) for cell in cells):
         return np.array([int(cell) for cell in cells], np.int64)
     return values.astype(np.int64)  # 0.0, 1.0, 2.0: classes that a program wrote as floats
-
-
-def _candidates(columns: Sequence[str], features: NDArray[np.float32]) -> tuple[str, ...]:
-    """Columns of whole numbers from 0 on with few different values; else all columns."""
-    few = [
-        name
-        for name, values in zip(columns, features.T, strict=True)
-        if (values == np.rint(values)).all()
-        and values.min() >= 0
-        and len(np.unique(values)) <= max(2, len(values) // 2)
-    ]
-    return tuple(few or columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpidl.data.formats.source import Importer, Source, source_from_arrays
+from mpidl.data.formats.source import Importer, Roles, Source, source_from_arrays
 from mpidl.data.hdf5 import open_file, trusted_dataset
 from mpidl.files import reading
 from mpidl.registry import NoOptions
@@ -18,7 +18,7 @@ class Hdf5Importer(Importer):
     SUFFIXES = (".h5", ".hdf5", ".hdf")
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: NoOptions) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: NoOptions) -> Source:
         """See `Importer.open`."""
         (path,) = paths
         with reading(path):

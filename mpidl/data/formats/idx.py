@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.formats.source import Importer, Source, source_from_files
+from mpidl.data.formats.source import Importer, Roles, Source, source_from_files
 from mpidl.registry import NoOptions
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -30,7 +30,7 @@ class IdxImporter(Importer):
         return super().accepts(path) or (path.is_file() and path.suffix in ("", ".gz"))
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: NoOptions) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: NoOptions) -> Source:
         """See `Importer.open`."""
         return source_from_files(paths, read_idx, "check the file, or choose another --format")
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.formats.source import Importer, Source
+from mpidl.data.formats.source import Importer, Roles, Source
 from mpidl.data.manifest import Arrays
 from mpidl.errors import DataError, errno_of, unreadable
 from mpidl.extras import load_extra
@@ -34,7 +34,7 @@ class ImagesImporter(Importer):
         return path.is_dir()
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: NoOptions) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: NoOptions) -> Source:
         """See `Importer.open`."""
         (folder,) = paths
         load_extra("PIL.Image", "reading images")

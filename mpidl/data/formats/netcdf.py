@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.data.formats.source import Importer, Source, concatenated
+from mpidl.data.formats.source import Importer, Roles, Source, concatenated
 from mpidl.data.hdf5 import LOCKING, open_file, trusted_dataset
 from mpidl.data.manifest import Arrays
 from mpidl.errors import DataError
@@ -16,8 +16,22 @@ from mpidl.extras import load_extra
 from mpidl.files import COPY, read_error, reading
 from mpidl.options import Section
 
-_AGREE = ("units", "grid_mapping", "calendar", "positive")  # attributes of a variable
+# Attributes of a variable
+_AGREE = ("units", "standard_name", "cell_methods", "grid_mapping", "calendar", "positive")
 _GLOBAL = ("crs", "projection")
+
+
+class VariableOptions(Section, frozen=True):
+    """How to read variables.
+
+    Attributes:
+        dim: The dimension of the samples (default: the first one of the first variable).
+        variables: Names of the variables to read, separated by commas (default: those of --feature
+            and --label; without features all that have the dimension of the samples).
+    """
+
+    dim: str | None = None
+    variables: str | None = None
 
 
 class NetcdfImporter(Importer):
@@ -27,35 +41,43 @@ class NetcdfImporter(Importer):
     SUFFIXES = (".nc", ".nc4")
     SEVERAL_FILES = True
 
-    class Options(Section, frozen=True):
-        """How to read variables.
-
-        Attributes:
-            dim: The dimension of the samples (default: the first one of the first variable).
-            variables: Names of the variables to read, separated by commas (default: all that have
-                the dimension of the samples).
-        """
-
-        dim: str | None = None
-        variables: str | None = None
+    Options = VariableOptions
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: Options) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: VariableOptions) -> Source:
         """See `Importer.open`."""
-        opened = [_open(path) for path in paths]
-        wanted = [name.strip() for name in (options.variables or "").split(",") if name.strip()]
-        dim = options.dim or _first_dimension(opened[0], paths[0], wanted)
-        names = wanted or [name for name, each in opened[0].items() if dim in each.dims]
-        for path, dataset in zip(paths, opened, strict=True):
-            _check(path, dataset, dim, names)
-            _agree((paths[0], opened[0]), (path, dataset), names, dim)
-        units = {
-            name: str(opened[0][name].attrs["units"])[:200]
-            for name in names
-            if "units" in opened[0][name].attrs
-        }
-        parts = [_part(path, each, dim, names) for path, each in zip(paths, opened, strict=True)]
-        return concatenated(parts, units)
+        return join_datasets(paths, [_open(path) for path in paths], roles, options)
+
+
+def join_datasets(
+    paths: Sequence[Path], opened: Sequence[Any], roles: Roles, options: VariableOptions
+) -> Source:
+    """The samples of xarray datasets, one behind the other.
+
+    Args:
+        paths: Where they are from, for messages.
+        opened: The datasets.
+        roles: Names of features and labels, where the user gives some.
+        options: Which variables, and along which dimension.
+
+    Raises:
+        DataError: A variable is missing, or they differ in what must be the same.
+    """
+    wanted = [name.strip() for name in (options.variables or "").split(",") if name.strip()]
+    if not wanted and roles.features:
+        wanted = [*roles.features, *roles.labels]
+    dim = options.dim or _first_dimension(opened[0], paths[0], wanted)
+    names = wanted or [name for name, each in opened[0].items() if dim in each.dims]
+    for path, dataset in zip(paths, opened, strict=True):
+        _check(path, dataset, dim, names)
+        _agree((paths[0], opened[0]), (path, dataset), names, dim)
+    units = {
+        name: str(opened[0][name].attrs["units"])[:200]
+        for name in names
+        if "units" in opened[0][name].attrs
+    }
+    parts = [_part(path, each, dim, names) for path, each in zip(paths, opened, strict=True)]
+    return concatenated(parts, units)
 
 
 def _open(path: Path) -> Any:
@@ -63,8 +85,10 @@ def _open(path: Path) -> Any:
     load_extra("h5netcdf", "reading NetCDF")
     with reading(path, COPY), open_file(path) as file:
         for name in file:
-            if hasattr(file[name], "dtype"):
-                trusted_dataset(file, name, path)  # no data in other files
+            if file.get(name, getclass=True, getlink=True).__name__ != "HardLink" or hasattr(
+                file[name], "dtype"
+            ):
+                trusted_dataset(file, name, path)  # no data in other files, and no links to them
     try:
         # HDF5 refuses to open a file twice with different locking: as in `open_file`
         return xarray.open_dataset(
@@ -161,10 +185,12 @@ def _agree(
 
 def _part(path: Path, dataset: Any, dim: str, names: Sequence[str]) -> Source:
     def read(start: int, stop: int) -> Arrays:
-        with reading(path):
+        try:
             cut = dataset[list(names)].isel({dim: slice(start, stop)})
             return {
                 name: np.ascontiguousarray(cut[name].transpose(dim, ...).values) for name in names
             }
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # also of codecs
+            raise read_error(error, path) from error
 
     return Source(int(dataset.sizes[dim]), read)

@@ -10,6 +10,7 @@ import numpy as np
 from mpidl.data.formats.source import (
     MALFORMED,
     Importer,
+    Roles,
     Source,
     source_from_arrays,
     source_from_files,
@@ -28,7 +29,7 @@ class NpyImporter(Importer):
     SEVERAL_FILES = True
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: NoOptions) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: NoOptions) -> Source:
         """See `Importer.open`."""
         return source_from_files(
             paths, lambda path: np.lib.format.open_memmap(path, mode="r"), _SAVE_AGAIN
@@ -42,7 +43,7 @@ class NpzImporter(Importer):
     SUFFIXES = (".npz",)
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: NoOptions) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: NoOptions) -> Source:
         """See `Importer.open`."""
         (path,) = paths
         try:

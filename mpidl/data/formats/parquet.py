@@ -1,9 +1,9 @@
-"""Tables of Apache Arrow: Parquet, Arrow IPC and Feather files, read by groups of rows."""
+"""Tables of Apache Parquet and Arrow, read group of rows by group of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,240 +11,318 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.formats.source import LABEL_NAMES, Importer, Source, concatenated
-from mpidl.data.manifest import Arrays
-from mpidl.errors import DataError, errno_of, unreadable
+from mpidl.data.formats.source import MALFORMED, Importer, Roles, Source, unusable
+from mpidl.data.formats.table import choose_columns, join_labels, label_candidates
+from mpidl.data.manifest import MAX_CLASSES, Arrays
+from mpidl.errors import DataError
 from mpidl.extras import load_extra
 from mpidl.registry import NoOptions
 
-_REMEDY = "check the file, or write it again with pyarrow or pandas"
+ACTIVITY = "reading Parquet and Arrow tables"
+_REMEDY = "copy the file again; Parquet, and Arrow or Feather 2 files (no streams) can be read"
+Words = tuple[str, ...]
 
 
 class ParquetImporter(Importer):
-    """Numeric columns become one vector "features", lists of one length a field each.
+    """Columns of numbers become one vector "features", the label columns "label".
 
-    The label column becomes "label": whole or real numbers, or words as classes in alphabetical
-    order over all files.
+    Columns of lists are arrays of their own.
     """
 
     INPUT = "Parquet, Arrow or Feather tables with the same columns (needs pyarrow)"
     SUFFIXES = (".parquet", ".arrow", ".feather")
     SEVERAL_FILES = True
+    HEEDS_ROLES = True
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: NoOptions) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: NoOptions) -> Source:
         """See `Importer.open`."""
-        tables = [_open(path) for path in paths]
-        for table in tables[1:]:
-            if not table.schema.equals(tables[0].schema):
-                raise table.error(
-                    f"has other columns or types than {paths[0]}", "write them with one schema"
-                )
-        name = _find_label(tables[0], label)
-        words = _words(tables, name) if name is not None else None
-        for table in tables:
-            _check_columns(table, name)
-        source = concatenated([_source(table, name, words) for table in tables], {})
-        return replace(
-            source,
-            class_names=words,
-            label=None if name is None else "label",
-            candidates=() if name is not None else tuple(tables[0].schema.names),
+        parts = [_open_part(path) for path in paths]
+        schema = parts[0].schema
+        for part in parts[1:]:
+            _check_schema(part, parts[0])
+        features, labels = choose_columns(schema.names, roles, paths[0])
+        table = _Table(
+            parts,
+            [schema.names[column] for column in features],
+            [schema.names[column] for column in labels],
         )
+        return table.source()
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A file of groups of rows.
+class _Part:
+    """One file.
 
     Attributes:
         path: The file.
-        schema: Of pyarrow.
-        rows: Number of rows of each group.
-        load: (group, columns) -> a pyarrow Table.
+        schema: Its Arrow schema.
+        rows: Numbers of rows of its groups.
+        read: (group, names of columns) -> an Arrow table.
     """
 
     path: Path
     schema: Any
-    rows: tuple[int, ...]
-    load: Callable[[int, Sequence[str]], Any]
+    rows: list[int]
+    read: Callable[[int, list[str]], Any]
 
     def error(self, what: str, remedy: str) -> DataError:
         """An error about this file."""
         return DataError(what, where=str(self.path), remedy=remedy)
 
-    def read(self, group: int, columns: Sequence[str]) -> Any:
-        """Some columns of a group."""
-        try:
-            return self.load(group, columns)
-        except Exception as error:  # pyarrow raises its own and the system's
-            raise _unusable(error, self.path) from error
 
-
-def _unusable(error: Exception, path: Path) -> DataError:
-    return unreadable(errno_of(error), str(path)) or DataError(
-        f"cannot be read: {error}", where=str(path), remedy=_REMEDY
-    )
-
-
-def _open(path: Path) -> _Table:
-    pyarrow = load_extra("pyarrow", "reading Parquet and Arrow")
-    parquet = load_extra("pyarrow.parquet", "reading Parquet")
-    ipc = load_extra("pyarrow.ipc", "reading Arrow")
+def _open_part(path: Path) -> _Part:
+    arrow = load_extra("pyarrow", ACTIVITY)
     try:
         with path.open("rb") as raw:
             is_parquet = raw.read(4) == b"PAR1"
-        if is_parquet:
-            file = parquet.ParquetFile(path)
-            meta = file.metadata
-            rows = tuple(meta.row_group(i).num_rows for i in range(meta.num_row_groups))
-            table = _Table(path, file.schema_arrow, rows, file.read_row_group)
-        else:
-            batches = ipc.open_file(pyarrow.memory_map(str(path)))
-            rows = tuple(batches.get_batch(i).num_rows for i in range(batches.num_record_batches))
-            table = _Table(
-                path,
-                batches.schema,
-                rows,
-                lambda group, columns: pyarrow.Table.from_batches(
-                    [batches.get_batch(group)]
-                ).select(list(columns)),
-            )
-    except Exception as error:
-        raise _unusable(error, path) from error
-    names = table.schema.names
-    if len(set(names)) != len(names) or not sum(rows):
-        raise table.error("has no rows, or two columns of one name", _REMEDY)
-    return table
+        if not is_parquet:
+            file = load_extra("pyarrow.ipc", ACTIVITY).open_file(arrow.memory_map(str(path)))
+            count = file.num_record_batches
+            rows = [file.get_batch(group).num_rows for group in range(count)]
 
+            def read(group: int, names: list[str]) -> Any:
+                return arrow.Table.from_batches([file.get_batch(group)]).select(names)
 
-def _find_label(table: _Table, label: str | None) -> str | None:
-    names: list[str] = table.schema.names
-    if label is not None:
-        if label not in names:
-            known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-            raise table.error(
-                f"has no column {label!r}; its columns are {known}",
-                "name one of these with --label",
-            )
-        return label
-    usual = [name for name in names if name.lower() in LABEL_NAMES]
-    if len(usual) > 1:
-        raise table.error(
-            f"several columns could be the label: {', '.join(usual)}", "choose one with --label"
+            return _Part(path, file.schema, rows, read)
+        stored = load_extra("pyarrow.parquet", ACTIVITY).ParquetFile(path)
+        about = stored.metadata
+        rows = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+        return _Part(
+            path,
+            stored.schema_arrow,
+            rows,
+            lambda group, names: stored.read_row_group(group, names, use_threads=False),
         )
-    return usual[0] if usual else None
+    except (*MALFORMED, arrow.ArrowException) as error:
+        raise unusable(error, path, _REMEDY) from error
 
 
-def _is_words(kind: Any) -> bool:
-    types = load_extra("pyarrow", "reading Parquet").types
-    value = kind.value_type if types.is_dictionary(kind) else kind
-    return bool(types.is_string(value) or types.is_large_string(value))
-
-
-def _is_number(kind: Any) -> bool:
-    types = load_extra("pyarrow", "reading Parquet").types
-    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
-
-
-def _is_fixed(kind: Any) -> bool:
-    types = load_extra("pyarrow", "reading Parquet").types
-    return bool(types.is_fixed_size_list(kind)) and _is_number(kind.value_type)
-
-
-def _check_columns(table: _Table, label: str | None) -> None:
-    """Refuse columns that are no numbers, before any is read."""
-    others = [field for field in table.schema if field.name != label]
-    if not others:
-        raise table.error("has a label but no other column", "add columns with numbers")
-    for field in others:
-        if not (_is_number(field.type) or _is_fixed(field.type)):
-            raise table.error(
-                f"column {field.name!r} is {field.type}: features are numbers, or lists of "
-                "numbers of one fixed length",
-                f"if it is the label, add --label {field.name}; otherwise leave it out, or cast it",
-            )
-    if label is not None:
-        kind = table.schema.field(label).type
-        if not (_is_number(kind) or _is_fixed(kind) or _is_words(kind)):
-            raise table.error(f"the label {label!r} is {kind}", "write numbers or words")
-
-
-def _words(tables: Sequence[_Table], name: str) -> tuple[str, ...] | None:
-    """The different words of a label in alphabetical order; None: it holds no words."""
-    if not _is_words(tables[0].schema.field(name).type):
-        return None
-    found: set[str] = set()
-    for table in tables:
-        for group in range(len(table.rows)):
-            column = _column(table, table.read(group, [name]), name, group)
-            found.update(column.unique().to_pylist())
-    return tuple(sorted(found))
-
-
-def _column(table: _Table, held: Any, name: str, group: int) -> Any:
-    """A column of a group as one array without gaps."""
-    column = held.column(name)
-    if column.null_count:
-        row = int(np.asarray(column.is_null()).argmax()) + sum(table.rows[:group])
-        raise table.error(
-            f"row {row} has no value in column {name!r}",
-            "fill the gap, or leave out that row or column",
+def _check_schema(part: _Part, first: _Part) -> None:
+    """Refuse a file whose columns are others than those of the first one."""
+    if part.schema.names != first.schema.names:
+        raise part.error(
+            f"has the columns {', '.join(part.schema.names)}, where {first.path} has "
+            f"{', '.join(first.schema.names)}",
+            "shard tables of one kind together",
         )
-    return column.combine_chunks()
+    for one, other in zip(part.schema, first.schema, strict=True):
+        if one.type != other.type:
+            raise part.error(
+                f"the column {one.name!r} holds {one.type}, where {first.path} has {other.type}",
+                "convert the column to one type in all files",
+            )
 
 
-def _source(table: _Table, label: str | None, words: tuple[str, ...] | None) -> Source:
-    vectors = [f.name for f in table.schema if f.name != label and _is_number(f.type)]
-    fixed = [f.name for f in table.schema if f.name != label and _is_fixed(f.type)]
+class _Table:
+    """Files of one schema as samples.
 
-    def parts(group: int) -> Iterator[tuple[str, NDArray[Any]]]:
-        held = table.read(group, table.schema.names)
-        if vectors:
-            joined = np.empty((table.rows[group], len(vectors)), np.float32)
-            with np.errstate(over="ignore"):  # infinities, which the writer refuses
-                for position, name in enumerate(vectors):
-                    joined[:, position] = _numbers(_column(table, held, name, group))
-            yield "features", joined
-        for name in fixed:
-            yield name, _lists(table, _column(table, held, name, group), name)
-        if label is not None:
-            column = _column(table, held, label, group)
-            yield "label", _label(table, column, label, words)
+    Args:
+        parts: The files.
+        features: Names of feature columns.
+        labels: Names of label columns.
+    """
 
-    @lru_cache(maxsize=1)  # consecutive reads are of one group
-    def load(group: int) -> Arrays:
-        return dict(parts(group))
+    def __init__(self, parts: list[_Part], features: list[str], labels: list[str]) -> None:
+        self._parts = parts
+        self._features = features
+        self._labels = labels
+        groups = [
+            (part, group, rows) for part in parts for group, rows in enumerate(part.rows) if rows
+        ]
+        self._groups = [(part, group) for part, group, _ in groups]
+        self._edges = np.cumsum([0, *(rows for *_, rows in groups)]).tolist()
+        self._words = {name: self._find_words(name) for name in labels}
+        # samples are read one after the other: the groups at hand are the last ones
+        self._decode = lru_cache(maxsize=1)(self._decode_group)
 
-    # Empty groups are no samples
-    groups = [group for group, rows in enumerate(table.rows) if rows]
-
-    def reader(group: int) -> Source:
+    def source(self) -> Source:
+        """The samples."""
+        if not self._edges[-1]:
+            raise self._parts[0].error("has no rows", "check the file")
+        first = self.read(0, min(self._edges[1], 10_000))
+        vectors = first.get("features", np.empty((0, 0), np.float32))
+        scalars = [name for name in self._features if name not in first]
+        fields = tuple(name for name in first if name != "label")
         return Source(
-            table.rows[group],
-            lambda low, high: {name: array[low:high] for name, array in load(group).items()},
+            self._edges[-1],
+            self.read,
+            class_names=next(iter(self._words.values())) if len(self._words) == 1 else None,
+            label="label" if self._labels else None,
+            roles=dict.fromkeys(fields, "feature"),
+            candidates=() if self._labels else label_candidates(scalars, vectors),
         )
 
-    return concatenated([reader(group) for group in groups], {})
+    def read(self, start: int, stop: int) -> Arrays:
+        """The samples [start, stop)."""
+        pieces: list[Arrays] = []
+        first = min(int(np.searchsorted(self._edges, start, "right")), len(self._groups)) - 1
+        for index in range(first, len(self._groups)):
+            low = self._edges[index]
+            if low >= stop and pieces:
+                break
+            rows = slice(max(start - low, 0), max(stop - low, 0))
+            pieces.append({name: array[rows] for name, array in self._decode(index).items()})
+        if len({array.shape[1:] for piece in pieces for array in piece.values()}) > len(pieces[0]):
+            raise self._groups[first][0].error(
+                "a column of lists changes their length", "pad the lists to one length"
+            )
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def _decode_group(self, index: int) -> Arrays:
+        """A group of rows as arrays."""
+        part, group = self._groups[index]
+        names = [*self._features, *self._labels]
+        columns = dict(zip(names, _load(part, group, names), strict=True))
+        arrays: Arrays = {}
+        scalars = []
+        for name in self._features:
+            values = _numbers(part, name, columns[name])
+            if values.ndim > 1:
+                arrays[name] = values
+            else:
+                with np.errstate(over="ignore"):  # infinities, which the writer refuses
+                    scalars.append(values.astype(np.float32))
+        taken = {"features"} if scalars else set()
+        for name in (taken | ({"label"} if self._labels else set())) & arrays.keys():
+            raise part.error(
+                f"the column {name!r} of lists has the name of the field of other columns",
+                "rename it",
+            )
+        if scalars:
+            arrays = {"features": np.stack(scalars, axis=1)} | arrays
+        if self._labels:
+            found = [
+                (self._label(part, name, columns[name]), self._words[name]) for name in self._labels
+            ]
+            arrays["label"] = join_labels(self._labels, found, part.path)[0]
+        return arrays
+
+    def _label(self, part: _Part, name: str, column: Any) -> NDArray[Any]:
+        words = self._words[name]
+        if words is not None:
+            compute: Any = load_extra("pyarrow.compute", ACTIVITY)
+            arrow: Any = load_extra("pyarrow", ACTIVITY)
+            numbers = compute.index_in(column.cast(arrow.string()), arrow.array(words))
+            return np.asarray(numbers.to_numpy(), np.int64)
+        values = _numbers(part, name, column)
+        if values.dtype.kind == "f":
+            return values.astype(np.float32)
+        return values.astype(np.int64)
+
+    def _find_words(self, name: str) -> Words | None:
+        """The different words of a label column in all files; None for numbers."""
+        arrow: Any = load_extra("pyarrow", ACTIVITY)
+        kind = self._parts[0].schema.field(name).type
+        if arrow.types.is_dictionary(kind):
+            kind = kind.value_type
+        if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
+            return None
+        found: set[str] = set()
+        for part, group in self._groups:
+            (column,) = _load(part, group, [name])
+            found.update(column.unique().cast(arrow.string()).to_pylist())
+            if len(found) > MAX_CLASSES:
+                raise part.error(
+                    f"the label column {name!r} has more than {MAX_CLASSES:,} different words",
+                    "name another column with --label",
+                )
+        return tuple(sorted(found))
 
 
-def _numbers(column: Any) -> NDArray[Any]:
-    found: NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return found
+def _load(part: _Part, group: int, names: list[str]) -> list[Any]:
+    """Columns of a group as Arrow arrays without gaps."""
+    arrow = load_extra("pyarrow", ACTIVITY)
+    try:
+        table = part.read(group, names)
+        table.validate(full=True)
+    except (*MALFORMED, arrow.ArrowException) as error:
+        raise unusable(error, part.path, _REMEDY) from error
+    if table.num_rows != part.rows[group]:
+        raise part.error(
+            f"the group of rows {group} has {table.num_rows} rows where {part.rows[group]} are "
+            "promised",
+            _REMEDY,
+        )
+    columns = []
+    for name in names:
+        column = table.column(name).combine_chunks()
+        if isinstance(column, arrow.ChunkedArray):  # of no chunks, or too long for one
+            column = (
+                arrow.concat_arrays(column.chunks)
+                if column.num_chunks
+                else arrow.array([], column.type)
+            )
+        if arrow.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if column.null_count:
+            row = sum(part.rows[:group]) + column.is_null().to_pylist().index(True)
+            raise part.error(
+                f"row {row} has no value in column {name!r}",
+                "fill the gap, or leave out that row or column",
+            )
+        columns.append(column)
+    return columns
 
 
-def _lists(table: _Table, column: Any, name: str) -> NDArray[Any]:
-    values = column.flatten()
-    if values.null_count:
-        raise table.error(f"column {name!r} has lists with gaps", "fill the gaps")
-    return _numbers(values).reshape(len(column), column.type.list_size)
+def _numbers(part: _Part, name: str, column: Any) -> NDArray[Any]:
+    """(rows, *shape) numbers of a column; lists are dimensions.
+
+    Raises:
+        DataError: It holds something else, or lists of different lengths.
+    """
+    arrow = load_extra("pyarrow", ACTIVITY)
+    shape: list[int] = []
+    if isinstance(column, arrow.ExtensionArray):  # FixedShapeTensor
+        shape = list(getattr(column.type, "shape", ()))
+        permutation = getattr(column.type, "permutation", None)
+        column = column.storage
+        if permutation not in (None, list(range(len(shape)))):
+            raise part.error(
+                f"the column {name!r} holds tensors of permuted axes", "store them in C order"
+            )
+    rows, lists = len(column), []
+    while arrow.types.is_nested(column.type):
+        lists.append(_length(part, name, column))
+        column = column.flatten()
+    if column.null_count:
+        raise part.error(f"a list in column {name!r} has a gap", "fill the gaps")
+    kind = column.type
+    if not (
+        arrow.types.is_integer(kind)
+        or arrow.types.is_floating(kind)
+        or arrow.types.is_boolean(kind)
+        or arrow.types.is_decimal(kind)
+    ):
+        raise part.error(
+            f"the column {name!r} holds {kind}, which is not a number",
+            f"if it is the label, add --label {name}; otherwise name the columns of numbers with "
+            "--feature",
+        )
+    if arrow.types.is_decimal(kind):
+        column = column.cast(arrow.float64())
+    values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
+    return values.reshape(rows, *(shape or lists))
 
 
-def _label(table: _Table, column: Any, name: str, words: tuple[str, ...] | None) -> NDArray[Any]:
-    if words is None:
-        if _is_fixed(column.type):
-            return _lists(table, column, name)
-        values = _numbers(column)
-        return values.astype(np.int64) if values.dtype.kind in "bi" else values
-    cells = np.array(column.to_pylist(), object)
-    return np.searchsorted(np.array(words, object), cells).astype(np.int64)
+def _length(part: _Part, name: str, column: Any) -> int:
+    """The one length of all lists of a column.
+
+    Raises:
+        DataError: They have several, or are no lists.
+    """
+    arrow = load_extra("pyarrow", ACTIVITY)
+    kind = column.type
+    if arrow.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    if not (arrow.types.is_list(kind) or arrow.types.is_large_list(kind)):
+        raise part.error(
+            f"the column {name!r} holds {kind}", "name the columns of numbers with --feature"
+        )
+    lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
+    if len(lengths) > 1:
+        raise part.error(
+            f"the column {name!r} holds lists of {lengths[0]} to {lengths[-1]} elements",
+            "pad the lists to one length",
+        )
+    return int(lengths[0]) if len(lengths) else 1

@@ -25,6 +25,27 @@ MALFORMED = (ValueError, OSError, EOFError, KeyError, struct.error, zipfile.BadZ
 
 
 @dataclass(frozen=True)
+class Roles:
+    """The fields, or columns of a table, that the user names.
+
+    Attributes:
+        features: Where there are any, nothing else is a feature.
+        labels: Where there are none, usual names count (`LABEL_NAMES`).
+    """
+
+    features: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str | None:
+        """The first label, for formats that have one."""
+        return self.labels[0] if self.labels else None
+
+
+NO_ROLES = Roles()
+
+
+@dataclass(frozen=True)
 class Source:
     """Raw data with random access to its samples.
 
@@ -38,6 +59,7 @@ class Source:
         roles: Of fields whose role is known, by the format or the user.
         classes: Features that hold tokens -> the size of their vocabulary.
         units: Of fields that have them.
+        numbers: The numbers of these samples in the files, where they are a part of them.
     """
 
     samples: int
@@ -49,6 +71,11 @@ class Source:
     roles: Mapping[str, Role] = field(default_factory=dict)
     classes: Mapping[str, int] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
+    numbers: NDArray[np.int64] | None = None
+
+    def number(self, index: int) -> int:
+        """The number in the files of the sample `index`."""
+        return index if self.numbers is None else int(self.numbers[index])
 
 
 class Importer(ABC):
@@ -58,12 +85,14 @@ class Importer(ABC):
         INPUT: What the user gives, for help and documentation.
         SUFFIXES: Ends of file names that mean this format.
         SEVERAL_FILES: Whether it takes more than one path.
+        HEEDS_ROLES: Whether `open` gives the named roles itself, as for columns of a table.
         Options: What it can be told; each option becomes one of the command line.
     """
 
     INPUT: ClassVar[str]
     SUFFIXES: ClassVar[tuple[str, ...]] = ()
     SEVERAL_FILES: ClassVar[bool] = False
+    HEEDS_ROLES: ClassVar[bool] = False
     Options: ClassVar[type[Section]] = NoOptions
 
     @classmethod
@@ -73,12 +102,12 @@ class Importer(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: Any) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: Any) -> Source:
         """The samples in files of this format.
 
         Args:
             paths: The files; exactly one unless `SEVERAL_FILES`.
-            label: Name of the label field or column, where the user gives one.
+            roles: Names of features and labels, where the user gives some.
             options: An instance of `Options`.
 
         Raises:

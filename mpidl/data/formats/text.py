@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from mpidl.data.formats.source import Importer, Source
+from mpidl.data.formats.source import Importer, Roles, Source
 from mpidl.data.manifest import MAX_CLASSES, Arrays
 from mpidl.errors import DataError
 from mpidl.extras import load_extra
@@ -44,16 +44,17 @@ class TextImporter(Importer):
         tokenizer: str | None = None
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: Options) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: Options) -> Source:
         """See `Importer.open`."""
         for path in paths:
             if not path.is_file():
                 raise DataError("is no file", where=str(path), remedy="name text files")
         tokenizer = _load_tokenizer(Path(options.tokenizer)) if options.tokenizer else None
-        vocabulary = tokenizer.get_vocab_size(with_added_tokens=True) if tokenizer else 256
-        if vocabulary > MAX_CLASSES:
+        # Numbers of tokens may have gaps: not how many there are, but the largest one counts
+        vocabulary = max(tokenizer.get_vocab().values(), default=-1) + 1 if tokenizer else 256
+        if not 0 < vocabulary <= MAX_CLASSES:
             raise DataError(
-                f"has a vocabulary of {vocabulary:,} tokens, at most {MAX_CLASSES:,} work",
+                f"has a vocabulary of {vocabulary:,} tokens; 1 to {MAX_CLASSES:,} work",
                 where=str(options.tokenizer),
                 remedy="choose another --tokenizer",
             )
@@ -67,7 +68,11 @@ def _load_tokenizer(path: Path) -> Any:
     if not path.is_file():
         raise DataError("the tokenizer does not exist", where=str(path), remedy="check the path")
     try:
-        return package.Tokenizer.from_file(str(path))
+        tokenizer = package.Tokenizer.from_file(str(path))
+        # Many files are saved with the limits of a model, which would cut the text off
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
     except Exception as error:  # the package raises no other class
         raise DataError(
             f"cannot be read as a tokenizer: {error}",

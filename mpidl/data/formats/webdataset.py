@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.data.formats.images import IMAGE_SUFFIXES, read_image
-from mpidl.data.formats.source import MALFORMED, Importer, Source, unusable
+from mpidl.data.formats.source import MALFORMED, Importer, Roles, Source, unusable
 from mpidl.data.manifest import Arrays
 from mpidl.errors import DataError
 from mpidl.extras import load_extra
@@ -33,13 +33,13 @@ class WebDatasetImporter(Importer):
     SEVERAL_FILES = True
 
     @classmethod
-    def open(cls, paths: Sequence[Path], label: str | None, options: NoOptions) -> Source:
+    def open(cls, paths: Sequence[Path], roles: Roles, options: NoOptions) -> Source:
         """See `Importer.open`."""
         samples = [sample for path in paths for sample in _index(path)]
         if not samples:
             raise DataError("holds no samples", where=str(paths[0]), remedy=_REMEDY)
         first = _array(samples[0])
-        key = label or "label"
+        key = roles.label or "label"
 
         def read(start: int, stop: int) -> Arrays:
             data = np.empty((stop - start, *first.shape), first.dtype)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpidl.data.formats.csv import read_table
+from mpidl.data.formats.source import Roles
 from mpidl.errors import DataError
 
 
@@ -19,7 +20,11 @@ from mpidl.errors import DataError
 def table(tmp_path: Path) -> Any:
     """table(text, ...): what read_table makes of a file with this text."""
 
-    def read(text: str | bytes, name: str = "a.csv", **options: Any) -> Any:
+    def read(
+        text: str | bytes, name: str = "a.csv", label: str | None = None, **options: Any
+    ) -> Any:
+        if label is not None:
+            options["roles"] = Roles(labels=(label,))
         path = tmp_path / name
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return read_table(path, **options)

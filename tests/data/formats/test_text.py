@@ -74,6 +74,23 @@ def test_a_tokenizer_counts_the_bytes_of_its_targets(
     assert int(arrays["bytes"].sum()) == len(TEXT.encode()) - first
 
 
+def test_gaps_between_tokens_and_limits_of_a_model(tmp_path: Path) -> None:
+    """A file may number its tokens with gaps, and cut or pad texts for the model it came with."""
+    tokenizers: Any = pytest.importorskip("tokenizers")
+    words = {"a": 0, "b": 70_000, "?": 2}
+    held = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    held.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    held.enable_truncation(5)
+    held.enable_padding(length=64)
+    held.save(str(tmp_path / "t.json"))
+    (tmp_path / "a.txt").write_text("a b ä \n" * 10, "utf-8")
+    source = open_source([tmp_path / "a.txt"], tokenizer=str(tmp_path / "t.json"), window=29)
+    arrays = source.read(0, 1)
+    assert source.samples == 1 and source.classes == {"tokens": 70_001}
+    assert arrays["tokens"].dtype == np.uint32
+    assert arrays["tokens"].tolist() == [[0, 70_000, 2] * 10]
+
+
 def test_what_is_no_text_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"good \xff bad")
     with pytest.raises(DataError, match="at byte 5") as caught:
