@@ -39,11 +39,10 @@ def check_values(
                 continue
             bad = (array < 0) | (array >= classes)
             rule = f"{_what(reader.fields[name])} must lie in [0, {classes})"
-            raise _error(reader, name, array, bad, _sample(bad, pieces, place), rule)
+            raise _error(reader, name, _in_order(array, place), _in_order(bad, place), pieces, rule)
         if array.dtype.kind == "f" and not _all_finite(array):
-            bad = ~np.isfinite(array)
-            sample = _sample(bad, pieces, place)
-            raise _error(reader, name, array, bad, sample, "values must be finite")
+            bad, rule = ~np.isfinite(array), "values must be finite"
+            raise _error(reader, name, _in_order(array, place), _in_order(bad, place), pieces, rule)
 
 
 def _all_finite(array: NDArray[Any]) -> bool:
@@ -52,6 +51,11 @@ def _all_finite(array: NDArray[Any]) -> bool:
     blocks = (flat[low : low + BLOCK] for low in range(0, flat.size, BLOCK))
     # a NaN is the minimum and the maximum of what it is in
     return all(block.min() > -np.inf and block.max() < np.inf for block in blocks)
+
+
+def _in_order(array: NDArray[Any], place: Indices | None) -> NDArray[Any]:
+    """The rows in the order of the pieces, so that the first bad one is that of the file."""
+    return array if place is None else array[place]
 
 
 def _what(field: Field) -> str:
@@ -63,11 +67,11 @@ def _error(
     name: str,
     array: NDArray[Any],
     bad: NDArray[Any],
-    sample: int,
+    pieces: Pieces,
     rule: str,
 ) -> DataError:
     position = np.unravel_index(int(bad.argmax()), bad.shape)
-    file, row = reader.locate(sample)
+    file, row = reader.locate(_sample(int(position[0]), pieces))
     return DataError(
         f"sample {row} has {name!r} = {array[position]} "
         f"({int(bad.sum())} bad value(s) in this part of the data), but {rule}",
@@ -76,11 +80,8 @@ def _error(
     )
 
 
-def _sample(bad: NDArray[Any], pieces: Pieces, place: Indices | None) -> int:
-    """The sample of the first bad value."""
-    row: int = int(bad.argmax()) // bad[0].size
-    if place is not None:
-        row = np.flatnonzero(place == row).tolist()[0]
+def _sample(row: int, pieces: Pieces) -> int:
+    """The sample in row `row` of the concatenated pieces."""
     for start, stop in pieces:
         if row < stop - start:
             return start + row
