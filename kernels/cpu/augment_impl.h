@@ -56,6 +56,14 @@ ALWAYS_INLINE long fold(long at, long size, long edge) {
     default: return -1;
     }
 }
+
+/* The place 2^-32 * word of the way through a table of `count` numbers up to 2^30, in whole numbers
+ * alone: the same in every kernel. */
+ALWAYS_INLINE long quantile(const long *table, long count, uint32_t word) {
+    const uint64_t at = (uint64_t)word * (uint64_t)(count - 1);
+    const long low = table[at >> 32], step = table[(at >> 32) + 1] - low;
+    return low + ((step * (long)(uint32_t)at) >> 32);
+}
 #endif
 
 #define GATHER(name) NAME(name)
@@ -105,6 +113,49 @@ int NAME(augment_cutout)(REAL *x, const long *samples, long seed, long epoch, lo
         for (long i = top < 0 ? 0 : top; i < h && i < top + size; i++)
             memset(x + ((k * h + i) * w + first) * c, 0,
                    (size_t)((last - first) * c) * sizeof(REAL));
+    }
+    return 0;
+}
+
+/* x = share * x + (1 - share) * other for each of n samples of `size` elements, with a share from
+ * the table of quantiles (in 2^-30), with probability chance / 2^32; otherwise share = 1. */
+int NAME(augment_mixup)(REAL *x, const REAL *other, REAL *share, const long *table,
+                        const long *samples, long seed, long epoch, long n, long size, long count,
+                        long chance) {
+    PARALLEL_FOR(n *size)
+    for (long k = 0; k < n; k++) {
+        uint32_t words[4];
+        draw(words, seed, epoch, samples[k], DRAW_MIX);
+        share[k] = 1;
+        if ((long)words[1] >= chance) continue;
+        const REAL own = (REAL)quantile(table, count, words[0]) / (REAL)(1 << 30), rest = 1 - own;
+        share[k] = own;
+        for (long i = k * size; i < (k + 1) * size; i++) x[i] = own * x[i] + rest * other[i];
+    }
+    return 0;
+}
+
+/* A box of x becomes that of other; the table has quantiles of its height and width as parts of the
+ * image, in 2^-30. share: the part of the image that is left. */
+int NAME(augment_cutmix)(REAL *x, const REAL *other, REAL *share, const long *table,
+                         const long *samples, long seed, long epoch, long n, long h, long w, long c,
+                         long count, long chance) {
+    PARALLEL_FOR(n *h *w *c)
+    for (long k = 0; k < n; k++) {
+        uint32_t words[4];
+        draw(words, seed, epoch, samples[k], DRAW_MIX);
+        share[k] = 1;
+        if ((long)words[1] >= chance) continue;
+        const long side = quantile(table, count, words[0]), high = (h * side) >> 30,
+                   wide = (w * side) >> 30, top = below(words[2], h) - high / 2,
+                   left = below(words[3], w) - wide / 2;
+        const long i0 = top < 0 ? 0 : top, i1 = top + high > h ? h : top + high,
+                   j0 = left < 0 ? 0 : left, j1 = left + wide > w ? w : left + wide;
+        share[k] = (REAL)(h * w - (i1 - i0) * (j1 - j0)) / (REAL)(h * w);
+        for (long i = i0; i < i1; i++) {
+            const long at = ((k * h + i) * w + j0) * c;
+            memcpy(x + at, other + at, (size_t)((j1 - j0) * c) * sizeof(REAL));
+        }
     }
     return 0;
 }

@@ -48,6 +48,13 @@ __device__ inline i64 fold(i64 at, i64 size, i64 edge) {
     return edge == EDGE_NEAREST ? (at < 0 ? 0 : size - 1) : -1;
 }
 
+// The place 2^-32 * word of the way through a table of `count` numbers up to 2^30.
+__device__ inline i64 quantile(const i64 *table, i64 count, unsigned word) {
+    const unsigned long long at = (unsigned long long)word * (unsigned long long)(count - 1);
+    const i64 low = table[at >> 32], step = table[(at >> 32) + 1] - low;
+    return low + ((step * (i64)(unsigned)at) >> 32);
+}
+
 template <class Given>
 __device__ inline void gather(const Given *x, REAL *out, const i64 *samples, i64 seed, i64 epoch,
                               const augment_geometry &g, ACC scale, ACC shift, ACC fill) {
@@ -103,5 +110,42 @@ extern "C" __global__ void augment_cutout(REAL *x, const i64 *samples, i64 seed,
         const i64 row = below(words[0], h) - size / 2 + i, col = below(words[1], w) - size / 2 + j;
         if (words[2] < chance && row >= 0 && row < h && col >= 0 && col < w)
             for (i64 b = 0; b < c; b++) x[((k * h + row) * w + col) * c + b] = ACC(0);
+    }
+}
+
+// One block a sample.
+extern "C" __global__ void augment_mixup(REAL *x, const REAL *other, ACC *share, const i64 *table,
+                                         const i64 *samples, i64 seed, i64 epoch, i64 n, i64 size,
+                                         i64 count, i64 chance) {
+    for (i64 k = blockIdx.x; k < n; k += gridDim.x) {
+        unsigned words[4];
+        draw(words, seed, epoch, samples[k], DRAW_MIX);
+        const bool mixed = words[1] < chance;
+        const ACC own = mixed ? ACC(quantile(table, count, words[0])) / ACC(1 << 30) : ACC(1);
+        if (threadIdx.x == 0) share[k] = own;
+        if (mixed)
+            for (i64 i = k * size + threadIdx.x; i < (k + 1) * size; i += blockDim.x)
+                x[i] = own * ACC(x[i]) + (ACC(1) - own) * ACC(other[i]);
+    }
+}
+
+// One block a sample.
+extern "C" __global__ void augment_cutmix(REAL *x, const REAL *other, ACC *share, const i64 *table,
+                                          const i64 *samples, i64 seed, i64 epoch, i64 n, i64 h,
+                                          i64 w, i64 c, i64 count, i64 chance) {
+    for (i64 k = blockIdx.x; k < n; k += gridDim.x) {
+        unsigned words[4];
+        draw(words, seed, epoch, samples[k], DRAW_MIX);
+        const i64 side = words[1] < chance ? quantile(table, count, words[0]) : 0,
+                  high = (h * side) >> 30, wide = (w * side) >> 30,
+                  top = below(words[2], h) - high / 2, left = below(words[3], w) - wide / 2;
+        const i64 i0 = top < 0 ? 0 : top, i1 = top + high > h ? h : top + high,
+                  j0 = left < 0 ? 0 : left, j1 = left + wide > w ? w : left + wide,
+                  row = (j1 - j0) * c;
+        if (threadIdx.x == 0) share[k] = ACC(h * w - (i1 - i0) * (j1 - j0)) / ACC(h * w);
+        for (i64 e = threadIdx.x; e < (i1 - i0) * row; e += blockDim.x) {
+            const i64 at = ((k * h + i0 + e / row) * w + j0) * c + e % row;
+            x[at] = other[at];
+        }
     }
 }

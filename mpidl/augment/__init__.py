@@ -5,7 +5,16 @@ alone: see docs/augmentation.md.
 """
 
 from mpidl.augment.base import Augmentation, Samples
+from mpidl.augment.mixing import Mixing, mix_targets
 from mpidl.augment.pipeline import Pipeline
 from mpidl.augment.registry import AUGMENTATIONS, AugmentConfig
 
-__all__ = ["AUGMENTATIONS", "AugmentConfig", "Augmentation", "Pipeline", "Samples"]
+__all__ = [
+    "AUGMENTATIONS",
+    "AugmentConfig",
+    "Augmentation",
+    "Mixing",
+    "Pipeline",
+    "Samples",
+    "mix_targets",
+]

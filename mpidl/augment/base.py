@@ -29,6 +29,7 @@ class Samples:
         target_shape: Of the real values, or of the classes, of a sample.
         scale: Inputs are normalized as raw * scale + shift.
         shift: See `scale`.
+        classes: Number of classes; 0: targets are values.
     """
 
     shape: Shape
@@ -37,6 +38,7 @@ class Samples:
     target_shape: Shape
     scale: float = 1.0
     shift: float = 0.0
+    classes: int = 0
 
     @property
     def space(self) -> Shape:
@@ -52,6 +54,11 @@ class Samples:
     def has_field_targets(self) -> bool:
         """Whether a target has a value, or a class, for every place of the input."""
         return bool(self.space) and self.target_shape[: len(self.space)] == self.space
+
+    @property
+    def target_elements(self) -> int:
+        """Values, or classes, of a target."""
+        return math.prod(self.target_shape)
 
     @property
     def target_channels(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mpidl.augment.base import AXES, Moving, Pointwise, Samples
 from mpidl.augment.crop import Crop
+from mpidl.augment.mixing import Mixing
 from mpidl.augment.registry import AUGMENTATIONS
 from mpidl.augment.rotate import Rotate
 from mpidl.backend import Array, Ops
@@ -27,6 +28,7 @@ class Pipeline:
 
     Attributes:
         moves_targets: Whether targets are moved too.
+        mixing: What mixes samples with partners; None: nothing does.
 
     Raises:
         ConfigError: An augmentation cannot be applied to such samples.
@@ -39,6 +41,7 @@ class Pipeline:
         self.samples = samples
         self.ops = ops
         self._moving = [each for each in made if isinstance(each, Moving)]
+        self.mixing = next((each for each in made if isinstance(each, Mixing)), None)
         self._pointwise = [each for each in made if isinstance(each, Pointwise)]
         self.moves_targets = bool(self._moving) and samples.has_field_targets
         crops = [each for each in self._moving if isinstance(each, Crop)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from mpidl.augment.base import Augmentation
+from mpidl.augment.mixing import Mixing
 from mpidl.options import Place
 from mpidl.registry import Registry, Selection
 
@@ -18,6 +19,8 @@ AUGMENTATIONS: Registry[type[Augmentation]] = Registry(
         "rotate": "mpidl.augment.rotate:Rotate",
         "flip": "mpidl.augment.flip:Flip",
         "cutout": "mpidl.augment.cutout:Cutout",
+        "mixup": "mpidl.augment.mixup:Mixup",
+        "cutmix": "mpidl.augment.cutmix:Cutmix",
     },
 )
 
@@ -27,6 +30,11 @@ class AugmentConfig(Selection, frozen=True):
 
     REGISTRY: ClassVar[Registry[Any]] = AUGMENTATIONS
 
+    @property
+    def pairs(self) -> bool:
+        """Whether samples are mixed with partners."""
+        return any(issubclass(AUGMENTATIONS[name], Mixing) for name in self.entries)
+
     def check(self, place: Place) -> None:
         """Refuse what cannot be together."""
         if "crop" in self.entries and "roll" in self.entries:
@@ -34,4 +42,10 @@ class AugmentConfig(Selection, frozen=True):
                 f"{place.name('crop')} and {place.name('roll')} both shift the samples",
                 "crop",
                 remedy="use roll where fields are periodic, else crop",
+            )
+        if "mixup" in self.entries and "cutmix" in self.entries:
+            raise place.error(
+                f"{place.name('mixup')} and {place.name('cutmix')} both mix the samples",
+                "mixup",
+                remedy="use one of them",
             )

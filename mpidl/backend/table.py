@@ -37,6 +37,7 @@ _CELLS = "real(rows*units)"
 _MOVED = "real(g.n*g.d*g.h*g.w*g.c)"
 _DRAWN = "samples:int64(g.n) seed:size epoch:size g:augment_geometry"
 _MOVE = f"out:{_MOVED} {_DRAWN} scale:number shift:number fill:number"
+_MIX = "share:acc(n) table:int64(count) samples:int64(n) seed:size epoch:size"
 _PIXELS = ("g.n", "g.d", "g.h", "g.w")
 
 KERNELS: dict[str, Kernel] = {
@@ -118,6 +119,13 @@ KERNELS: dict[str, Kernel] = {
         "loss",
         "logits:real(rows*classes) labels:int64(rows) loss:acc(rows) dlogits:real(rows*classes) "
         "hit:uint8(rows) rows:size classes:size scale:number smoothing:number",
+        warps("rows"),
+    ),
+    "softmax_cross_entropy_shares": Kernel(
+        "loss",
+        "logits:real(rows*classes) shares:acc(rows*classes) loss:acc(rows) "
+        "dlogits:real(rows*classes) hit:uint8(rows) rows:size classes:size scale:number "
+        "smoothing:number",
         warps("rows"),
     ),
     "embedding_forward": Kernel(
@@ -247,6 +255,17 @@ KERNELS: dict[str, Kernel] = {
         "x:real(n*h*w*c) samples:int64(n) seed:size epoch:size n:size h:size w:size c:size "
         "size:size chance:size",
         each("n", "size", "size"),
+    ),
+    "augment_mixup": Kernel(
+        "augment",
+        f"x:real(n*size) other:real(n*size) {_MIX} n:size size:size count:size chance:size",
+        blocks("n"),
+    ),
+    "augment_cutmix": Kernel(
+        "augment",
+        f"x:real(n*h*w*c) other:real(n*h*w*c) {_MIX} n:size h:size w:size c:size count:size "
+        "chance:size",
+        blocks("n"),
     ),
     "sgd_step": Kernel(
         "optim",

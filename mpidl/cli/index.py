@@ -30,14 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
     for role in ("feature", "label"):
-        parser.add_argument(
-            f"--{role}",
-            dest=f"{role}s",
-            action="append",
-            default=[],
-            metavar="NAME",
-            help=f"a dataset that is a {role}, by name or path (group/name); may be repeated",
-        )
+        text = f"a dataset that is a {role}, by name or path (group/name); may be repeated"
+        _add_names(parser, role, text)
     parser.add_argument(
         "--rows",
         type=row_range,
@@ -66,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
 
 
+def _add_names(parser: argparse.ArgumentParser, role: str, text: str) -> None:
+    parser.add_argument(
+        f"--{role}", dest=f"{role}s", action="append", default=[], metavar="NAME", help=text
+    )
+
+
 def row_range(text: str) -> tuple[int, int | None]:
     """START:STOP, either of which may be left out.
 
@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.data.index import IndexOptions, index_files
     from mpidl.data.manifest import describe
     from mpidl.errors import notice
+    from mpidl.observe.progress import Progress
 
     context = init()
     options = IndexOptions(
@@ -99,7 +100,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         overwrite=args.overwrite,
     )
     notes: list[str] = []
-    indexed = index_files(args.files, args.out, options, context, note=notes.append)
+    progress = Progress(0, "samples", label="reading", quiet=not context.is_root)
+
+    def advance(count: int, total: int) -> None:
+        progress.total = total
+        progress.advance(count)
+
+    indexed = index_files(
+        args.files, args.out, options, context, note=notes.append, progress=advance
+    )
+    progress.close()
     summary = describe(indexed.manifest) | {
         "out": str(args.out),
         "notes": notes,

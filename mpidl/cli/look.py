@@ -45,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Look; needs no MPI launcher."""
     from mpidl.comm.launcher import rank
-    from mpidl.data.look import scan
-    from mpidl.data.views import open_parts
+    from mpidl.data.apart import run_apart
     from mpidl.errors import ConfigError, notice
     from mpidl.observe.plot import check_plot
 
@@ -54,6 +53,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("is negative", where="--samples", remedy="choose 0 for all samples")
     if args.picture is not None:
         check_plot(args.picture)
+    found = run_apart(lambda: examine(args), ", ".join(map(str, args.data)))
+    if rank() == 0:
+        for note in found["notes"]:
+            notice(plain(note, 1000))
+        if not args.json:
+            for report in found["parts"]:
+                print_report(report)
+            if found["picture"]:
+                print(f"picture of samples: {found['picture']}")
+    return found
+
+
+def examine(args: argparse.Namespace) -> dict[str, Any]:
+    """What the data hold; draws the picture."""
+    from mpidl.data.look import scan
+    from mpidl.data.views import open_parts
+
     notes: list[str] = []
     parts = open_parts(args.data, notes.append, **source_options(args))
     reports = []
@@ -61,24 +77,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         fields, scanned = scan(part, args.samples, notes.append)
         files = {"files": dict(part.files)} if part.files else {}
         reports.append({"samples": part.samples, "scanned": scanned, "fields": fields, **files})
-    if args.picture is not None:
-        draw(parts, args.picture, ", ".join(map(str, args.data)), notes)
-    if rank() == 0:
-        for note in notes:
-            notice(plain(note, 1000))
-        if not args.json:
-            for report in reports:
-                print_report(report)
-            if args.picture is not None:
-                print(f"picture of samples: {args.picture}")
-    picture = str(args.picture) if args.picture is not None else None
+    drawn = args.picture is not None and draw(
+        parts, args.picture, ", ".join(map(str, args.data)), notes
+    )
+    picture = str(args.picture) if drawn else None
     return {"data": [str(path) for path in args.data], "parts": reports, "picture": picture} | {
         "notes": notes
     }
 
 
-def draw(parts: list[Part], path: Path, title: str, notes: list[str]) -> None:
-    """Draw samples of the part with the most bytes."""
+def draw(parts: list[Part], path: Path, title: str, notes: list[str]) -> bool:
+    """Draw samples of the part with the most bytes; whether they could be read."""
     from mpidl.data.look import SCAN_BYTES
     from mpidl.errors import MpidlError
     from mpidl.observe.samples import plot_samples
@@ -90,9 +99,10 @@ def draw(parts: list[Part], path: Path, title: str, notes: list[str]) -> None:
         arrays = part.read([(start, start + 1) for start in starts])
     except MpidlError as error:
         notes.append(f"no picture: {error}")
-        return
+        return False
     shown = ", ".join(f"{start:,}" for start in starts)
     plot_samples(part.fields, arrays, path, f"{title}: samples {shown}")
+    return True
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -32,8 +32,8 @@ class DataConfig(Section, frozen=True):
     """The data sets and how they are read.
 
     Attributes:
-        train: Folder made by `mpidl shard`, relative to the working directory; or a list of several
-            with the same fields, which are mixed.
+        train: Folder made by `mpidl shard` or `mpidl index`, relative to the working directory; or
+            a list of several with the same fields, which are mixed.
         weights: Share of each data set in an epoch, in the order of train; by default by size.
         balance: "classes": each class equally often; "sqrt": by the square root of its samples;
             "none": as the data are. With weights: within each data set.
@@ -57,7 +57,7 @@ class DataConfig(Section, frozen=True):
             open one shared file together (parallel h5py); "auto": mpio for a shared file, else
             posix.
         verify: Check the SHA-256 of every shard at the start, shards divided among the ranks (1 to
-            2 GB/s a rank).
+            2 GB/s a rank); of files in place where `mpidl index --checksum` stored one.
     """
 
     train: str | tuple[str, ...]

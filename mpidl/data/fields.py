@@ -139,7 +139,7 @@ def complete_fields(
         others = [name for name, field in fields.items() if field.role == "other"]
         known = ", ".join(source.candidates or others or fields)
         note(
-            "no field is a label, and mpidl train needs one: name it with --label NAME, "
+            "no field is a label, which every task but rollout needs: name it with --label NAME, "
             f"one of {known}"
         )
     return completed

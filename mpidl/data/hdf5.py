@@ -283,6 +283,8 @@ def trusted_dataset(file: Any, name: str, path: Path | str) -> Any:
     if not isinstance(dataset, h5py.Dataset):
         remedy = "name a dataset, or put it at the top of the file"
         raise _refused(path, f"{name!r} is not a dataset", remedy)
+    if kind_of(dataset.id) == "other":
+        raise _refused(path, f"{name!r} does not hold numbers", "store numbers")
     if dataset.is_virtual or dataset.external:
         what = f"{name!r} keeps its data in other files, which is not allowed"
         raise _refused(path, what, _COPY_IN)
@@ -301,6 +303,24 @@ def filters(dataset: Any) -> dict[int, str]:
     properties = dataset.id.get_create_plist()
     found = (properties.get_filter(index) for index in range(properties.get_nfilters()))
     return {code: name.decode(errors="replace") for code, _, _, name in found}
+
+
+def kind_of(item: Any) -> str:
+    """Whether a dataset or attribute holds "numbers", "texts" (or opaque bytes), or "other".
+
+    To be asked before its dtype: h5py writes beyond its memory in reading forged enumerations of
+    wide numbers (and booleans are enumerations).
+
+    Args:
+        item: A low-level h5py object.
+    """
+    kind = item.get_type()
+    code = kind.get_class()
+    if code in (h5py.h5t.OPAQUE, h5py.h5t.STRING):
+        return "texts"
+    if code == h5py.h5t.ENUM and max(kind.get_size(), kind.get_super().get_size()) <= 8:
+        return "numbers"
+    return "numbers" if code in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) else "other"
 
 
 def stored_dtype(dataset: Any) -> str:

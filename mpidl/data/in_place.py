@@ -6,19 +6,32 @@ import dataclasses
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
 
 from mpidl.data.chunks import Layout
-from mpidl.data.hdf5 import filters, h5py, open_file, stored_dtype, trusted_dataset
+from mpidl.data.hdf5 import (
+    filters,
+    h5py,
+    kind_of,
+    open_file,
+    stored_dtype,
+    trusted_dataset,
+)
 from mpidl.data.manifest import Shard, plain_name
-from mpidl.errors import DataError, nearest
+from mpidl.errors import DataError, nearest, os_words
 from mpidl.files import reading
 
+# Attributes of CF conventions without which numbers of two files cannot be compared
+MEANING = ("units", "grid_mapping", "calendar", "positive", "scale_factor", "add_offset")
+LARGEST_SAMPLE = 1 << 36  # bytes
 MOST_OBJECTS = 10_000  # datasets and groups of a file
+# h5py raises all of these; the last two where it meets types that NumPy does not have
+DAMAGED = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 REPACK = "h5repack -f GZIP=1 IN OUT, or set HDF5_PLUGIN_PATH to the folder of its plugin"
 
 
@@ -30,15 +43,15 @@ class Variable:
         dtype: That it is read as.
         layout: Where its samples lie.
         fill: Stands for missing values (the attribute `_FillValue` of NetCDF).
-        packed: Whether its numbers stand for others (`scale_factor`, `add_offset` of NetCDF).
         coordinate: Whether it numbers an axis of others.
+        meaning: Attributes that say what its numbers stand for, see `MEANING`.
     """
 
     dtype: str
     layout: Layout
     fill: float | None = None
-    packed: bool = False
     coordinate: bool = False
+    meaning: dict[str, float | str] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -49,6 +62,16 @@ class Variable:
     def kind(self) -> tuple[str, tuple[int, ...]]:
         """What must be equal in all files: dtype, and shape of a sample."""
         return self.dtype, self.layout.shape[1:]
+
+    @property
+    def units(self) -> str | None:
+        """Of its numbers, where the file says so."""
+        return str(self.meaning["units"]) if self.meaning.get("units") else None
+
+    @property
+    def packed(self) -> bool:
+        """Whether its numbers stand for others."""
+        return not {"scale_factor", "add_offset"}.isdisjoint(self.meaning)
 
 
 @dataclass(frozen=True)
@@ -144,12 +167,7 @@ def list_variables(path: Path) -> tuple[dict[str, Variable], dict[str, str]]:
         DataError: The file cannot be read.
     """
     with reading(path), open_file(path) as file:
-        try:
-            known = dict(_walk(file, path))
-        except (TypeError, ValueError) as error:  # h5py meets types that NumPy does not have
-            raise DataError(
-                f"cannot be read: {error}", where=str(path), remedy="see it with h5dump -H"
-            ) from error
+        known = dict(_walk(file, path))
     return (
         {name: found for name, found in known.items() if isinstance(found, Variable)},
         {name: found for name, found in known.items() if isinstance(found, str)},
@@ -210,31 +228,47 @@ def _walk(top: Any, file: Path) -> Iterator[tuple[str, Variable | str]]:
             elif isinstance(item := group[name], h5py.Group):
                 groups.append((f"{path}/", item))
             elif isinstance(item, h5py.Dataset):
-                yield path, _describe(item)
+                try:
+                    yield path, _describe(item)
+                except DAMAGED as error:
+                    yield path, f"cannot be read: {os_words(error)}"
 
 
 def _describe(dataset: Any) -> Variable | str:
     """What a dataset is, or why it cannot be a field."""
     if not dataset.shape:
         return "no first axis"
+    if kind_of(dataset.id) != "numbers":
+        return "it does not hold numbers"
     dtype = stored_dtype(dataset)
     if dataset.dtype.kind not in "biuf" or dataset.dtype.itemsize > 8:
-        return f"{dtype}, no numbers"
+        return f"numbers of the type {dtype}"
     if math.prod(dataset.shape[1:]) == 0 or dataset.ndim > 16:
         return f"its shape is {dataset.shape}"
-    attributes = dataset.attrs
-    packed = "scale_factor" in attributes or "add_offset" in attributes
+    if math.prod(dataset.shape[1:]) * dataset.dtype.itemsize > LARGEST_SAMPLE:
+        return f"a sample has more than {LARGEST_SAMPLE >> 30} GiB"
     coordinate = dataset.ndim == 1 and bool(h5py.h5ds.is_scale(dataset.id))
-    return Variable(dtype, Layout.of(dataset), _fill_value(dataset), packed, coordinate)
+    found = {name: _attribute(dataset, name) for name in ("_FillValue", *MEANING)}
+    said = {name: value for name, value in found.items() if value is not None}
+    fill = said.pop("_FillValue", None)
+    return Variable(
+        dtype, Layout.of(dataset), fill if isinstance(fill, float) else None, coordinate, said
+    )
 
 
-def _fill_value(dataset: Any) -> float | None:
-    if "_FillValue" not in dataset.attrs:
+def _attribute(dataset: Any, name: str) -> float | str | None:
+    """An attribute of a dataset if it is one number or a text."""
+    if name not in dataset.attrs:
         return None
-    try:
-        return float(dataset.attrs["_FillValue"].reshape(-1)[0])
-    except (TypeError, ValueError, AttributeError, IndexError, OSError):
+    attribute = h5py.h5a.open(dataset.id, name.encode())
+    kind = kind_of(attribute)
+    if kind == "other" or attribute.get_space().get_simple_extent_npoints() != 1:
         return None
+    value = dataset.attrs[name]
+    if kind == "numbers":
+        return float(np.asarray(value).reshape(-1)[0])
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return text[:200].encode(errors="replace").decode()
 
 
 def _choose(
@@ -311,3 +345,16 @@ def check_alike(files: Sequence[Found]) -> None:
                     remedy="index files of one kind together; name their common fields with "
                     "--feature and --label",
                 )
+            _check_meaning(name, ours, other, (first.path, found.path))
+
+
+def _check_meaning(name: str, ours: Variable, other: Variable, paths: tuple[Path, Path]) -> None:
+    """Refuse a variable whose numbers stand for other things than those of the first file."""
+    for key in MEANING:
+        here, there = other.meaning.get(key), ours.meaning.get(key)
+        if here != there:
+            raise DataError(
+                f"{key} of {name!r} is {here!r} here, but {there!r} in {paths[0]}",
+                where=str(paths[1]),
+                remedy="convert the files to the same units, grid and packing, or index them apart",
+            )

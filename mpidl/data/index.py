@@ -11,22 +11,21 @@ from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
 from mpidl.data.chunks import repack_command
 from mpidl.data.fields import Note, Tally, complete_fields, infer_fields
 from mpidl.data.formats.channels import channels_last
 from mpidl.data.formats.source import Source
-from mpidl.data.hdf5 import open_file, trusted_dataset
 from mpidl.data.in_place import Found, check_alike, examine
 from mpidl.data.manifest import NAME, Arrays, Field, Manifest, Shard, new_manifest, save_manifest
+from mpidl.data.missing import Missing
 from mpidl.data.reader import Reader
 from mpidl.errors import DataError, MpidlError
 from mpidl.files import file_sha256, partial_path, publish, reading
 
 READ_BYTES = 32 << 20  # of samples, in memory at a time
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
 Pieces = list[tuple[int, int]]
 
 
@@ -55,46 +54,6 @@ class IndexOptions:
 
 
 @dataclass
-class Missing:
-    """Elements of a field that are no values.
-
-    Attributes:
-        nan: NaN.
-        infinite: Infinities.
-        fill: Equal to the fill value of the file.
-        samples: That hold any of these.
-        good: Samples that hold none.
-    """
-
-    nan: int = 0
-    infinite: int = 0
-    fill: int = 0
-    samples: int = 0
-    good: int = 0
-
-    def add(self, array: NDArray[Any], fill: float | None) -> NDArray[Any]:
-        """Count those of some samples; the samples that have none."""
-        rows = array.reshape(len(array), -1)
-        bad = np.zeros(len(rows), dtype=bool)
-        if rows.dtype.kind == "f" and not np.isfinite(rows.sum(dtype=np.float64)):
-            nan, infinite = np.isnan(rows), np.isinf(rows)
-            self.nan += int(nan.sum())
-            self.infinite += int(infinite.sum())
-            bad |= (nan | infinite).any(axis=1)
-        if fill is not None and math.isfinite(fill):
-            filled = rows == np.array(fill).astype(rows.dtype)
-            self.fill += int(filled.sum())
-            bad |= filled.any(axis=1)
-        self.samples += int(bad.sum())
-        self.good += len(rows) - int(bad.sum())
-        return array[~bad] if bad.any() else array
-
-    def merged(self, other: Missing) -> Missing:
-        """The sums of both."""
-        return Missing(*(getattr(self, key) + getattr(other, key) for key in vars(self)))
-
-
-@dataclass
 class Indexed:
     """What indexing found.
 
@@ -116,7 +75,7 @@ def index_files(
     context: Context,
     *,
     note: Note = lambda text: None,
-    progress: Progress = lambda count: None,
+    progress: Progress = lambda count, total: None,
 ) -> Indexed:
     """Make the data set `folder` of files that stay where they are. Collective.
 
@@ -126,7 +85,8 @@ def index_files(
         options: How.
         context: The ranks; they divide the samples that are read.
         note: Called on every rank, with a sentence for each anomaly in the data.
-        progress: Called on every rank, with the number of samples read.
+        progress: Called on every rank, with the number of samples read, and of those that it will
+            read in all.
 
     Returns:
         On every rank.
@@ -199,23 +159,25 @@ def _plan(paths: Sequence[Path], folder: Path, options: IndexOptions) -> _Plan:
 def _roles(
     first: Found, options: IndexOptions, notes: list[str]
 ) -> tuple[dict[str, Field], list[str]]:
-    """The fields with their roles, from the first sample.
+    """The fields with their roles, from dtypes and shapes.
 
     Named features and labels are what they are named; without names of features every dataset is a
     field that looks like a feature or a label.
     """
 
-    def read(start: int, stop: int) -> Arrays:
-        with reading(first.path), open_file(first.path) as file:
-            return {
-                name: trusted_dataset(file, path, first.path)[start:stop]
-                for name, path in first.paths.items()
-            }
+    def read(start: int, stop: int) -> Arrays:  # no more than dtypes and shapes are asked for
+        return {
+            name: np.broadcast_to(
+                np.zeros((), variable.dtype), (stop - start, *variable.layout.shape[1:])
+            )
+            for name, variable in first.variables.items()
+        }
 
     labels = [first.field(name) for name in options.labels]
     features = [first.field(name) for name in options.features]
     label = labels[0] if labels else ("" if features else None)
-    source = Source(first.samples, read, label=label)
+    units = {name: var.units for name, var in first.variables.items() if var.units}
+    source = Source(1, read, label=label, units=units)
     fields = infer_fields(source)
     given = {**dict.fromkeys(features, "feature"), **dict.fromkeys(labels, "label")}
     for name, role in given.items():
@@ -313,6 +275,7 @@ class _Pass:
         self.options = options
         self.context = context
         self.progress = progress
+        self.total = 0
 
     def run(self, note: Note) -> Indexed:
         """The complete manifest. Collective."""
@@ -323,8 +286,9 @@ class _Pass:
         count = max(1, math.ceil(samples * self.options.sample))
         parts = [(labels, samples)]
         parts += [(features, count)] if self.options.statistics else []
-        tallies = {name: Tally() for name in manifest.fields}
+        tallies = {name: Tally.of(field) for name, field in manifest.fields.items()}
         missing: dict[str, Missing] = {}
+        self.total = sum(rows // self.context.size for names, rows in parts if names)
         for names, rows in parts:
             if names:
                 missing |= self._read(names, rows, tallies)
@@ -347,7 +311,7 @@ class _Pass:
                 for name, array in memory.items():
                     good = own[name].add(array, self.plan.fills.get(name))
                     tallies[name].add(good, reader.fields[name].role)
-                self.progress(sum(stop - start for start, stop in pieces))
+                self.progress(sum(stop - start for start, stop in pieces), self.total)
         everywhere = self.context.allgather_object(own)
         found = {name: Missing() for name in names}
         for part in everywhere:
@@ -373,17 +337,16 @@ class _Pass:
     ) -> dict[str, Field]:
         """Classes and statistics of the fields that have good samples. Collective."""
         fields = self.plan.manifest.fields
-        known = {
-            name: field if name in missing and missing[name].good else replace(field, role="other")
-            for name, field in fields.items()
-        }
+        empty = [name for name in fields if name not in missing or not missing[name].good]
+        tallies |= {name: Tally() for name in empty}
+        known = fields | {name: replace(fields[name], role="other") for name in empty}
         parts = self.context.allgather_object(tallies)
         source = Source(self.plan.manifest.samples, lambda start, stop: {})
         with self.context.fail_together("describing the fields"):
             completed = complete_fields(known, parts, source, note)
         for name, found in missing.items():
             if found.samples:
-                note(_describe_missing(name, found, self.plan.fills.get(name)))
+                note(found.describe(name, self.plan.fills.get(name)))
         return {name: replace(completed[name], role=field.role) for name, field in fields.items()}
 
     def _checksums(self) -> tuple[Shard, ...]:
@@ -397,22 +360,3 @@ class _Pass:
         sums = {key: value for part in self.context.allgather_object(own) for key, value in
                 part.items()}  # fmt: skip
         return tuple(replace(shard, sha256=sums[index]) for index, shard in enumerate(shards))
-
-
-def _describe_missing(name: str, missing: Missing, fill: float | None) -> str:
-    kinds = {
-        "NaN": missing.nan,
-        "infinities": missing.infinite,
-        f"fill values ({fill})": missing.fill,
-    }
-    counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
-    refused = (
-        "mpidl train refuses them"
-        if missing.nan or missing.infinite
-        else "training takes them for values"
-    )
-    ending = "" if missing.good else "; no sample is without, so that there are no statistics"
-    return (
-        f"{name!r} has {counts} in {missing.samples:,} samples, which are not in its statistics: "
-        f"{refused}; replace them in the file, or leave these samples out{ending}"
-    )

@@ -37,6 +37,7 @@ class Batch:
         global_count: Samples on all ranks.
         pieces: Ranges of samples of which the arrays are rows.
         rows: Which rows.
+        partner: The partners of these samples, where the sampler pairs them.
     """
 
     arrays: Arrays
@@ -46,6 +47,7 @@ class Batch:
     global_count: int
     pieces: tuple[tuple[int, int], ...]
     rows: NDArray[np.int64]
+    partner: Batch | None = None
 
     @property
     def samples(self) -> NDArray[np.int64]:
@@ -107,6 +109,7 @@ class Loader:
         self._noted = False
         self._keep = keep and sampler.window is None
         self._buffers: Arrays = {}
+        self._partners: Arrays = {}
         # The memory of windows that are no longer used
         self._spare: deque[Arrays] = deque(maxlen=1 if self._keep else AHEAD + 1)
         collective = reader.driver == "mpio-collective"
@@ -146,15 +149,7 @@ class Loader:
                 if self._pool:
                     ahead.append(self._fetch(windows, waiting))
                 for step, rows in enumerate(window.rows, window.first_step):
-                    yield Batch(
-                        self._batch(held, rows, first),
-                        epoch,
-                        step,
-                        len(rows),
-                        self.sampler.count(step),
-                        window.pieces,
-                        rows,
-                    )
+                    yield self._batch(held, epoch, step, first)
                     first += len(rows)
                 self._spare.append(held.arrays)
                 if not self._pool:
@@ -166,6 +161,19 @@ class Loader:
         future = ahead.popleft()
         self._waits = not future.done()
         return future.result()
+
+    def _batch(self, held: _Held, epoch: int, step: int, first: int) -> Batch:
+        """The batch of a step, before which the window has `first` samples in others."""
+        window, count = held.window, self.sampler.count(step)
+        at, partner = step - window.first_step, None
+        if window.partners:
+            rows = window.partners[at]
+            own = rows if held.place is None else held.place[rows]
+            arrays = self._gather(held.arrays, own, self._partners)
+            partner = Batch(arrays, epoch, step, len(rows), count, window.pieces, rows)
+        rows = window.rows[at]
+        arrays = self._rows(held, rows, first)
+        return Batch(arrays, epoch, step, len(rows), count, window.pieces, rows, partner)
 
     def _check_files(self) -> None:
         """Refuse files that have changed; note it where all of their data are in memory."""
@@ -223,24 +231,19 @@ class Loader:
             if future.exception() is None and (loaded := future.result()) is not None:
                 self._spare.append(loaded.arrays)
 
-    def _batch(self, held: _Held, rows: Indices, first: int) -> Arrays:
+    def _rows(self, held: _Held, rows: Indices, first: int) -> Arrays:
         """The batch of `rows`, before which the window has `first` others."""
         if held.in_order:
             return {name: array[first : first + len(rows)] for name, array in held.arrays.items()}
-        return self._gather(held.arrays, rows if held.place is None else held.place[rows])
+        own = rows if held.place is None else held.place[rows]
+        return self._gather(held.arrays, own, self._buffers)
 
-    def _gather(self, arrays: Arrays, rows: NDArray[np.int64]) -> Arrays:
-        batch = {name: self._buffer(name, array, len(rows)) for name, array in arrays.items()}
+    def _gather(self, arrays: Arrays, rows: NDArray[np.int64], buffers: Arrays) -> Arrays:
+        batch = {name: _buffer(buffers, name, a, len(rows)) for name, a in arrays.items()}
         for name, array in arrays.items():
             # mode="clip" writes straight into out; the default goes through a buffer
             np.take(array, rows, axis=0, out=batch[name], mode="clip")
         return batch
-
-    def _buffer(self, name: str, array: NDArray[Any], count: int) -> NDArray[Any]:
-        held = self._buffers.get(name)
-        if held is None or len(held) < count:
-            held = self._buffers[name] = np.empty((count, *array.shape[1:]), array.dtype)
-        return held[:count]
 
     def close(self) -> None:
         """Stop the prefetch thread."""
@@ -263,3 +266,11 @@ def _batch_order(window: Window) -> Indices | None:
         return None
     place[rest] = np.arange(len(wanted), total)
     return place
+
+
+def _buffer(buffers: Arrays, name: str, array: NDArray[Any], count: int) -> NDArray[Any]:
+    """Memory for `count` rows of `array`, kept in `buffers`."""
+    held = buffers.get(name)
+    if held is None or len(held) < count:
+        held = buffers[name] = np.empty((count, *array.shape[1:]), array.dtype)
+    return held[:count]

@@ -39,12 +39,15 @@ class Window:
         pieces: (start, stop) ranges of samples to read, ascending.
         rows: rows[s] are the rows of the concatenated pieces that form this rank's part of the
             batch of step first_step + s.
+        partners: The same of each sample's partner: the one that its lane draws in the next step
+            of the window, and after the last step in the first; empty where nobody asks for them.
     """
 
     first_step: int
     last_step: int
     pieces: tuple[tuple[int, int], ...]
     rows: tuple[Indices, ...]
+    partners: tuple[Indices, ...] = ()
 
 
 def sample_numbers(pieces: tuple[tuple[int, int], ...], rows: Indices) -> Indices:
@@ -72,9 +75,11 @@ class LaneSampler:
         window: Steps that are in memory together, the depth of the shuffle in each lane; None: the
             whole lane.
         strata: What an epoch draws from; None: each sample once.
+        pairs: Whether samples have partners.
 
     Raises:
-        DataError: There are fewer samples than one batch needs, or fewer in a batch than ranks.
+        DataError: There are fewer samples than one batch needs, fewer in a batch than ranks, or no
+            partners in memory.
     """
 
     samples: int
@@ -85,6 +90,7 @@ class LaneSampler:
     shuffle: bool = True
     window: int | None = None
     strata: Strata | None = None
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < self.global_batch:
@@ -97,6 +103,13 @@ class LaneSampler:
                 f"a global batch of {self.global_batch} is too small for {self.size} ranks: "
                 "some would never have a sample",
                 remedy=f"raise train.global_batch to {self.size} or more, or use fewer ranks",
+            )
+        if self.pairs and self.depth < 2:
+            raise DataError(
+                "samples are mixed with those of the next step, but the data in memory are those "
+                "of one step",
+                remedy="raise data.window_bytes, lower train.global_batch, or remove "
+                "augment.mixup and augment.cutmix",
             )
 
     @property
@@ -180,8 +193,10 @@ class LaneSampler:
             pieces, rows = self._pieces(samples, kept)
             order = order if rows is None else rows[order]
             first = max(low, first_step)
-            found = tuple(self._by_step(order, starts, range(first - low, last - low)))
-            yield Window(first, last, pieces, found)
+            steps = range(first - low, last - low)
+            found = tuple(self._by_step(order, starts, steps))
+            partners = tuple(self._by_step(order, starts, steps, 1)) if self.pairs else ()
+            yield Window(first, last, pieces, found, partners)
 
     def _pieces(
         self, samples: Indices, kept: Indices | None
@@ -197,14 +212,18 @@ class LaneSampler:
         return tuple(zip(first.tolist(), last.tolist(), strict=True)), rows
 
     @staticmethod
-    def _by_step(rows: Indices, starts: Indices, steps: range) -> Iterator[Indices]:
-        """The rows of each step of a window, where lane r has rows[starts[r] : starts[r + 1]]."""
+    def _by_step(rows: Indices, starts: Indices, steps: range, ahead: int = 0) -> Iterator[Indices]:
+        """The rows of each step of a window, where lane r has rows[starts[r] : starts[r + 1]].
+
+        `ahead`: instead those of so many steps later in the same lane, cyclically.
+        """
         lengths = np.diff(starts)
-        shortest = int(lengths.min())
-        even = np.arange(min(shortest, steps.stop))[:, None] + starts[:-1]
-        yield from rows[even[steps.start :]]
-        for step in range(max(shortest, steps.start), steps.stop):  # the last of an epoch
-            yield rows[(starts[:-1] + step)[lengths > step]]
+        whole = min(int(lengths.min()) - ahead, steps.stop)
+        even = np.arange(steps.start + ahead, whole + ahead)[:, None] + starts[:-1]
+        yield from rows[even]
+        for step in range(max(whole, steps.start), steps.stop):  # the last of an epoch
+            place = (step + ahead) % np.maximum(lengths, 1)
+            yield rows[(starts[:-1] + place)[lengths > step]]
 
 
 def window_steps(

@@ -134,8 +134,8 @@ def check_layout(path: Path, shard: Shard, fields: Mapping[str, Field]) -> None:
             dataset = trusted_dataset(file, shard.dataset(name), path)
             wanted = (shard.samples, *field.shape)
             found = dataset.shape
-            if shard.datasets is not None and found and found[0] >= shard.first + shard.samples:
-                found = (shard.samples, *found[1:])  # a range of its rows
+            if shard.datasets is not None and found:  # a range of its rows
+                found = (min(found[0] - shard.first, shard.samples), *found[1:])
             if found != wanted or stored_dtype(dataset) != field.dtype:
                 raise DataError(
                     f"field {name!r} is {dataset.dtype}{list(dataset.shape)}, "

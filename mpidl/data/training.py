@@ -149,6 +149,7 @@ def build_sampler(
     seed: int,
     shuffle: bool,
     window_bytes: int,
+    pairs: bool = False,
 ) -> LaneSampler:
     """The order of the training data.
 
@@ -160,6 +161,7 @@ def build_sampler(
         seed: Of the order.
         shuffle: False: in the order of the files.
         window_bytes: What all ranks together may hold, about.
+        pairs: Whether samples are mixed with partners.
 
     Raises:
         DataError: There is too little data.
@@ -177,4 +179,5 @@ def build_sampler(
         shuffle=shuffle,
         window=window,
         strata=None if strata.is_plain else strata,
+        pairs=pairs,
     )

@@ -85,12 +85,16 @@ def _hdf5(path: Path, label: str | None, note: Note) -> list[Part]:
         if max(variable.layout.sample_bytes, variable.layout.read_bytes) > LARGEST_SAMPLE:
             left_out[name] = f"a sample has {variable.layout.sample_bytes:,} bytes"
             del variables[name]
-    for name, why in left_out.items():
-        note(f"{name}: {why}")
+    reasons = [f"{name}: {why}" for name, why in left_out.items()]
     if not variables:
+        shown = "; ".join(reasons[:8]) or "none at all"
         raise DataError(
-            "it has no datasets of numbers", where=str(path), remedy="see it with h5dump -H"
+            f"it has no datasets of numbers that can be read: {shown}",
+            where=str(path),
+            remedy="see it with h5dump -H",
         )
+    for text in reasons:
+        note(text)
     lengths = dict.fromkeys(variable.samples for variable in variables.values())
     return [
         _hdf5_part(

@@ -52,6 +52,7 @@ class Predictor:
             self.ops: Ops = create_ops(backend, context.local_rank, context.threads)
             self.model: Model = build_for_data(self.config.model, self.task, self.ops)
             self.inputs = Inputs(self.task, self.model)
+            self.through = self.task.through_samples(self.model)
             values = self.model.parameters.values
             if values.shape != saved.buffers["parameters"].shape:
                 raise CheckpointError(
@@ -67,7 +68,7 @@ class Predictor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the outputs for a sample."""
-        return self.model.output_shape
+        return self.through.output_shape
 
     def outputs(self, arrays: Arrays) -> NDArray[np.float32]:
         """What the model gives, before the task turns it into predictions.
@@ -78,7 +79,7 @@ class Predictor:
         Returns:
             (n, *shape).
         """
-        found = self.model.forward(self.inputs.features(arrays))[0]
+        found = self.through.forward(self.inputs.features(arrays))[0]
         return np.array(self.ops.to_host(found), np.float32)  # the next pass reuses the memory
 
     def predict(self, arrays: Arrays) -> dict[str, NDArray[Any]]:

@@ -21,9 +21,10 @@ from mpidl.nn.losses.huber import HuberLoss
 from mpidl.nn.losses.mae import MAELoss
 from mpidl.nn.losses.mse import MSELoss
 from mpidl.nn.losses.relative_l2 import RelativeL2Loss
-from mpidl.nn.model import GradientsReady, Model
+from mpidl.nn.model import GradientsReady, Model, ModelBackward
 from mpidl.nn.parameters import FlatParameters, ParameterShard, ParameterSpec
 from mpidl.nn.storage import Storage, WholeStorage
+from mpidl.nn.unroll import Forward, FrameLoss, Unrolled
 
 __all__ = [
     "GRU",
@@ -45,6 +46,8 @@ __all__ = [
     "Embedding",
     "FlatParameters",
     "Flatten",
+    "Forward",
+    "FrameLoss",
     "GlobalAvgPool",
     "GradientsReady",
     "GroupNorm",
@@ -58,6 +61,7 @@ __all__ = [
     "MSELoss",
     "MaxPool2D",
     "Model",
+    "ModelBackward",
     "ParameterShard",
     "ParameterSpec",
     "PositionalEmbedding",
@@ -73,5 +77,6 @@ __all__ = [
     "Softmax",
     "SpectralConv",
     "Storage",
+    "Unrolled",
     "WholeStorage",
 ]

@@ -19,7 +19,8 @@ from mpidl.nn.parameters import FlatParameters, ParameterSpec
 
 # Called during backward as soon as the gradients [start, stop) of the flat buffer are final.
 GradientsReady = Callable[[int, int], None]
-ModelBackward = Callable[[Array, GradientsReady | None], None]
+# Takes the gradient of the output; returns that of the input, where the model computes it.
+ModelBackward = Callable[[Array, GradientsReady | None], "Array | None"]
 
 
 class Model:
@@ -31,6 +32,8 @@ class Model:
         ops: The backend.
         dtype: Dtype of parameters and gradients, float32 or float64.
         compute_dtype: Dtype of activations and matrix products; 16-bit dtypes need a GPU.
+        input_gradient: Backward also returns the gradient of the input, valid until its memory is
+            used by the next forward pass.
 
     Attributes:
         output_shape: Shape of an output sample.
@@ -55,12 +58,14 @@ class Model:
         *,
         dtype: DTypeLike = np.float32,
         compute_dtype: DTypeLike | None = None,
+        input_gradient: bool = False,
     ) -> None:
         compute = np.dtype(dtype if compute_dtype is None else compute_dtype)
         _check_dtypes(ops, np.dtype(dtype), compute)
         self.layers = list(layers)
         self.input_shape = tuple(input_shape)
         self.ops = ops
+        self.input_gradient = input_gradient
         self.ranges: list[tuple[str, str] | None] = []
         self._passes = ActivationPool(ops)
         self.runtime = Runtime(self._passes.free[0], model=weakref.ref(self))
@@ -84,7 +89,7 @@ class Model:
             output_shape = layer.output_shape(shape)
             own = [replace(spec, name=f"{name}.{spec.name}") for spec in layer.declare(shape)]
             trained = [spec.name for spec in own if spec.trainable]
-            layer.needs_input_gradient = any(spec.trainable for spec in specs)
+            layer.needs_input_gradient = self.input_gradient or any(s.trainable for s in specs)
             self.ranges.append((trained[0], trained[-1]) if trained else None)
             specs += own
             shape = output_shape
@@ -131,14 +136,14 @@ class Model:
         if not train:
             this.release()
 
-        def backward(dy: Array, ready: GradientsReady | None = None) -> None:
+        def backward(dy: Array, ready: GradientsReady | None = None) -> Array | None:
             this.begin_backward()
             before, self.runtime.key = self.runtime.key, this.key
             self.runtime.activations = this.activations
             try:
                 # layers overwrite the gradient that they receive
                 writable = getattr(dy.flags, "writeable", True)
-                self._propagate(steps, dy if writable else dy.copy(), ready)
+                return self._propagate(steps, dy if writable else dy.copy(), ready)
             finally:
                 self.runtime.key = before
                 this.release()
@@ -147,7 +152,7 @@ class Model:
 
     def _propagate(
         self, steps: Sequence[Backward], dy: Array, ready: GradientsReady | None
-    ) -> None:
+    ) -> Array | None:
         """Run the backward closures of the layers in reverse order."""
         storage = self.parameters.storage
         gradient: Array | None = dy
@@ -160,6 +165,7 @@ class Model:
             if ready is not None and names is not None:
                 slots = self.parameters.slots
                 ready(slots[names[0]].start, slots[names[1]].stop)
+        return gradient if self.input_gradient else None
 
     def _usable(self, x: Any) -> Array:
         """`x` as layers need it: contiguous on the device, in the compute dtype, or int64 ids."""

@@ -21,6 +21,7 @@ CHANNELS = 3  # that are shown, each in a row of its own
 ROWS = 8
 FEW = 8  # axes up to this length are channels, longer ones are space or time
 TEXT = 240  # characters
+LARGEST = 1e100  # number that is drawn
 
 
 def plot_samples(fields: Mapping[str, Field], arrays: Arrays, path: Path, title: str) -> None:
@@ -88,7 +89,7 @@ def _rows(name: str, field: Field, array: NDArray[Any]) -> list[tuple[str, NDArr
     if array.ndim == 1 or array[0].size == 1:
         return []
     if array.ndim == 2:
-        text = array.dtype == np.uint8 and _is_text(array)
+        text = array.dtype.kind == "u" and _is_text(array)
         return [(name, array, _draw_texts if text else _draw_lines)]
     if field.role == "label" and array.ndim == 3 and array.dtype.kind in "iu":
         return [(name, array, _draw_masks)]
@@ -123,14 +124,23 @@ def _is_color(array: NDArray[Any]) -> bool:
 
 
 def _is_text(array: NDArray[Any]) -> bool:
-    """Whether bytes are mostly letters and blanks of ASCII."""
+    """Whether these are bytes, and mostly letters and blanks of ASCII."""
+    if array.shape[1] < 16 or array.max() > 255:
+        return False
     letters = ((array >= 32) & (array < 127)) | np.isin(array, [9, 10, 13])
-    return bool(array.shape[1] >= 16 and letters.mean() > 0.9)
+    return bool(letters.mean() > 0.9)
 
 
 def _thin(array: NDArray[Any]) -> NDArray[Any]:
     """An image of at most `PIXELS` pixels along its axes."""
     return array[:: -(-array.shape[0] // PIXELS), :: -(-array.shape[1] // PIXELS)]
+
+
+def _drawable(array: NDArray[Any]) -> Any:
+    """As float64, without what has no place on an axis: NaN, infinities, numbers near them."""
+    exact = array.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.ma.masked_where(~(np.abs(exact) < LARGEST), exact)
 
 
 def _draw_images(axes: Any, values: NDArray[Any]) -> None:
@@ -152,7 +162,7 @@ def _draw_masks(axes: Any, values: NDArray[Any]) -> None:
 
 def _draw_maps(axes: Any, values: NDArray[Any]) -> None:
     """All in the same colors; red and blue where there are negative and positive numbers."""
-    shown = [np.ma.masked_invalid(_thin(value).astype(np.float64)) for value in values]
+    shown = [_drawable(_thin(value)) for value in values]
     finite = [value.compressed() for value in shown if value.count()]
     low = min((float(value.min()) for value in finite), default=0.0)
     high = max((float(value.max()) for value in finite), default=1.0)
@@ -170,7 +180,7 @@ def _draw_lines(axes: Any, values: NDArray[Any]) -> None:
     """Over the steps of a series, or the elements of a vector; a line for each channel."""
     for axis, value in zip(axes, values, strict=True):
         step = -(-len(value) // POINTS)
-        shown = np.ma.masked_invalid(value[::step].astype(np.float64))
+        shown = _drawable(value[::step])
         axis.plot(np.arange(len(shown)) * step, shown, lw=1, marker="." if len(shown) < 40 else "")
         axis.tick_params(labelsize=6)
         axis.grid(alpha=0.3)
@@ -178,7 +188,7 @@ def _draw_lines(axes: Any, values: NDArray[Any]) -> None:
 
 def _draw_texts(axes: Any, values: NDArray[Any]) -> None:
     for axis, value in zip(axes, values, strict=True):
-        text = bytes(value[:TEXT].tolist()).decode("ascii", errors="replace")
+        text = bytes(value[:TEXT].tolist()).decode(errors="replace")
         plain = "".join(letter if letter.isprintable() else " " for letter in text)
         lines = "\n".join(textwrap.wrap(plain, 24))
         axis.text(0.02, 0.98, lines, va="top", family="monospace", fontsize=6, parse_math=False)

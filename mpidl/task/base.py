@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import ConfigError
-from mpidl.nn import LossResult
+from mpidl.nn import Forward, Loss, LossResult, Model
 from mpidl.options import Section
 from mpidl.task.metrics import Evaluation, Metric, Sums
-from mpidl.task.spec import InputSpec, Shape, TargetSpec
+from mpidl.task.spec import FieldSpec, InputSpec, Shape, TargetSpec
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Task(ABC):
         maximize: Whether the best is the largest.
         counts_correct: Whether training steps count correct samples.
         needs_label: Whether the data must have a label.
+        draws: Whether an epoch trains on parts of samples, see `draw`.
     """
 
     class Options(Section, frozen=True):
@@ -81,6 +82,7 @@ class Task(ABC):
     maximize: ClassVar[bool] = False
     counts_correct: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     def __init__(self, options: Any, spec: InputSpec) -> None:
         self.options = options
@@ -169,7 +171,42 @@ class Task(ABC):
             remedy="choose another model or other options, or another task.name",
         )
 
+    @property
+    def needs_input_gradient(self) -> bool:
+        """Whether training needs the gradient of the inputs of the model."""
+        return False
+
+    def through_steps(self, model: Model) -> Forward:
+        """What samples pass through in training."""
+        return model
+
+    def through_samples(self, model: Model) -> Forward:
+        """What samples pass through in evaluation and prediction."""
+        return model
+
+    def loss_of_sample(self, loss: Loss) -> Loss:
+        """The loss of a sample, made of the chosen one."""
+        return loss
+
     # --- batches ---
+    def draw(
+        self, arrays: Arrays, samples: NDArray[np.int64], place: tuple[int, int], seed: int
+    ) -> Arrays:
+        """What of some samples a step trains on: the same on any number of ranks.
+
+        Args:
+            arrays: The fields of the samples.
+            samples: (n,) their numbers in the data set.
+            place: Numbers of the epoch and of the step in it: an epoch may have a sample twice.
+            seed: Of the run.
+        """
+        return arrays
+
+    @property
+    def input_fields(self) -> Sequence[FieldSpec]:
+        """Normalizations of what `features` returns."""
+        return self.spec.features
+
     def features(self, arrays: Arrays) -> list[NDArray[Any]]:
         """The input fields of a batch, as they were stored."""
         return [arrays[field.name] for field in self.spec.features]

@@ -26,6 +26,7 @@ TASKS: Registry[type[Task]] = Registry(
         "multilabel": "mpidl.task.multilabel:Multilabel",
         "regression": "mpidl.task.regression:Regression",
         "segmentation": "mpidl.task.segmentation:Segmentation",
+        "rollout": "mpidl.task.rollout:Rollout",
         "language_model": "mpidl.task.language_model:LanguageModel",
     },
 )

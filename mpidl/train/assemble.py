@@ -12,7 +12,7 @@ from mpidl.config import Config
 from mpidl.data import LaneSampler, Loader, Reader
 from mpidl.data.mixture import Mixture
 from mpidl.data.training import Draw, build_sampler, open_training
-from mpidl.nn import Model
+from mpidl.nn import Forward, Model
 from mpidl.optim import LearningRate
 from mpidl.task import InputSpec, Task
 from mpidl.train.augmented import augment
@@ -110,18 +110,19 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
     feed.stages_empty |= model.parameters.gathers_in_passes
     optimizer = build_optimizer(config.optim, strategy.shard, ops)
     loss = build_loss(config.loss, task, ops)
-    options = _step_options(config, feed)
+    options = _step_options(config, feed, task.through_steps(model))
     step = TrainingStep(model, loss, strategy, optimizer, context, options, observers)
     return Parts(reader, test, task, feed, step, _build_rate(config, feed.loader.steps))
 
 
-def _step_options(config: Config, feed: Feed) -> StepOptions:
+def _step_options(config: Config, feed: Feed, through: Forward) -> StepOptions:
     return StepOptions(
         micro_batches=feed.own_micro_batches,
         clip_norm=config.optim.clip_norm,
         scale_loss=config.train.precision == "float16",
         graphs=config.backend.graphs,
         seed=config.train.seed,
+        through=through,
     )
 
 
@@ -139,6 +140,7 @@ def _build_sampler(
         seed=config.train.seed,
         shuffle=data.shuffle,
         window_bytes=data.window_bytes,
+        pairs=config.augment.pairs,
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mpidl.augment import Pipeline, Samples
-from mpidl.backend import Array
+from mpidl.augment import Pipeline, Samples, mix_targets
+from mpidl.backend import Array, Workspace, accumulator
 from mpidl.backend.contract.augment import Drawn
 from mpidl.config import Config
 from mpidl.data import Batch
@@ -31,6 +31,12 @@ def augment(config: Config, inputs: Inputs) -> AugmentedInputs | None:
         raise ConfigError(
             "tokens cannot be augmented", where="augment", remedy="remove the section [augment]"
         )
+    if inputs.task.draws:
+        raise ConfigError(
+            f"the task {inputs.spec.task!r} takes parts of samples, which cannot be augmented",
+            where="augment",
+            remedy="remove the section [augment]",
+        )
     spec = inputs.spec
     label = spec.target.fields
     scale, shift = (1.0, 0.0) if inputs.scalar is None else inputs.scalar
@@ -41,6 +47,7 @@ def augment(config: Config, inputs: Inputs) -> AugmentedInputs | None:
         target_shape=spec.target.shape if len(label) != 1 else label[0].shape,
         scale=scale,
         shift=shift,
+        classes=spec.target.classes or 0,
     )
     _check_vectors(chosen, inputs)
     return AugmentedInputs(inputs, Pipeline(chosen, samples, inputs.ops), config.train.seed)
@@ -80,30 +87,67 @@ class AugmentedInputs:
         self._pipeline = pipeline
         self._seed = seed
         self._space = inputs.ops.workspace()
+        self._partners = inputs.ops.workspace()
+        mixing = pipeline.mixing
+        self._table = None if mixing is None else inputs.ops.to_device(mixing.quantiles)
 
     def stage(self, batch: Batch, low: int, high: int) -> MicroBatch:
         """The inputs and targets of the samples [low, high) of this rank's batch."""
+        if self._pipeline.mixing is None:
+            return self._change(batch, low, high, self._space)[:2]
+        if batch.partner is None:
+            raise ValueError("the sampler does not pair the samples")
+        held = self._change(batch.partner, low, high, self._partners)
+        # the memory of targets belongs to `Inputs`, which use it again
+        other = self._partners.get("kept", held[1].shape, held[1].dtype)
+        other[...] = held[1]
+        return self._mix(*self._change(batch, low, high, self._space), held[0], other)
+
+    def _mix(self, x: Array, own: Array, drawn: Drawn, other_x: Array, other: Array) -> MicroBatch:
+        mixing, ops, table = self._pipeline.mixing, self._inputs.ops, self._table
+        assert mixing is not None and table is not None
+        exact = accumulator(x.dtype)
+        share = self._space.get("share", (len(x),), exact)
+        mixing.apply(ops, x, other_x, share, table, drawn)
+        if self._pipeline.samples.has_field_targets:
+            real, rest = self._real(own), self._real(other)
+            if mixing.mix_fields(ops, real, rest, table, drawn):
+                own[...] = real
+                return x, own
+        shape = (len(x), self._pipeline.samples.classes) if mixing.one_class else own.shape
+        mixed = self._space.get("mixed", shape, exact if mixing.one_class else own.dtype)
+        mix_targets(ops, share, own, other, mixed)
+        return x, mixed
+
+    def _change(
+        self, batch: Batch, low: int, high: int, space: Workspace
+    ) -> tuple[Array, Array, Drawn]:
+        """Inputs and targets of samples on their own, and what was drawn from."""
         inputs, ops = self._inputs, self._inputs.ops
         numbers = ops.stage(batch.samples[low:high], "samples")
         drawn = Drawn(numbers, self._seed, batch.epoch)
         arrays = {name: array[low:high] for name, array in batch.arrays.items()}
         raw = inputs.task.features(arrays)
-        x = self._space.get("x", (high - low, *inputs.spec.shape), inputs.dtype)
+        x = space.get("x", (high - low, *inputs.spec.shape), inputs.dtype)
         if inputs.scalar is not None and raw[0].dtype in (np.uint8, x.dtype):
             self._pipeline.inputs(ops.stage(raw[0], "features"), x, drawn)
         else:
             self._pipeline.inputs(inputs.features(arrays), x, drawn, normalized=True)
-        return x, self._targets(inputs.targets(arrays), drawn)
+        return x, self._targets(inputs.targets(arrays), drawn, space), drawn
 
-    def _targets(self, given: Array, drawn: Drawn) -> Array:
+    @staticmethod
+    def _real(targets: Array) -> Array:
+        """Classes as numbers of 64 bits, which hold them exactly."""
+        return targets if targets.dtype.kind == "f" else targets.astype(np.float64)
+
+    def _targets(self, given: Array, drawn: Drawn, space: Workspace) -> Array:
         if not self._pipeline.moves_targets:
             return given
-        # classes as numbers of 64 bits, which hold them exactly
-        real = given if given.dtype.kind == "f" else given.astype(np.float64)
-        moved = self._space.get("moved", real.shape, real.dtype)
+        real = self._real(given)
+        moved = space.get("moved", real.shape, real.dtype)
         self._pipeline.targets(real, moved, drawn)
         if moved.dtype == given.dtype:
             return moved
-        held = self._space.get("targets", given.shape, given.dtype)
+        held = space.get("targets", given.shape, given.dtype)
         held[...] = moved
         return held

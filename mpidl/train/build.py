@@ -23,14 +23,27 @@ def build_for_data(config: ModelConfig, task: Task, ops: Ops, precision: str = "
         ConfigError: Its outputs cannot be compared with the targets, or an option is impossible.
     """
     for outputs in task.output_sizes:
-        model = build_model(config, task.input_shape, outputs, ops, precision)
+        model = build_model(
+            config,
+            task.input_shape,
+            outputs,
+            ops,
+            precision,
+            input_gradient=task.needs_input_gradient,
+        )
         if task.fits(model.output_shape):
             return model
     raise task.refuse_model(config.name, model.output_shape)
 
 
 def build_model(
-    config: ModelConfig, shape: tuple[int, ...], outputs: int, ops: Ops, precision: str = "float32"
+    config: ModelConfig,
+    shape: tuple[int, ...],
+    outputs: int,
+    ops: Ops,
+    precision: str = "float32",
+    *,
+    input_gradient: bool = False,
 ) -> Model:
     """The model with zero parameters that computes in `precision`.
 
@@ -40,13 +53,15 @@ def build_model(
         outputs: Classes, channels or elements of an output.
         ops: The backend.
         precision: Of activations and matrix products.
+        input_gradient: Backward also computes the gradient of the input.
 
     Raises:
         ConfigError: An option of the model is impossible.
     """
     try:
         layers = config.chosen(shape, outputs, **asdict(config.options))
-        return Model(layers, shape, ops, compute_dtype=getattr(ml_dtypes, precision, precision))
+        compute_dtype = getattr(ml_dtypes, precision, precision)
+        return Model(layers, shape, ops, compute_dtype=compute_dtype, input_gradient=input_gradient)
     except (ValueError, OverflowError, MemoryError) as error:
         what = f"cannot build {config.name!r}: {error}"
         raise ConfigError(what, where="model.name", remedy="check the options") from error
@@ -55,9 +70,9 @@ def build_model(
 def build_loss(config: LossConfig, task: Task, ops: Ops) -> Loss:
     """The loss; "auto" is the first that the task can be trained with."""
     if config.name == AUTO:
-        return LOSSES[task.losses[0]](ops)
+        return task.loss_of_sample(LOSSES[task.losses[0]](ops))
     loss: Loss = config.chosen(ops, **asdict(config.options))
-    return loss
+    return task.loss_of_sample(loss)
 
 
 def build_optimizer(config: OptimConfig, parameters: Parameters, ops: Ops) -> Optimizer:

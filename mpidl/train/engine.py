@@ -14,7 +14,7 @@ from typing import Literal
 from mpidl.backend import Array
 from mpidl.comm.context import Context
 from mpidl.errors import NumericsError
-from mpidl.nn import GradientsReady, Loss, LossResult, Model
+from mpidl.nn import Forward, GradientsReady, Loss, LossResult, Model
 from mpidl.optim import LossScaler, Optimizer, Parameters, clip_by_global_norm
 from mpidl.sync import AsynchronousStrategy, StepScalars, SynchronousStrategy
 from mpidl.train.accumulation import TreeSum
@@ -58,6 +58,7 @@ class StepOptions:
         graphs: Capture the passes as a graph of the device; "auto": where no gradients leave
             during backward. Inputs and targets must then stay in the same memory.
         seed: Of random layers.
+        through: What samples pass through, where it is not the model alone.
     """
 
     micro_batches: int = 1
@@ -65,6 +66,7 @@ class StepOptions:
     scale_loss: bool = False
     graphs: Literal["auto", "on", "off"] = "off"
     seed: int = 0
+    through: Forward | None = None
 
 
 class OptimizerStep:
@@ -161,7 +163,7 @@ class TrainingStep:
             strategy, optimizer, clip_norm=options.clip_norm, scaler=self.scaler
         )
         graphs = options.graphs == "on" or (options.graphs == "auto" and not strategy.overlaps)
-        self._passes = Passes(model, loss, graphs=graphs)
+        self._passes = Passes(model, loss, graphs=graphs, through=options.through)
         leaves = 1 if strategy.reduces_micro_batches else options.micro_batches
         self._tree = TreeSum(model.parameters, leaves)
         self._error: Exception | None = None  # of this rank, until the ranks meet

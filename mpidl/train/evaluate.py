@@ -86,20 +86,21 @@ def evaluate(
         batch: Samples at a time on one rank.
     """
     task = inputs.task
+    through = task.through_samples(model)
     sums = np.zeros(task.sums)
     with context.fail_together("evaluating"):
         pieces = list(contiguous_batches(len(reader), context.rank, context.size, batch))
         for piece in pieces:
             arrays = reader.read([piece])
             check_values(reader, arrays, [piece])
-            outputs, _ = model.forward(inputs.features(arrays))
+            outputs, _ = through.forward(inputs.features(arrays))
             result = loss(outputs, inputs.targets(arrays), 1)
             task.add(sums, task.scored(model.ops.to_host(outputs), result, arrays))
         if model.parameters.gathers_in_passes:
             # all ranks gather parameters together in each pass: those with fewer batches join in
             most = math.ceil(math.ceil(len(reader) / context.size) / batch)
             for _ in range(most - len(pieces)):
-                model.forward(inputs.features(reader.read([(0, 1)])))
+                through.forward(inputs.features(reader.read([(0, 1)])))
     total = np.empty_like(sums)
     context.comm.Allreduce(sums, total)
     return task.evaluation(total)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from mpidl.data import Batch, LaneSampler, Loader
+from mpidl.data.manifest import Arrays
 from mpidl.train.augmented import AugmentedInputs
 from mpidl.train.engine import MicroBatch, StepBatch
 from mpidl.train.inputs import Inputs
@@ -80,5 +81,15 @@ class Feed:
             elif self.augmented is not None:
                 yield self.augmented.stage(batch, low, high)
             else:
-                arrays = {name: array[low:high] for name, array in batch.arrays.items()}
+                arrays = self._cut(batch, low, high)
                 yield self.inputs.features(arrays), self.inputs.targets(arrays)
+
+    def _cut(self, batch: Batch, low: int, high: int) -> Arrays:
+        """The samples [low, high) of this rank's batch, or what of them the epoch trains on."""
+        arrays = {name: array[low:high] for name, array in batch.arrays.items()}
+        task = self.inputs.task
+        if not task.draws:
+            return arrays
+        return task.draw(
+            arrays, batch.samples[low:high], (batch.epoch, batch.step), self.sampler.seed
+        )

@@ -148,7 +148,7 @@ class Inputs:
         self.dtype = np.dtype(np.int64 if model.takes_ids else model.parameters.compute_dtype)
         self._shape = model.input_shape
         self._space = self.ops.workspace()
-        self._scales = [_Scale(field, self.spec.layout, self.ops) for field in self.spec.features]
+        self._scales = [_Scale(field, self.spec.layout, self.ops) for field in task.input_fields]
 
     @property
     def scalar(self) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mpidl.backend import Array
-from mpidl.nn import GradientsReady, Loss, LossResult, Model
+from mpidl.nn import Forward, GradientsReady, Loss, LossResult, Model
 from mpidl.nn.activations import Activations
 
 KEPT = 8  # graphs: of a full batch, the last one of an epoch, and a few loss scales
@@ -44,12 +44,17 @@ class Passes:
         model: Its gradients are written to its flat buffer.
         loss: Of its outputs.
         graphs: Capture the passes where the backend and all layers of the model can.
+        through: What samples pass through, where it is not the model alone; no graphs then.
     """
 
-    def __init__(self, model: Model, loss: Loss, *, graphs: bool = False) -> None:
+    def __init__(
+        self, model: Model, loss: Loss, *, graphs: bool = False, through: Forward | None = None
+    ) -> None:
         self.model = model
+        self.through = through or model
         self.loss = loss
         can_capture = model.ops.captures and model.capturable and not model.needs_collective
+        can_capture &= self.through is model
         self.graphs = graphs and can_capture
         self._captured: dict[tuple[object, ...], _Captured] = {}
 
@@ -76,7 +81,7 @@ class Passes:
     def _eager(
         self, x: Array, targets: Array, count: int, ready: GradientsReady | None
     ) -> LossResult:
-        outputs, backward = self.model.forward(x, train=True)
+        outputs, backward = self.through.forward(x, train=True)
         result = self.loss(outputs, targets, count)
         backward(result.gradient, ready)
         return result

@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mpidl.nn import (
+    LSTM,
     BatchNorm,
+    Concat,
     Conv2D,
+    ConvTranspose2D,
     Dense,
     Embedding,
     Flatten,
     GlobalAvgPool,
+    GroupNorm,
+    Identity,
     Layer,
     LayerNorm,
     MaxPool2D,
@@ -43,6 +48,29 @@ class TwinResidual(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.body(x) + self.shortcut(x)
         return torch.relu(y) if self.relu else y
+
+
+class TwinConcat(nn.Module):
+    """Branches joined along the channels."""
+
+    def __init__(self, branches: list[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+class TwinLSTM(nn.Module):
+    """The states of all steps, or the last one."""
+
+    def __init__(self, cell: nn.LSTM, sequences: bool) -> None:
+        super().__init__()
+        self.cell, self.sequences = cell, sequences
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        states, _ = self.cell(x)
+        return states if self.sequences else states[:, -1]
 
 
 class TwinAttention(nn.Module):
@@ -100,6 +128,25 @@ def _conv(model: Model, layer: Conv2D) -> nn.Module:
     return made
 
 
+def _conv_transpose(model: Model, layer: ConvTranspose2D) -> nn.Module:
+    weight = _tensor(model, layer, "weight")
+    sizes = (layer.kernel, layer.stride, layer.pad)
+    made = nn.ConvTranspose2d(weight.shape[3], weight.shape[2], *sizes)
+    made.weight.data = weight.permute(3, 2, 0, 1).contiguous()
+    made.bias.data = _tensor(model, layer, "bias")
+    return made
+
+
+def _lstm(model: Model, layer: LSTM) -> nn.Module:
+    weight = _tensor(model, layer, "x.weight")
+    cell = nn.LSTM(weight.shape[0], layer.units, batch_first=True)
+    cell.weight_ih_l0.data = weight.T.contiguous()
+    cell.weight_hh_l0.data = _tensor(model, layer, "h.weight").T.contiguous()
+    cell.bias_ih_l0.data = _tensor(model, layer, "x.bias")
+    cell.bias_hh_l0.data = _tensor(model, layer, "h.bias")
+    return TwinLSTM(cell, layer.sequences)
+
+
 def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
     """One layer as modules that follow one another."""
     if isinstance(layer, Conv2D):
@@ -112,6 +159,17 @@ def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
         yield nn.BatchNorm2d(
             model.parameters.value(f"{layer.name}.weight").size, layer.eps, layer.momentum
         )
+    elif isinstance(layer, GroupNorm):
+        channels = model.parameters.value(f"{layer.name}.weight").size
+        yield nn.GroupNorm(layer.groups, channels, layer.eps)
+    elif isinstance(layer, ConvTranspose2D):
+        yield _conv_transpose(model, layer)
+    elif isinstance(layer, LSTM):
+        yield _lstm(model, layer)
+    elif isinstance(layer, Concat):
+        yield TwinConcat([nn.Sequential(*_convert(model, part)) for _, part in layer.children()])
+    elif isinstance(layer, Identity):
+        yield nn.Identity()
     elif isinstance(layer, LayerNorm):
         yield nn.LayerNorm(model.parameters.value(f"{layer.name}.weight").size, layer.eps)
     elif isinstance(layer, SelfAttention):
@@ -146,7 +204,7 @@ def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
 def twin(model: Model) -> nn.Sequential:
     """A PyTorch module that computes the same as `model`, with copies of its parameters.
 
-    It takes images (n, c, h, w), or tokens.
+    It takes images (n, c, h, w), vectors, series (n, t, c) or tokens.
     """
     return nn.Sequential(*(module for layer in model.layers for module in _convert(model, layer)))
 

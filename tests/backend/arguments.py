@@ -223,6 +223,11 @@ def cross_entropy(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     ]
 
 
+def class_shares(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    logits, _, *rest = cross_entropy(g, n, m, k)
+    return [logits, g.random((n, m)) * (g.random((n, m)) < 0.5), *rest]
+
+
 def blocks(g: np.random.Generator, n: int, m: int, k: int) -> tuple[np.ndarray, int, int]:
     x = normal(g, n * m + 1).astype(np.float32)
     block = 8 * k

@@ -53,3 +53,18 @@ def cutout(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     chance = int(g.choice([0, 1 << 31, 1 << 32]))
     x = g.standard_normal(shape)
     return [x, samples(g, shape[0]), *PLACES.values(), *shape, 1 + m % 5, chance]
+
+
+def mixup(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    count, size, chance = n % 9, 1 + m % 40, int(g.choice([0, 1 << 31, 1 << 32]))
+    x, other, share = (g.standard_normal(shape) for shape in ((count, size), (count, size), count))
+    table = np.sort(g.integers(0, (1 << 30) + 1, 2 + k))
+    numbers = samples(g, count)
+    return [x, other, share, table, numbers, *PLACES.values(), count, size, len(table), chance]
+
+
+def cutmix(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    shape = (n % 9, 1 + m % 11, 1 + n % 7, k)
+    x, other, share, table, numbers, *_, chance = mixup(g, n, m, k)
+    x, other = g.standard_normal(shape), g.standard_normal(shape)
+    return [x, other, share, table, numbers, *PLACES.values(), *shape, len(table), chance]

@@ -249,3 +249,18 @@ def test_a_file_written_through_the_door_is_what_hdf5_writes(tmp_path: Path) -> 
         file["c"] = [1]
     with open_file(tmp_path / "a.h5") as file:
         assert list(file) == ["c"]
+
+
+def test_a_forged_enumeration_of_wide_numbers_is_not_read(tmp_path: Path) -> None:
+    """h5py reads a member of any enumeration into 8 bytes of its stack."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.array([True, False])
+        file["x"].attrs["_FillValue"] = np.array([True])
+    raw = bytearray(path.read_bytes())
+    # class 8 (enumeration), version 1, 2 members, then the size (HDF5 File Format, IV.A.2.d)
+    head = bytes([0x18, 2, 0, 0, 1, 0, 0, 0])
+    assert raw.count(head) == 2
+    path.write_bytes(bytes(raw).replace(head, bytes([0x18, 2, 0, 0, 200, 0, 0, 0])))
+    with pytest.raises(DataError, match="does not hold numbers"), open_file(path) as file:
+        hdf5.trusted_dataset(file, "x", path)

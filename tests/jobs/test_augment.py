@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from tests.jobs.helpers import mpidl
+from tests.jobs.test_regression import folder as field_folder  # noqa: F401 (a fixture)
 from tests.jobs.test_train import final, losses
 
-AUGMENT = "[augment]\ncrop = { padding = 2 }\nflip = { vertical = 0.5 }\ncutout = { size = 3 }\n"
+AUGMENT = """
+[augment]
+crop = { padding = 2 }
+flip = { vertical = 0.5 }
+cutout = { size = 3 }
+mixup = { alpha = 0.4 }
+"""
 
 
 def test_rank_counts_and_resumed_runs_give_the_same_bits(run_folder: Path) -> None:
@@ -38,6 +45,22 @@ def test_rank_counts_and_resumed_runs_give_the_same_bits(run_folder: Path) -> No
     for name in ("two", "four"):
         np.testing.assert_array_equal(losses(run_folder, name), wanted)
         assert final(run_folder, name).buffers["parameters"].tobytes() == parameters.tobytes()
+
+
+def test_fields_are_moved_and_mixed_with_their_targets(field_folder: Path) -> None:
+    text = (field_folder / "run.toml").read_text()
+    runs = {
+        "moved": "[augment]\nroll = {}\nrotate = {}\n",
+        "mixed": "[augment]\nroll = {}\nrotate = {}\ncutmix = {}\n",
+    }
+    for name, augment in runs.items():
+        config = field_folder / f"{name}.toml"
+        config.write_text(text + augment)
+        output = f"train.output={field_folder}/{name}"
+        job = mpidl(2, "train", str(config), "--json", "--set", output)
+        assert job.status == 0, job.err
+    moved, mixed = (losses(field_folder, name) for name in runs)
+    assert moved[-1] < 0.5 * moved[0] and (moved != mixed).any()
 
 
 def test_what_does_not_fit_is_refused_on_all_ranks(run_folder: Path) -> None:

@@ -73,6 +73,19 @@ def words(count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "bytes": np.full(count, 32, np.uint32)}
 
 
+def waves(count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Trajectories (8, 16) of waves that move on a circle and become weaker, about 20."""
+    k = np.arange(1, 4)
+    place = 2 * np.pi * (np.arange(16) / 16 - 0.08 * np.arange(8)[:, None])
+    weak = np.exp(-0.02 * k[:, None, None] ** 2 * np.arange(8)[:, None])
+    modes = weak * np.stack(
+        (np.cos(np.multiply.outer(k, place)), np.sin(np.multiply.outer(k, place)))
+    )
+    amplitudes = rng.standard_normal((count, 2, 3)) / k
+    u = 20 + 4 * np.einsum("npk,pktx->ntx", amplitudes, modes)
+    return {"u": u.astype(np.float32)}
+
+
 TASKS: dict[str, dict[str, Any]] = {
     "segmentation": {
         "make": shapes, "model": 'name = "unet"\nsize = "tiny"',
@@ -92,6 +105,11 @@ TASKS: dict[str, dict[str, Any]] = {
     "language_model": {
         "make": words, "model": 'name = "gpt"\nwidth = 32\ndepth = 1\nheads = 2',
         "metric": ("accuracy", 0.0), "outputs": {"token": (16,)}, "epochs": 10, "lr": 0.01,
+    },
+    "rollout": {
+        "make": waves, "model": 'name = "fno"\nwidth = 12\nmodes = 4\ndepth = 2',
+        "task": "history = 2\nsteps = 3\ndimensions = 1", "metric": ("relative_l2", 0.03),
+        "outputs": {"value": (6, 16)}, "epochs": 6, "lr": 0.01,
     },
 }  # fmt: skip
 
@@ -138,6 +156,8 @@ def test_a_task_learns_evaluates_predicts_and_resumes(task: str, tmp_path: Path)
     name, least = case["metric"]
     if task == "language_model":
         assert 0.4 < job.result["bits_per_byte"] * 2 < 1.2, job.result  # entropy: 0.79 bits a token
+    elif task == "rollout":
+        assert job.result[name] < least, job.result  # of the waves: 0.2
     else:
         assert job.result[name] > least, job.result
     assert (tmp_path / "run" / "training.png").stat().st_size > 0

@@ -106,7 +106,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path, context: 
         file.attrs["meta"] = np.frombuffer(encoded, np.uint8)
         file.attrs["meta_sha256"] = hashlib.sha256(encoded).hexdigest()
     with pytest.raises(
-        CheckpointError, match="has version 1, this mpidl reads version 3"
+        CheckpointError, match="has version 1, this mpidl reads version 4"
     ) as caught:
         ckpt.load_latest(tmp_path, print)
     assert "use the mpidl that wrote it" in caught.value.remedy

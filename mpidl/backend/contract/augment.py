@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,3 +75,40 @@ class AugmentOps(Launcher):
             chance: Probability times 2^32.
         """
         self.launch("augment_cutout", x, *drawn.args, *x.shape, size, chance)
+
+    def augment_mixup(
+        self, x: Array, other: Array, share: Array, table: Array, drawn: Drawn, chance: int
+    ) -> None:
+        """x = share * x + (1 - share) * other for each sample (Zhang et al., 2018), in place.
+
+        Args:
+            x: (n, ...).
+            other: The same shape and dtype.
+            share: (n,), of the dtype of sums; written: 1 where a sample is left as it is.
+            table: (count,) int64, quantiles of the share times 2^30, at equal distances.
+            drawn: Of the batch.
+            chance: Probability times 2^32.
+        """
+        n = len(x)
+        size = math.prod(x.shape[1:])
+        self.launch(
+            "augment_mixup", x, other, share, table, *drawn.args, n, size, len(table), chance
+        )
+
+    def augment_cutmix(
+        self, x: Array, other: Array, share: Array, table: Array, drawn: Drawn, chance: int
+    ) -> None:
+        """A box of each sample of x becomes that of `other` (Yun et al., 2019), in place.
+
+        Args:
+            x: (n, h, w, c).
+            other: The same shape and dtype.
+            share: (n,), of the dtype of sums; written: the part of the image that is left.
+            table: (count,) int64, quantiles of the side of the box, as a part of the image's, times
+                2^30, at equal distances.
+            drawn: Of the batch.
+            chance: Probability times 2^32.
+        """
+        self.launch(
+            "augment_cutmix", x, other, share, table, *drawn.args, *x.shape, len(table), chance
+        )

@@ -40,6 +40,30 @@ class LossOps(Launcher):
         arrays = (logits, labels, loss, dlogits, hit)
         self.launch("softmax_cross_entropy", *arrays, *logits.shape, scale, smoothing)
 
+    def softmax_cross_entropy_shares(
+        self,
+        logits: Array,
+        shares: Array,
+        loss: Array,
+        dlogits: Array,
+        hit: Array,
+        scale: float,
+        smoothing: float = 0.0,
+    ) -> None:
+        """`softmax_cross_entropy` with a share of each class instead of one label.
+
+        Args:
+            logits: (n, c).
+            shares: (n, c), at least 0; their sum is the weight of the row.
+            loss: (n,).
+            dlogits: (n, c), the gradient * scale.
+            hit: (n,) uint8, 1 where the largest logit is that of the largest share.
+            scale: Factor of the gradient.
+            smoothing: Label smoothing.
+        """
+        arrays = (logits, shares, loss, dlogits, hit)
+        self.launch("softmax_cross_entropy_shares", *arrays, *logits.shape, scale, smoothing)
+
     def pair_loss(
         self,
         x: Array,

@@ -138,3 +138,62 @@ def augment_cutout(
         at = np.arange(extent).reshape((1, extent, 1) if axis == 1 else (1, 1, extent))
         cut &= (at >= first) & (at < first + size)
     x.reshape(n, h, w, c)[cut] = 0
+
+
+def _quantile(table: Indices, words: NDArray[np.uint64]) -> Indices:
+    """The places 2^-32 * words of the way through a table of numbers up to 2^30."""
+    at = words * np.uint64(len(table) - 1)
+    index = (at >> np.uint64(32)).astype(np.int64)
+    step = table[index + 1] - table[index]
+    return np.asarray(table[index] + (step * (at & np.uint64(0xFFFFFFFF)).astype(np.int64) >> 32))
+
+
+def augment_mixup(
+    x: NDArr,
+    other: NDArr,
+    share: NDArr,
+    table: Indices,
+    samples: Indices,
+    seed: int,
+    epoch: int,
+    n: int,
+    size: int,
+    count: int,
+    chance: int,
+) -> None:
+    """AugmentOps.augment_mixup."""
+    words = _draw(samples, seed, epoch, _MIX)
+    mixed = words[:, 1].astype(np.int64) < chance
+    share[...] = np.where(mixed, _quantile(table, words[:, 0]) / (1 << 30), 1)
+    own = share.reshape(n, 1)
+    rows, others = x.reshape(n, size), other.reshape(n, size)
+    rows[...] = np.where(mixed[:, None], own * rows + (1 - own) * others, rows)
+
+
+def augment_cutmix(
+    x: NDArr,
+    other: NDArr,
+    share: NDArr,
+    table: Indices,
+    samples: Indices,
+    seed: int,
+    epoch: int,
+    n: int,
+    h: int,
+    w: int,
+    c: int,
+    count: int,
+    chance: int,
+) -> None:
+    """AugmentOps.augment_cutmix."""
+    words = _draw(samples, seed, epoch, _MIX)
+    side = np.where(words[:, 1].astype(np.int64) < chance, _quantile(table, words[:, 0]), 0)
+    box = np.ones((n, h, w), bool)
+    for axis, (column, extent) in enumerate(((words[:, 2], h), (words[:, 3], w)), 1):
+        size = (extent * side) >> 30
+        first = _below(column, extent) - size // 2
+        at = np.arange(extent).reshape((1, extent, 1) if axis == 1 else (1, 1, extent))
+        low, high = (edge.reshape(-1, 1, 1) for edge in (first, first + size))
+        box &= (at >= low) & (at < high)
+    share[...] = (h * w - box.sum(axis=(1, 2))) / (h * w)
+    x.reshape(n, h, w, c)[box] = other.reshape(n, h, w, c)[box]

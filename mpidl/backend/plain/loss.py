@@ -37,6 +37,28 @@ def softmax_cross_entropy(
     dlogits[...] = np.where(counted[:, None], (np.exp(shifted) / total - target) * real(scale), 0)
 
 
+def softmax_cross_entropy_shares(
+    logits: NDArr,
+    shares: NDArr,
+    loss: NDArr,
+    dlogits: NDArr,
+    hit: NDArr,
+    rows: int,
+    classes: int,
+    scale: float,
+    smoothing: float,
+) -> None:
+    """LossOps.softmax_cross_entropy_shares."""
+    real = logits.dtype.type
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    total = np.exp(shifted).sum(axis=1, keepdims=True)
+    weight = shares.sum(axis=1, keepdims=True)
+    target = real(1 - smoothing) * shares + weight * real(smoothing / classes)
+    loss[...] = weight[:, 0] * np.log(total[:, 0]) - (target * shifted).sum(axis=1)
+    hit[...] = (logits.argmax(axis=1) == shares.argmax(axis=1)) & (weight[:, 0] > 0)
+    dlogits[...] = (weight * np.exp(shifted) / total - target) * real(scale)
+
+
 def pair_loss(
     x: NDArr,
     target: NDArr,

@@ -20,6 +20,7 @@ Weight = Annotated[float, Meta(ge=0)]
 class CrossEntropy(Loss):
     """Softmax cross-entropy of logits (n, ..., classes) and class indices (n, ...), int64.
 
+    Targets may also be floating shares of all classes (n, ..., classes): of samples that are mixed.
     The loss of a sample is the mean over its positions (tokens, pixels). A position with a negative
     label has loss 0 and no gradient, but counts in that mean.
     """
@@ -45,6 +46,19 @@ class CrossEntropy(Loss):
         weights = self.options.class_weights
         # the last is that of positions without a class: index -1
         self.weights = ops.to_device(np.array([*weights, 0.0])) if weights else None
+
+    def __call__(self, outputs: Array, targets: Array, global_count: int) -> LossResult:
+        if targets.dtype.kind != "f":
+            return super().__call__(outputs, targets, global_count)
+        self.check(outputs.shape[1:], targets.shape[1:-1])
+        if outputs.shape != targets.shape:
+            raise ShapeError(
+                f"the model's outputs have shape {tuple(outputs.shape)}, the shares of classes "
+                f"{tuple(targets.shape)}",
+                where="loss",
+                remedy="give a share for each class",
+            )
+        return self.compute(outputs, targets, self.gradient_scale / max(global_count, 1))
 
     def check(self, output_shape: Shape, target_shape: Shape) -> None:
         if not output_shape or squeeze(output_shape[:-1]) != squeeze(target_shape):
@@ -73,15 +87,17 @@ class CrossEntropy(Loss):
         losses = self.workspace.get("losses", (len(logits),), accumulator(outputs.dtype))
         correct = self.workspace.get("correct", (len(logits),), np.uint8)
         gradient = self.workspace.get("gradient", logits.shape, outputs.dtype)
-        self.ops.softmax_cross_entropy(
-            logits,
-            targets.reshape(-1),
-            losses,
-            gradient,
-            correct,
-            scale / positions,
-            self.options.label_smoothing,
+        arrays, numbers = (
+            (losses, gradient, correct),
+            (scale / positions, self.options.label_smoothing),
         )
+        if targets.dtype.kind == "f":
+            shares = targets.reshape(logits.shape)
+            if self.weights is not None:
+                shares = (shares * self.weights[:-1]).astype(losses.dtype)
+            self.ops.softmax_cross_entropy_shares(logits, shares, *arrays, *numbers)
+            return LossResult(gradient.reshape(outputs.shape), samples, losses, positions, correct)
+        self.ops.softmax_cross_entropy(logits, targets.reshape(-1), *arrays, *numbers)
         if self.weights is not None:
             factors = self.weights[self.ops.xp.maximum(targets.reshape(-1), -1)]
             losses *= factors.astype(losses.dtype)

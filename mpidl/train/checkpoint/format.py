@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from mpidl.errors import CheckpointError
 from mpidl.optim import RunState
 
-VERSION = 4  # 3: inputs do not name the task; 2: parameters have other names; 1: no run state, metadata in an attribute
+# 3: inputs do not name the task; 2: parameters have other names; 1: no run state, metadata in an
+# attribute
+VERSION = 4
 BEST = "best.h5"
 META = "meta"
 SHARED, OWN = "shared.", "own."

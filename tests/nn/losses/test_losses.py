@@ -292,3 +292,27 @@ def test_class_weights_of_another_number_of_classes_are_refused() -> None:
     with pytest.raises(ConfigError, match="2 numbers for 3 classes") as caught:
         loss(np.zeros((2, 3)), np.zeros(2, np.int64), 2)
     assert caught.value.where == "loss.class_weights"
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, 0.5, 2.0, 0.0, 3.0)])
+def test_shares_of_classes_are_means_of_losses(
+    ops: Any, weights: tuple[float, ...], rng: np.random.Generator
+) -> None:
+    """Cross-entropy with two labels is the weighted mean of that with each, so are gradients."""
+    ops = NumpyOps(1) if weights else ops  # the stand-in for CuPy cannot weight
+    loss = make("cross_entropy", ops, label_smoothing=0.1, class_weights=weights)
+    x = rng.standard_normal((6, 5))
+    labels, share = rng.integers(0, 5, (2, 6)), rng.random(6)
+    parts, total, gradient = [], np.zeros(6), np.zeros((6, 5))
+    for own, part in zip(labels, (share, 1 - share), strict=True):
+        result = loss(ops.to_device(x), ops.to_device(own), 9)
+        total += part * ops.to_host(result.losses)
+        gradient += part[:, None] * ops.to_host(result.gradient)
+        parts.append(part[:, None] * np.eye(5)[own])
+    mixed = loss(ops.to_device(x), ops.to_device(parts[0] + parts[1]), 9)
+    np.testing.assert_allclose(ops.to_host(mixed.losses), total, rtol=1e-12)
+    np.testing.assert_allclose(ops.to_host(mixed.gradient), gradient, rtol=1e-9, atol=1e-15)
+    if not weights:
+        assert mixed.correct == ((parts[0] + parts[1]).argmax(1) == x.argmax(1)).sum()
+    with pytest.raises(ShapeError):
+        loss(ops.to_device(x), ops.to_device(np.ones((6, 4))), 9)
