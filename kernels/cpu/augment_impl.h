@@ -2,7 +2,7 @@
  * sample) alone, by Philox4x32-10: the same on every rank, in every kernel and after a resume. */
 #ifndef AUGMENT_DRAWS
 #define AUGMENT_DRAWS
-enum { DRAW_MOVE = 0x41550000, DRAW_MIRROR, DRAW_CUTOUT, DRAW_JITTER, DRAW_MIX, DRAW_NOISE };
+enum { DRAW_MOVE = 0x41550000, DRAW_MIRROR, DRAW_CUTOUT, DRAW_JITTER, DRAW_MIX };
 
 ALWAYS_INLINE void draw(uint32_t words[4], long seed, long epoch, long sample, uint32_t stream) {
     words[0] = (uint32_t)sample;
@@ -155,6 +155,45 @@ int NAME(augment_cutmix)(REAL *x, const REAL *other, REAL *share, const long *ta
         for (long i = i0; i < i1; i++) {
             const long at = ((k * h + i) * w + j0) * c;
             memcpy(x + at, other + at, (size_t)((j1 - j0) * c) * sizeof(REAL));
+        }
+    }
+    return 0;
+}
+
+/* A factor within 1 - spread and 1 + spread. */
+ALWAYS_INLINE REAL NAME(factor)(uint32_t word, double spread) {
+    return (REAL)(1 + spread * (2 * ((double)word / 4294967296.0) - 1));
+}
+
+/* Colors of n images of `pixels` pixels: brightness x = black + f (x - black), then contrast around
+ * the mean gray of the image, then (c == 3) saturation around the gray of each pixel. Gray is the
+ * mean of the channels, or 0.299 red + 0.587 green + 0.114 blue. */
+int NAME(augment_jitter)(REAL *x, const long *samples, long seed, long epoch, long n, long pixels,
+                         long c, double black, double brightness, double contrast,
+                         double saturation) {
+    const REAL zero = (REAL)black, parts[3] = {(REAL)0.299, (REAL)0.587, (REAL)0.114};
+    PARALLEL_FOR(n *pixels *c)
+    for (long k = 0; k < n; k++) {
+        REAL *image = x + k * pixels * c;
+        uint32_t words[4];
+        draw(words, seed, epoch, samples[k], DRAW_JITTER);
+        const REAL bright = NAME(factor)(words[0], brightness),
+                   harsh = NAME(factor)(words[1], contrast),
+                   vivid = NAME(factor)(words[2], saturation);
+        double sum = 0;
+        if (c == 3)
+            for (long i = 0; i < pixels * 3; i += 3)
+                sum += parts[0] * image[i] + parts[1] * image[i + 1] + parts[2] * image[i + 2];
+        else
+            for (long i = 0; i < pixels * c; i++) sum += image[i] / (double)c;
+        const REAL mean = zero + bright * ((REAL)(sum / (double)pixels) - zero);
+        const REAL scale = bright * harsh,
+                   shift = harsh * zero * (1 - bright) + (1 - harsh) * mean;
+        for (long i = 0; i < pixels * c; i++) image[i] = scale * image[i] + shift;
+        for (long i = 0; c == 3 && i < pixels * 3; i += 3) {
+            const REAL gray =
+                parts[0] * image[i] + parts[1] * image[i + 1] + parts[2] * image[i + 2];
+            for (long j = i; j < i + 3; j++) image[j] = gray + vivid * (image[j] - gray);
         }
     }
     return 0;

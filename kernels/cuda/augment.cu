@@ -1,6 +1,6 @@
 // Augmentation of a batch. What is drawn for a sample is a function of (seed, epoch, number of the
 // sample) alone, by Philox4x32-10, as in kernels/cpu/augment_impl.h.
-enum { DRAW_MOVE = 0x41550000, DRAW_MIRROR, DRAW_CUTOUT, DRAW_JITTER, DRAW_MIX, DRAW_NOISE };
+enum { DRAW_MOVE = 0x41550000, DRAW_MIRROR, DRAW_CUTOUT, DRAW_JITTER, DRAW_MIX };
 
 __device__ inline void draw(unsigned *words, i64 seed, i64 epoch, i64 sample, unsigned stream) {
     words[0] = (unsigned)sample;
@@ -146,6 +146,41 @@ extern "C" __global__ void augment_cutmix(REAL *x, const REAL *other, ACC *share
         for (i64 e = threadIdx.x; e < (i1 - i0) * row; e += blockDim.x) {
             const i64 at = ((k * h + i0 + e / row) * w + j0) * c + e % row;
             x[at] = other[at];
+        }
+    }
+}
+
+__device__ inline ACC factor(unsigned word, ACC spread) {
+    return ACC(1) + spread * (ACC(2) * (ACC(word) / ACC(4294967296.0)) - ACC(1));
+}
+
+__device__ inline ACC gray_of(const REAL *pixel, i64 c) {
+    if (c == 3) return ACC(0.299) * pixel[0] + ACC(0.587) * pixel[1] + ACC(0.114) * pixel[2];
+    ACC sum = ACC(0);
+    for (i64 j = 0; j < c; j++) sum += pixel[j];
+    return sum / ACC(c);
+}
+
+// See augment_impl.h. One warp an image; blocks of (32, images per block).
+extern "C" __global__ void augment_jitter(REAL *x, const i64 *samples, i64 seed, i64 epoch, i64 n,
+                                          i64 pixels, i64 c, ACC black, ACC brightness,
+                                          ACC contrast, ACC saturation) {
+    FOR_ROWS(k, n) {
+        REAL *image = x + k * pixels * c;
+        unsigned words[4];
+        draw(words, seed, epoch, samples[k], DRAW_JITTER);
+        const ACC bright = factor(words[0], brightness), harsh = factor(words[1], contrast),
+                  vivid = factor(words[2], saturation);
+        ACC sum = ACC(0);
+        for (i64 i = threadIdx.x; i < pixels; i += WARP) sum += gray_of(image + i * c, c);
+        const ACC mean = black + bright * (all_lanes(sum) / ACC(pixels) - black);
+        const ACC scale = bright * harsh,
+                  shift = harsh * black * (ACC(1) - bright) + (ACC(1) - harsh) * mean;
+        for (i64 i = threadIdx.x; i < pixels; i += WARP) {
+            REAL *pixel = image + i * c;
+            const ACC gray = scale * gray_of(pixel, c) + shift, part = c == 3 ? vivid : ACC(1);
+            for (i64 j = 0; j < c; j++)
+                pixel[j] = gray + part * (scale * ACC(pixel[j]) + shift - gray);
         }
     }
 }

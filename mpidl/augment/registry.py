@@ -18,6 +18,7 @@ AUGMENTATIONS: Registry[type[Augmentation]] = Registry(
         "roll": "mpidl.augment.roll:Roll",
         "rotate": "mpidl.augment.rotate:Rotate",
         "flip": "mpidl.augment.flip:Flip",
+        "jitter": "mpidl.augment.jitter:Jitter",
         "cutout": "mpidl.augment.cutout:Cutout",
         "mixup": "mpidl.augment.mixup:Mixup",
         "cutmix": "mpidl.augment.cutmix:Cutmix",

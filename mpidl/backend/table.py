@@ -256,6 +256,12 @@ KERNELS: dict[str, Kernel] = {
         "size:size chance:size",
         each("n", "size", "size"),
     ),
+    "augment_jitter": Kernel(
+        "augment",
+        "x:real(n*pixels*c) samples:int64(n) seed:size epoch:size n:size pixels:size c:size "
+        "black:number brightness:number contrast:number saturation:number",
+        warps("n"),
+    ),
     "augment_mixup": Kernel(
         "augment",
         f"x:real(n*size) other:real(n*size) {_MIX} n:size size:size count:size chance:size",

@@ -49,16 +49,22 @@ def augment(config: Config, inputs: Inputs) -> AugmentedInputs | None:
         shift=shift,
         classes=spec.target.classes or 0,
     )
-    _check_vectors(chosen, inputs)
+    _check_channels(chosen, inputs)
     return AugmentedInputs(inputs, Pipeline(chosen, samples, inputs.ops), config.train.seed)
 
 
-def _check_vectors(chosen: Mapping[str, Any], inputs: Inputs) -> None:
-    """Components of vectors are exchanged: they need one normalization."""
+def _check_channels(chosen: Mapping[str, Any], inputs: Inputs) -> None:
+    """Colors are compared and components of vectors exchanged: they need one normalization."""
+    apart = inputs.scalar is None
+    if "jitter" in chosen and apart:
+        raise ConfigError(
+            "augment.jitter compares channels, but each has a normalization of its own",
+            where="augment.jitter",
+            remedy='set data.normalize = "field"',
+        )
     options = chosen.get("rotate")
     if options is None:
         return
-    apart = inputs.scalar is None
     targets = any(len(set(f.mean)) > 1 or len(set(f.std)) > 1 for f in inputs.spec.target.fields)
     for key, separate, remedy in (
         ("vectors", apart, 'set data.normalize = "field"'),

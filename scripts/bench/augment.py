@@ -26,8 +26,10 @@ from mpidl.augment import AugmentConfig, Pipeline, Samples
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.data import Batch, LaneSampler, Loader, Reader
 from mpidl.options import Place
+from mpidl.task import TASKS, FieldSpec, InputSpec
+from mpidl.task.spec import TargetSpec
 from mpidl.train.augmented import AugmentedInputs
-from mpidl.train.inputs import Inputs, InputSpec
+from mpidl.train.inputs import Inputs
 from scripts.bench.loader import make
 
 MEAN, STD = 100.0, 60.0
@@ -40,12 +42,18 @@ def stages(shape: tuple[int, ...]) -> dict[str, Stage]:
     model: Any = SimpleNamespace(
         ops=NumpyOps(1),
         parameters=SimpleNamespace(compute_dtype=np.float32),
+        takes_ids=False,
+        input_shape=(*shape, 1)[:3],
         output_shape=(10,),
     )
-    inputs = Inputs(InputSpec("image", "label", shape, 10, MEAN, STD), model)
+    fields = (FieldSpec("image", shape, (MEAN,), (STD,)),)
+    target = TargetSpec((FieldSpec("label", ()),), 10)
+    spec = InputSpec("classification", fields, target, "image")
+    kind = TASKS["classification"]
+    inputs = Inputs(kind(kind.Options(), spec), model)
 
     def plain(batch: Batch) -> object:
-        return inputs.features(batch.arrays["image"]), inputs.targets(batch.arrays["label"])
+        return inputs.features(batch.arrays), inputs.targets(batch.arrays)
 
     def augmented(options: dict[str, Any]) -> Stage:
         chosen = AugmentConfig.read(options, Place()).entries

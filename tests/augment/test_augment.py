@@ -80,6 +80,29 @@ def test_rotations_turn_vectors_and_targets_alike(ops: Any, rng: np.random.Gener
     np.testing.assert_allclose(np.sort(x[..., 1].reshape(30, -1)), np.sort(scalar.reshape(30, -1)))
 
 
+def test_colors_change_by_their_factors(ops: Any, rng: np.random.Generator) -> None:
+    raw = rng.integers(0, 256, (50, 9, 7, 3)).astype(np.uint8)
+    weights = np.array([0.299, 0.587, 0.114])
+
+    def units(**options: float) -> np.ndarray:
+        none = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+        x = changed(ops, pipeline(ops, IMAGES, jitter=none | options), raw, np.arange(50))
+        return np.asarray((x + 0.25) / 0.5, np.float64)  # as they were stored
+
+    def spread(each: np.ndarray) -> None:
+        assert 0.6 <= each.min() < 0.75 and 1.25 < each.max() <= 1.4
+
+    light = units(brightness=0.4)
+    spread(light.sum(axis=3).sum(axis=(1, 2)) / raw.sum(axis=(1, 2, 3)))
+    mean = (raw @ weights).mean(axis=(1, 2))[:, None, None, None]
+    harsh = units(contrast=0.4)
+    spread(np.abs(harsh - mean).sum(axis=(1, 2, 3)) / np.abs(raw - mean).sum(axis=(1, 2, 3)))
+    gray = (raw @ weights)[..., None]
+    vivid = units(saturation=0.4)
+    np.testing.assert_allclose(vivid @ weights, gray[..., 0], atol=1e-2)
+    spread(np.abs(vivid - gray).sum(axis=(1, 2, 3)) / np.abs(raw - gray).sum(axis=(1, 2, 3)))
+
+
 @pytest.mark.parametrize(
     ("samples", "options", "words"),
     [
@@ -87,6 +110,7 @@ def test_rotations_turn_vectors_and_targets_alike(ops: Any, rng: np.random.Gener
         (Samples((9,), "image", "classes", ()), {"flip": {}}, "augment.flip needs images"),
         (IMAGES, {"crop": {"padding": 7}}, "pads by 7 pixels"),
         (IMAGES, {"rotate": {}}, "not square"),
+        (Samples((9, 7, 1), "image", "classes", ()), {"jitter": {"saturation": 0.1}}, "1 channel"),
         (IMAGES, {"roll": {"axes": [2]}}, "fields have 2"),
         (FIELDS, {"crop": {}}, "no value beyond the edge"),
         (FIELDS, {"rotate": {"vectors": [[0, 3]]}}, "there are 3 channels"),

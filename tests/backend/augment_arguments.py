@@ -68,3 +68,10 @@ def cutmix(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     x, other, share, table, numbers, *_, chance = mixup(g, n, m, k)
     x, other = g.standard_normal(shape), g.standard_normal(shape)
     return [x, other, share, table, numbers, *PLACES.values(), *shape, len(table), chance]
+
+
+def jitter(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    count, pixels, channels = n % 9, 1 + m, (1, 3, 4)[k % 3]
+    x = g.standard_normal((count, pixels, channels))
+    sizes = (count, pixels, channels)
+    return [x, samples(g, count), *PLACES.values(), *sizes, -0.5, *g.random(3)]

@@ -170,6 +170,7 @@ CASES: dict[str, Case] = {
     "augment_gather_u8": augment.gather_u8,
     "augment_vectors": augment.vectors,
     "augment_cutout": augment.cutout,
+    "augment_jitter": augment.jitter,
     "augment_mixup": augment.mixup,
     "augment_cutmix": augment.cutmix,
     "adam_step": adam,

@@ -112,3 +112,19 @@ class AugmentOps(Launcher):
         self.launch(
             "augment_cutmix", x, other, share, table, *drawn.args, *x.shape, len(table), chance
         )
+
+    def augment_jitter(
+        self, x: Array, drawn: Drawn, black: float, spreads: tuple[float, float, float]
+    ) -> None:
+        """Change brightness, contrast and, of 3 channels, saturation of images, in place.
+
+        Args:
+            x: (n, ..., c), normalized.
+            drawn: Of the batch.
+            black: What 0 is normalized to.
+            spreads: Of brightness, contrast and saturation: factors are drawn evenly within 1 -
+                spread and 1 + spread.
+        """
+        n, c = len(x), x.shape[-1]
+        pixels = math.prod(x.shape[1:-1])
+        self.launch("augment_jitter", x, *drawn.args, n, pixels, c, black, *spreads)

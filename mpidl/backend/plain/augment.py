@@ -13,7 +13,8 @@ from mpidl.backend.plain.pointwise import philox_words
 NDArr = NDArray[Any]
 Indices = NDArray[np.int64]
 _EDGES = codes("EDGE")
-_MOVE, _MIRROR, _CUTOUT, _JITTER, _MIX, _NOISE = range(0x41550000, 0x41550006)
+_MOVE, _MIRROR, _CUTOUT, _JITTER, _MIX = range(0x41550000, 0x41550005)
+_GRAY = np.array([0.299, 0.587, 0.114])
 
 
 def _draw(samples: Indices, seed: int, epoch: int, stream: int) -> NDArray[np.uint64]:
@@ -197,3 +198,32 @@ def augment_cutmix(
         box &= (at >= low) & (at < high)
     share[...] = (h * w - box.sum(axis=(1, 2))) / (h * w)
     x.reshape(n, h, w, c)[box] = other.reshape(n, h, w, c)[box]
+
+
+def augment_jitter(
+    x: NDArr,
+    samples: Indices,
+    seed: int,
+    epoch: int,
+    n: int,
+    pixels: int,
+    c: int,
+    black: float,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+) -> None:
+    """AugmentOps.augment_jitter."""
+    words = _draw(samples, seed, epoch, _JITTER) / 2.0**32
+    spreads = np.array([brightness, contrast, saturation])
+    bright, harsh, vivid = (1 + spreads * (2 * words[:, :3] - 1)).T[..., None, None]
+    images = x.reshape(n, pixels, c)
+
+    def gray(of: NDArr) -> NDArr:
+        found = of @ _GRAY if c == 3 else of.mean(axis=2)
+        return np.asarray(found[..., None])
+
+    lit = black + bright * (images.astype(np.float64) - black)
+    mean = gray(lit).mean(axis=1, keepdims=True)
+    shown = mean + harsh * (lit - mean)
+    images[...] = gray(shown) + vivid * (shown - gray(shown)) if c == 3 else shown
