@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
+from torch_models import twin
 
 import mpidl  # noqa: F401  (MPI before anything else)
-import torch
 from mpidl.comm.context import init
 from mpidl.config import Config, load_config
 from mpidl.data.sampler import contiguous_batches
 from mpidl.task import Evaluation
 from mpidl.train.assemble import Parts, assemble
-from torch_models import twin
-from torch.nn import functional as F
 
 ROOT = Path(__file__).parents[2]
 # the figure of each example, and whether more is better
@@ -44,7 +44,9 @@ FIGURES = {
 def ours(path: Path, settings: list[str], ranks: int) -> tuple[dict[str, Any], float]:
     """What `mpidl train` reaches, and the seconds of the whole command."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [word for text in [*settings, f"train.output={folder}/run"] for word in ("--set", text)]
+        words = [
+            word for text in [*settings, f"train.output={folder}/run"] for word in ("--set", text)
+        ]
         command = ["mpirun", "-n", str(ranks), "mpidl", "train", str(path), *words, "--json"]
         begin = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
