@@ -147,6 +147,22 @@ def _lstm(model: Model, layer: LSTM) -> nn.Module:
     return TwinLSTM(cell, layer.sequences)
 
 
+def _norm(model: Model, layer: BatchNorm | GroupNorm | LayerNorm) -> nn.Module:
+    channels = model.parameters.value(f"{layer.name}.weight").size
+    if isinstance(layer, BatchNorm):
+        return nn.BatchNorm2d(channels, layer.eps, layer.momentum)
+    if isinstance(layer, GroupNorm):
+        return nn.GroupNorm(layer.groups, channels, layer.eps)
+    return nn.LayerNorm(channels, layer.eps)
+
+
+def _embedding(model: Model, layer: Embedding) -> nn.Module:
+    positions = _tensor(model, layer, "positions") if layer.positions else None
+    made = TwinEmbedding(layer.rows, layer.width, positions)
+    made.table.weight.data = _tensor(model, layer, "weight")
+    return made
+
+
 def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
     """One layer as modules that follow one another."""
     if isinstance(layer, Conv2D):
@@ -155,13 +171,8 @@ def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
         yield _linear(model, layer, "", layer.bias)
         if layer.activation:
             yield nn.GELU("tanh" if layer.activation == "gelu_tanh" else "none")
-    elif isinstance(layer, BatchNorm):
-        yield nn.BatchNorm2d(
-            model.parameters.value(f"{layer.name}.weight").size, layer.eps, layer.momentum
-        )
-    elif isinstance(layer, GroupNorm):
-        channels = model.parameters.value(f"{layer.name}.weight").size
-        yield nn.GroupNorm(layer.groups, channels, layer.eps)
+    elif isinstance(layer, BatchNorm | GroupNorm | LayerNorm):
+        yield _norm(model, layer)
     elif isinstance(layer, ConvTranspose2D):
         yield _conv_transpose(model, layer)
     elif isinstance(layer, LSTM):
@@ -170,18 +181,13 @@ def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
         yield TwinConcat([nn.Sequential(*_convert(model, part)) for _, part in layer.children()])
     elif isinstance(layer, Identity):
         yield nn.Identity()
-    elif isinstance(layer, LayerNorm):
-        yield nn.LayerNorm(model.parameters.value(f"{layer.name}.weight").size, layer.eps)
     elif isinstance(layer, SelfAttention):
         weight = _tensor(model, layer, "qkv.weight")
         made = TwinAttention(weight.shape[0], layer.heads, layer.causal)
         made.qkv, made.out = (_linear(model, layer, prefix, True) for prefix in ("qkv.", "out."))
         yield made
     elif isinstance(layer, Embedding):
-        positions = _tensor(model, layer, "positions") if layer.positions else None
-        embedding = TwinEmbedding(layer.rows, layer.width, positions)
-        embedding.table.weight.data = _tensor(model, layer, "weight")
-        yield embedding
+        yield _embedding(model, layer)
     elif isinstance(layer, Residual):
         parts = [nn.Sequential(*_convert(model, part)) for _, part in layer.children()]
         yield TwinResidual(parts[0], parts[1] if len(parts) > 1 else nn.Identity(), layer.has_relu)

@@ -29,31 +29,31 @@ def shard(source: Path, out: Path, *options: str) -> None:
 
 
 def text(folder: Path) -> None:
-    """Any text has letters that are more frequent than others: the pages of this project."""
+    """The pages of this project: byte frequencies alone make 4.9 bits each."""
     pages = sorted((ROOT / "docs").glob("*.md"))
     (folder / "text.txt").write_text("".join(page.read_text() for page in pages))
-    shard(folder / "text.txt", folder, "--window", "64", "--split", "0.9,0.1")
+    shard(folder / "text.txt", folder / "data", "--window", "64", "--split", "0.9,0.1")
 
 
 def table(folder: Path) -> None:
     script("diabetes.py", str(folder / "diabetes.npz"))
-    shard(folder / "diabetes.npz", folder, "--split", "0.8,0.2")
+    shard(folder / "diabetes.npz", folder / "data", "--split", "0.8,0.2")
 
 
 def masks(folder: Path) -> None:
     script("shapes.py", str(folder / "shapes.npz"), "--count", "480")
-    shard(folder / "shapes.npz", folder, "--split", "0.8,0.2")
+    shard(folder / "shapes.npz", folder / "data", "--split", "0.8,0.2")
 
 
 def series(folder: Path) -> None:
     script("sunspots.py", str(folder))
     for part in ("train", "test"):
-        shard(folder / f"{part}.npz", folder / part)
+        shard(folder / f"{part}.npz", folder / "data" / part)
 
 
 # data, settings of a short run, and the metric with what a run that learned nothing is worse than
 CASES: dict[str, tuple[Any, list[str], str, float]] = {
-    "text-gpt": (text, ["data.epoch_samples=1280"], "bits_per_byte", 4.0),
+    "text-gpt": (text, ["data.epoch_samples=3200", "optim.lr=0.006"], "bits_per_byte", 4.6),
     "diabetes-mlp": (table, ["train.epochs=20"], "r2", 0.2),
     "shapes-unet": (masks, ["train.epochs=3", "model.channels=[8, 16]"], "mean_iou", 0.3),
     "sunspots-lstm": (series, ["train.epochs=15"], "r2", 0.4),
@@ -66,8 +66,8 @@ def test_an_example_learns(name: str, tmp_path: Path) -> None:
     make(tmp_path)
     settings = [
         *settings,
-        f"data.train={tmp_path}/train",
-        f"data.test={tmp_path}/test",
+        f"data.train={tmp_path}/data/train",
+        f"data.test={tmp_path}/data/test",
         f"train.output={tmp_path}/run",
     ]
     words = [word for setting in settings for word in ("--set", setting)]
