@@ -45,8 +45,8 @@ static int64_t read_scattered(int file, int64_t offset, int64_t rows, int64_t wi
     return 0;
 }
 
-static int64_t read_small(int file, int64_t offset, int64_t rows, int64_t width, const int64_t *place,
-                      char *out) {
+static int64_t read_small(int file, int64_t offset, int64_t rows, int64_t width,
+                          const int64_t *place, char *out) {
     char buffer[BUFFER];
     int64_t each = BUFFER / width;
     for (int64_t i = 0; i < rows; i += each) {
