@@ -245,7 +245,7 @@ def make() -> tuple[types.ModuleType, types.ModuleType]:
     fft = {name: _wrapped(getattr(np.fft, name)) for name in ("rfftn", "irfftn")}
     cupy.fft = types.SimpleNamespace(**fft)  # type: ignore[attr-defined]
     values = {
-        "__version__": "stand-in",
+        "__version__": "14.0.0+stand.in",
         "ndarray": DeviceArray,
         "asarray": lambda host, dtype=None: _device(np.array(_plain(host), dtype)),
         "asnumpy": lambda array: np.array(_plain(array)),
