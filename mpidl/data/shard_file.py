@@ -219,10 +219,13 @@ class ShardFile:
             raise read_error(error, self.path) from error
 
     def _dataset(self, name: str) -> Any:
-        if name not in self._datasets:
-            path = self.shard.dataset(name)
-            self._datasets[name] = trusted_dataset(self._file, path, self.path)
-        return self._datasets[name]
+        held = self._datasets.get(name)
+        if held is None:
+            held = trusted_dataset(self._file, self.shard.dataset(name), self.path)
+            # HDF5 cannot close a shared file, at the end of a job that failed, beside open datasets
+            if not self._shared:
+                self._datasets[name] = held
+        return held
 
     def _direct_rows(self, name: str) -> DirectRows | None:
         """Direct access to a field, where it is not shared and its layout allows it."""

@@ -24,6 +24,8 @@ EXTRAS = (
     "--set",
     "loss.label_smoothing=0.1",
     "--set",
+    "loss.name=cross_entropy",
+    "--set",
     "optim.weight_decay=0.01",
 )
 
