@@ -39,9 +39,11 @@ def touch(path: Path) -> None:
 
 
 def overwrite_a_value(path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[-1] ^= 1
-    path.write_bytes(raw)
+    with open(path, "r+b") as file:  # in place: threads that read ahead never see it shorter
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
     touch(path)  # also where the clock of the file system is too coarse
 
 
