@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,7 @@ class Regression(Task):
             "vectors), other options, or another label (data.label)",
         )
 
+    @cached_property  # asked for in every batch
     def _scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation of each channel."""
         fields = self.spec.target.fields
@@ -135,18 +137,18 @@ class Regression(Task):
         stored = self._stored(arrays, np.float64 if self.options.normalize else np.float32)
         if not self.options.normalize:
             return stored
-        mean, std = self._scales()
+        mean, std = self._scales
         scaled = (stored - mean) / std if self.shape else (stored - mean[0]) / std[0]
         return scaled.astype(np.float32)
 
     def _restored(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
         """Outputs in the units of the data, (n, *shape)."""
         values = outputs.astype(np.float64).reshape(len(outputs), *self.shape)
-        mean, std = self._scales()
+        mean, std = self._scales
         return values * std + mean if self.shape else values * std[0] + mean[0]
 
     def make_metrics(self) -> list[Metric]:
-        mean, _ = self._scales()
+        mean, _ = self._scales
         names = [str(index) for index in range(self.channels)]
         fields = self.spec.target.fields
         if len(fields) == self.channels:
