@@ -8,7 +8,7 @@ the task, and know no losses or metrics themselves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -243,9 +243,14 @@ class Task(ABC):
             scored: The batch.
         """
         sums[:2] += scored.result.total, scored.count
+        for metric, own in self._shared_out(sums):
+            metric.add(own, scored)
+
+    def _shared_out(self, sums: Sums) -> Iterator[tuple[Metric, Sums]]:
+        """The metrics, and a view of the sums of each."""
         start = 2
         for metric in self.metrics:
-            metric.add(sums[start : start + metric.size], scored)
+            yield metric, sums[start : start + metric.size]
             start += metric.size
 
     def evaluation(self, sums: Sums) -> Evaluation:
@@ -253,12 +258,9 @@ class Task(ABC):
         loss, samples = float(sums[0] / sums[1]), int(sums[1])
         values: dict[str, float] = {}
         details: dict[str, Any] = {}
-        start = 2
-        for metric in self.metrics:
-            own = sums[start : start + metric.size]
+        for metric, own in self._shared_out(sums):
             values |= metric.values(own)
             details |= metric.details(own)
-            start += metric.size
         return Evaluation(loss, samples, values, self.score(loss, values), details)
 
     def score(self, loss: float, metrics: Mapping[str, float]) -> float:

@@ -20,7 +20,27 @@ from mpidl.task.spec import OTHER_DATA, FieldSpec, Shape, TargetSpec
 COUNTED = 1000  # classes of a confusion matrix; more would be megabytes for each evaluation
 
 
-class Classification(Task):
+class ClassTask(Task):
+    """Base of tasks whose outputs are logits of classes along the last axis."""
+
+    losses = ("cross_entropy",)
+    maximize = True
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.spec.target.classes or 0
+
+    @property
+    def output_sizes(self) -> Sequence[int]:
+        return [self.classes]
+
+    def predictions(self, outputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        probability = softmax(outputs)
+        return {"label": probability.argmax(axis=-1), "probability": probability}
+
+
+class Classification(ClassTask):
     """One class for each sample.
 
     Outputs are logits (n, classes); predictions are probabilities and the most probable class.
@@ -35,9 +55,7 @@ class Classification(Task):
 
         top_k: NotNegative = 0
 
-    losses = ("cross_entropy",)
     best = "accuracy"
-    maximize = True
     counts_correct = True
 
     @classmethod
@@ -63,15 +81,6 @@ class Classification(Task):
             check_one_class(label, own.name, where)
         check_classes(self.spec.target, label, where)
 
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return self.spec.target.classes or 0
-
-    @property
-    def output_sizes(self) -> Sequence[int]:
-        return [self.classes]
-
     def fits(self, output_shape: Shape) -> bool:
         return output_shape == (self.classes,)
 
@@ -85,10 +94,6 @@ class Classification(Task):
         if self.classes <= COUNTED:
             metrics.append(ConfusionMatrix(self.classes))
         return metrics
-
-    def predictions(self, outputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        probability = softmax(outputs)
-        return {"label": probability.argmax(axis=-1), "probability": probability}
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
@@ -206,11 +207,12 @@ class Rollout(Task):
     @property
     def input_fields(self) -> Sequence[FieldSpec]:
         (own,) = self.spec.features
-        mean, std = self._scales()
+        mean, std = self._scales
         if len(mean) > 1:
             mean, std = (np.tile(numbers, self.options.history) for numbers in (mean, std))
         return [FieldSpec(own.name, self.input_shape, tuple(mean.tolist()), tuple(std.tolist()))]
 
+    @cached_property  # asked for in every batch
     def _scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation of each channel."""
         (own,) = self.spec.features
@@ -227,7 +229,7 @@ class Rollout(Task):
         return self._frames(arrays)[:, self.options.history :]
 
     def targets(self, arrays: Arrays) -> NDArray[Any]:
-        mean, std = self._scales()
+        mean, std = self._scales
         return ((self._following(arrays) - mean) / std).astype(np.float32)
 
     # --- results ---
@@ -235,7 +237,7 @@ class Rollout(Task):
         return [RolloutErrors(self.ahead)]
 
     def _restored(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
-        mean, std = self._scales()
+        mean, std = self._scales
         return outputs.astype(np.float64) * std + mean
 
     def scored(self, outputs: NDArray[Any], result: LossResult, arrays: Arrays) -> Scored:

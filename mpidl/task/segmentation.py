@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -14,19 +14,19 @@ from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.nn.losses.base import squeeze
 from mpidl.options import NotNegative, Section
-from mpidl.task.base import Source, Task
+from mpidl.task.base import Source
 from mpidl.task.classification import (
+    ClassTask,
     check_classes,
     count_classes,
     one_label,
     refuse_real_labels,
-    softmax,
 )
 from mpidl.task.metrics import ConfusionMatrix, Metric
 from mpidl.task.spec import FieldSpec, Shape, TargetSpec
 
 
-class Segmentation(Task):
+class Segmentation(ClassTask):
     """A class for each pixel.
 
     Outputs are logits (n, ..., classes), targets classes (n, ...).
@@ -45,9 +45,7 @@ class Segmentation(Task):
         ignore: Annotated[int, Meta(ge=-1, le=1 << 20)] = -1
         classes: NotNegative = 0
 
-    losses = ("cross_entropy",)
     best = "mean_iou"
-    maximize = True
 
     @classmethod
     def describe_targets(
@@ -92,15 +90,6 @@ class Segmentation(Task):
             label = msgspec.structs.replace(label, classes=self.options.classes)
         check_classes(self.spec.target, label, where)
 
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return self.spec.target.classes or 0
-
-    @property
-    def output_sizes(self) -> Sequence[int]:
-        return [self.classes]
-
     def fits(self, output_shape: Shape) -> bool:
         mask = squeeze(self.spec.target.fields[0].shape)
         return output_shape[-1:] == (self.classes,) and squeeze(output_shape[:-1]) == mask
@@ -122,7 +111,3 @@ class Segmentation(Task):
 
     def make_metrics(self) -> list[Metric]:
         return [ConfusionMatrix(self.classes, regions=True)]
-
-    def predictions(self, outputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        probability = softmax(outputs)
-        return {"label": probability.argmax(axis=-1), "probability": probability}

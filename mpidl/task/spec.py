@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import msgspec
@@ -123,8 +122,3 @@ def join_shapes(shapes: list[Shape], layout: str) -> Shape:
             remedy="name fields of the same size, or one field",
         )
     return (*whole[0][:-1], sum(shape[-1] for shape in whole))
-
-
-def size(shape: Shape) -> int:
-    """Elements of a sample."""
-    return math.prod(shape)

@@ -94,8 +94,8 @@ def _check_dimensions(task: Task, model: str, takes: str, where: str) -> None:
     shape, spec = task.input_shape, task.spec
     if takes == "any" or len(shape) == len(SIZES[takes]):
         return
-    if takes == "series" and len(shape) == 1 and spec.features[0].name and _is_tokens(task):
-        return
+    if takes == "series" and spec.task == "language_model":
+        return  # tokens (t,), which such a model embeds
     wanted = f"{takes if takes == 'series' else takes + 's'} ({', '.join(SIZES[takes])})"
     plain = len(spec.features[0].shape) == 2
     other = f'set data.layout = "{takes}", or ' if plain else ""
@@ -104,10 +104,6 @@ def _check_dimensions(task: Task, model: str, takes: str, where: str) -> None:
         where=where,
         remedy=f"{other}choose another model: mlp takes any samples",
     )
-
-
-def _is_tokens(task: Task) -> bool:
-    return task.spec.task == "language_model"
 
 
 def _normalization(

@@ -133,12 +133,27 @@ def augment_cutout(
 ) -> None:
     """AugmentOps.augment_cutout."""
     words = _draw(samples, seed, epoch, _CUTOUT)
-    cut = np.ones((n, h, w), bool) & (words[:, 2].astype(np.int64) < chance).reshape(-1, 1, 1)
-    for axis, (column, extent) in enumerate(((words[:, 0], h), (words[:, 1], w)), 1):
-        first = (_below(column, extent) - size // 2).reshape(-1, 1, 1)
-        at = np.arange(extent).reshape((1, extent, 1) if axis == 1 else (1, 1, extent))
-        cut &= (at >= first) & (at < first + size)
-    x.reshape(n, h, w, c)[cut] = 0
+    side = np.where(words[:, 2].astype(np.int64) < chance, size, 0)
+    x.reshape(n, h, w, c)[_boxes(words[:, :2], (h, w), (side, side))] = 0
+
+
+def _boxes(
+    words: NDArray[np.uint64], extents: tuple[int, int], sizes: tuple[Indices, Indices]
+) -> NDArray[np.bool_]:
+    """Which pixels (n, h, w) lie in a box for each sample.
+
+    Args:
+        words: (n, 2), from which the middle of a box is drawn, of rows and of columns.
+        extents: h and w.
+        sizes: (n,) of the boxes, in rows and in columns.
+    """
+    box = np.ones((len(words), *extents), bool)
+    for axis, (extent, size) in enumerate(zip(extents, sizes, strict=True)):
+        first = _below(words[:, axis], extent) - size // 2
+        at = np.arange(extent).reshape((1, extent, 1) if axis == 0 else (1, 1, extent))
+        low, high = (edge.reshape(-1, 1, 1) for edge in (first, first + size))
+        box &= (at >= low) & (at < high)
+    return box
 
 
 def _quantile(table: Indices, words: NDArray[np.uint64]) -> Indices:
@@ -189,13 +204,7 @@ def augment_cutmix(
     """AugmentOps.augment_cutmix."""
     words = _draw(samples, seed, epoch, _MIX)
     side = np.where(words[:, 1].astype(np.int64) < chance, _quantile(table, words[:, 0]), 0)
-    box = np.ones((n, h, w), bool)
-    for axis, (column, extent) in enumerate(((words[:, 2], h), (words[:, 3], w)), 1):
-        size = (extent * side) >> 30
-        first = _below(column, extent) - size // 2
-        at = np.arange(extent).reshape((1, extent, 1) if axis == 1 else (1, 1, extent))
-        low, high = (edge.reshape(-1, 1, 1) for edge in (first, first + size))
-        box &= (at >= low) & (at < high)
+    box = _boxes(words[:, 2:], (h, w), ((h * side) >> 30, (w * side) >> 30))
     share[...] = (h * w - box.sum(axis=(1, 2))) / (h * w)
     x.reshape(n, h, w, c)[box] = other.reshape(n, h, w, c)[box]
 
