@@ -148,13 +148,14 @@ def init(
         return
     context = ranks.init(comm)
     watchdog.start(context.comm, watchdog_seconds)
-    _world = ProcessGroup(
-        context.comm,
-        range(context.size),
-        "world",
-        threads=context.threads_allowed,
-        joinable=joinable,
-    )
+    with watchdog.bounded():
+        _world = ProcessGroup(
+            context.comm,
+            range(context.size),
+            "world",
+            threads=context.threads_allowed,
+            joinable=joinable,
+        )
 
 
 def shutdown() -> None:

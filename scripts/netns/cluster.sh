@@ -4,7 +4,7 @@
 #   up [HOSTS] [MBIT]     make HOSTS namespaces (default 4), each with a link of MBIT Mbit/s
 #                         (default 200) to one switch
 #   run RANKS CMD...      mpirun CMD on RANKS ranks, round-robin on the hosts
-#   down                  remove everything
+#   down                  remove everything, and end what still runs on these hosts
 #   possible              exit status 0 if this machine allows it
 # Needs root and iproute2. Ranks are started through Open MPI's remote-shell agent: this script
 # again, as `agent HOST CMD`.
@@ -50,7 +50,10 @@ up() {
 down() {
     local i
     for i in $(ip netns list | sed -n "s/^$prefix\([0-9]*\).*/\1/p"); do
+        # a daemon of Open MPI sometimes outlives its job; its host would live on with it
+        ip netns pids $prefix$i | xargs -r kill -9
         ip netns del $prefix$i
+        ip link del mpidl$i 2>/dev/null || true
     done
     ip link del $bridge 2>/dev/null || true
 }
@@ -60,7 +63,7 @@ run() {
     shift
     list=$(ip netns list | sed -n "s/^$prefix\([0-9]*\).*/$net.\1/p" | sort -t. -k4 -n |
         sed 's/$/:64/' | paste -sd,)
-    env OMPI_MCA_btl=tcp,sm,self OMPI_MCA_pml=ob1 OMPI_MCA_btl_tcp_if_include=$net.0/24 \
+    exec env OMPI_MCA_btl=tcp,sm,self OMPI_MCA_pml=ob1 OMPI_MCA_btl_tcp_if_include=$net.0/24 \
         mpirun --prtemca plm_ssh_agent "$self agent" --prtemca prte_if_include $net.0/24 \
         --prtemca plm_ssh_no_tree_spawn 1 \
         --map-by node:oversubscribe --host "$list" -n "$ranks" "$@"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ BENCH = str(Path(__file__).parents[2] / "scripts/bench/network_bound.py")
 
 
 def cluster(*args: str, **extra: str) -> Job:
-    done = subprocess.run(
-        ["timeout", "--kill-after=10", str(LIMIT), CLUSTER, *args],
-        env=environment(**extra),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 124, f"hung\n{done.stdout}\n{done.stderr}"
-    return Job(done.returncode, done.stdout, done.stderr)
+    """Run cluster.sh. Output goes to files: what a hung job leaves behind would hold pipes open."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        status = subprocess.run(
+            ["timeout", "--kill-after=10", str(LIMIT), CLUSTER, *args],
+            env=environment(**extra),
+            stdout=out,
+            stderr=err,
+        ).returncode
+        out.seek(0), err.seek(0)
+        job = Job(status, out.read(), err.read())
+    assert status not in (124, 137), f"hung\n{job.out}\n{job.err}"
+    return job
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +85,12 @@ print("fine")
 
 def test_the_watchdog_works_between_hosts(hosts: None) -> None:
     code = """
-import os, signal
+import os, signal, time
 import numpy as np
 import mpidl.distributed as dist
 dist.init(watchdog_seconds=3)
 if dist.rank() == 2:
+    time.sleep(1)  # its last messages of `init` leave this host before it stops
     os.kill(os.getpid(), signal.SIGSTOP)
 dist.all_reduce(np.ones(1_000_000))
 """

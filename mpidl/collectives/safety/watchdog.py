@@ -7,11 +7,14 @@ stack; a stopped or dead one does not answer.
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpidl.comm import mpi
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI as MPITypes
 
 DEFAULT_LIMIT = 300.0  # seconds
+ABORT_LIMIT = 10.0  # seconds that MPI has to end the job
+LONGEST = 1e6  # seconds; more than faulthandler takes is no limit anyway
 ASK, ANSWER = 11, 12
 _watchdog: Watchdog | None = None  # one thread watches all groups of a process
 
@@ -53,9 +58,32 @@ def start(comm: MPITypes.Intracomm, limit: float | None = None) -> None:
         limit = _limit(WATCHDOG.value or DEFAULT_LIMIT, WATCHDOG.name)
     limit = _limit(limit, "watchdog_seconds")
     if _watchdog is None and limit > 0 and comm.Get_size() > 1:
-        _watchdog = Watchdog(comm.Clone(), limit)
+        with _ends_process(limit):
+            _watchdog = Watchdog(comm.Clone(), limit)
         mpi.before_finalize(_watchdog.stop)
         _watchdog.start()
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """End the job if the block lasts longer than twice the limit.
+
+    For MPI calls that hold Python's lock, so that the watchdog's thread cannot look.
+    """
+    if _watchdog is None:
+        yield
+        return
+    with _ends_process(2 * _watchdog.limit):
+        yield
+
+
+@contextmanager
+def _ends_process(limit: float) -> Iterator[None]:
+    faulthandler.dump_traceback_later(min(limit, LONGEST), exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _limit(given: Any, where: str) -> float:
@@ -89,7 +117,14 @@ class Watchdog(threading.Thread):
         self.may_talk = MPI.Query_thread() >= MPI.THREAD_MULTIPLE
 
     def run(self) -> None:
-        """Look, answer and report until `stop`."""
+        """Look, answer and report until `stop`; an error in doing so ends the job."""
+        try:
+            self._look()
+        except Exception:
+            traceback.print_exc()
+            self._end()
+
+    def _look(self) -> None:
         while not self._over.wait(self.tick):
             if self.may_talk:
                 self._answer()
@@ -176,4 +211,8 @@ class Watchdog(threading.Thread):
             notice("\n  ".join([head, *lines, remedy]), f"error on rank {self.rank}")
         else:
             time.sleep(1.0)  # the rank that reports speaks first
-        self.comm.Abort(1)
+        self._end()
+
+    def _end(self) -> None:
+        with _ends_process(ABORT_LIMIT):
+            self.comm.Abort(1)
