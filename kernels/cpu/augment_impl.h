@@ -2,6 +2,9 @@
  * sample) alone, by Philox4x32-10: the same on every rank, in every kernel and after a resume. */
 #ifndef AUGMENT_DRAWS
 #define AUGMENT_DRAWS
+#ifdef __SSSE3__
+#include <immintrin.h>
+#endif
 enum { DRAW_MOVE = 0x41550000, DRAW_MIRROR, DRAW_CUTOUT, DRAW_JITTER, DRAW_MIX };
 
 ALWAYS_INLINE void draw(uint32_t words[4], long seed, long epoch, long sample, uint32_t stream) {
@@ -55,6 +58,33 @@ ALWAYS_INLINE long fold(long at, long size, long edge) {
     case EDGE_NEAREST: return at < 0 ? 0 : size - 1;
     default: return -1;
     }
+}
+
+/* Element j of a result comes from element j + first of its source, which has those of
+ * [low, high). */
+typedef struct {
+    long first, low, high;
+} reach;
+
+ALWAYS_INLINE reach within(long first, long size) {
+    const reach found = {first, first < 0 ? -first : 0, first > 0 ? size - first : size};
+    return found;
+}
+
+/* Reverse the order of pixels of 3 bytes, all but the last few; returns how many were written. */
+static inline long reverse_colors(const uint8_t *in, uint8_t *out, long pixels) {
+    long i = 0;
+#ifdef __SSSE3__
+    /* 5 pixels at once; the byte before them goes where the next 5 will be */
+    const __m128i order = _mm_setr_epi8(13, 14, 15, 10, 11, 12, 7, 8, 9, 4, 5, 6, 1, 2, 3, 0);
+    for (; pixels - i > 5; i += 5) {
+        const __m128i five = _mm_loadu_si128((const void *)(in + 3 * (pixels - i - 5) - 1));
+        _mm_storeu_si128((void *)(out + 3 * i), _mm_shuffle_epi8(five, order));
+    }
+#else
+    (void)in, (void)out, (void)pixels;
+#endif
+    return i;
 }
 
 /* The place 2^-32 * word of the way through a table of `count` numbers up to 2^30, in whole numbers

@@ -1,7 +1,32 @@
 /* Samples moved, mirrored and turned, from an element type GIVEN: out = in * scale + shift, fill
- * beyond an edge that is EDGE_FILL. A sample is converted as a whole first, which is one long
- * vector loop, and its rows are copied from the cache. Included by
- * augment_impl.h for each GIVEN. */
+ * beyond an edge that is EDGE_FILL. Included by augment_impl.h for each GIVEN. */
+
+/* A copy in whole blocks, the last of which overlaps the one before: short rows would take longer in
+ * the call of memcpy. */
+ALWAYS_INLINE void GATHER(copy)(GIVEN *restrict out, const GIVEN *restrict in, long count) {
+    if (count < 16)
+        for (long i = 0; i < count; i++) out[i] = in[i];
+    else
+        for (long at = 0; at < count; at += 16) {
+            const long from = at + 16 > count ? count - 16 : at;
+            memcpy(out + from, in + from, 16 * sizeof(GIVEN));
+        }
+}
+
+/* Pixels of c channels in reverse order. */
+ALWAYS_INLINE void GATHER(reverse)(const GIVEN *restrict in, GIVEN *restrict out, long pixels,
+                                   long c) {
+    if (c == 1)
+        for (long i = 0; i < pixels; i++) out[i] = in[pixels - 1 - i];
+    else if (c == 3) {
+        long i = 0;
+        if (sizeof(GIVEN) == 1) i = reverse_colors((const void *)in, (void *)out, pixels);
+        for (; i < pixels; i++)
+            for (int k = 0; k < 3; k++) out[3 * i + k] = in[3 * (pixels - 1 - i) + k];
+    } else
+        for (long i = 0; i < pixels; i++)
+            for (long k = 0; k < c; k++) out[c * i + k] = in[c * (pixels - 1 - i) + k];
+}
 
 /* `run` pixels of c channels, from source pixels `step` elements apart. */
 ALWAYS_INLINE void GATHER(run)(const REAL *restrict in, long step, REAL *restrict out, long run,
@@ -42,40 +67,124 @@ ALWAYS_INLINE void GATHER(row)(const REAL *in, long step, long size, long edge, 
     }
 }
 
+/* The columns of rows of `count` results, `step` elements apart in x, that lie beyond an edge. */
+ALWAYS_INLINE void GATHER(sides)(const GIVEN *x, long step, GIVEN *out, long count,
+                                 const augment_geometry *g, reach w) {
+    const long c = g->c, row = g->w * c;
+    for (long i = 0; i < count; i++, x += step, out += row)
+        if (g->edge_w == EDGE_WRAP) {
+            GATHER(copy)(out, x + (g->w - w.low) * c, w.low * c);
+            GATHER(copy)(out + w.high * c, x, (g->w - w.high) * c);
+        } else
+            for (long j = w.low ? 0 : w.high; j < g->w; j = j + 1 == w.low ? w.high : j + 1)
+                GATHER(copy)(out + j * c, x + fold(j + w.first, g->w, g->edge_w) * c, c);
+}
+
+/* As `sides`, all columns; none beyond an edge that is EDGE_FILL. */
+ALWAYS_INLINE void GATHER(rows)(const GIVEN *x, long step, GIVEN *out, long count,
+                                const augment_geometry *g, reach w) {
+    const long row = g->w * g->c, run = (w.high - w.low) * g->c;
+    const GIVEN *in = x + (w.low + w.first) * g->c;
+    GIVEN *to = out + w.low * g->c;
+    for (long i = 0; i < count; i++, in += step, to += row) GATHER(copy)(to, in, run);
+    if (g->edge_w != EDGE_FILL && w.high - w.low < g->w)
+        GATHER(sides)(x, step, out, count, g, w);
+}
+
+/* A sample whose axes keep their places, in its own type: out of x, or where columns are mirrored
+ * out of x reversed as a whole. Nothing is written beyond an edge that is EDGE_FILL. */
+ALWAYS_INLINE void GATHER(collect)(const GIVEN *x, GIVEN *out, const augment_geometry *g,
+                                   placement p, reach w) {
+    const long row = g->w * g->c, plane = g->h * row;
+    const int down = p.mirrored[1] != p.mirrored[2]; /* rows of x are taken from the last on */
+    const reach h = within(p.mirrored[1] ? -p.shift[1] : p.shift[1], g->h);
+    for (long d = 0; d < g->d; d++, out += plane) {
+        const long from = fold(d + p.shift[0], g->d, g->edge_d);
+        if (from < 0) continue;
+        const GIVEN *in = x + (p.mirrored[2] ? g->d - 1 - from : from) * plane;
+        for (long i = 0, count; i < g->h; i += count) {
+            const int inside = i == h.low && h.low < h.high;
+            count = inside ? h.high - h.low : 1;
+            const long at = fold(i + h.first, g->h, g->edge_h);
+            if (at < 0) continue;
+            GATHER(rows)(in + (down ? g->h - 1 - at : at) * row, down ? -row : row, out + i * row,
+                         count, g, w);
+        }
+    }
+}
+
+/* Give all that lies beyond an edge that is EDGE_FILL the value `beyond`. */
+ALWAYS_INLINE void GATHER(surround)(REAL *out, const augment_geometry *g, placement p, reach w,
+                                    REAL beyond) {
+    const long row = g->w * g->c;
+    for (long d = 0; d < g->d; d++)
+        for (long i = 0; i < g->h; i++, out += row) {
+            const long at = (p.mirrored[1] ? g->h - 1 - i : i) + p.shift[1];
+            const int whole = fold(d + p.shift[0], g->d, g->edge_d) < 0 ||
+                              fold(at, g->h, g->edge_h) < 0;
+            if (whole) GATHER(fill)(out, row, beyond);
+            else if (g->edge_w == EDGE_FILL) {
+                GATHER(fill)(out, w.low * g->c, beyond);
+                GATHER(fill)(out + w.high * g->c, (g->w - w.high) * g->c, beyond);
+            }
+        }
+}
+
+/* A sample whose axes keep their places; `held` has room for two. It is collected in its own type
+ * and converted as a whole, in one long vector loop. */
+ALWAYS_INLINE void GATHER(move)(const GIVEN *x, GIVEN *held, REAL *out, const augment_geometry *g,
+                                placement p, REAL a, REAL b, REAL beyond) {
+    const long size = g->d * g->h * g->w * g->c;
+    if (p.mirrored[2]) {
+        GATHER(reverse)(x, held + size, size / g->c, g->c);
+        x = held + size;
+    }
+    const reach w = within(p.mirrored[2] ? -p.shift[2] : p.shift[2], g->w);
+    const int open = (g->edge_w == EDGE_FILL && p.shift[2]) ||
+                     (g->edge_h == EDGE_FILL && p.shift[1]) ||
+                     (g->edge_d == EDGE_FILL && p.shift[0]);
+    if (open) memset(held, 0, (size_t)size * sizeof(GIVEN));
+    GATHER(collect)(x, held, g, p, w);
+    for (long i = 0; i < size; i++) out[i] = (REAL)held[i] * a + b;
+    if (open && beyond != b) GATHER(surround)(out, g, p, w, beyond);
+}
+
+/* A sample whose axes h and w are swapped; `held` has room for one. */
+ALWAYS_INLINE void GATHER(turn)(const GIVEN *x, REAL *held, REAL *out, const augment_geometry *g,
+                                placement p, REAL a, REAL b, REAL beyond) {
+    const long row = g->w * g->c, plane = g->h * row;
+    for (long i = 0; i < g->d * plane; i++) held[i] = (REAL)x[i] * a + b;
+    const long sign = p.mirrored[1] ? -1 : 1,
+               first = (p.mirrored[1] ? g->h - 1 : 0) + p.shift[1];
+    for (long d = 0; d < g->d; d++) {
+        const long from_d = fold(d + p.shift[0], g->d, g->edge_d);
+        for (long i = 0; i < g->h; i++) {
+            REAL *to = out + d * plane + i * row;
+            const long at = (p.mirrored[2] ? g->w - 1 - i : i) + p.shift[2],
+                       from = fold(at, g->w, g->edge_w);
+            if (from_d < 0 || from < 0) GATHER(fill)(to, row, beyond);
+            else
+                GATHER(row)(held + from_d * plane + from * g->c, row, g->h, g->edge_h, first, sign,
+                            to, g->w, g->c, beyond);
+        }
+    }
+}
+
 int GATHER(augment_gather)(const GIVEN *x, REAL *out, const long *samples, long seed, long epoch,
                            const augment_geometry *g, double scale, double shift, double fill) {
-    const REAL a = (REAL)scale, offset = (REAL)shift, beyond = (REAL)fill;
+    const REAL a = (REAL)scale, b = (REAL)shift, beyond = (REAL)fill;
+    const long size = g->d * g->h * g->w * g->c;
     int failed = 0;
-    const long row = g->w * g->c, plane = g->h * row;
-    PARALLEL_FOR(g->n *g->d *plane)
+    PARALLEL_FOR(g->n *size)
     for (long n = 0; n < g->n; n++) {
-        const long size = g->d * plane;
-        REAL *held = mpidl_scratch(SCRATCH_OTHER, (size_t)size * sizeof(REAL));
+        void *held = mpidl_scratch(SCRATCH_OTHER, 2 * (size_t)size * sizeof(REAL));
         if (held == NULL) {
             failed = MPIDL_NO_MEMORY;
             continue;
         }
-        const GIVEN *given = x + n * size;
-        for (long i = 0; i < size; i++) held[i] = (REAL)given[i] * a + offset;
         const placement p = place(g, seed, epoch, samples[n]);
-        /* axes of the source that rows of the result lie along, and across */
-        const int along = p.swap ? 1 : 2, across = 3 - along;
-        const long sizes[3] = {g->d, g->h, g->w}, steps[3] = {plane, row, g->c},
-                   edges[3] = {g->edge_d, g->edge_h, g->edge_w};
-        const long sign = p.mirrored[along] ? -1 : 1,
-                   first = (p.mirrored[along] ? sizes[along] - 1 : 0) + p.shift[along];
-        for (long d = 0; d < g->d; d++) {
-            const long from_d = fold(d + p.shift[0], g->d, g->edge_d);
-            for (long i = 0; i < g->h; i++) {
-                REAL *to = out + ((n * g->d + d) * g->h + i) * row;
-                const long at = (p.mirrored[across] ? sizes[across] - 1 - i : i) + p.shift[across],
-                           from = fold(at, sizes[across], edges[across]);
-                if (from_d < 0 || from < 0) GATHER(fill)(to, row, beyond);
-                else
-                    GATHER(row)(held + from_d * plane + from * steps[across], steps[along],
-                                sizes[along], edges[along], first, sign, to, g->w, g->c, beyond);
-            }
-        }
+        if (p.swap) GATHER(turn)(x + n * size, held, out + n * size, g, p, a, b, beyond);
+        else GATHER(move)(x + n * size, held, out + n * size, g, p, a, b, beyond);
     }
     return failed;
 }

@@ -90,6 +90,7 @@ class AugmentedInputs:
 
     def __init__(self, inputs: Inputs, pipeline: Pipeline, seed: int) -> None:
         self._inputs = inputs
+        self._shape = inputs.spec.shape
         self._pipeline = pipeline
         self._seed = seed
         self._space = inputs.ops.workspace()
@@ -130,11 +131,13 @@ class AugmentedInputs:
     ) -> tuple[Array, Array, Drawn]:
         """Inputs and targets of samples on their own, and what was drawn from."""
         inputs, ops = self._inputs, self._inputs.ops
-        numbers = ops.stage(batch.samples[low:high], "samples")
-        drawn = Drawn(numbers, self._seed, batch.epoch)
-        arrays = {name: array[low:high] for name, array in batch.arrays.items()}
+        numbers, arrays = batch.samples, batch.arrays
+        if high - low < batch.count:
+            numbers = numbers[low:high]
+            arrays = {name: array[low:high] for name, array in arrays.items()}
+        drawn = Drawn(ops.stage(numbers, "samples"), self._seed, batch.epoch)
         raw = inputs.task.features(arrays)
-        x = space.get("x", (high - low, *inputs.spec.shape), inputs.dtype)
+        x = space.get("x", (high - low, *self._shape), inputs.dtype)
         if inputs.scalar is not None and raw[0].dtype in (np.uint8, x.dtype):
             self._pipeline.inputs(ops.stage(raw[0], "features"), x, drawn)
         else:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,9 +11,8 @@ from mpidl.backend.array import Array
 from mpidl.backend.contract.base import Launcher
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What random numbers are drawn from.
+class Drawn(NamedTuple):
+    """What random numbers are drawn from, as kernels take it.
 
     Attributes:
         samples: (n,) int64, numbers of the samples in the data set, on the device.
@@ -25,11 +23,6 @@ class Drawn:
     samples: Array
     seed: int
     epoch: int
-
-    @property
-    def args(self) -> tuple[Array, int, int]:
-        """As kernels take them."""
-        return self.samples, self.seed, self.epoch
 
 
 class AugmentOps(Launcher):
@@ -50,7 +43,7 @@ class AugmentOps(Launcher):
             fill: Value of `out` beyond an edge that is EDGE_FILL.
         """
         name = "augment_gather_u8" if x.dtype == np.uint8 else "augment_gather"
-        self.launch(name, x, out, *drawn.args, g, scale, shift, fill)
+        self.launch(name, x, out, *drawn, g, scale, shift, fill)
 
     def augment_vectors(self, x: Array, vectors: Array, drawn: Drawn, g: Any, shift: float) -> None:
         """Turn the vectors in x (n, d, h, w, c) as `augment_gather` turned the samples, in place.
@@ -62,7 +55,7 @@ class AugmentOps(Launcher):
             g: As `augment_gather`.
             shift: See `x`.
         """
-        samples, seed, epoch = drawn.args
+        samples, seed, epoch = drawn
         self.launch("augment_vectors", x, samples, vectors, len(vectors), seed, epoch, g, shift)
 
     def augment_cutout(self, x: Array, drawn: Drawn, size: int, chance: int) -> None:
@@ -74,7 +67,7 @@ class AugmentOps(Launcher):
             size: Of the square; what lies beyond the edge is left out.
             chance: Probability times 2^32.
         """
-        self.launch("augment_cutout", x, *drawn.args, *x.shape, size, chance)
+        self.launch("augment_cutout", x, *drawn, *x.shape, size, chance)
 
     def augment_mixup(
         self, x: Array, other: Array, share: Array, table: Array, drawn: Drawn, chance: int
@@ -92,7 +85,7 @@ class AugmentOps(Launcher):
         n = len(x)
         size = math.prod(x.shape[1:])
         self.launch(
-            "augment_mixup", x, other, share, table, *drawn.args, n, size, len(table), chance
+            "augment_mixup", x, other, share, table, *drawn, n, size, len(table), chance
         )
 
     def augment_cutmix(
@@ -110,7 +103,7 @@ class AugmentOps(Launcher):
             chance: Probability times 2^32.
         """
         self.launch(
-            "augment_cutmix", x, other, share, table, *drawn.args, *x.shape, len(table), chance
+            "augment_cutmix", x, other, share, table, *drawn, *x.shape, len(table), chance
         )
 
     def augment_jitter(
@@ -127,4 +120,4 @@ class AugmentOps(Launcher):
         """
         n, c = len(x), x.shape[-1]
         pixels = math.prod(x.shape[1:-1])
-        self.launch("augment_jitter", x, *drawn.args, n, pixels, c, black, *spreads)
+        self.launch("augment_jitter", x, *drawn, n, pixels, c, black, *spreads)
