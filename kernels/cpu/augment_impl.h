@@ -6,6 +6,8 @@
 #include <immintrin.h>
 #endif
 enum { DRAW_MOVE = 0x41550000, DRAW_MIRROR, DRAW_CUTOUT, DRAW_JITTER, DRAW_MIX };
+#define DRAW_NOISE 0x80000000u /* and the number of 4 elements */
+enum { NOISE_LANES = 16 }; /* calls of the generator at once, of 4 numbers each */
 
 ALWAYS_INLINE void draw(uint32_t words[4], long seed, long epoch, long sample, uint32_t stream) {
     words[0] = (uint32_t)sample;
@@ -226,5 +228,42 @@ int NAME(augment_jitter)(REAL *x, const long *samples, long seed, long epoch, lo
             for (long j = i; j < i + 3; j++) image[j] = gray + vivid * (image[j] - gray);
         }
     }
+    return 0;
+}
+
+/* Normal numbers for elements [first, first + 4 * NOISE_LANES) of a sample (Box and Muller, 1958). */
+ALWAYS_INLINE void NAME(normals)(REAL *out, long seed, long epoch, long sample, long first) {
+    uint32_t words[4][NOISE_LANES];
+    for (int i = 0; i < NOISE_LANES; i++) {
+        uint32_t own[4];
+        draw(own, seed, epoch, sample, DRAW_NOISE | (uint32_t)(first / 4 + i));
+        for (int j = 0; j < 4; j++) words[j][i] = own[j];
+    }
+    for (int pair = 0; pair < 4; pair += 2)
+        for (int i = 0; i < NOISE_LANES; i++) {
+            /* a number in (0, 1], and an angle in turns within -1/2 and 1/2 */
+            const REAL u = ((REAL)(words[pair][i] >> 8) + (REAL)0.5) / (REAL)(1 << 24),
+                       t = (REAL)(int32_t)words[pair + 1][i] / (REAL)4294967296.0,
+                       a = t < 0 ? -t : t, quarter = (REAL)0.25,
+                       folded = a > quarter ? (REAL)0.5 - a : a;
+            const REAL square = -2 * NAME(fast_log)(u);
+            const REAL radius = sizeof(REAL) == 8 ? (REAL)sqrt((double)square) : (REAL)sqrtf((float)square);
+            out[4 * i + pair] = radius * NAME(sine_of_turn)(quarter - a);
+            out[4 * i + pair + 1] = radius * NAME(sine_of_turn)(t < 0 ? -folded : folded);
+        }
+}
+
+/* Add normal numbers times std to n samples of `size` elements. */
+int NAME(augment_noise)(REAL *x, const long *samples, long seed, long epoch, long n, long size,
+                        double std) {
+    const REAL scale = (REAL)std;
+    PARALLEL_FOR(n *size * 8)
+    for (long k = 0; k < n; k++)
+        for (long first = 0; first < size; first += 4 * NOISE_LANES) {
+            REAL drawn[4 * NOISE_LANES];
+            NAME(normals)(drawn, seed, epoch, samples[k], first);
+            const long left = size - first, count = left < 4 * NOISE_LANES ? left : 4 * NOISE_LANES;
+            for (long i = 0; i < count; i++) x[k * size + first + i] += scale * drawn[i];
+        }
     return 0;
 }

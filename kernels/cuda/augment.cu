@@ -1,6 +1,7 @@
 // Augmentation of a batch. What is drawn for a sample is a function of (seed, epoch, number of the
 // sample) alone, by Philox4x32-10, as in kernels/cpu/augment_impl.h.
 enum { DRAW_MOVE = 0x41550000, DRAW_MIRROR, DRAW_CUTOUT, DRAW_JITTER, DRAW_MIX };
+#define DRAW_NOISE 0x80000000u  // and the number of 4 elements
 
 __device__ inline void draw(unsigned *words, i64 seed, i64 epoch, i64 sample, unsigned stream) {
     words[0] = (unsigned)sample;
@@ -181,6 +182,25 @@ extern "C" __global__ void augment_jitter(REAL *x, const i64 *samples, i64 seed,
             const ACC gray = scale * gray_of(pixel, c) + shift, part = c == 3 ? vivid : ACC(1);
             for (i64 j = 0; j < c; j++)
                 pixel[j] = gray + part * (scale * ACC(pixel[j]) + shift - gray);
+        }
+    }
+}
+
+// Normal numbers (Box and Muller, 1958), four of each call of the generator.
+extern "C" __global__ void augment_noise(REAL *x, const i64 *samples, i64 seed, i64 epoch, i64 n,
+                                         i64 size, ACC std) {
+    const i64 blocks = (size + 3) / 4;
+    FOR_EACH(item, n * blocks) {
+        const i64 k = item / blocks, block = item % blocks;
+        unsigned words[4];
+        draw(words, seed, epoch, samples[k], DRAW_NOISE | (unsigned)block);
+        for (i64 j = 0; j < 4 && 4 * block + j < size; j++) {
+            const unsigned first = words[j & 2], second = words[(j & 2) + 1];
+            const ACC u = (ACC(first >> 8) + ACC(0.5)) / ACC(1 << 24),
+                      angle = ACC(6.283185307179586) * (ACC((int)second) / ACC(4294967296.0)),
+                      radius = sqrt(ACC(-2) * log(u));
+            REAL *at = x + k * size + 4 * block + j;
+            *at = ACC(*at) + std * radius * (j & 1 ? sin(angle) : cos(angle));
         }
     }
 }

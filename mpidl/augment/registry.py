@@ -19,6 +19,7 @@ AUGMENTATIONS: Registry[type[Augmentation]] = Registry(
         "rotate": "mpidl.augment.rotate:Rotate",
         "flip": "mpidl.augment.flip:Flip",
         "jitter": "mpidl.augment.jitter:Jitter",
+        "noise": "mpidl.augment.noise:Noise",
         "cutout": "mpidl.augment.cutout:Cutout",
         "mixup": "mpidl.augment.mixup:Mixup",
         "cutmix": "mpidl.augment.cutmix:Cutmix",

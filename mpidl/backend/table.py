@@ -262,6 +262,11 @@ KERNELS: dict[str, Kernel] = {
         "black:number brightness:number contrast:number saturation:number",
         warps("n"),
     ),
+    "augment_noise": Kernel(
+        "augment",
+        "x:real(n*size) samples:int64(n) seed:size epoch:size n:size size:size std:number",
+        each("n", "size"),
+    ),
     "augment_mixup": Kernel(
         "augment",
         f"x:real(n*size) other:real(n*size) {_MIX} n:size size:size count:size chance:size",

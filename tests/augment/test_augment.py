@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -127,3 +128,18 @@ def test_what_does_not_fit_is_refused(samples: Samples, options: Any, words: str
 def test_impossible_sections_are_refused(tree: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         AugmentConfig.read(tree, Place())
+
+
+def test_noise_is_normal_and_independent(ops: Any, rng: np.random.Generator) -> None:
+    samples = Samples((32, 30, 3), "image", "classes", ())
+    made = pipeline(ops, samples, noise={"std": 0.25})
+    raw = rng.standard_normal((12, 32, 30, 3)).astype(np.float32)
+    added, later = ((changed(ops, made, raw, np.arange(12), e) - raw).ravel() / 0.25 for e in (0, 1))
+    assert np.unique(np.round(added, 5)).size > 0.9 * added.size
+    assert abs(np.corrcoef([added, later])[0, 1]) < 0.03
+    # the distance to the normal distribution (Kolmogorov and Smirnov), below its 1e-4 quantile
+    every = np.sort(added)
+    distribution = np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in every])
+    steps = np.arange(1, len(every) + 1) / len(every)
+    assert np.abs(distribution - steps).max() < 2.2 / math.sqrt(len(every))
+    assert every[0] < -3.5 and every[-1] > 3.5

@@ -75,3 +75,9 @@ def jitter(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     x = g.standard_normal((count, pixels, channels))
     sizes = (count, pixels, channels)
     return [x, samples(g, count), *PLACES.values(), *sizes, -0.5, *g.random(3)]
+
+
+def noise(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    count, size = n % 9, 1 + m * k
+    x = g.standard_normal((count, size))
+    return [x, samples(g, count), *PLACES.values(), count, size, 0.5]

@@ -171,6 +171,7 @@ CASES: dict[str, Case] = {
     "augment_vectors": augment.vectors,
     "augment_cutout": augment.cutout,
     "augment_jitter": augment.jitter,
+    "augment_noise": augment.noise,
     "augment_mixup": augment.mixup,
     "augment_cutmix": augment.cutmix,
     "adam_step": adam,

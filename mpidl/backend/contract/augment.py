@@ -121,3 +121,14 @@ class AugmentOps(Launcher):
         n, c = len(x), x.shape[-1]
         pixels = math.prod(x.shape[1:-1])
         self.launch("augment_jitter", x, *drawn, n, pixels, c, black, *spreads)
+
+    def augment_noise(self, x: Array, drawn: Drawn, std: float) -> None:
+        """Add independent normal numbers to x (n, ...), in place.
+
+        Args:
+            x: The batch; fewer than 2^33 elements a sample.
+            drawn: Of the batch.
+            std: Their standard deviation.
+        """
+        n = len(x)
+        self.launch("augment_noise", x, *drawn, n, math.prod(x.shape[1:]), std)

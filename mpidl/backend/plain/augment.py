@@ -14,6 +14,7 @@ NDArr = NDArray[Any]
 Indices = NDArray[np.int64]
 _EDGES = codes("EDGE")
 _MOVE, _MIRROR, _CUTOUT, _JITTER, _MIX = range(0x41550000, 0x41550005)
+_NOISE = 0x80000000
 _GRAY = np.array([0.299, 0.587, 0.114])
 
 
@@ -236,3 +237,18 @@ def augment_jitter(
     mean = gray(lit).mean(axis=1, keepdims=True)
     shown = mean + harsh * (lit - mean)
     images[...] = gray(shown) + vivid * (shown - gray(shown)) if c == 3 else shown
+
+
+def augment_noise(
+    x: NDArr, samples: Indices, seed: int, epoch: int, n: int, size: int, std: float
+) -> None:
+    """AugmentOps.augment_noise."""
+    blocks = np.arange(-(-size // 4), dtype=np.uint64) | np.uint64(_NOISE)
+    for k, number in enumerate(samples[:n]):
+        low = np.full(len(blocks), number, np.uint64)
+        words = philox_words(low, low >> np.uint64(32), epoch, blocks, seed)
+        first, second = words[:, ::2], words[:, 1::2].astype(np.uint32).astype(np.int32)
+        u = ((first >> np.uint64(8)).astype(np.float64) + 0.5) / 2**24
+        radius, angle = np.sqrt(-2 * np.log(u)), 2 * np.pi * second / 2.0**32
+        normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1).reshape(-1)
+        x.reshape(n, size)[k] += (std * normal[:size]).astype(x.dtype)
