@@ -22,9 +22,9 @@ ALWAYS_INLINE long below(uint32_t word, long count) {
     return (long)(((uint64_t)word * (uint64_t)count) >> 32);
 }
 
-/* Where a sample's elements come from: element o of axis a of the result from element
- * (mirrored[a] ? size - 1 - o : o) + shift[a], h and w of the result swapped
- * before where `swap`. */
+/* Where a sample's elements come from: element o of axis a of the result, which has `size` of them,
+ * from element (mirrored[a] ? size - 1 - o : o) + shift[a], h and w of the result swapped before
+ * where `swap`. */
 typedef struct {
     long shift[3];
     int swap, mirrored[3];
@@ -62,14 +62,17 @@ ALWAYS_INLINE long fold(long at, long size, long edge) {
     }
 }
 
-/* Element j of a result comes from element j + first of its source, which has those of
- * [low, high). */
+/* Element j of `count` elements of a result comes from element j + first of its source, which has
+ * those of [low, high). */
 typedef struct {
-    long first, low, high;
+    long first, low, high, count;
 } reach;
 
-ALWAYS_INLINE reach within(long first, long size) {
-    const reach found = {first, first < 0 ? -first : 0, first > 0 ? size - first : size};
+/* A source of `size` elements; it is counted from its end on where the result is mirrored. */
+ALWAYS_INLINE reach within(long shift, int mirrored, long size, long count) {
+    const long first = mirrored ? size - count - shift : shift, low = first < 0 ? -first : 0;
+    const reach found = {first, low < count ? low : count,
+                         size - first < count ? (size > first ? size - first : 0) : count, count};
     return found;
 }
 
@@ -114,7 +117,7 @@ ALWAYS_INLINE long quantile(const long *table, long count, uint32_t word) {
 int NAME(augment_vectors)(REAL *x, const long *samples, const long *vectors, long count, long seed,
                           long epoch, const augment_geometry *g, double shift) {
     const REAL twice = (REAL)(2 * shift);
-    const long pixels = g->d * g->h * g->w;
+    const long pixels = g->od * g->oh * g->ow;
     PARALLEL_FOR(g->n *pixels *g->c)
     for (long n = 0; n < g->n; n++) {
         const placement p = place(g, seed, epoch, samples[n]);

@@ -67,27 +67,27 @@ ALWAYS_INLINE void GATHER(row)(const REAL *in, long step, long size, long edge, 
     }
 }
 
-/* The columns of rows of `count` results, `step` elements apart in x, that lie beyond an edge. */
+/* The columns of `count` rows of a result, from rows `step` elements apart in x, that lie beyond an
+ * edge. */
 ALWAYS_INLINE void GATHER(sides)(const GIVEN *x, long step, GIVEN *out, long count,
                                  const augment_geometry *g, reach w) {
-    const long c = g->c, row = g->w * c;
-    for (long i = 0; i < count; i++, x += step, out += row)
-        if (g->edge_w == EDGE_WRAP) {
-            GATHER(copy)(out, x + (g->w - w.low) * c, w.low * c);
-            GATHER(copy)(out + w.high * c, x, (g->w - w.high) * c);
-        } else
-            for (long j = w.low ? 0 : w.high; j < g->w; j = j + 1 == w.low ? w.high : j + 1)
+    const long c = g->c;
+    for (long i = 0; i < count; i++, x += step, out += w.count * c)
+        if (g->edge_w == EDGE_WRAP) GATHER(copy)(out + w.high * c, x, (w.count - w.high) * c);
+        else
+            for (long j = w.low ? 0 : w.high; j < w.count; j = j + 1 == w.low ? w.high : j + 1)
                 GATHER(copy)(out + j * c, x + fold(j + w.first, g->w, g->edge_w) * c, c);
 }
 
 /* As `sides`, all columns; none beyond an edge that is EDGE_FILL. */
 ALWAYS_INLINE void GATHER(rows)(const GIVEN *x, long step, GIVEN *out, long count,
                                 const augment_geometry *g, reach w) {
-    const long row = g->w * g->c, run = (w.high - w.low) * g->c;
+    const long run = (w.high - w.low) * g->c;
     const GIVEN *in = x + (w.low + w.first) * g->c;
     GIVEN *to = out + w.low * g->c;
-    for (long i = 0; i < count; i++, in += step, to += row) GATHER(copy)(to, in, run);
-    if (g->edge_w != EDGE_FILL && w.high - w.low < g->w)
+    for (long i = 0; run > 0 && i < count; i++, in += step, to += w.count * g->c)
+        GATHER(copy)(to, in, run);
+    if (g->edge_w != EDGE_FILL && w.high - w.low < w.count)
         GATHER(sides)(x, step, out, count, g, w);
 }
 
@@ -97,18 +97,17 @@ ALWAYS_INLINE void GATHER(collect)(const GIVEN *x, GIVEN *out, const augment_geo
                                    placement p, reach w) {
     const long row = g->w * g->c, plane = g->h * row;
     const int down = p.mirrored[1] != p.mirrored[2]; /* rows of x are taken from the last on */
-    const reach h = within(p.mirrored[1] ? -p.shift[1] : p.shift[1], g->h);
-    for (long d = 0; d < g->d; d++, out += plane) {
+    const reach h = within(p.shift[1], p.mirrored[1], g->h, g->oh);
+    for (long d = 0; d < g->od; d++) {
         const long from = fold(d + p.shift[0], g->d, g->edge_d);
         if (from < 0) continue;
         const GIVEN *in = x + (p.mirrored[2] ? g->d - 1 - from : from) * plane;
-        for (long i = 0, count; i < g->h; i += count) {
-            const int inside = i == h.low && h.low < h.high;
-            count = inside ? h.high - h.low : 1;
+        for (long i = 0, count; i < g->oh; i += count) {
+            count = i == h.low && h.low < h.high ? h.high - h.low : 1;
             const long at = fold(i + h.first, g->h, g->edge_h);
             if (at < 0) continue;
-            GATHER(rows)(in + (down ? g->h - 1 - at : at) * row, down ? -row : row, out + i * row,
-                         count, g, w);
+            GATHER(rows)(in + (down ? g->h - 1 - at : at) * row, down ? -row : row,
+                         out + (d * g->oh + i) * g->ow * g->c, count, g, w);
         }
     }
 }
@@ -116,56 +115,54 @@ ALWAYS_INLINE void GATHER(collect)(const GIVEN *x, GIVEN *out, const augment_geo
 /* Give all that lies beyond an edge that is EDGE_FILL the value `beyond`. */
 ALWAYS_INLINE void GATHER(surround)(REAL *out, const augment_geometry *g, placement p, reach w,
                                     REAL beyond) {
-    const long row = g->w * g->c;
-    for (long d = 0; d < g->d; d++)
-        for (long i = 0; i < g->h; i++, out += row) {
-            const long at = (p.mirrored[1] ? g->h - 1 - i : i) + p.shift[1];
+    const long c = g->c;
+    for (long d = 0; d < g->od; d++)
+        for (long i = 0; i < g->oh; i++, out += w.count * c) {
+            const long at = (p.mirrored[1] ? g->oh - 1 - i : i) + p.shift[1];
             const int whole = fold(d + p.shift[0], g->d, g->edge_d) < 0 ||
                               fold(at, g->h, g->edge_h) < 0;
-            if (whole) GATHER(fill)(out, row, beyond);
+            if (whole) GATHER(fill)(out, w.count * c, beyond);
             else if (g->edge_w == EDGE_FILL) {
-                GATHER(fill)(out, w.low * g->c, beyond);
-                GATHER(fill)(out + w.high * g->c, (g->w - w.high) * g->c, beyond);
+                GATHER(fill)(out, w.low * c, beyond);
+                GATHER(fill)(out + w.high * c, (w.count - w.high) * c, beyond);
             }
         }
 }
 
-/* A sample whose axes keep their places; `held` has room for two. It is collected in its own type
- * and converted as a whole, in one long vector loop. */
+/* A sample whose axes keep their places; `held` has room for it and its result. It is collected in
+ * its own type and converted as a whole, in one long vector loop. */
 ALWAYS_INLINE void GATHER(move)(const GIVEN *x, GIVEN *held, REAL *out, const augment_geometry *g,
                                 placement p, REAL a, REAL b, REAL beyond) {
-    const long size = g->d * g->h * g->w * g->c;
+    const long pixels = g->d * g->h * g->w, size = g->od * g->oh * g->ow * g->c;
     if (p.mirrored[2]) {
-        GATHER(reverse)(x, held + size, size / g->c, g->c);
+        GATHER(reverse)(x, held + size, pixels, g->c);
         x = held + size;
     }
-    const reach w = within(p.mirrored[2] ? -p.shift[2] : p.shift[2], g->w);
-    const int open = (g->edge_w == EDGE_FILL && p.shift[2]) ||
-                     (g->edge_h == EDGE_FILL && p.shift[1]) ||
-                     (g->edge_d == EDGE_FILL && p.shift[0]);
+    reach w = within(p.shift[2], p.mirrored[2], g->w, g->ow);
+    if (g->edge_w == EDGE_WRAP) w = within(fold(w.first, g->w, EDGE_WRAP), 0, g->w, g->ow);
+    const int open = g->edge_w == EDGE_FILL || g->edge_h == EDGE_FILL || g->edge_d == EDGE_FILL;
     if (open) memset(held, 0, (size_t)size * sizeof(GIVEN));
     GATHER(collect)(x, held, g, p, w);
     for (long i = 0; i < size; i++) out[i] = (REAL)held[i] * a + b;
     if (open && beyond != b) GATHER(surround)(out, g, p, w, beyond);
 }
 
-/* A sample whose axes h and w are swapped; `held` has room for one. */
+/* A sample whose axes h and w are swapped; `held` has room for it. */
 ALWAYS_INLINE void GATHER(turn)(const GIVEN *x, REAL *held, REAL *out, const augment_geometry *g,
                                 placement p, REAL a, REAL b, REAL beyond) {
-    const long row = g->w * g->c, plane = g->h * row;
+    const long row = g->w * g->c, plane = g->h * row, side = g->ow;
     for (long i = 0; i < g->d * plane; i++) held[i] = (REAL)x[i] * a + b;
-    const long sign = p.mirrored[1] ? -1 : 1,
-               first = (p.mirrored[1] ? g->h - 1 : 0) + p.shift[1];
-    for (long d = 0; d < g->d; d++) {
+    const long sign = p.mirrored[1] ? -1 : 1, first = (p.mirrored[1] ? side - 1 : 0) + p.shift[1];
+    for (long d = 0; d < g->od; d++) {
         const long from_d = fold(d + p.shift[0], g->d, g->edge_d);
-        for (long i = 0; i < g->h; i++) {
-            REAL *to = out + d * plane + i * row;
-            const long at = (p.mirrored[2] ? g->w - 1 - i : i) + p.shift[2],
+        for (long i = 0; i < side; i++) {
+            REAL *to = out + (d * side + i) * side * g->c;
+            const long at = (p.mirrored[2] ? side - 1 - i : i) + p.shift[2],
                        from = fold(at, g->w, g->edge_w);
-            if (from_d < 0 || from < 0) GATHER(fill)(to, row, beyond);
+            if (from_d < 0 || from < 0) GATHER(fill)(to, side * g->c, beyond);
             else
                 GATHER(row)(held + from_d * plane + from * g->c, row, g->h, g->edge_h, first, sign,
-                            to, g->w, g->c, beyond);
+                            to, side, g->c, beyond);
         }
     }
 }
@@ -173,18 +170,18 @@ ALWAYS_INLINE void GATHER(turn)(const GIVEN *x, REAL *held, REAL *out, const aug
 int GATHER(augment_gather)(const GIVEN *x, REAL *out, const long *samples, long seed, long epoch,
                            const augment_geometry *g, double scale, double shift, double fill) {
     const REAL a = (REAL)scale, b = (REAL)shift, beyond = (REAL)fill;
-    const long size = g->d * g->h * g->w * g->c;
+    const long size = g->d * g->h * g->w * g->c, moved = g->od * g->oh * g->ow * g->c;
     int failed = 0;
     PARALLEL_FOR(g->n *size)
     for (long n = 0; n < g->n; n++) {
-        void *held = mpidl_scratch(SCRATCH_OTHER, 2 * (size_t)size * sizeof(REAL));
+        void *held = mpidl_scratch(SCRATCH_OTHER, (size_t)(size + moved) * sizeof(REAL));
         if (held == NULL) {
             failed = MPIDL_NO_MEMORY;
             continue;
         }
         const placement p = place(g, seed, epoch, samples[n]);
-        if (p.swap) GATHER(turn)(x + n * size, held, out + n * size, g, p, a, b, beyond);
-        else GATHER(move)(x + n * size, held, out + n * size, g, p, a, b, beyond);
+        if (p.swap) GATHER(turn)(x + n * size, held, out + n * moved, g, p, a, b, beyond);
+        else GATHER(move)(x + n * size, held, out + n * moved, g, p, a, b, beyond);
     }
     return failed;
 }

@@ -59,14 +59,14 @@ __device__ inline i64 quantile(const i64 *table, i64 count, unsigned word) {
 template <class Given>
 __device__ inline void gather(const Given *x, REAL *out, const i64 *samples, i64 seed, i64 epoch,
                               const augment_geometry &g, ACC scale, ACC shift, ACC fill) {
-    FOR_EACH(pixel, g.n * g.d * g.h * g.w) {
-        const i64 j = pixel % g.w, i = pixel / g.w % g.h, d = pixel / (g.w * g.h) % g.d,
-                  n = pixel / (g.w * g.h * g.d);
+    FOR_EACH(pixel, g.n * g.od * g.oh * g.ow) {
+        const i64 j = pixel % g.ow, i = pixel / g.ow % g.oh, d = pixel / (g.ow * g.oh) % g.od,
+                  n = pixel / (g.ow * g.oh * g.od);
         const Placement p = place(g, seed, epoch, samples[n]);
         const i64 h = p.swap ? j : i, w = p.swap ? i : j;
         const i64 from_d = fold(d + p.shift_d, g.d, g.edge_d),
-                  from_h = fold((p.mirrored_h ? g.h - 1 - h : h) + p.shift_h, g.h, g.edge_h),
-                  from_w = fold((p.mirrored_w ? g.w - 1 - w : w) + p.shift_w, g.w, g.edge_w);
+                  from_h = fold((p.mirrored_h ? g.oh - 1 - h : h) + p.shift_h, g.h, g.edge_h),
+                  from_w = fold((p.mirrored_w ? g.ow - 1 - w : w) + p.shift_w, g.w, g.edge_w);
         const bool inside = from_d >= 0 && from_h >= 0 && from_w >= 0;
         const i64 from = ((n * g.d + from_d) * g.h + from_h) * g.w + from_w;
         for (i64 k = 0; k < g.c; k++)
@@ -89,7 +89,7 @@ extern "C" __global__ void augment_gather_u8(const u8 *x, REAL *out, const i64 *
 extern "C" __global__ void augment_vectors(REAL *x, const i64 *samples, const i64 *vectors,
                                            i64 count, i64 seed, i64 epoch, augment_geometry g,
                                            ACC shift) {
-    const i64 pixels = g.d * g.h * g.w;
+    const i64 pixels = g.od * g.oh * g.ow;
     FOR_EACH(pixel, g.n * pixels) {
         const Placement p = place(g, seed, epoch, samples[pixel / pixels]);
         for (i64 k = 0; k < count; k++) {

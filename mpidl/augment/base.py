@@ -30,6 +30,7 @@ class Samples:
         scale: Inputs are normalized as raw * scale + shift.
         shift: See `scale`.
         classes: Number of classes; 0: targets are values.
+        window: Size of the part of a sample that is taken; none: the whole.
     """
 
     shape: Shape
@@ -39,11 +40,26 @@ class Samples:
     scale: float = 1.0
     shift: float = 0.0
     classes: int = 0
+    window: Shape = ()
 
     @property
     def space(self) -> Shape:
         """Axes along which samples can be moved."""
         return self.shape[:-1] if self.layout == "image" else ()
+
+    @property
+    def taken(self) -> Shape:
+        """The same of what is taken of a sample."""
+        return self.window or self.space
+
+    @property
+    def taken_shape(self) -> Shape:
+        """Shape of an augmented input."""
+        return (*self.window, self.channels) if self.window else self.shape
+
+    def taken_target(self, shape: Shape) -> Shape:
+        """Shape of targets (n, ...) once they have been moved."""
+        return (shape[0], *self.taken, *shape[1 + len(self.space) :])
 
     @property
     def channels(self) -> int:

@@ -48,7 +48,7 @@ class Cutmix(Mixing):
     def mix_fields(self, ops: Ops, y: Array, other: Array, table: Array, drawn: Drawn) -> bool:
         if not self.samples.has_field_targets:
             return False
-        shape = (len(y), *self.samples.space, self.samples.target_channels)
+        shape = (len(y), *self.samples.taken, self.samples.target_channels)
         share = ops.xp.empty(len(y), y.dtype)
         pair = y.reshape(shape), other.reshape(shape)
         ops.augment_cutmix(*pair, share, table, drawn, self.chance)

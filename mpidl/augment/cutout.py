@@ -28,10 +28,10 @@ class Cutout(Pointwise):
 
     def check(self) -> None:
         self.needs_space((2,), "images (height, width, channels)")
-        if self.options.size > 2 * max(self.samples.space):
+        if self.options.size > 2 * max(self.samples.taken):
             raise self.error(
                 f"cuts out squares of {self.options.size} pixels, but images have the shape "
-                f"{self.samples.shape}",
+                f"{self.samples.taken_shape}",
                 "choose a smaller augment.cutout.size",
             )
 

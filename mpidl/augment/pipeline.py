@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from mpidl.augment.base import AXES, Moving, Pointwise, Samples
 from mpidl.augment.crop import Crop
 from mpidl.augment.mixing import Mixing
+from mpidl.augment.patch import Patch
 from mpidl.augment.registry import AUGMENTATIONS
 from mpidl.augment.rotate import Rotate
 from mpidl.backend import Array, Ops
@@ -35,6 +37,9 @@ class Pipeline:
     """
 
     def __init__(self, chosen: Mapping[str, Section], samples: Samples, ops: Ops) -> None:
+        patch = chosen.get("patch")
+        if isinstance(patch, Patch.Options):
+            samples = replace(samples, window=patch.size)
         made = [
             AUGMENTATIONS[name](chosen[name], samples) for name in AUGMENTATIONS if name in chosen
         ]
@@ -64,7 +69,8 @@ class Pipeline:
             record = np.zeros((), structs()["augment_geometry"])
             space = (1, 1, 1, *self.samples.space)[-3:]
             for axis, size in zip(AXES, space, strict=True):
-                record[axis], record[f"spread_{axis}"] = size, 1
+                record[axis] = record[f"o{axis}"] = size
+                record[f"spread_{axis}"] = 1
             record["n"], record["c"] = count, channels
             for each in self._moving:
                 each.place(record)
@@ -76,7 +82,7 @@ class Pipeline:
 
         Args:
             raw: (n, ...), as they are stored, uint8 or of the dtype of `out`.
-            out: (n, *shape), normalized.
+            out: (n, *taken_shape), normalized.
             drawn: Of the batch.
             normalized: Whether `raw` is so already.
         """
@@ -101,7 +107,7 @@ class Pipeline:
 
         Args:
             given: (n, *target_shape), floating.
-            out: The same shape and dtype.
+            out: `taken_target` of its shape, the same dtype.
             drawn: Of the batch.
         """
         record = self._record(len(out), self.samples.target_channels)

@@ -14,6 +14,7 @@ AUGMENTATIONS: Registry[type[Augmentation]] = Registry(
     "augmentation",
     "augment",
     {
+        "patch": "mpidl.augment.patch:Patch",
         "crop": "mpidl.augment.crop:Crop",
         "roll": "mpidl.augment.roll:Roll",
         "rotate": "mpidl.augment.rotate:Rotate",
@@ -39,6 +40,12 @@ class AugmentConfig(Selection, frozen=True):
 
     def check(self, place: Place) -> None:
         """Refuse what cannot be together."""
+        if "crop" in self.entries and "patch" in self.entries:
+            raise place.error(
+                f"{place.name('crop')} and {place.name('patch')} both choose a window",
+                "crop",
+                remedy="use patch where images are larger than what a step can take, else crop",
+            )
         if "crop" in self.entries and "roll" in self.entries:
             raise place.error(
                 f"{place.name('crop')} and {place.name('roll')} both shift the samples",

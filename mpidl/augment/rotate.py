@@ -50,9 +50,9 @@ class Rotate(Moving):
         super().check()
         samples, options = self.samples, self.options
         self.needs_space((2, 3), "fields (height, width, channels)")
-        if options.turns and samples.space[-1] != samples.space[-2]:
+        if options.turns and samples.taken[-1] != samples.taken[-2]:
             raise self.error(
-                f"turns fields that are not square: {samples.shape}",
+                f"turns fields that are not square: {samples.taken_shape}",
                 "set augment.rotate.turns = false (mirrored fields only)",
             )
         self._check_pairs("vectors", options.vectors, samples.channels)

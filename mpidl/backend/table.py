@@ -34,11 +34,12 @@ _ROWS = "real(rows*cols)"
 _SEGMENTS = "real(parts*rows*cols)"
 _STATISTIC = "acc(parts*cols)"
 _CELLS = "real(rows*units)"
-_MOVED = "real(g.n*g.d*g.h*g.w*g.c)"
+_STILL = "g.n*g.d*g.h*g.w*g.c"
+_MOVED = "real(g.n*g.od*g.oh*g.ow*g.c)"
 _DRAWN = "samples:int64(g.n) seed:size epoch:size g:augment_geometry"
 _MOVE = f"out:{_MOVED} {_DRAWN} scale:number shift:number fill:number"
 _MIX = "share:acc(n) table:int64(count) samples:int64(n) seed:size epoch:size"
-_PIXELS = ("g.n", "g.d", "g.h", "g.w")
+_PIXELS = ("g.n", "g.od", "g.oh", "g.ow")
 
 KERNELS: dict[str, Kernel] = {
     "bias_act": Kernel(
@@ -242,8 +243,8 @@ KERNELS: dict[str, Kernel] = {
         f"dy:{_POOL_OUT} out:{_POOL_IN} g:pool_geometry",
         each("g.n", "g.h", "g.w", "g.c"),
     ),
-    "augment_gather": Kernel("augment", f"x:{_MOVED} {_MOVE}", each(*_PIXELS)),
-    "augment_gather_u8": Kernel("augment", f"x:uint8(g.n*g.d*g.h*g.w*g.c) {_MOVE}", each(*_PIXELS)),
+    "augment_gather": Kernel("augment", f"x:real({_STILL}) {_MOVE}", each(*_PIXELS)),
+    "augment_gather_u8": Kernel("augment", f"x:uint8({_STILL}) {_MOVE}", each(*_PIXELS)),
     "augment_vectors": Kernel(
         "augment",
         f"x:{_MOVED} samples:int64(g.n) vectors:int64(2*count) count:size seed:size epoch:size "

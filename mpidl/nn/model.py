@@ -66,11 +66,14 @@ class Model:
         self.input_shape = tuple(input_shape)
         self.ops = ops
         self.input_gradient = input_gradient
-        self.ranges: list[tuple[str, str] | None] = []
         self._passes = ActivationPool(ops)
         self.runtime = Runtime(self._passes.free[0], model=weakref.ref(self))
         fuse(self.layers)
-        specs, self.output_shape = self._declare()
+        specs, self.ranges, self.output_shape = _declare(
+            self.layers, self.input_shape, input_gradient=input_gradient
+        )
+        self._shapes = {self.input_shape}
+        self._parameter_shapes = {spec.name: spec.shape for spec in specs}
         self.parameters = FlatParameters(specs, ops, dtype, compute_dtype=compute_dtype)
         for layer in self.layers:
             layer.bind(ops, self.parameters, self.runtime)
@@ -80,20 +83,32 @@ class Model:
         self.needs_collective = any(layer.needs_collective for layer in self.walk())
         self.capturable = all(layer.capturable for layer in self.walk())
 
-    def _declare(self) -> tuple[list[ParameterSpec], Shape]:
-        """Name the layers; returns their parameters and the shape of an output sample."""
-        specs: list[ParameterSpec] = []
-        shape = self.input_shape
-        for layer, name in zip(self.layers, number_layers(self.layers), strict=True):
-            layer.name = name
-            output_shape = layer.output_shape(shape)
-            own = [replace(spec, name=f"{name}.{spec.name}") for spec in layer.declare(shape)]
-            trained = [spec.name for spec in own if spec.trainable]
-            layer.needs_input_gradient = self.input_gradient or any(s.trainable for s in specs)
-            self.ranges.append((trained[0], trained[-1]) if trained else None)
-            specs += own
-            shape = output_shape
-        return specs, shape
+    def admit(self, layers: Sequence[Layer], input_shape: Shape) -> Shape:
+        """Take samples of another shape too, with the same parameters: parts of the samples.
+
+        Args:
+            layers: The same layers, made for that shape.
+            input_shape: Of an input sample.
+
+        Returns:
+            Shape of an output sample.
+
+        Raises:
+            ShapeError: They would have other parameters.
+        """
+        layers = list(layers)
+        fuse(layers)
+        specs, _, output_shape = _declare(layers, tuple(input_shape))
+        for spec in specs:
+            own = self._parameter_shapes.get(spec.name)
+            if own != spec.shape:
+                raise ShapeError(
+                    f"{spec.name} has the shape {own} for samples of shape {self.input_shape}, "
+                    f"but {spec.shape} for {tuple(input_shape)}",
+                    remedy="choose a model that is convolutional throughout",
+                )
+        self._shapes.add(tuple(input_shape))
+        return output_shape
 
     def walk(self) -> Iterator[Layer]:
         """All layers, including nested ones."""
@@ -104,8 +119,8 @@ class Model:
         """Compute the output of a batch.
 
         Args:
-            x: The batch, (n, *input_shape). Views, other floating-point dtypes, and host arrays
-                for a GPU are copied.
+            x: The batch, (n, *input_shape), or samples of another shape that was admitted. Views,
+                other floating-point dtypes, and host arrays for a GPU are copied.
             train: Keep the activations until the backward pass has finished; several passes may be
                 in flight. Otherwise, and afterwards, the next forward pass may overwrite output
                 and activations.
@@ -118,7 +133,7 @@ class Model:
             ShapeError: The shape or the dtype of the samples does not fit the model.
         """
         x = self._usable(x)
-        if tuple(x.shape[1:]) != self.input_shape:
+        if tuple(x.shape[1:]) not in self._shapes:
             raise ShapeError(
                 f"the model takes samples of shape {self.input_shape}, but got "
                 f"{tuple(x.shape[1:])}",
@@ -184,6 +199,29 @@ class Model:
             return given
         converted: Array = xp.ascontiguousarray(given, wanted)
         return converted
+
+
+def _declare(
+    layers: Sequence[Layer], shape: Shape, *, input_gradient: bool = False
+) -> tuple[list[ParameterSpec], list[tuple[str, str] | None], Shape]:
+    """Name the layers.
+
+    Returns:
+        Their parameters, the first and the last trainable one of each layer, and the shape of an
+        output sample.
+    """
+    specs: list[ParameterSpec] = []
+    ranges: list[tuple[str, str] | None] = []
+    for layer, name in zip(layers, number_layers(layers), strict=True):
+        layer.name = name
+        output_shape = layer.output_shape(shape)
+        own = [replace(spec, name=f"{name}.{spec.name}") for spec in layer.declare(shape)]
+        trained = [spec.name for spec in own if spec.trainable]
+        layer.needs_input_gradient = input_gradient or any(s.trainable for s in specs)
+        ranges.append((trained[0], trained[-1]) if trained else None)
+        specs += own
+        shape = output_shape
+    return specs, ranges, shape
 
 
 def _check_dtypes(ops: Ops, dtype: np.dtype[Any], compute: np.dtype[Any]) -> None:

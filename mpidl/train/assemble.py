@@ -94,7 +94,7 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
         config.sync.chosen.check(config.sync.options, run)
         sampler = _build_sampler(config, reader, spec, context)
         inputs = Inputs(task, model)
-        augmented = augment(config, inputs)
+        augmented = augment(config, inputs, model)
     test = _open_test(config, task, context)
     feed = Feed(
         Loader(reader, sampler, context=context),

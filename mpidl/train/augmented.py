@@ -13,13 +13,20 @@ from mpidl.backend.contract.augment import Drawn
 from mpidl.config import Config
 from mpidl.data import Batch
 from mpidl.errors import ConfigError
+from mpidl.nn import Model
+from mpidl.train.build import admit_parts
 from mpidl.train.inputs import Inputs
 
 MicroBatch = tuple[Array, Array]
 
 
-def augment(config: Config, inputs: Inputs) -> AugmentedInputs | None:
+def augment(config: Config, inputs: Inputs, model: Model) -> AugmentedInputs | None:
     """What `[augment]` asks for; None where it asks for nothing.
+
+    Args:
+        config: Of the run.
+        inputs: Without augmentation.
+        model: It is told of samples of another size.
 
     Raises:
         ConfigError: An augmentation cannot be applied to these samples.
@@ -50,7 +57,12 @@ def augment(config: Config, inputs: Inputs) -> AugmentedInputs | None:
         classes=spec.target.classes or 0,
     )
     _check_channels(chosen, inputs)
-    return AugmentedInputs(inputs, Pipeline(chosen, samples, inputs.ops), config.train.seed)
+    pipeline = Pipeline(chosen, samples, inputs.ops)
+    taken = pipeline.samples
+    if taken.window:
+        fields = len(taken.space) if taken.has_field_targets else 0
+        admit_parts(model, config.model, taken.taken_shape, fields)
+    return AugmentedInputs(inputs, pipeline, config.train.seed)
 
 
 def _check_channels(chosen: Mapping[str, Any], inputs: Inputs) -> None:
@@ -90,8 +102,8 @@ class AugmentedInputs:
 
     def __init__(self, inputs: Inputs, pipeline: Pipeline, seed: int) -> None:
         self._inputs = inputs
-        self._shape = inputs.spec.shape
         self._pipeline = pipeline
+        self._shape = pipeline.samples.taken_shape
         self._seed = seed
         self._space = inputs.ops.workspace()
         self._partners = inputs.ops.workspace()
@@ -153,10 +165,11 @@ class AugmentedInputs:
         if not self._pipeline.moves_targets:
             return given
         real = self._real(given)
-        moved = space.get("moved", real.shape, real.dtype)
+        shape = self._pipeline.samples.taken_target(real.shape)
+        moved = space.get("moved", shape, real.dtype)
         self._pipeline.targets(real, moved, drawn)
         if moved.dtype == given.dtype:
             return moved
-        held = space.get("targets", given.shape, given.dtype)
+        held = space.get("targets", shape, given.dtype)
         held[...] = moved
         return held

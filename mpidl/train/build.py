@@ -8,12 +8,14 @@ from msgspec.structs import asdict
 from mpidl.backend import Ops
 from mpidl.comm.context import Context
 from mpidl.config import LossConfig, ModelConfig, OptimConfig, SyncConfig
-from mpidl.errors import ConfigError
+from mpidl.errors import ConfigError, ShapeError
 from mpidl.nn import LOSSES, FlatParameters, Loss, Model
 from mpidl.optim import Optimizer, Parameters
 from mpidl.sync import RunInfo
 from mpidl.task import AUTO, Task
 from mpidl.train.engine import AnyStrategy
+
+Shape = tuple[int, ...]
 
 
 def build_for_data(config: ModelConfig, task: Task, ops: Ops, precision: str = "float32") -> Model:
@@ -65,6 +67,38 @@ def build_model(
     except (ValueError, OverflowError, MemoryError) as error:
         what = f"cannot build {config.name!r}: {error}"
         raise ConfigError(what, where="model.name", remedy="check the options") from error
+
+
+def admit_parts(model: Model, config: ModelConfig, shape: Shape, fields: int) -> None:
+    """Let a model be trained on parts of its samples.
+
+    Args:
+        model: Made for whole samples.
+        config: What it was made from.
+        shape: Of a part, channels last.
+        fields: How many axes a target has that are those of a sample.
+
+    Raises:
+        ConfigError: It cannot be applied to samples of another size.
+    """
+    whole = model.output_shape
+    wanted = (*shape[:fields], *whole[fields:])
+    try:
+        layers = config.chosen(shape, whole[-1], **asdict(config.options))
+        found = model.admit(layers, shape)
+    except (ValueError, ShapeError) as error:
+        raise _parts_refused(config.name, shape, str(error)) from error
+    if found != wanted:
+        raise _parts_refused(config.name, shape, f"outputs have the shape {found}, not {wanted}")
+
+
+def _parts_refused(name: str, shape: Shape, why: str) -> ConfigError:
+    return ConfigError(
+        f"{name!r} cannot be trained on parts of samples, of shape {shape}: {why}",
+        where="augment.patch",
+        remedy="choose a model that is convolutional throughout (unet, fno, resnet18), or another "
+        "size",
+    )
 
 
 def build_loss(config: LossConfig, task: Task, ops: Ops) -> Loss:

@@ -60,6 +60,31 @@ def test_each_crop_and_flip_is_one_of_the_possible_ones(ops: Any, rng: np.random
     assert len(seen) > 20 and {flip for *_, flip in seen} == {1, -1}
 
 
+@pytest.mark.parametrize("periodic", [False, True])
+def test_patches_are_parts_of_samples_and_of_their_targets(
+    ops: Any, rng: np.random.Generator, periodic: bool
+) -> None:
+    samples = Samples((6, 8, 9, 2), "image", "values", (6, 8, 9))
+    raw = np.arange(50 * 6 * 8 * 9 * 2, dtype=np.float32).reshape(50, 6, 8, 9, 2)
+    more = {"roll": {"axes": [2]}} if periodic else {"flip": {}}
+    made = pipeline(ops, samples, patch={"size": [2, 8, 5]}, **more)
+    x, y = (ops.to_device(np.empty((50, 2, 8, 5, *c), np.float32)) for c in ((2,), ()))
+    drawn = Drawn(ops.to_device(np.arange(50)), 5, 0)
+    made.inputs(ops.to_device(raw), x, drawn)
+    made.targets(ops.to_device(raw[..., 0].copy()), y, drawn)
+    x, seen = ops.to_host(x), set()
+    np.testing.assert_array_equal(ops.to_host(y), x[..., 0])
+    for sample, part in zip(raw, x, strict=True):
+        plane = int(np.argmax((sample[:, 0, :, 0] == part[0, 0, 0, 0]).any(axis=1)))
+        column = int(np.argmax(sample[plane, 0, :, 0] == part[0, 0, 0, 0]))
+        backwards = not periodic and part[0, 0, 1, 0] < part[0, 0, 0, 0]
+        columns = (column + np.arange(5) * (-1 if backwards else 1)) % 9
+        np.testing.assert_array_equal(part, sample[plane : plane + 2][:, :, columns])
+        seen.add((plane, column, backwards))
+    assert {plane for plane, *_ in seen} == set(range(5)) and len(seen) > 20
+    assert not periodic or any(column > 4 for _, column, _ in seen)
+
+
 def test_rotations_turn_vectors_and_targets_alike(ops: Any, rng: np.random.Generator) -> None:
     """A gradient of a scalar field is turned into the gradient of the turned field."""
     scalar = rng.standard_normal((30, 8, 8)).astype(np.float32)
@@ -107,6 +132,9 @@ def test_colors_change_by_their_factors(ops: Any, rng: np.random.Generator) -> N
 @pytest.mark.parametrize(
     ("samples", "options", "words"),
     [
+        (IMAGES, {"patch": {"size": [4, 8]}}, r"give 2 number\(s\) up to \[9, 7\]"),
+        (FIELDS, {"patch": {"size": [4]}}, "takes parts of"),
+        (FIELDS, {"patch": {"size": [4, 3]}, "rotate": {}}, "not square"),
         (Samples((9, 3), "series", "classes", ()), {"crop": {}}, "augment.crop needs images"),
         (Samples((9,), "image", "classes", ()), {"flip": {}}, "augment.flip needs images"),
         (IMAGES, {"crop": {"padding": 7}}, "pads by 7 pixels"),
@@ -124,7 +152,9 @@ def test_what_does_not_fit_is_refused(samples: Samples, options: Any, words: str
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize("tree", [{"crop": {}, "roll": {}}, {"flop": {}}, {"crop": 4}])
+@pytest.mark.parametrize(
+    "tree", [{"crop": {}, "roll": {}}, {"crop": {}, "patch": {}}, {"flop": {}}, {"crop": 4}]
+)
 def test_impossible_sections_are_refused(tree: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         AugmentConfig.read(tree, Place())
@@ -134,7 +164,9 @@ def test_noise_is_normal_and_independent(ops: Any, rng: np.random.Generator) -> 
     samples = Samples((32, 30, 3), "image", "classes", ())
     made = pipeline(ops, samples, noise={"std": 0.25})
     raw = rng.standard_normal((12, 32, 30, 3)).astype(np.float32)
-    added, later = ((changed(ops, made, raw, np.arange(12), e) - raw).ravel() / 0.25 for e in (0, 1))
+    added, later = (
+        (changed(ops, made, raw, np.arange(12), e) - raw).ravel() / 0.25 for e in (0, 1)
+    )
     assert np.unique(np.round(added, 5)).size > 0.9 * added.size
     assert abs(np.corrcoef([added, later])[0, 1]) < 0.03
     # the distance to the normal distribution (Kolmogorov and Smirnov), below its 1e-4 quantile

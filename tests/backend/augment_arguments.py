@@ -14,14 +14,20 @@ PLACES = {"seed": 7 << 33 | 5, "epoch": 3}
 
 def geometry(g: np.random.Generator, n: int, m: int, k: int) -> Any:
     """Samples that are moved, mirrored and turned, with every kind of edge."""
-    d, h, w = (int(v) for v in g.integers(1, 9, 3))
+    sizes = tuple(int(g.integers(1, high)) for high in (4, 9, 40))
     turn = int(g.integers(0, 4))
-    sizes = (d, h, h if turn & 1 else w)
+    parts = [int(g.integers(1, size + 1)) for size in sizes] if k % 2 else list(sizes)
+    if turn & 1:
+        parts[2] = parts[1] = min(parts[1:])
     edges = [int(g.choice(list(codes("EDGE").values()))) for _ in sizes]
-    low = [-int(g.integers(0, size)) for size in sizes]
-    spread = [int(g.integers(1, 1 - 2 * first + 1)) for first in low]
+    # at most once beyond an edge on either side
+    low = [-int(g.integers(0, part)) for part in parts]
+    spread = [
+        int(g.integers(1, 2 * size - part - first + 1))
+        for size, part, first in zip(sizes, parts, low, strict=True)
+    ]
     mirror = [int(g.choice([0, 1 << 31, 1 << 32])) for _ in range(2)]
-    numbers = (n % 9, *sizes, 1 + m % 4, *low, *spread, *edges, turn, *mirror)
+    numbers = (n % 9, *sizes, 1 + m % 4, *parts, *low, *spread, *edges, turn, *mirror)
     return np.array(numbers, structs()["augment_geometry"])
 
 
@@ -31,8 +37,11 @@ def samples(g: np.random.Generator, n: int) -> np.ndarray:
 
 def gather(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     sizes = geometry(g, n, m, k)
-    shape = tuple(int(sizes[name]) for name in "ndhwc")
-    x, out = g.standard_normal(shape), g.standard_normal(shape)
+    shape, result = (
+        tuple(int(sizes[name]) for name in names)
+        for names in (("n", "d", "h", "w", "c"), ("n", "od", "oh", "ow", "c"))
+    )
+    x, out = g.standard_normal(shape), g.standard_normal(result)
     return [x, out, samples(g, shape[0]), *PLACES.values(), sizes, 0.5, -0.25, 9.0]
 
 
@@ -42,7 +51,7 @@ def gather_u8(g: np.random.Generator, n: int, m: int, k: int) -> Args:
 
 
 def vectors(g: np.random.Generator, n: int, m: int, k: int) -> Args:
-    x, _, numbers, seed, epoch, sizes, *_ = gather(g, n, m, k)
+    _, x, numbers, seed, epoch, sizes, *_ = gather(g, n, m, k)
     channels = x.shape[-1]
     pairs = g.permutation(channels)[: channels // 2 * 2].astype(np.int64)
     return [x, numbers, pairs, len(pairs) // 2, seed, epoch, sizes, 0.25]

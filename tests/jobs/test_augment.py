@@ -52,6 +52,7 @@ def test_fields_are_moved_and_mixed_with_their_targets(field_folder: Path) -> No
     runs = {
         "moved": "[augment]\nroll = {}\nrotate = {}\n",
         "mixed": "[augment]\nroll = {}\nrotate = {}\ncutmix = {}\n",
+        "parts": "[augment]\npatch = { size = [8, 8] }\nrotate = {}\nnoise = { std = 0.01 }\n",
     }
     for name, augment in runs.items():
         config = field_folder / f"{name}.toml"
@@ -59,11 +60,14 @@ def test_fields_are_moved_and_mixed_with_their_targets(field_folder: Path) -> No
         output = f"train.output={field_folder}/{name}"
         job = mpidl(2, "train", str(config), "--json", "--set", output)
         assert job.status == 0, job.err
-    moved, mixed = (losses(field_folder, name) for name in runs)
+    moved, mixed, parts = (losses(field_folder, name) for name in runs)
     assert moved[-1] < 0.5 * moved[0] and (moved != mixed).any()
+    assert parts[-1] < 0.7 * parts[0]
 
 
 def test_what_does_not_fit_is_refused_on_all_ranks(run_folder: Path) -> None:
     config = run_folder / "run.toml"
     job = mpidl(2, "train", str(config), "--set", "augment.crop.padding=10")
     assert job.status != 0 and "augment.crop pads by 10 pixels" in job.err
+    job = mpidl(2, "train", str(config), "--set", "augment.patch.size=[4,4]")
+    assert job.status != 0 and "cannot be trained on parts of samples" in job.err

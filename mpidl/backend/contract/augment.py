@@ -31,11 +31,11 @@ class AugmentOps(Launcher):
     def augment_gather(
         self, x: Array, out: Array, drawn: Drawn, g: Any, scale: float, shift: float, fill: float
     ) -> None:
-        """out = x * scale + shift with the samples moved, mirrored and turned.
+        """out = x * scale + shift of parts of the samples, moved, mirrored and turned.
 
         Args:
             x: (n, d, h, w, c), of the dtype of out or uint8.
-            out: (n, d, h, w, c), floating.
+            out: (n, od, oh, ow, c), floating.
             drawn: Of the batch.
             g: A record `augment_geometry`: what may be drawn.
             scale: Factor.
@@ -46,7 +46,7 @@ class AugmentOps(Launcher):
         self.launch(name, x, out, *drawn, g, scale, shift, fill)
 
     def augment_vectors(self, x: Array, vectors: Array, drawn: Drawn, g: Any, shift: float) -> None:
-        """Turn the vectors in x (n, d, h, w, c) as `augment_gather` turned the samples, in place.
+        """Turn vectors in x (n, od, oh, ow, c) as `augment_gather` turned the samples, in place.
 
         Args:
             x: Stores components u as u * scale + shift.
@@ -84,9 +84,7 @@ class AugmentOps(Launcher):
         """
         n = len(x)
         size = math.prod(x.shape[1:])
-        self.launch(
-            "augment_mixup", x, other, share, table, *drawn, n, size, len(table), chance
-        )
+        self.launch("augment_mixup", x, other, share, table, *drawn, n, size, len(table), chance)
 
     def augment_cutmix(
         self, x: Array, other: Array, share: Array, table: Array, drawn: Drawn, chance: int
@@ -102,9 +100,7 @@ class AugmentOps(Launcher):
             drawn: Of the batch.
             chance: Probability times 2^32.
         """
-        self.launch(
-            "augment_cutmix", x, other, share, table, *drawn, *x.shape, len(table), chance
-        )
+        self.launch("augment_cutmix", x, other, share, table, *drawn, *x.shape, len(table), chance)
 
     def augment_jitter(
         self, x: Array, drawn: Drawn, black: float, spreads: tuple[float, float, float]

@@ -71,16 +71,17 @@ def augment_gather(
 ) -> None:
     """AugmentOps.augment_gather."""
     n, d, h, w, c = (int(g[name]) for name in "ndhwc")
+    od, oh, ow = (int(g[name]) for name in ("od", "oh", "ow"))
     shifts, swap, mirrored_h, mirrored_w = _place(g, samples, seed, epoch)
 
     def column(values: Indices) -> Indices:
         return values.reshape(-1, 1, 1, 1)
 
-    i, j = np.arange(h).reshape(1, 1, h, 1), np.arange(w).reshape(1, 1, 1, w)
+    i, j = np.arange(oh).reshape(1, 1, oh, 1), np.arange(ow).reshape(1, 1, 1, ow)
     row, col = np.where(column(swap), j, i), np.where(column(swap), i, j)
-    row = np.where(column(mirrored_h), h - 1 - row, row) + column(shifts[1])
-    col = np.where(column(mirrored_w), w - 1 - col, col) + column(shifts[2])
-    depth = np.arange(d).reshape(1, d, 1, 1) + column(shifts[0])
+    row = np.where(column(mirrored_h), oh - 1 - row, row) + column(shifts[1])
+    col = np.where(column(mirrored_w), ow - 1 - col, col) + column(shifts[2])
+    depth = np.arange(od).reshape(1, od, 1, 1) + column(shifts[0])
     depth, row, col = (
         _fold(at, size, int(g[f"edge_{axis}"]))
         for at, size, axis in zip((depth, row, col), (d, h, w), "dhw", strict=True)
@@ -89,7 +90,7 @@ def augment_gather(
     inside = (depth >= 0) & (row >= 0) & (col >= 0)
     real = out.dtype.type
     scaled = moved.astype(out.dtype) * real(scale) + real(shift)
-    out.reshape(n, d, h, w, c)[...] = np.where(inside[..., None], scaled, real(fill))
+    out.reshape(n, od, oh, ow, c)[...] = np.where(inside[..., None], scaled, real(fill))
 
 
 augment_gather_u8 = augment_gather
@@ -112,7 +113,7 @@ def augment_vectors(
         for part in _place(g, samples, seed, epoch)
     )
     twice = x.dtype.type(2 * shift)
-    pixels = x.reshape(n, int(g["d"] * g["h"] * g["w"]), c)
+    pixels = x.reshape(n, int(g["od"] * g["oh"] * g["ow"]), c)
     for u, v in vectors.reshape(count, 2):
         along_h = np.where(mirrored_h, twice - pixels[..., u], pixels[..., u])
         along_w = np.where(mirrored_w, twice - pixels[..., v], pixels[..., v])
