@@ -1,6 +1,6 @@
 """The worked examples (docs/examples.md) beside the same models and budgets in PyTorch.
 
-    python scripts/bench/examples.py text-gpt diabetes-mlp shapes-unet sunspots-lstm --seeds 3
+    python scripts/bench/examples.py text-gpt diabetes-mlp burgers --seeds 3
 
 Each example is trained by `mpirun -n 2 mpidl train` from its TOML, and in PyTorch in one process
 from the same initial parameters, with the same batches in the same order, the same optimizer,
@@ -28,7 +28,8 @@ import mpidl  # noqa: F401  (MPI before anything else)
 from mpidl.comm.context import init
 from mpidl.config import Config, load_config
 from mpidl.data.sampler import contiguous_batches
-from mpidl.task import Evaluation
+from mpidl.task import Evaluation, Task
+from mpidl.task.rollout import Rollout
 from mpidl.train.assemble import Parts, assemble
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,8 @@ FIGURES = {
     "diabetes-mlp": ("r2", True),
     "shapes-unet": ("mean_iou", True),
     "sunspots-lstm": ("r2", True),
+    "burgers": ("relative_l2", False),
+    "vorticity": ("relative_l2", False),
 }
 
 
@@ -65,8 +68,23 @@ def from_torch(y: torch.Tensor) -> torch.Tensor:
     return y.permute(0, 2, 3, 1) if y.ndim == 4 else y
 
 
-def loss_of(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The default loss of the task: the mean over positions, ignored ones counting 0."""
+def outputs_of(module: torch.nn.Module, x: Any, task: Task, steps: int) -> torch.Tensor:
+    """What the module makes of our inputs, with the channels last; of a rollout all frames."""
+    if not isinstance(task, Rollout):
+        return from_torch(module(to_torch(x)))
+    given, frames = to_torch(x), []
+    for _ in range(steps):
+        frames.append(module(given))
+        given = torch.cat([given[:, frames[-1].shape[1] :], frames[-1]], dim=1)
+    return torch.stack([from_torch(frame) for frame in frames], dim=1)
+
+
+def loss_of(name: str, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean over positions, ignored ones counting 0; relative errors over samples or frames."""
+    if name == "relative_l2":
+        axes = tuple(range(1 if targets.ndim < 5 else 2, targets.ndim))
+        error = (outputs.reshape(targets.shape) - targets).square().sum(axes).sqrt()
+        return (error / targets.square().sum(axes).sqrt()).mean()
     if targets.dtype == torch.int64:
         flat = outputs.reshape(-1, outputs.shape[-1])
         total = F.cross_entropy(flat, targets.reshape(-1), ignore_index=-1, reduction="sum")
@@ -89,6 +107,7 @@ def theirs(path: Path, settings: list[str]) -> tuple[Evaluation, float]:
     parts.strategy.initialize(config.train.seed)
     module = twin(parts.model)
     optimizer = make_optimizer(config, module)
+    steps = parts.task.options.steps if isinstance(parts.task, Rollout) else 1
     begin, step = time.perf_counter(), 0
     for epoch in range(config.train.epochs):
         for batch in parts.feed.epoch(epoch):
@@ -97,9 +116,10 @@ def theirs(path: Path, settings: list[str]) -> tuple[Evaluation, float]:
             optimizer.zero_grad()
             for piece in batch.micro_batches:
                 if piece is not None:
-                    x, targets = to_torch(piece[0]), torch.from_numpy(np.array(piece[1]))
-                    share = len(x) / batch.global_count
-                    (share * loss_of(from_torch(module(x)), targets)).backward()
+                    targets = torch.from_numpy(np.array(piece[1]))
+                    share = len(targets) / batch.global_count
+                    outputs = outputs_of(module, piece[0], parts.task, steps)
+                    (share * loss_of(config.loss.name, outputs, targets)).backward()
             if config.optim.clip_norm:
                 torch.nn.utils.clip_grad_norm_(module.parameters(), config.optim.clip_norm)
             optimizer.step()
@@ -117,7 +137,9 @@ def evaluate(parts: Parts, module: torch.nn.Module) -> Evaluation:
     with torch.no_grad():
         for piece in contiguous_batches(len(reader), 0, 1, 64):
             arrays = reader.read([piece])
-            outputs = from_torch(module(to_torch(inputs.features(arrays)))).contiguous().numpy()
+            x = inputs.features(arrays)
+            ahead = task.ahead if isinstance(task, Rollout) else 1
+            outputs = outputs_of(module, x, task, ahead).contiguous().numpy()
             result = parts.step.loss(outputs, inputs.targets(arrays), 1)
             task.add(sums, task.scored(outputs, result, arrays))
     return task.evaluation(sums)

@@ -12,8 +12,10 @@ from torch import nn
 
 from mpidl.nn import (
     LSTM,
+    Activation,
     BatchNorm,
     Concat,
+    Conv1D,
     Conv2D,
     ConvTranspose2D,
     Dense,
@@ -30,7 +32,10 @@ from mpidl.nn import (
     Residual,
     SelfAttention,
     Sequential,
+    SpectralConv,
 )
+
+GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 class FlattenNHWC(nn.Module):
@@ -99,6 +104,30 @@ class TwinEmbedding(nn.Module):
         return y if self.positions is None else y + self.positions
 
 
+class TwinSpectral(nn.Module):
+    """Spectral convolution of (n, c, h, w) or (n, size, c), with our real and imaginary parts."""
+
+    def __init__(self, weight: torch.Tensor, modes: int) -> None:
+        super().__init__()
+        self.weight, self.modes = nn.Parameter(weight), modes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        m, images = self.modes, x.ndim == 4
+        x = x.permute(0, 2, 3, 1) if images else x
+        size = x.shape[1:-1]
+        axes = tuple(range(1, 1 + len(size)))
+        spectrum = torch.fft.rfftn(x, dim=axes)
+        w = torch.complex(self.weight[0], self.weight[1])
+        made = torch.zeros(*spectrum.shape[:-1], w.shape[-1], dtype=spectrum.dtype)
+        if images:
+            made[:, :m, :m] = torch.einsum("nhwc,hwcd->nhwd", spectrum[:, :m, :m], w[:m])
+            made[:, -m:, :m] = torch.einsum("nhwc,hwcd->nhwd", spectrum[:, -m:, :m], w[m:])
+        else:
+            made[:, :m] = torch.einsum("nwc,wcd->nwd", spectrum[:, :m], w)
+        y = torch.fft.irfftn(made, s=size, dim=axes)
+        return y.permute(0, 3, 1, 2) if images else y
+
+
 def _tensor(model: Model, layer: Layer, name: str) -> torch.Tensor:
     return torch.from_numpy(np.array(model.parameters.value(f"{layer.name}.{name}")))
 
@@ -165,12 +194,21 @@ def _embedding(model: Model, layer: Embedding) -> nn.Module:
 
 def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
     """One layer as modules that follow one another."""
-    if isinstance(layer, Conv2D):
+    if isinstance(layer, Conv1D) and layer.kernel_size == (1,):
+        linear = nn.Linear(*_tensor(model, layer, "weight").shape[1:])
+        linear.weight.data = _tensor(model, layer, "weight")[0].T.contiguous()
+        linear.bias.data = _tensor(model, layer, "bias")
+        yield linear
+    elif isinstance(layer, Conv2D):
         yield _conv(model, layer)
     elif isinstance(layer, Dense):
         yield _linear(model, layer, "", layer.bias)
         if layer.activation:
-            yield nn.GELU("tanh" if layer.activation == "gelu_tanh" else "none")
+            yield nn.GELU(GELU[layer.activation])
+    elif isinstance(layer, SpectralConv):
+        yield TwinSpectral(_tensor(model, layer, "weight"), layer.modes)
+    elif isinstance(layer, Activation) and layer.function in GELU:
+        yield nn.GELU(GELU[layer.function])
     elif isinstance(layer, BatchNorm | GroupNorm | LayerNorm):
         yield _norm(model, layer)
     elif isinstance(layer, ConvTranspose2D):
