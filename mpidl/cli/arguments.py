@@ -63,6 +63,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="name of a feature field; may be given several times (default: inferred)",
     )
     parser.add_argument(
+        "--real-labels",
+        action="store_true",
+        default=None,
+        help="whole numbers in labels are amounts, for a regression, and not classes",
+    )
+    parser.add_argument(
         "--format", choices=list(IMPORTERS), help="of the files (default: by their suffix)"
     )
     order = parser.add_mutually_exclusive_group()
@@ -86,7 +92,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def source_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `open_source` that the command line gives."""
-    names = ("label", "features", "format", "channels", *_format_options())
+    names = ("label", "features", "real_labels", "format", "channels", *_format_options())
     given = {name: getattr(args, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 

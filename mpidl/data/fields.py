@@ -191,7 +191,8 @@ def _count_classes(
     highest = max(tally.highest for tally in tallies)
     if lowest < 0:
         raise DataError(
-            f"label {name!r} has the negative value {lowest}", remedy="number the classes from 0"
+            f"label {name!r} has the negative value {lowest}",
+            remedy="number the classes from 0; if these are amounts, add --real-labels",
         )
     values: set[int] = set().union(*(tally.values for tally in tallies))
     classes = max(highest + 1, len(source.class_names or ()))
@@ -207,8 +208,8 @@ def _count_classes(
         number = f"{'' if counted else 'at least '}{len(values):,}"
         note(
             f"{name!r} has {number} different values in {source.samples:,} samples: with one or "
-            "two samples a class nothing can be learned; numbers to be predicted (regression) are "
-            "not classes"
+            "two samples a class nothing can be learned; if these are amounts, shard with "
+            "--real-labels"
         )
     return classes
 
@@ -222,6 +223,5 @@ def _too_sparse(
         f"label {name!r} has {some} from {min(values):,} to {highest:,}: as classes numbered from "
         f"0 they would be {classes:,}{rest}",
         remedy="number the classes from 0 without gaps: "
-        "numpy.unique(y, return_inverse=True)[1]; numbers to be predicted (regression) are not "
-        "classes",
+        "numpy.unique(y, return_inverse=True)[1]; if these are amounts, add --real-labels",
     )

@@ -57,7 +57,7 @@ class Regression(Task):
                     f"numbers ({field.dtype})",
                     where=where,
                     remedy='for classes set task.name = "classification" (loss cross_entropy); for '
-                    "a regression shard the label again as real numbers",
+                    "a regression shard it again with --real-labels",
                 )
         specs = []
         for name, field in fields.items():

@@ -97,9 +97,7 @@ def _why_task(facts: Facts) -> str:
     if facts.task == "segmentation":
         return f"{label}: a class for each place of the input"
     if facts.task == "classification" and facts.classes * 5 > facts.samples:
-        return (
-            f"{label}: {facts.classes:,} classes; if they are amounts, shard them as real numbers"
-        )
+        return f"{label}: {facts.classes:,} classes; if they are amounts, shard with --real-labels"
     return f"{label}: one of {facts.classes:,} classes" if facts.classes else f"{label}: as asked"
 
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpidl.data.formats.channels import Channels, channels_last
 from mpidl.data.formats.source import Importer, Roles, Source, infer_role
-from mpidl.data.manifest import Role
+from mpidl.data.manifest import Arrays, Role
 from mpidl.errors import DataError
 from mpidl.options import Place, Section
 from mpidl.registry import Registry
@@ -41,6 +43,7 @@ def open_source(
     features: Sequence[str] = (),
     format: str | None = None,
     channels: Channels | None = None,
+    real_labels: bool = False,
     **options: Any,
 ) -> Source:
     """The source for raw files or a folder.
@@ -51,6 +54,7 @@ def open_source(
         features: Names of features, where the user gives some; other fields are none.
         format: A name in `IMPORTERS`; None: the one that accepts the first path.
         channels: Where images have theirs; "first" turns (c, h, w) into (h, w, c).
+        real_labels: Whole numbers in labels are amounts, for a regression, and not classes.
         options: Of the format, see its `Options`.
 
     Raises:
@@ -79,6 +83,8 @@ def open_source(
     source = importer.open(paths, roles, _read_options(name, options))
     if not importer.HEEDS_ROLES:
         source = _with_roles(source, labels, features, where)
+    if real_labels:
+        source = _with_real_labels(source, where)
     return channels_last(source, channels, where)
 
 
@@ -124,6 +130,33 @@ def _check_roles(roles: Roles, where: str) -> None:
             where=where,
             remedy="name it with --feature or with --label",
         )
+
+
+def _with_real_labels(source: Source, where: str) -> Source:
+    """The source with whole numbers in its labels as real numbers."""
+    fields = source.read(0, min(1, source.samples))
+    labels = [
+        name
+        for name, array in fields.items()
+        if source.roles.get(name, infer_role(name, array, source.label)) == "label"
+    ]
+    if not labels or source.class_names is not None:
+        what = "has no label" if not labels else f"the label {labels[0]!r} holds words"
+        raise DataError(
+            f"{what}, which cannot become real numbers",
+            where=where,
+            remedy="name a label of numbers with --label, or leave out --real-labels",
+        )
+
+    def read(start: int, stop: int) -> Arrays:
+        arrays = dict(source.read(start, stop))
+        for name in labels:
+            if arrays[name].dtype.kind in "iub":
+                small = arrays[name].dtype.itemsize <= 2
+                arrays[name] = arrays[name].astype(np.float32 if small else np.float64)
+        return arrays
+
+    return replace(source, read=read)
 
 
 def _with_roles(

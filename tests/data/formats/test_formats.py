@@ -331,3 +331,30 @@ def test_torn_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match="cannot be read"):
             open_source([tmp_path / name])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "npz"])
+def test_whole_numbers_can_be_amounts(tmp_path: Path, suffix: str) -> None:
+    ages, path = np.array([30, -4, 71]), tmp_path / f"people.{suffix}"
+    if suffix == "csv":
+        path.write_text("a,b,age\n" + "".join(f"1.5,2,{age}\n" for age in ages))
+    elif suffix == "npz":
+        np.savez(path, a=np.ones((3, 2), np.float32), age=ages)
+    else:
+        pa = pytest.importorskip("pyarrow")
+        table = pa.table({"a": [1.0, 2.0, 3.0], "age": ages})
+        pytest.importorskip("pyarrow.parquet").write_table(table, path)
+    (values,) = [
+        array
+        for name, array in open_source([path], "age", real_labels=True).read(0, 3).items()
+        if name in ("age", "label")
+    ]
+    assert values.dtype == np.float64
+    np.testing.assert_array_equal(values, ages)
+    assert any(array.dtype.kind == "i" for array in open_source([path], "age").read(0, 3).values())
+
+
+def test_words_are_no_amounts(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,kind\n1,cat\n2,dog\n")
+    with pytest.raises(DataError, match="'label' holds words"):
+        open_source([tmp_path / "x.csv"], "kind", real_labels=True)
