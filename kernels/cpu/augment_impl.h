@@ -234,7 +234,8 @@ int NAME(augment_jitter)(REAL *x, const long *samples, long seed, long epoch, lo
     return 0;
 }
 
-/* Normal numbers for elements [first, first + 4 * NOISE_LANES) of a sample (Box and Muller, 1958). */
+/* Normal numbers for elements [first, first + 4 * NOISE_LANES) of a sample (Box and Muller,
+ * 1958). */
 ALWAYS_INLINE void NAME(normals)(REAL *out, long seed, long epoch, long sample, long first) {
     uint32_t words[4][NOISE_LANES];
     for (int i = 0; i < NOISE_LANES; i++) {
@@ -250,7 +251,8 @@ ALWAYS_INLINE void NAME(normals)(REAL *out, long seed, long epoch, long sample, 
                        a = t < 0 ? -t : t, quarter = (REAL)0.25,
                        folded = a > quarter ? (REAL)0.5 - a : a;
             const REAL square = -2 * NAME(fast_log)(u);
-            const REAL radius = sizeof(REAL) == 8 ? (REAL)sqrt((double)square) : (REAL)sqrtf((float)square);
+            const REAL radius =
+                sizeof(REAL) == 8 ? (REAL)sqrt((double)square) : (REAL)sqrtf((float)square);
             out[4 * i + pair] = radius * NAME(sine_of_turn)(quarter - a);
             out[4 * i + pair + 1] = radius * NAME(sine_of_turn)(t < 0 ? -folded : folded);
         }

@@ -1,8 +1,8 @@
 /* Samples moved, mirrored and turned, from an element type GIVEN: out = in * scale + shift, fill
  * beyond an edge that is EDGE_FILL. Included by augment_impl.h for each GIVEN. */
 
-/* A copy in whole blocks, the last of which overlaps the one before: short rows would take longer in
- * the call of memcpy. */
+/* A copy in whole blocks, the last of which overlaps the one before: short rows would take longer
+ * in the call of memcpy. */
 ALWAYS_INLINE void GATHER(copy)(GIVEN *restrict out, const GIVEN *restrict in, long count) {
     if (count < 16)
         for (long i = 0; i < count; i++) out[i] = in[i];

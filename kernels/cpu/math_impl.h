@@ -1,5 +1,6 @@
-/* exp, log, tanh, erf and sine that the compiler can vectorize: for float by polynomials (below 3e-7 relative,
- * erf 2e-7 absolute), for double by the C library. Included by *_impl.h files that need them. */
+/* exp, log, tanh, erf and sine that the compiler can vectorize: for float by polynomials (below
+ * 3e-7 relative, erf 2e-7 absolute), for double by the C library. Included by *_impl.h files that
+ * need them. */
 ALWAYS_INLINE REAL NAME(fast_exp)(REAL given) {
     if (sizeof(REAL) == 8) return (REAL)exp((double)given);
     float x = (float)given;

@@ -49,25 +49,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     """How raw files are read: label, format, and the options of each format."""
     from mpidl.data.formats import IMPORTERS
 
-    parser.add_argument(
-        "--label",
-        action="append",
-        metavar="NAME",
-        help="name of a label field or table column; may be given several times",
-    )
-    parser.add_argument(
-        "--feature",
-        dest="features",
-        action="append",
-        metavar="NAME",
-        help="name of a feature field; may be given several times (default: inferred)",
-    )
-    parser.add_argument(
-        "--real-labels",
-        action="store_true",
-        default=None,
-        help="whole numbers in labels are amounts, for a regression, and not classes",
-    )
+    _add_roles(parser)
     parser.add_argument(
         "--format", choices=list(IMPORTERS), help="of the files (default: by their suffix)"
     )
@@ -88,6 +70,28 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     for key, (kind, text) in _format_options().items():
         parser.add_argument(f"--{key.replace('_', '-')}", default=None, help=text, **_parsed(kind))
+
+
+def _add_roles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--label",
+        action="append",
+        metavar="NAME",
+        help="a label field or column of a table; may be given several times",
+    )
+    parser.add_argument(
+        "--feature",
+        dest="features",
+        action="append",
+        metavar="NAME",
+        help="name of a feature field; may be given several times (default: inferred)",
+    )
+    parser.add_argument(
+        "--real-labels",
+        action="store_true",
+        default=None,
+        help="whole numbers in labels are amounts, for a regression, and not classes",
+    )
 
 
 def source_options(args: argparse.Namespace) -> dict[str, Any]:

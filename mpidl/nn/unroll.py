@@ -166,6 +166,9 @@ class FrameLoss(Loss):
             )
         self.frame.check(output_shape[1:], target_shape[1:])
 
+    def check_outputs(self, output_shape: Shape) -> None:
+        self.frame.check_outputs(output_shape[1:])
+
     def target_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:
         return self.frame.target_dtype(dtype)
 

@@ -110,7 +110,9 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
     feed.stages_empty |= model.parameters.gathers_in_passes
     optimizer = build_optimizer(config.optim, strategy.shard, ops)
     loss = build_loss(config.loss, task, ops)
-    options = _step_options(config, feed, task.through_steps(model))
+    through = task.through_steps(model)
+    loss.check_outputs(through.output_shape)
+    options = _step_options(config, feed, through)
     step = TrainingStep(model, loss, strategy, optimizer, context, options, observers)
     return Parts(reader, test, task, feed, step, _build_rate(config, feed.loader.steps))
 

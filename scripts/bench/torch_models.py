@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -192,56 +192,69 @@ def _embedding(model: Model, layer: Embedding) -> nn.Module:
     return made
 
 
+def _pointwise(model: Model, layer: Conv1D) -> nn.Module:
+    weight = _tensor(model, layer, "weight")
+    if len(weight) > 1:
+        raise TypeError(f"no twin of {layer.kind} with a kernel of {len(weight)}")
+    made = nn.Linear(*weight.shape[1:])
+    made.weight.data = weight[0].T.contiguous()
+    made.bias.data = _tensor(model, layer, "bias")
+    return made
+
+
+def _attention(model: Model, layer: SelfAttention) -> nn.Module:
+    weight = _tensor(model, layer, "qkv.weight")
+    made = TwinAttention(weight.shape[0], layer.heads, layer.causal)
+    made.qkv, made.out = (_linear(model, layer, prefix, True) for prefix in ("qkv.", "out."))
+    return made
+
+
+def _residual(model: Model, layer: Residual) -> nn.Module:
+    parts = [nn.Sequential(*_convert(model, part)) for _, part in layer.children()]
+    return TwinResidual(parts[0], parts[1] if len(parts) > 1 else nn.Identity(), layer.has_relu)
+
+
+def _concat(model: Model, layer: Concat) -> nn.Module:
+    return TwinConcat([nn.Sequential(*_convert(model, part)) for _, part in layer.children()])
+
+
+# the twin of a layer, without the ReLU behind it
+TWINS: dict[type[Layer], Callable[[Model, Any], nn.Module]] = {
+    Activation: lambda model, layer: nn.GELU(GELU[layer.function]),
+    BatchNorm: _norm,
+    Concat: _concat,
+    Conv1D: _pointwise,
+    Conv2D: _conv,
+    ConvTranspose2D: _conv_transpose,
+    Dense: lambda model, layer: _linear(model, layer, "", layer.bias),
+    Embedding: _embedding,
+    Flatten: lambda model, layer: FlattenNHWC(),
+    GlobalAvgPool: lambda model, layer: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    GroupNorm: _norm,
+    Identity: lambda model, layer: nn.Identity(),
+    LayerNorm: _norm,
+    LSTM: _lstm,
+    MaxPool2D: lambda model, layer: nn.MaxPool2d(layer.kernel, layer.stride, layer.pad),
+    ReLU: lambda model, layer: nn.ReLU(),
+    Residual: _residual,
+    SelfAttention: _attention,
+    SpectralConv: lambda model, layer: TwinSpectral(_tensor(model, layer, "weight"), layer.modes),
+}
+
+
 def _convert(model: Model, layer: Layer) -> Iterator[nn.Module]:
     """One layer as modules that follow one another."""
-    if isinstance(layer, Conv1D) and layer.kernel_size == (1,):
-        linear = nn.Linear(*_tensor(model, layer, "weight").shape[1:])
-        linear.weight.data = _tensor(model, layer, "weight")[0].T.contiguous()
-        linear.bias.data = _tensor(model, layer, "bias")
-        yield linear
-    elif isinstance(layer, Conv2D):
-        yield _conv(model, layer)
-    elif isinstance(layer, Dense):
-        yield _linear(model, layer, "", layer.bias)
-        if layer.activation:
-            yield nn.GELU(GELU[layer.activation])
-    elif isinstance(layer, SpectralConv):
-        yield TwinSpectral(_tensor(model, layer, "weight"), layer.modes)
-    elif isinstance(layer, Activation) and layer.function in GELU:
-        yield nn.GELU(GELU[layer.function])
-    elif isinstance(layer, BatchNorm | GroupNorm | LayerNorm):
-        yield _norm(model, layer)
-    elif isinstance(layer, ConvTranspose2D):
-        yield _conv_transpose(model, layer)
-    elif isinstance(layer, LSTM):
-        yield _lstm(model, layer)
-    elif isinstance(layer, Concat):
-        yield TwinConcat([nn.Sequential(*_convert(model, part)) for _, part in layer.children()])
-    elif isinstance(layer, Identity):
-        yield nn.Identity()
-    elif isinstance(layer, SelfAttention):
-        weight = _tensor(model, layer, "qkv.weight")
-        made = TwinAttention(weight.shape[0], layer.heads, layer.causal)
-        made.qkv, made.out = (_linear(model, layer, prefix, True) for prefix in ("qkv.", "out."))
-        yield made
-    elif isinstance(layer, Embedding):
-        yield _embedding(model, layer)
-    elif isinstance(layer, Residual):
-        parts = [nn.Sequential(*_convert(model, part)) for _, part in layer.children()]
-        yield TwinResidual(parts[0], parts[1] if len(parts) > 1 else nn.Identity(), layer.has_relu)
-    elif isinstance(layer, Sequential):
+    if isinstance(layer, Sequential):
         for _, part in layer.children():
             yield from _convert(model, part)
-    elif isinstance(layer, MaxPool2D):
-        yield nn.MaxPool2d(layer.kernel, layer.stride, layer.pad)
-    elif isinstance(layer, GlobalAvgPool):
-        yield nn.AdaptiveAvgPool2d(1)
-        yield nn.Flatten()
-    elif isinstance(layer, Flatten):
-        yield FlattenNHWC()
-    elif not isinstance(layer, ReLU):
+        return
+    make = TWINS.get(type(layer))
+    if make is None:
         raise TypeError(f"no twin of {layer.kind}")
-    if isinstance(layer, ReLU) or (layer.has_relu and not isinstance(layer, Residual)):
+    yield make(model, layer)
+    if isinstance(layer, Dense) and layer.activation:
+        yield nn.GELU(GELU[layer.activation])
+    if layer.has_relu and not isinstance(layer, Residual | ReLU):
         yield nn.ReLU()
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mpidl.backend import Array, Ops, accumulator
-from mpidl.errors import ShapeError
-from mpidl.options import Place, Section
+from mpidl.errors import ConfigError, ShapeError
+from mpidl.options import NotNegativeNumber, Place, Section
 
 Shape = tuple[int, ...]
 
@@ -114,6 +114,16 @@ class Loss(ABC):
             ShapeError: They cannot.
         """
 
+    def check_outputs(self, output_shape: Shape) -> None:
+        """Check that the options fit a model, before the first step.
+
+        Args:
+            output_shape: Shape of the output of a sample.
+
+        Raises:
+            ConfigError: They do not.
+        """
+
     @abstractmethod
     def target_dtype(self, dtype: DTypeLike) -> np.dtype[Any]:
         """Dtype of the targets for outputs of `dtype`."""
@@ -161,18 +171,76 @@ class RegressionLoss(Loss):
         size = math.prod(outputs.shape[1:])
         elements = max(size, 1) if self.averages_elements else 1
         rows = outputs.reshape(samples, size)
-        losses = self.workspace.get("losses", (samples,), accumulator(outputs.dtype))
-        gradient = self.workspace.get("gradient", rows.shape, outputs.dtype)
-        self.ops.pair_loss(
-            rows,
-            targets.reshape(rows.shape),
-            losses,
-            gradient,
-            kind=self.kind,
-            scale=scale / elements,
-            delta=self.threshold,
-        )
+        losses, gradient = self._compare(rows, targets.reshape(rows.shape), scale / elements)
         return LossResult(gradient.reshape(outputs.shape), samples, losses, elements)
+
+    def _compare(self, rows: Array, targets: Array, scale: float) -> tuple[Array, Array]:
+        """Losses and gradient of rows."""
+        losses = self.workspace.get("losses", (len(rows),), accumulator(rows.dtype))
+        gradient = self.workspace.get("gradient", rows.shape, rows.dtype)
+        self.ops.pair_loss(
+            rows, targets, losses, gradient, kind=self.kind, scale=scale, delta=self.threshold
+        )
+        return losses, gradient
+
+
+class WeightedOptions(Loss.Options, frozen=True):
+    """Options of a loss whose channels may have weights.
+
+    Attributes:
+        weights: Factors of the losses of the channels, the last axis of an output; none: all 1.
+    """
+
+    weights: tuple[NotNegativeNumber, ...] = ()
+
+    def check(self, place: Place) -> None:
+        """Some weight must count."""
+        if self.weights and not any(self.weights):
+            raise place.error(
+                f"{place.name('weights')} are all 0",
+                "weights",
+                remedy="give one above 0, or leave them out",
+            )
+
+
+class WeightedLoss(RegressionLoss):
+    """Base of losses that are a mean over elements, whose channels may have weights.
+
+    Their options are `WeightedOptions`.
+    """
+
+    options: Any
+
+    def check_outputs(self, output_shape: Shape) -> None:
+        channels, weights = (output_shape or (1,))[-1], self.options.weights
+        if weights and len(weights) != channels:
+            raise ConfigError(
+                f"loss.weights has {len(weights)} number(s), but outputs of shape {output_shape} "
+                f"have {channels} channel(s)",
+                where="loss.weights",
+                remedy="give one weight for each channel of the targets",
+            )
+
+    def compute(self, outputs: Array, targets: Array, scale: float) -> LossResult:
+        if not self.options.weights:
+            return super().compute(outputs, targets, scale)
+        self.check_outputs(outputs.shape[1:])
+        channels, samples, xp = len(self.options.weights), len(outputs), self.ops.xp
+        points = math.prod(outputs.shape[1:]) // channels
+        # rows of one channel each, which the kernels compare like samples
+        rows = [
+            xp.ascontiguousarray(array.reshape(samples, points, channels).transpose(0, 2, 1))
+            for array in (outputs, targets)
+        ]
+        elements = max(points * channels, 1)
+        x, y = (row.reshape(samples * channels, points) for row in rows)
+        losses, gradient = self._compare(x, y, scale / elements)
+        weights = xp.asarray(self.options.weights, losses.dtype)
+        weighted = self.workspace.get("weighted", outputs.shape, outputs.dtype)
+        weighted.reshape(samples, points, channels)[...] = (
+            gradient.reshape(samples, channels, points) * weights[:, None]
+        ).transpose(0, 2, 1)
+        return LossResult(weighted, samples, losses.reshape(samples, channels) @ weights, elements)
 
 
 def squeeze(shape: Shape) -> Shape:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from mpidl.nn.losses.base import RegressionLoss
+from mpidl.nn.losses.base import WeightedLoss, WeightedOptions
 
 
-class MAELoss(RegressionLoss):
+class MAELoss(WeightedLoss):
     """Mean absolute error: mean over the elements of |output - target|."""
 
+    Options = WeightedOptions
     kind = "mae"

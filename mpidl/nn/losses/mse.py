@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from mpidl.nn.losses.base import RegressionLoss
+from mpidl.nn.losses.base import WeightedLoss, WeightedOptions
 
 
-class MSELoss(RegressionLoss):
+class MSELoss(WeightedLoss):
     """Mean squared error: mean over the elements of (output - target)^2."""
 
+    Options = WeightedOptions
     kind = "mse"

@@ -316,3 +316,32 @@ def test_shares_of_classes_are_means_of_losses(
         assert mixed.correct == ((parts[0] + parts[1]).argmax(1) == x.argmax(1)).sum()
     with pytest.raises(ShapeError):
         loss(ops.to_device(x), ops.to_device(np.ones((6, 4))), 9)
+
+
+@pytest.mark.parametrize("name", ["mse", "mae", "huber", "bce"])
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (5, 2, 3)])
+def test_channel_weights_multiply_losses_and_gradients(
+    ops: Any, name: str, shape: Shape, rng: np.random.Generator
+) -> None:
+    weights, options = (0.5, 0.0, 3.0), CASES[name][0]
+    x, y = rng.standard_normal((6, *shape)), rng.random((6, *shape))
+    plain, weighted = LOSSES[name](ops, **options), LOSSES[name](ops, weights=weights, **options)
+    total, gradient = 0.0, np.zeros(x.shape)
+    for channel, weight in enumerate(weights):
+        part = plain(
+            *(ops.to_device(np.ascontiguousarray(array[..., channel])) for array in (x, y)), 10
+        )
+        total += weight * part.total / 3
+        gradient[..., channel] = weight * ops.to_host(part.gradient) / 3
+    found = weighted(ops.to_device(x), ops.to_device(y), 10)
+    assert found.total == pytest.approx(total, rel=1e-12)
+    np.testing.assert_allclose(ops.to_host(found.gradient), gradient, rtol=1e-12, atol=1e-15)
+
+
+def test_channel_weights_of_another_number_of_channels_are_refused(ops: Any) -> None:
+    with pytest.raises(ConfigError, match=r"2 number\(s\), .* 3 channel\(s\)"):
+        MSELoss(ops, weights=(1.0, 2.0)).check_outputs((4, 3))
+    with pytest.raises(ConfigError, match="all 0"):
+        MSELoss(ops, weights=(0.0, 0.0))
+    with pytest.raises(ConfigError):
+        RelativeL2Loss(ops, weights=(1.0,))
