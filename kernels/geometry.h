@@ -27,8 +27,8 @@ typedef struct {
 } attention_geometry;
 
 /* How results (od, oh, ow, c) are taken from samples (d, h, w, c), which are no smaller: moved
- * along each axis by low + a number below spread, what lies beyond its edge (EDGE_...), whether h and w
- * may be swapped (then oh == ow), and how often h and w are mirrored, in 2^-32. */
+ * along each axis by low + a number below spread, what lies beyond its edge (EDGE_...), whether h
+ * and w may be swapped (then oh == ow), and how often h and w are mirrored, in 2^-32. */
 typedef struct {
     long long n, d, h, w, c;
     long long od, oh, ow;
