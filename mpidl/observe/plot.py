@@ -32,7 +32,7 @@ def plot_run(
         PlatformError: matplotlib is missing.
         OSError: The file cannot be written.
     """
-    plt = _pyplot()
+    plt = pyplot()
     steps = [r for r in records if r["kind"] == "step"]
     tests = [r for r in records if r["kind"] == "evaluation"]
     unit = " (%)" if percent else ""
@@ -66,7 +66,7 @@ def plot_run(
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0].set_yscale("log")
-    _finish(figure, path, title)
+    finish(figure, path, title)
 
 
 def plot_collectives(results: Sequence[dict[str, Any]], path: Path, title: str) -> None:
@@ -77,7 +77,7 @@ def plot_collectives(results: Sequence[dict[str, Any]], path: Path, title: str) 
         path: The file.
         title: Above the plot.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for name in dict.fromkeys(row["algorithm"] for row in results):
         rows = [row for row in results if row["algorithm"] == name]
@@ -94,7 +94,7 @@ def plot_collectives(results: Sequence[dict[str, Any]], path: Path, title: str) 
         axis.grid(alpha=0.3)
     axes[0].set_yscale("log")
     axes[0].legend()
-    _finish(figure, path, title)
+    finish(figure, path, title)
 
 
 def plot_plan(steps: Sequence[Any], path: Path, title: str) -> None:
@@ -105,7 +105,7 @@ def plot_plan(steps: Sequence[Any], path: Path, title: str) -> None:
         path: The file.
         title: Above the plot.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     ranks = [step.ranks for step in steps]
     left.plot(ranks, [100 * step.efficiency for step in steps], "o-", color="black")
@@ -123,7 +123,7 @@ def plot_plan(steps: Sequence[Any], path: Path, title: str) -> None:
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.grid(alpha=0.3)
-    _finish(figure, path, title)
+    finish(figure, path, title)
 
 
 def plot_comparison(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
@@ -134,7 +134,7 @@ def plot_comparison(rows: Sequence[dict[str, Any]], path: Path, title: str) -> N
         path: The file.
         title: Above the plot.
     """
-    figure, axes = _pyplot().subplots(2, 2, figsize=(12, 8), layout="constrained")
+    figure, axes = pyplot().subplots(2, 2, figsize=(12, 8), layout="constrained")
     *by_cost, staleness = axes.flat
     for axis, (key, label) in zip(by_cost, _COSTS.items(), strict=True):
         for number, row in enumerate(rows):
@@ -152,7 +152,7 @@ def plot_comparison(rows: Sequence[dict[str, Any]], path: Path, title: str) -> N
         axis.grid(alpha=0.3)
         if axis.has_data():
             axis.legend(fontsize=8)
-    _finish(figure, path, title)
+    finish(figure, path, title)
 
 
 _COSTS = {"seconds": "wall time (s)", "seen": "samples", "sent_bytes": "bytes sent by a rank"}
@@ -186,7 +186,12 @@ def _running_mean(values: list[float], width: int = 9) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib.pyplot, drawing into files.
+
+    Raises:
+        PlatformError: matplotlib is missing.
+    """
     load_extra("matplotlib", "drawing plots").use("Agg")
     return load_extra("matplotlib.pyplot", "drawing plots")
 
@@ -210,10 +215,15 @@ def check_plot(path: Path) -> None:
     check_folder(path)
 
 
-def _finish(figure: Any, path: Path, title: str) -> None:
+def finish(figure: Any, path: Path, title: str) -> None:
+    """Write a figure and close it.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     figure.suptitle(title)
     try:
         with write_atomically(path) as partial:
             figure.savefig(partial, dpi=120, format=path.suffix[1:].lower())
     finally:
-        _pyplot().close(figure)
+        pyplot().close(figure)

@@ -167,6 +167,12 @@ def test_a_task_learns_evaluates_predicts_and_resumes(task: str, tmp_path: Path)
         for key, value in found[0].items():
             if isinstance(value, float):
                 assert other[key] == pytest.approx(value, rel=1e-12), key
+    picture = tmp_path / "confusion.png"
+    job = mpidl(2, "evaluate", str(tmp_path / "run"), "--plot", str(picture))
+    if "confusion_matrix" in found[0]:
+        assert job.status == 0 and picture.stat().st_size > 10_000, job.err
+    else:
+        assert job.status != 0 and "has no confusion matrix" in job.err
     out = tmp_path / "p.npz"
     job = mpidl(3, "predict", str(tmp_path / "run"), str(tmp_path / "test"), "--out", str(out))
     assert job.status == 0, job.err
