@@ -183,10 +183,10 @@ def check(text: str, facts: Facts, where: str, notes: list[str]) -> int:
     from mpidl.data.manifest import load_manifest
     from mpidl.train.augmented import augment
     from mpidl.train.build import build_for_data
-    from mpidl.train.inputs import Inputs, input_spec
+    from mpidl.train.inputs import Inputs, choose_task
 
     config = build_config(tomllib.loads(text), where, note=notes.append)
-    task = config.task.create(input_spec(facts.manifest, config, notes.append))
+    task = choose_task(facts.manifest, config, notes.append)
     model = build_for_data(config.model, task, NumpyOps())
     augment(config, Inputs(task, model), model)
     if facts.test is not None:

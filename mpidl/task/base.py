@@ -50,10 +50,14 @@ class Source:
     """A data set that a task looks at.
 
     Attributes:
+        features: The input fields.
+        labels: The label fields.
         layout: What a field (a, b) is, see `DataConfig`.
         where: Its place, for messages.
     """
 
+    features: Mapping[str, Field]
+    labels: Mapping[str, Field]
     layout: str
     where: str
 
@@ -72,6 +76,7 @@ class Task(ABC):
         counts_correct: Whether training steps count correct samples.
         needs_label: Whether the data must have a label.
         draws: Whether an epoch trains on parts of samples, see `draw`.
+        gives_tokens: Whether inputs are tokens, (t,), which a model embeds.
     """
 
     class Options(Section, frozen=True):
@@ -83,6 +88,7 @@ class Task(ABC):
     counts_correct: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    gives_tokens: ClassVar[bool] = False
 
     def __init__(self, options: Any, spec: InputSpec) -> None:
         self.options = options
@@ -92,20 +98,12 @@ class Task(ABC):
     # --- the data ---
     @classmethod
     @abstractmethod
-    def describe_targets(
-        cls,
-        options: Any,
-        fields: Mapping[str, Field],
-        features: Mapping[str, Field],
-        source: Source,
-    ) -> TargetSpec:
+    def describe_targets(cls, options: Any, data: Source) -> TargetSpec:
         """What the label fields of a data set are to this task.
 
         Args:
             options: Of the class `Options`.
-            fields: The label fields.
-            features: The input fields.
-            source: The data set.
+            data: The data set.
 
         Raises:
             DataError: The labels are of no use for the task.

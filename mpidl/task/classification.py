@@ -59,15 +59,9 @@ class Classification(ClassTask):
     counts_correct = True
 
     @classmethod
-    def describe_targets(
-        cls,
-        options: Any,
-        fields: Mapping[str, Field],
-        features: Mapping[str, Field],
-        source: Source,
-    ) -> TargetSpec:
-        where = source.where
-        name, field = one_label(fields, "classification", where)
+    def describe_targets(cls, options: Any, data: Source) -> TargetSpec:
+        where = data.where
+        name, field = one_label(data.labels, "classification", where)
         refuse_real_labels(field, name, where)
         check_one_class(field, name, where)
         return TargetSpec(

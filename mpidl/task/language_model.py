@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.manifest import Arrays, Field, Manifest
+from mpidl.data.manifest import Arrays, Manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.task.base import Scored, Source, Task
 from mpidl.task.metrics import Metric, Sums
@@ -53,18 +53,17 @@ class LanguageModel(Task):
     best = "loss"
     counts_correct = True
     needs_label = False
+    gives_tokens = True
 
     @classmethod
-    def describe_targets(
-        cls,
-        options: Any,
-        fields: Mapping[str, Field],
-        features: Mapping[str, Field],
-        source: Source,
-    ) -> TargetSpec:
-        where = source.where
-        name, field = next(iter(features.items()))
-        if len(features) != 1 or len(field.shape) != 1 or np.dtype(field.dtype).kind not in "iu":
+    def describe_targets(cls, options: Any, data: Source) -> TargetSpec:
+        where = data.where
+        name, field = next(iter(data.features.items()))
+        if (
+            len(data.features) != 1
+            or len(field.shape) != 1
+            or np.dtype(field.dtype).kind not in "iu"
+        ):
             raise DataError(
                 f"a language model takes one field of tokens (t,), whole numbers, but {name!r} is "
                 f"{field.dtype} of shape {field.shape}",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.manifest import Arrays, Field, Manifest
+from mpidl.data.manifest import Arrays, Manifest
 from mpidl.errors import DataError
 from mpidl.options import Fraction, Section
 from mpidl.task.base import Source, Task
@@ -38,15 +38,9 @@ class Multilabel(Task):
     maximize = True
 
     @classmethod
-    def describe_targets(
-        cls,
-        options: Any,
-        fields: Mapping[str, Field],
-        features: Mapping[str, Field],
-        source: Source,
-    ) -> TargetSpec:
-        where = source.where
-        for name, field in fields.items():
+    def describe_targets(cls, options: Any, data: Source) -> TargetSpec:
+        where = data.where
+        for name, field in data.labels.items():
             if not is_real(field) and (field.classes or 2) > 2:
                 raise DataError(
                     f"the label {name!r} holds numbers up to {(field.classes or 0) - 1}, but the "
@@ -55,8 +49,8 @@ class Multilabel(Task):
                     remedy='set task.name = "classification" for one class of several, or shard '
                     "one column of 0 and 1 for each label",
                 )
-        count = sum(math.prod(field.shape) for field in fields.values())
-        specs = tuple(FieldSpec(name, field.shape) for name, field in fields.items())
+        count = sum(math.prod(field.shape) for field in data.labels.values())
+        specs = tuple(FieldSpec(name, field.shape) for name, field in data.labels.items())
         return TargetSpec(specs, shape=(count,))
 
     def check_targets(self, manifest: Manifest, where: str) -> None:

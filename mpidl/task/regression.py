@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.manifest import Arrays, Field, Manifest
+from mpidl.data.manifest import Arrays, Manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.nn import LossResult
 from mpidl.nn.losses.base import squeeze
@@ -42,15 +42,9 @@ class Regression(Task):
     losses = ("mse", "mae", "huber", "relative_l2", "bce")
 
     @classmethod
-    def describe_targets(
-        cls,
-        options: Any,
-        fields: Mapping[str, Field],
-        features: Mapping[str, Field],
-        source: Source,
-    ) -> TargetSpec:
-        where = source.where
-        for name, field in fields.items():
+    def describe_targets(cls, options: Any, data: Source) -> TargetSpec:
+        where = data.where
+        for name, field in data.labels.items():
             if not is_real(field):
                 raise ConfigError(
                     f"a regression compares real values, but the label {name!r} holds whole "
@@ -60,13 +54,11 @@ class Regression(Task):
                     "a regression shard it again with --real-labels",
                 )
         specs = []
-        for name, field in fields.items():
-            mean, std = (
-                normalization(field, source.layout) if options.normalize else ((0.0,), (1.0,))
-            )
+        for name, field in data.labels.items():
+            mean, std = normalization(field, data.layout) if options.normalize else ((0.0,), (1.0,))
             specs.append(FieldSpec(name, field.shape, mean, std))
         shape = join_shapes(
-            [field.shape for field in specs], source.layout if len(specs) > 1 else "series"
+            [field.shape for field in specs], data.layout if len(specs) > 1 else "series"
         )
         return TargetSpec(tuple(specs), shape=shape)
 

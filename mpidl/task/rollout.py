@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from mpidl.backend.plain.pointwise import philox_words
-from mpidl.data.manifest import Arrays, Field, Manifest
+from mpidl.data.manifest import Arrays, Manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.nn import Forward, FrameLoss, Loss, LossResult, Model, Unrolled
 from mpidl.options import Positive, Section
@@ -98,19 +98,13 @@ class Rollout(Task):
     draws = True
 
     @classmethod
-    def describe_targets(
-        cls,
-        options: Any,
-        fields: Mapping[str, Field],
-        features: Mapping[str, Field],
-        source: Source,
-    ) -> TargetSpec:
-        where = source.where
-        name, field = next(iter(features.items()))
-        if len(features) != 1 or not is_real(field) or len(field.shape) < 2:
+    def describe_targets(cls, options: Any, data: Source) -> TargetSpec:
+        where = data.where
+        name, field = next(iter(data.features.items()))
+        if len(data.features) != 1 or not is_real(field) or len(field.shape) < 2:
             raise DataError(
                 f"a rollout takes one field of real numbers, (t, *space, channels), but "
-                f"{', '.join(features)} is {field.dtype} of shape {field.shape}",
+                f"{', '.join(data.features)} is {field.dtype} of shape {field.shape}",
                 where=where,
                 remedy="name a field of trajectories with data.feature",
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -10,7 +9,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from mpidl.data.manifest import Arrays, Field, Manifest
+from mpidl.data.manifest import Arrays, Manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.nn.losses.base import squeeze
 from mpidl.options import NotNegative, Section
@@ -48,15 +47,9 @@ class Segmentation(ClassTask):
     best = "mean_iou"
 
     @classmethod
-    def describe_targets(
-        cls,
-        options: Any,
-        fields: Mapping[str, Field],
-        features: Mapping[str, Field],
-        source: Source,
-    ) -> TargetSpec:
-        where = source.where
-        name, field = one_label(fields, "segmentation", where)
+    def describe_targets(cls, options: Any, data: Source) -> TargetSpec:
+        where = data.where
+        name, field = one_label(data.labels, "segmentation", where)
         refuse_real_labels(field, name, where)
         classes = count_classes(field, name, where)
         if options.ignore == classes - 1 and not options.classes:

@@ -20,7 +20,7 @@ from mpidl.train.build import build_for_data, build_loss, build_optimizer, build
 from mpidl.train.engine import AnyStrategy, StepOptions, TrainingStep
 from mpidl.train.events import Observers
 from mpidl.train.feed import Feed
-from mpidl.train.inputs import Inputs, input_spec
+from mpidl.train.inputs import Inputs, choose_task
 
 Say = Callable[[str], None]
 
@@ -81,9 +81,8 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
     data = config.data
     reader = open_training(data.folders, context=context, driver=data.driver, verify=data.verify)
     with context.fail_together("setting up the model"):
-        spec = input_spec(reader.manifest, config, lambda text: say(f"note: {text}"))
-        task = config.task.create(spec)
-        reader.select(spec.field_names)
+        task = choose_task(reader.manifest, config, lambda text: say(f"note: {text}"))
+        reader.select(task.spec.field_names)
         ops = create_ops(config.backend.name, context.local_rank, context.threads)
         model = build_for_data(config.model, task, ops, config.train.precision)
         run = config.run_info(
@@ -92,7 +91,7 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
             host_memory=ops.name == "numpy",
         )
         config.sync.chosen.check(config.sync.options, run)
-        sampler = _build_sampler(config, reader, spec, context)
+        sampler = _build_sampler(config, reader, task.spec, context)
         inputs = Inputs(task, model)
         augmented = augment(config, inputs, model)
     test = _open_test(config, task, context)

@@ -21,8 +21,8 @@ Note = Callable[[str], None]
 SIZES = {"image": ("height", "width", "channels"), "series": ("steps", "channels")}
 
 
-def input_spec(manifest: Manifest, config: Config, note: Note = lambda text: None) -> InputSpec:
-    """Choose features, labels and task, their layout, and the normalization.
+def choose_task(manifest: Manifest, config: Config, note: Note = lambda text: None) -> Task:
+    """The task of a run: features and labels, their layout, and the normalization.
 
     Args:
         manifest: Of the training data.
@@ -54,13 +54,13 @@ def input_spec(manifest: Manifest, config: Config, note: Note = lambda text: Non
         FieldSpec(feature, field.shape, *_normalization(field, feature, data, layout, note))
         for feature, field in features.items()
     )
-    target = TASKS[name].describe_targets(options, labels, features, Source(layout, where))
-    spec = InputSpec(name, specs, target, layout)
+    target = TASKS[name].describe_targets(options, Source(features, labels, layout, where))
+    task = TASKS[name](options, InputSpec(name, specs, target, layout))
     if data.layout != "auto" and all(len(field.shape) != 2 for field in features.values()):
-        shape = spec.features[0].shape
-        note(f"data.layout has no effect: samples of {spec.feature_names!r} have the shape {shape}")
-    _check_dimensions(config.task.create(spec), config.model.name, takes, where)
-    return spec
+        names, shape = task.spec.feature_names, specs[0].shape
+        note(f"data.layout has no effect: samples of {names!r} have the shape {shape}")
+    _check_dimensions(task, config.model.name, takes, where)
+    return task
 
 
 def _choose(
@@ -94,8 +94,8 @@ def _check_dimensions(task: Task, model: str, takes: str, where: str) -> None:
     shape, spec = task.input_shape, task.spec
     if takes == "any" or len(shape) == len(SIZES[takes]):
         return
-    if takes == "series" and spec.task == "language_model":
-        return  # tokens (t,), which such a model embeds
+    if takes == "series" and task.gives_tokens:
+        return  # (t,), which such a model embeds
     wanted = f"{takes if takes == 'series' else takes + 's'} ({', '.join(SIZES[takes])})"
     plain = len(spec.features[0].shape) == 2
     other = f'set data.layout = "{takes}", or ' if plain else ""

@@ -23,7 +23,7 @@ from mpidl.config.suggest.training import choose_epochs, divide
 from mpidl.data.manifest import Field, Manifest, Shard, Statistics, new_manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.train.build import build_for_data
-from mpidl.train.inputs import input_spec
+from mpidl.train.inputs import choose_task
 
 HASH = "0" * 64
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=12)
@@ -140,7 +140,7 @@ def test_a_line_that_is_commented_out_can_be_used() -> None:
             lines.append(bare if setting or bare.startswith("[") else line)
         config = build_config(tomllib.loads("\n".join(lines)), "run.toml")
         assert "#" not in "".join(line for line in lines if " = " in line)
-        build_for_data(config.model, config.task.create(input_spec(facts.manifest, config)),
+        build_for_data(config.model, choose_task(facts.manifest, config),
                        NumpyOps())  # fmt: skip
     text = write_toml(suggest(uneven, "name").blocks, ())
     assert "# class_weights = [0.4167, 2.083, 8.333]" in text and '# balance = "sqrt"' in text

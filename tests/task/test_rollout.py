@@ -21,7 +21,7 @@ from mpidl.train.inputs import Inputs
 
 def task(shape: tuple[int, ...], scale: Any = ((0.0,), (1.0,)), **options: Any) -> Rollout:
     chosen = Rollout.Options(**options)
-    Rollout.describe_targets(chosen, {}, {"u": field(shape)}, Source("image", "data"))
+    Rollout.describe_targets(chosen, Source({"u": field(shape)}, {}, "image", "data"))
     spec = InputSpec("rollout", (FieldSpec("u", shape, *scale),), TargetSpec())
     return Rollout(chosen, spec)
 
@@ -156,6 +156,6 @@ def test_metrics_are_those_of_the_whole_arrays(frames: int) -> None:
 def test_what_does_not_fit_is_refused(
     shape: Any, dtype: str, options: Any, error: Any, message: str
 ) -> None:
-    source = Source("image", "data")
+    source = Source({"u": field(shape, dtype)}, {}, "image", "data")
     with pytest.raises(error, match=message):
-        Rollout.describe_targets(Rollout.Options(**options), {}, {"u": field(shape, dtype)}, source)
+        Rollout.describe_targets(Rollout.Options(**options), source)

@@ -16,7 +16,7 @@ from mpidl.models import MODELS
 from mpidl.options import Place
 from mpidl.task import InputSpec, Task, TaskConfig
 from mpidl.train.build import build_for_data, build_model
-from mpidl.train.inputs import SIZES, Inputs, input_spec
+from mpidl.train.inputs import SIZES, Inputs, choose_task
 
 
 def manifest(shape: tuple[int, ...], **feature: Any) -> Manifest:
@@ -37,7 +37,7 @@ def config(model: str, loss: str = "cross_entropy", **data: Any) -> Config:
 
 
 def spec(shape: tuple[int, ...], model: str, **data: Any) -> Any:
-    return input_spec(manifest(shape), config(model, **data))
+    return choose_task(manifest(shape), config(model, **data)).spec
 
 
 def task(found: InputSpec, **section: Any) -> Task:
@@ -84,7 +84,7 @@ def test_a_model_is_a_classifier_of_the_samples_or_refused(
 
 def test_a_layout_for_other_extents_is_said_to_do_nothing() -> None:
     notes: list[str] = []
-    input_spec(manifest((20,)), config("mlp", layout="series"), notes.append)
+    choose_task(manifest((20,)), config("mlp", layout="series"), notes.append)
     assert len(notes) == 1 and "data.layout" in notes[0]
 
 
@@ -99,7 +99,7 @@ def test_normalization(data: dict[str, float]) -> None:
     notes: list[str] = []
     for std in (0.0, 3.0):
         held = manifest((4,), statistics=Statistics.with_checksum(7.0, std))
-        found = input_spec(held, config("mlp", **data), notes.append)
+        found = choose_task(held, config("mlp", **data), notes.append).spec
         (field,) = found.features
         assert field.mean == (data.get("mean", 7.0),)
         assert field.std == (data.get("std", std or 1.0),)
@@ -172,7 +172,7 @@ def test_outputs_have_the_shape_of_real_targets(
     model: str, shape: tuple[int, ...], target: tuple[int, ...], output: tuple[int, ...]
 ) -> None:
     layout = "series" if model == "fno" else "auto"
-    found = input_spec(targets(shape, target), config(model, "mse", layout=layout))
+    found = choose_task(targets(shape, target), config(model, "mse", layout=layout)).spec
     assert found.target.classes is None and found.target.shape == target
     built = build_for_data(choose(model, size="tiny"), task(found), NumpyOps())
     assert built.output_shape == output
@@ -183,7 +183,7 @@ def test_outputs_have_the_shape_of_real_targets(
 
 
 def test_outputs_that_cannot_have_the_shape_of_the_targets_are_refused() -> None:
-    found = input_spec(targets((16, 16), (5, 7)), config("unet", "mse"))
+    found = choose_task(targets((16, 16), (5, 7)), config("unet", "mse")).spec
     with pytest.raises(ConfigError, match=r"outputs of shape .* but the label 'y'") as caught:
         build_for_data(choose("unet", size="tiny"), task(found), NumpyOps())
     assert caught.value.remedy
@@ -199,12 +199,12 @@ def test_outputs_that_cannot_have_the_shape_of_the_targets_are_refused() -> None
 )
 def test_a_loss_that_does_not_fit_the_labels_is_refused(loss: str, dtype: str, words: str) -> None:
     with pytest.raises(MpidlError, match=words) as caught:
-        input_spec(targets((6,), (), dtype), config("mlp", loss))
+        choose_task(targets((6,), (), dtype), config("mlp", loss))
     assert "task.name" in caught.value.remedy
 
 
 def test_other_data_for_a_regression_are_refused() -> None:
-    found = input_spec(targets((6,), (3,)), config("mlp", "huber"))
+    found = choose_task(targets((6,), (3,)), config("mlp", "huber")).spec
     checked = task(found)
     checked.check(targets((6,), (3,), "float64"), "other")
     for other in (targets((6,), (2,)), targets((6,), (3,), "int64"), manifest((6,))):
