@@ -203,7 +203,8 @@ def _count_classes(
     if counted and len(values) < classes:
         empty = [str(value) for value in range(classes) if value not in values]
         shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
-        note(f"{len(empty)} of the {classes} classes in {name!r} have no sample: {shown}")
+        have = "has" if len(empty) == 1 else "have"
+        note(f"{len(empty)} of the {classes} classes in {name!r} {have} no sample: {shown}")
     if scalar and source.samples >= 20 and 2 * len(values) > source.samples:
         number = f"{'' if counted else 'at least '}{len(values):,}"
         note(

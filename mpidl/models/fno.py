@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mpidl.errors import ShapeError
 from mpidl.models.base import model
 from mpidl.nn import Activation, Conv1D, Conv2D, Layer, Residual, Sequential, SpectralConv
 from mpidl.options import Positive
@@ -25,7 +26,17 @@ def fno(
         width: Channels of the blocks.
         modes: Fourier modes kept per axis; at most half of its size.
         depth: Number of blocks.
+
+    Raises:
+        ShapeError: Samples are no such fields.
     """
+    if len(input_shape) not in (2, 3):
+        raise ShapeError(
+            f"takes fields (size, channels) or (height, width, channels), but samples have the "
+            f"shape {input_shape}",
+            where="model.name = 'fno'",
+            remedy="choose another model: mlp takes any samples",
+        )
     point = Conv1D if len(input_shape) == 2 else Conv2D
 
     def block(*, last: bool) -> Layer:

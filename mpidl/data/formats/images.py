@@ -96,6 +96,8 @@ def _same_shape(image: NDArray[Any], shape: tuple[int, ...], path: Path) -> NDAr
         raise DataError(
             f"has the shape {image.shape} where the first image has {shape}",
             where=str(path),
-            remedy="resize the images",
+            remedy="resize the images"
+            if image.shape[:2] != shape[:2]
+            else "save all of them in gray, or all in color",
         )
     return image

@@ -125,8 +125,15 @@ def source_from_arrays(arrays: Arrays, where: str) -> Source:
     Raises:
         DataError: The lengths differ.
     """
-    counts = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
-    if not counts or len(set(counts.values())) != 1 or min(counts.values()) < 0:
+    single = [name for name, array in arrays.items() if not array.ndim]
+    if single or not arrays:
+        raise DataError(
+            f"{single[0]!r} is a single number" if single else "holds no arrays",
+            where=where,
+            remedy="give arrays with a row for each sample",
+        )
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) != 1:
         raise DataError(
             f"the arrays have different numbers of samples: {counts}",
             where=where,
