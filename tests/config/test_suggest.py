@@ -73,12 +73,15 @@ def data_sets(draw: st.DrawFn) -> tuple[Manifest, str]:
     fields = {name: feature}
     if draw(st.booleans()):
         fields[other] = feature
-    kind = draw(st.sampled_from(["classes", "number", "vector", "field", "mask", "tokens", "tags"]))
+    kinds = ["classes", "number", "vector", "field", "mask", "tokens", "tags", "trajectories"]
+    kind = draw(st.sampled_from(kinds))
     space = shape[:-1] if axes not in (0, 2) else shape
     task = "auto"
     if kind == "tokens":
         window = draw(st.integers(2, 40))
         fields = {name: Field("uint16", (window,), "feature", classes=draw(st.integers(1, 300)))}
+    elif kind == "trajectories" and 1 <= axes <= 3:
+        fields, task = {name: real(draw(st.integers(2, 9)), *shape)}, "rollout"
     elif kind == "classes":
         fields[label_name] = classes(draw(st.integers(2, 120)))
     elif kind == "tags":
@@ -107,6 +110,10 @@ def test_what_is_suggested_loads_and_its_model_is_built(
     facts = read_manifest(found, [Path(folder)], None, wish, cores)
     if ranks is not None and power_below(2 * ranks - 1) > found.samples:
         with pytest.raises(ConfigError, match="some would have none"):
+            suggest(facts, "name")
+        return
+    if task == "rollout" and (facts.kind == "other" or min(facts.shape[:-1], default=9) < 4):
+        with pytest.raises(ConfigError, match="no model goes from frames"):
             suggest(facts, "name")
         return
     suggestion = suggest(facts, "name")

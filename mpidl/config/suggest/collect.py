@@ -133,7 +133,19 @@ def _labels(
     tokens = all(field.classes and len(field.shape) == 1 for field in features.values())
     if tokens and wish.task == AUTO and "label" not in roles and not wish.labels:
         return {}
-    labels = _chosen(manifest, "label", wish.labels, where)
+    try:
+        labels = _chosen(manifest, "label", wish.labels, where)
+    except DataError as error:
+        trajectories = all(
+            len(field.shape) > 1 and np.dtype(field.dtype).kind == "f"
+            for field in features.values()
+        )
+        if wish.labels or "label" in roles or not trajectories:
+            raise
+        raise error.replace(
+            remedy="where samples are trajectories (t, ...), whose next frame is predicted, add "
+            "--task rollout; else shard the data again with --label NAME"
+        ) from None
     real = all(np.dtype(field.dtype).kind == "f" for field in labels.values())
     if len(labels) > 1 and wish.task != "multilabel" and not real:
         raise DataError(

@@ -77,6 +77,8 @@ def suggest_task(facts: Facts) -> Block:
         settings.append(
             Setting("top_k", 5, f"usual beside the accuracy of {facts.classes} classes")
         )
+    if facts.task == "rollout":
+        settings += _rollout(facts)
     if facts.task == "segmentation" and facts.ignore >= 0:
         classes = len(facts.counts)
         settings += [
@@ -86,12 +88,27 @@ def suggest_task(facts: Facts) -> Block:
     return Block("task", tuple(settings))
 
 
+def _rollout(facts: Facts) -> list[Setting]:
+    field = next(iter(facts.features.values()))
+    found = []
+    if field.shape[0] >= 3:
+        why = "frames predicted from one another: more are slower, and stay closer to the truth"
+        found.append(Setting("steps", 2, why))
+    if len(field.shape) == 3 or not facts.frame_axes:
+        why = f"frames {field.shape[1:]} have so many axes of space"
+        found.append(Setting("dimensions", facts.frame_axes, why))
+    return found
+
+
 def _why_task(facts: Facts) -> str:
     label = ", ".join(repr(name) for name in facts.labels)
     if facts.task == "regression":
         if facts.look_like_classes:
             return f"{label}: real numbers, but few whole ones: for classes shard them as integers"
         return f"{label}: real numbers"
+    if facts.task == "rollout":
+        frames = next(iter(facts.features.values())).shape[0]
+        return f"trajectories of {frames} frames {facts.shape}: the next frame is the target"
     if facts.task == "language_model":
         return "tokens without a label: the next token is the target"
     if facts.task == "segmentation":
@@ -103,7 +120,7 @@ def _why_task(facts: Facts) -> str:
 
 def suggest_loss(facts: Facts) -> Block | None:
     """The section [loss], where another one than the task's first may be better."""
-    if facts.task == "regression":
+    if facts.task in ("regression", "rollout"):
         why = "the default is mse; huber where outliers spoil it"
         if facts.has_field_targets:
             why = "the default is mse; relative_l2 compares fields of different size fairly"
@@ -131,7 +148,7 @@ def class_weights(counts: tuple[int, ...]) -> list[float]:
 
 def suggest_augmentation(facts: Facts) -> Block | None:
     """The section [augment], for images and fields."""
-    if facts.kind != "image" or min(facts.shape[:2]) < 8:
+    if facts.kind != "image" or min(facts.shape[:2]) < 8 or facts.is_rollout:
         return None
     if facts.task == "regression":
         if not facts.has_field_targets:

@@ -15,6 +15,8 @@ from mpidl.task.spec import Shape, join_shapes
 Layout = Literal["image", "series"]
 Kind = Literal["tokens", "vector", "series", "image", "other"]
 NARROW = 8  # fewer rows or columns are no image
+FEWEST = 4  # points of an axis of space
+CHANNELS = 8  # an axis of at most so many holds channels, not places
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,32 @@ class Facts:
     @cached_property
     def layout(self) -> Layout | None:
         """What fields (a, b) are; None where the inputs have none."""
+        if self.is_rollout:
+            return None
         flat = [field for field in self.features.values() if len(field.shape) == 2]
         return choose_layout(flat[0], self.labels) if flat else None
 
+    @property
+    def is_rollout(self) -> bool:
+        """Whether samples are trajectories, of one field (t, ...)."""
+        return self.task == "rollout"
+
+    @cached_property
+    def frame_axes(self) -> int:
+        """Axes of space in a frame of a trajectory (t, *space, channels); 0 for vectors."""
+        frame = next(iter(self.features.values())).shape[1:]
+        if len(frame) == 1:
+            return int(frame[0] >= FEWEST)
+        if len(frame) == 2:
+            return 1 if frame[-1] <= CHANNELS else 2
+        return len(frame) - 1
+
     @cached_property
     def shape(self) -> Shape:
-        """Shape of a sample for the model, all input fields together."""
+        """Shape of a sample for the model, all input fields together; of a trajectory, a frame."""
+        if self.is_rollout:
+            frame = next(iter(self.features.values())).shape[1:]
+            return frame if len(frame) > self.frame_axes else (*frame, 1)
         shapes = [field.shape for field in self.features.values()]
         return join_shapes(shapes, self.layout or "image")
 
@@ -124,6 +146,8 @@ class Facts:
     @property
     def has_field_targets(self) -> bool:
         """Whether there is a target for every place of the input."""
+        if self.is_rollout:
+            return self.frame_axes > 0
         space = self.shape[:-1]
         fields = self.task in ("regression", "segmentation")
         return bool(fields and space and self.labels) and all(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from mpidl.config.suggest.facts import Block, Facts, Setting
+from mpidl.config.suggest.facts import FEWEST, Block, Facts, Setting
+from mpidl.errors import ConfigError
 
 LARGE = 65_536  # numbers in a sample: wide dense layers on them would be too large
 SMOOTH = 16  # points of an axis, from which Fourier modes describe a field well
@@ -14,6 +15,12 @@ def suggest_model(facts: Facts) -> Block:
     """The section [model]."""
     if facts.kind == "tokens":
         return Block("model", _gpt(facts))
+    if facts.is_rollout and (facts.kind == "other" or min(facts.shape[:-1], default=9) < FEWEST):
+        raise ConfigError(
+            f"no model goes from frames {facts.shape} to the next ones",
+            where=", ".join(facts.folders),
+            remedy=f"frames have one or two axes of space of {FEWEST} points or more, or none",
+        )
     if facts.kind == "image":
         settings = _field_model(facts) if facts.has_field_targets else _image_model(facts)
     elif facts.kind == "series":
@@ -69,7 +76,8 @@ def _image_model(facts: Facts) -> tuple[Setting, ...]:
 
 def _series_model(facts: Facts) -> tuple[Setting, ...]:
     steps, channels = facts.shape
-    if facts.has_field_targets and facts.task == "regression" and steps >= SMOOTH:
+    operator = facts.task == "regression" and steps >= SMOOTH
+    if facts.has_field_targets and (operator or facts.is_rollout):
         return _fno(facts, f"a value at each of {steps} points from {channels} channel(s)")
     units = 32 if facts.samples < 1_000 else 64 if facts.samples < 20_000 else 128
     settings: tuple[Setting, ...] = (
@@ -87,7 +95,8 @@ def _series_model(facts: Facts) -> tuple[Setting, ...]:
 def _field_model(facts: Facts) -> tuple[Setting, ...]:
     side = min(facts.shape[:2])
     levels = unet_levels(*facts.shape[:2])
-    if facts.task == "regression" and facts.has_real_inputs and side >= SMOOTH:
+    operator = facts.task in ("regression", "rollout") and facts.has_real_inputs
+    if operator and side >= SMOOTH:
         return _fno(facts, "fields of real numbers: Fourier modes suit solutions of equations")
     if levels < 3 and side >= SMOOTH:
         what = f"{facts.shape[0]} x {facts.shape[1]} cannot be halved twice, as a U-Net needs it"
@@ -111,7 +120,11 @@ def _fno(facts: Facts, why: str) -> tuple[Setting, ...]:
     return (
         Setting("name", "fno", why),
         Setting("width", width, f"{facts.samples:,} samples: wider nets want more of them"),
-        Setting("modes", min(12, side // 4), f"of at most {side // 2}: the smooth part of a field"),
+        Setting(
+            "modes",
+            min(12, side // 4),
+            f"of at most {side // 2}: the smooth part of a field",
+        ),
         Setting("depth", 4, "as in the paper (Li et al., 2021)"),
     )
 
