@@ -1,9 +1,9 @@
-"""Writes predictions as files: the suffix chooses the format."""
+"""Predictions as files: the suffix chooses the format. Tables and archives are for small ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +15,77 @@ from mpidl.errors import ConfigError
 from mpidl.files import check_folder, write_atomically, writing
 
 Columns = dict[str, NDArray[Any]]
+HDF5 = ".h5"
+MOST_BYTES = 256 << 20  # of a table or an archive
+ROWS = 1 << 20  # that are read at once
 
 
 def check_target(path: Path) -> None:
     """Refuse a file that could not be written, before any work.
 
     Raises:
-        ConfigError: Its suffix is none of `WRITERS`, or its folder does not exist.
+        ConfigError: Its suffix is none of `SUFFIXES`, or its folder does not exist.
     """
-    if path.suffix not in WRITERS:
+    if path.suffix not in SUFFIXES:
         raise ConfigError(
             f"unknown suffix {path.suffix!r}",
             where=str(path),
-            remedy=f"use one of {', '.join(WRITERS)}",
+            remedy=f"use one of {', '.join(SUFFIXES)}",
         )
     check_folder(path)
 
 
-def write_predictions(path: Path, predictions: Columns) -> None:
-    """Write arrays by name, for example "label", (n,) int64, and "probability", (n, classes).
+def check_size(path: Path, size: int) -> None:
+    """Refuse a table or an archive that would be too large for rank 0.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if path.suffix != HDF5 and size > MOST_BYTES:
+        raise ConfigError(
+            f"{size / 2**20:,.0f} MiB of predictions are too many for a file {path.suffix}, which "
+            f"rank 0 writes alone (at most {MOST_BYTES >> 20} MiB)",
+            where=str(path),
+            remedy=f"name a file {path.with_suffix(HDF5).name}: all ranks write it, of any size",
+        )
+
+
+def convert(source: Path, path: Path, names: Sequence[str]) -> None:
+    """Write some datasets of an HDF5 file as a table or an archive.
 
     Args:
+        source: The HDF5 file.
         path: The file; its suffix is one of `WRITERS`. A table has one column for each element.
-        predictions: Arrays (n, ...).
+        names: Of the datasets.
 
     Raises:
         DataError: The file cannot be written.
     """
+    with hdf5.open_file(source) as file:
+        columns = {name: file[name][...] for name in names}
     with writing(path), write_atomically(path) as partial:
-        WRITERS[path.suffix](partial, predictions)
+        WRITERS[path.suffix](partial, columns)
+
+
+def count_labels(source: Path, classes: int) -> list[int] | None:
+    """Samples of each predicted class; None where there is no class for each sample.
+
+    Args:
+        source: The HDF5 file.
+        classes: Their number.
+    """
+    with hdf5.open_file(source) as file:
+        if "label" not in file or file["label"].ndim != 1:
+            return None
+        labels, counts = file["label"], np.zeros(classes, np.int64)
+        for low in range(0, len(labels), ROWS):
+            counts += np.bincount(labels[low : low + ROWS], minlength=classes)
+        return [int(count) for count in counts]
 
 
 def _write_npz(path: Path, columns: Columns) -> None:
     with open(path, "wb") as file:
         np.savez(file, allow_pickle=False, **columns)
-
-
-def _write_hdf5(path: Path, columns: Columns) -> None:
-    with hdf5.open_file(path, "w") as file:
-        for name, array in columns.items():
-            file[name] = array
 
 
 def _write_csv(path: Path, columns: Columns) -> None:
@@ -72,4 +103,5 @@ def _write_csv(path: Path, columns: Columns) -> None:
 
 
 Writer = Callable[[Path, Columns], None]
-WRITERS: dict[str, Writer] = {".npz": _write_npz, ".h5": _write_hdf5, ".csv": _write_csv}
+WRITERS: dict[str, Writer] = {".npz": _write_npz, ".csv": _write_csv}
+SUFFIXES = (HDF5, *WRITERS)

@@ -1,4 +1,4 @@
-"""Loads a trained model, and predicts on all ranks."""
+"""Loads a trained model and the samples that it is to see."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.backend import Ops, create_ops
-from mpidl.collectives import recv, send
 from mpidl.comm.context import Context
 from mpidl.config import build_config
 from mpidl.data.formats import open_source
@@ -19,15 +18,13 @@ from mpidl.data.formats.source import Source, infer_role
 from mpidl.data.manifest import NAME as MANIFEST
 from mpidl.data.manifest import Arrays, load_manifest
 from mpidl.data.reader import Reader
-from mpidl.data.sampler import contiguous_batches
 from mpidl.errors import CheckpointError, DataError
 from mpidl.nn import Model
 from mpidl.task import InputSpec, Task
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.build import build_for_data
+from mpidl.train.checkpoint.format import compute_digest
 from mpidl.train.inputs import Inputs
-
-BATCH = 256
 
 
 class Predictor:
@@ -64,6 +61,10 @@ class Predictor:
             if self.model.parameters.state.size:
                 self.model.parameters.state[...] = self.ops.to_device(saved.buffers["state"])
         self.path = saved.path
+        self.digest = "".join(
+            compute_digest(saved.buffers[name]) for name in ("parameters", "state")
+            if name in saved.buffers
+        )  # fmt: skip
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,6 +82,19 @@ class Predictor:
         """
         found = self.through.forward(self.inputs.features(arrays))[0]
         return np.array(self.ops.to_host(found), np.float32)  # the next pass reuses the memory
+
+    def activations(self, arrays: Arrays, layer: str) -> NDArray[np.float32]:
+        """The output of a layer.
+
+        Args:
+            arrays: As of `outputs`.
+            layer: Its name.
+
+        Returns:
+            (n, ...).
+        """
+        found = self.model.forward(self.inputs.features(arrays), until=layer)[0]
+        return np.array(self.ops.to_host(found), np.float32)
 
     def predict(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
         """Predictions of the task, such as "label" and "probability", or "value".
@@ -163,12 +177,15 @@ class _RawSamples:
         }
 
 
-def open_samples(paths: Sequence[Path], task: Task, **options: Any) -> Samples:
+def open_samples(
+    paths: Sequence[Path], task: Task, *, scored: bool = False, **options: Any
+) -> Samples:
     """A sharded data set or raw files, checked against what the model takes.
 
     Args:
         paths: A folder with a manifest, or raw files.
         task: What the model was trained for.
+        scored: The targets are needed too, for metrics.
         options: Of `open_source`, for raw files.
 
     Raises:
@@ -178,37 +195,28 @@ def open_samples(paths: Sequence[Path], task: Task, **options: Any) -> Samples:
     if len(paths) == 1 and (paths[0] / MANIFEST).is_file():
         names = [field.name for field in spec.features]
         manifest = load_manifest(paths[0])
-        task.check(manifest, str(paths[0]), needs_label=False)
+        task.check(manifest, str(paths[0]), needs_label=scored)
+        if scored:
+            names = [*spec.field_names, *task.extra_fields]
         return Reader(paths[0], driver="posix", fields=names)
+    if scored:
+        raise DataError(
+            "metrics need targets in a sharded data set",
+            where=", ".join(map(str, paths)),
+            remedy="shard these files first, or leave out --metrics",
+        )
     return _RawSamples(open_source(paths, **options), spec, ", ".join(map(str, paths)))
 
 
-def predict(predictor: Predictor, samples: Samples, context: Context) -> NDArray[np.float32] | None:
-    """Outputs for a whole data set; each rank computes its part. Collective.
+def identify(paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
+    """What tells data from others, to go on with an interrupted prediction of the same ones.
 
     Args:
-        predictor: The model.
-        samples: The data set.
-        context: The ranks.
-
-    Returns:
-        (samples, *predictor.shape) on rank 0, None elsewhere.
+        paths: As of `open_samples`.
+        options: As of `open_samples`.
     """
-    own: list[NDArray[Any]] = []
-    with context.fail_together("predicting"):
-        for piece in contiguous_batches(len(samples), context.rank, context.size, BATCH):
-            own.append(predictor.outputs(samples.read([piece])))
-    local = np.concatenate(own) if own else np.empty((0, *predictor.shape), np.float32)
-    counts = context.allgather_object(local.size)
-    if not context.is_root:
-        if local.size:
-            send(local.reshape(-1), 0, comm=context.comm)
-        return None
-    result = np.empty((len(samples), *predictor.shape), np.float32)
-    flat, end = result.reshape(-1), counts[0]
-    flat[:end] = local.reshape(-1)
-    for rank, count in enumerate(counts[1:], 1):
-        start, end = end, end + count
-        if count:
-            recv(flat[start:end], rank, comm=context.comm)
-    return result
+    files = [path / MANIFEST if (path / MANIFEST).is_file() else path for path in paths]
+    stamps = [
+        [str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files
+    ]
+    return {"files": stamps, "options": {name: str(value) for name, value in options.items()}}

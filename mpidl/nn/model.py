@@ -115,7 +115,9 @@ class Model:
         for layer in self.layers:
             yield from layer.walk()
 
-    def forward(self, x: Array, *, train: bool = False) -> tuple[Array, ModelBackward]:
+    def forward(
+        self, x: Array, *, train: bool = False, until: str | None = None
+    ) -> tuple[Array, ModelBackward]:
         """Compute the output of a batch.
 
         Args:
@@ -124,6 +126,7 @@ class Model:
             train: Keep the activations until the backward pass has finished; several passes may be
                 in flight. Otherwise, and afterwards, the next forward pass may overwrite output
                 and activations.
+            until: Name of the layer whose output is wanted; None: the last.
 
         Returns:
             The output and the backward pass, which can be called once. It takes the gradient of
@@ -148,6 +151,8 @@ class Model:
             storage.enter(layer.name)
             x, step = layer.forward(x, train=train)
             steps.append(step)
+            if layer.name == until:
+                break
         if not train:
             this.release()
 

@@ -7,6 +7,8 @@ it to every rank.
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -29,6 +31,20 @@ class StopRequest(Observer):
 
     def run_started(self, start: RunStart) -> None:
         """Install the handlers."""
+        self._install()
+
+    @classmethod
+    @contextmanager
+    def installed(cls) -> Iterator[StopRequest]:
+        """For the time of a block, outside of a training run."""
+        made = cls()
+        made._install()
+        try:
+            yield made
+        finally:
+            made.close()
+
+    def _install(self) -> None:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mpidl.data.hdf5 import open_file
 from mpidl.errors import ConfigError, DataError
-from mpidl.inference.output import WRITERS, check_target, write_predictions
+from mpidl.inference.output import SUFFIXES, WRITERS, check_size, check_target, convert
 
 P = np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1], [0.0, 1.0, 0.0]], np.float32)
 
@@ -22,9 +22,6 @@ def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix == ".npz":
         with np.load(path) as found:
             return found["label"], found["probability"]
-    if path.suffix == ".h5":
-        with open_file(path) as file:
-            return file["label"][...], file["probability"][...]
     assert path.read_text().startswith(
         "label,probability_0,probability_1,probability_2\n1,0.1,0.7,0.2\n"
     )
@@ -32,16 +29,24 @@ def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return rows[:, 0].astype(np.int64), rows[:, 1:].astype(np.float32)
 
 
+def source(folder: Path) -> Path:
+    path = folder / "source.h5"
+    with open_file(path, "w") as file:
+        file["label"], file["probability"] = P.argmax(axis=1), P
+        file["done"] = np.ones(1, np.uint8)
+    return path
+
+
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"p{suffix}"
     path.write_text("an older file")
     check_target(path)
-    write_predictions(path, {"label": P.argmax(axis=1), "probability": P})
+    convert(source(tmp_path), path, ["label", "probability"])
     label, probability = load(path)
     assert label.tolist() == [1, 0, 1] and label.dtype == np.int64
     np.testing.assert_allclose(probability, P, atol=1e-6)
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "source.h5"]
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
@@ -53,11 +58,21 @@ def test_a_failed_write_leaves_the_older_file(
 
     path = tmp_path / f"p{suffix}"
     path.write_text("an older file")
+    given = source(tmp_path)
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(DataError, match="No space left") as caught:
-        write_predictions(path, {"label": P.argmax(axis=1), "probability": P})
+        convert(given, path, ["label", "probability"])
     assert caught.value.where == str(path) and "train.output" not in caught.value.remedy
-    assert path.read_text() == "an older file" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "an older file" and sorted(tmp_path.iterdir()) == [path, given]
+
+
+def test_large_tables_are_refused(tmp_path: Path) -> None:
+    check_size(tmp_path / "p.h5", 1 << 40)
+    for suffix in SUFFIXES[1:]:
+        check_size(tmp_path / f"p{suffix}", 1 << 20)
+        with pytest.raises(ConfigError, match="too many for a file") as caught:
+            check_size(tmp_path / f"p{suffix}", 1 << 30)
+        assert "p.h5" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p", "none/p.csv", "."])

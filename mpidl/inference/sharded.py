@@ -1,0 +1,295 @@
+"""Prediction of a whole data set by all ranks: each takes chunks of samples as it gets free.
+
+Nothing is gathered: what a rank has computed, it writes into the one file (`Store`). Batches are
+cut at the same samples whoever computes them, so that the file is the same for any number of ranks,
+and after an interruption.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpidl.collectives.window import Window
+from mpidl.comm.context import Context
+from mpidl.data.manifest import Arrays
+from mpidl.data.reader import Reader
+from mpidl.data.validate import check_values
+from mpidl.errors import ConfigError
+from mpidl.inference.outputs import Columns, Output, Passed, compute
+from mpidl.inference.predict import Predictor, Samples
+from mpidl.inference.store import Layout, Store
+from mpidl.nn import Loss
+from mpidl.task import Evaluation
+from mpidl.train.signals import StopRequest
+
+BATCH = 256  # samples of a pass
+BATCH_BYTES = 64 << 20  # of inputs and outputs of a pass, at most
+BATCHES = 4  # of a chunk
+SUM_BYTES = 1 << 30  # of the sums of all chunks, at most
+OVER = 1 << 40  # no number of a chunk
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a prediction.
+
+    Attributes:
+        samples: N.
+        done: Chunks that are done, of `chunks`.
+        chunks: All.
+        evaluation: The metrics, where they were wanted and all is done.
+    """
+
+    samples: int
+    done: int
+    chunks: int
+    evaluation: Evaluation | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all samples are done."""
+        return self.done == self.chunks
+
+
+class Shares:
+    """Hands out numbers below `count`, each to one rank. Collective."""
+
+    def __init__(self, count: int, context: Context) -> None:
+        self._count = count
+        self._next = 0
+        single = context.size == 1
+        self._window = None if single else Window(context.comm, int(context.is_root), np.int64)
+
+    def take(self) -> int | None:
+        """The next number; None: there are no more."""
+        if self._window is None:
+            number, self._next = self._next, self._next + 1
+        else:
+            number = self._window.fetch_and_add(0)
+        return number if number < self._count else None
+
+    def stop(self) -> None:
+        """Hand out no more, to any rank."""
+        if self._window is None:
+            self._next = OVER
+        else:
+            self._window.fetch_and_add(0, increment=OVER)
+
+    def close(self) -> None:
+        """Collective."""
+        if self._window is not None:
+            self._window.free()
+
+
+def batch_size(predictor: Predictor) -> int:
+    """Samples of a pass: a power of two that depends on the model alone."""
+    elements = math.prod(predictor.model.input_shape) + math.prod(predictor.shape)
+    size = BATCH
+    while size > 1 and size * elements * 4 > BATCH_BYTES:
+        size //= 2
+    return size
+
+
+def layout_of(
+    predictor: Predictor,
+    outputs: Sequence[Output],
+    samples: Samples,
+    data: dict[str, Any],
+    *,
+    scored: bool,
+) -> Layout:
+    """What the file will hold, found out with one sample.
+
+    Args:
+        predictor: The model.
+        outputs: What is wanted.
+        samples: The data.
+        data: What identifies them.
+        scored: Whether metrics are wanted.
+
+    Raises:
+        ConfigError: The metrics have too many sums.
+    """
+    first = compute(outputs, Passed(predictor, samples.read([(0, 1)])))
+    columns = {name: (array.shape[1:], array.dtype.str) for name, array in first.items()}
+    names = predictor.spec.target.class_names
+    about = {
+        "checkpoint": predictor.digest,
+        "data": data,
+        "outputs": [":".join(filter(None, (o.name, o.argument))) for o in outputs],
+        "samples": len(samples),
+        "metrics": scored,
+    }
+    notes: dict[str, Any] = {"checkpoint": str(predictor.path), "task": predictor.spec.task}
+    if names:
+        notes["class_names"] = list(names)
+    chunk = BATCHES * batch_size(predictor)
+    sums = predictor.task.sums if scored else 0
+    layout = Layout(len(samples), chunk, columns, sums, about, notes)
+    if layout.chunks * sums * 8 > SUM_BYTES:
+        raise ConfigError(
+            f"the metrics have {sums:,} numbers for each of {layout.chunks:,} chunks",
+            where="--metrics",
+            remedy="leave out --metrics, and use 'mpidl evaluate'",
+        )
+    return layout
+
+
+class Prediction:
+    """A prediction on this rank.
+
+    Args:
+        predictor: The model.
+        outputs: What is wanted.
+        samples: The data.
+        loss: Of the run, for metrics; None: no metrics.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        outputs: Sequence[Output],
+        samples: Samples,
+        loss: Loss | None,
+    ) -> None:
+        self.predictor = predictor
+        self.outputs = outputs
+        self.samples = samples
+        self.loss = loss
+        self._batch = batch_size(predictor)
+
+    def run(
+        self,
+        store: Store,
+        context: Context,
+        stop: StopRequest,
+        progress: Callable[[int], None],
+    ) -> int:
+        """Compute and write chunks until there are no more, or a signal arrives. Collective.
+
+        Args:
+            store: The file.
+            context: The ranks.
+            stop: Says whether a signal has arrived.
+            progress: Told of samples that are done.
+
+        Returns:
+            Chunks that all ranks have done.
+        """
+        shares = Shares(len(store.pending), context)
+        done = 0
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="mpidl-read") as pool,
+            context.fail_together("predicting"),
+        ):
+            try:
+                done = self._work(shares, store, pool, stop, progress)
+            except BaseException:
+                shares.stop()  # the other ranks need not go on to the end
+                raise
+            finally:
+                store.close()
+        shares.close()
+        return sum(context.allgather_object(done))
+
+    def _work(
+        self,
+        shares: Shares,
+        store: Store,
+        pool: ThreadPoolExecutor,
+        stop: StopRequest,
+        progress: Callable[[int], None],
+    ) -> int:
+        done = 0
+        ahead = self._read_next(shares, store, pool)
+        while ahead is not None:
+            chunk, future = ahead
+            arrays = future.result()
+            if stop.stop_requested:
+                shares.stop()
+                break
+            ahead = self._read_next(shares, store, pool)
+            low, high = store.layout.rows(chunk)
+            store.write(chunk, *self._chunk(arrays, low, high))
+            done += 1
+            progress(high - low)
+        return done
+
+    def _read_next(
+        self, shares: Shares, store: Store, pool: ThreadPoolExecutor
+    ) -> tuple[int, Future[Arrays]] | None:
+        number = shares.take()
+        if number is None:
+            return None
+        chunk = int(store.pending[number])
+        return chunk, pool.submit(self._read, *store.layout.rows(chunk))
+
+    def _read(self, low: int, high: int) -> Arrays:
+        arrays = self.samples.read([(low, high)])
+        if isinstance(self.samples, Reader):
+            check_values(self.samples, arrays, [(low, high)])
+        return arrays
+
+    def _chunk(self, arrays: Arrays, low: int, high: int) -> tuple[Columns, Any]:
+        """Predictions of samples [low, high), and what they add to the metrics."""
+        parts: list[Columns] = []
+        sums = None if self.loss is None else np.zeros(self.predictor.task.sums)
+        for start in range(0, high - low, self._batch):
+            piece = {n: array[start : start + self._batch] for n, array in arrays.items()}
+            passed = Passed(self.predictor, piece)
+            parts.append(compute(self.outputs, passed))
+            if sums is not None:
+                self._score(passed, sums)
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined, sums
+
+    def _score(self, passed: Passed, sums: NDArray[np.float64]) -> None:
+        assert self.loss is not None
+        task, inputs, ops = self.predictor.task, self.predictor.inputs, self.predictor.ops
+        result = self.loss(ops.to_device(passed.outputs), inputs.targets(passed.arrays), 1)
+        task.add(sums, task.scored(passed.outputs, result, passed.arrays))
+
+
+def predict(
+    prediction: Prediction,
+    out: Path,
+    layout: Layout,
+    context: Context,
+    *,
+    restart: bool = False,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Result:
+    """Predict a whole data set into the HDF5 file `out`. Collective.
+
+    SIGUSR1 and SIGTERM stop all ranks after the chunks at hand; the same call goes on later.
+
+    Args:
+        prediction: What is computed.
+        out: The file; while it is incomplete, it has the suffix .partial.
+        layout: Of `layout_of`.
+        context: The ranks.
+        restart: Leave what an interrupted run has written.
+        progress: Told of samples that are done on this rank.
+
+    Raises:
+        DataError: Samples cannot be read, or the file cannot be written.
+    """
+    store = Store(out, layout, context, restart=restart)
+    before = layout.chunks - len(store.pending)
+    with StopRequest.installed() as stop:
+        done = before + prediction.run(store, context, stop, progress)
+    if done < layout.chunks:
+        return Result(layout.samples, done, layout.chunks)
+    evaluation = None
+    if layout.sums:
+        evaluation = prediction.predictor.task.evaluation(store.sums())
+    context.on_root(store.finish, f"publishing {out}")
+    return Result(layout.samples, done, layout.chunks, evaluation)

@@ -1,0 +1,85 @@
+"""The file of a prediction: what is done, what is left, and what must be the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpidl.comm.context import init
+from mpidl.data.hdf5 import open_file
+from mpidl.errors import DataError
+from mpidl.inference.store import Layout, Store
+
+LAYOUT = Layout(
+    samples=23,
+    chunk=5,
+    columns={"label": ((), "<i8"), "probability": ((3,), "<f4")},
+    sums=2,
+    about={"checkpoint": "abc", "outputs": ["predictions"]},
+    notes={"task": "classification", "class_names": ["a", "b", "c"]},
+)
+
+
+def fill(store: Store, chunks: list[int]) -> None:
+    for chunk in chunks:
+        low, high = store.layout.rows(chunk)
+        rows = np.arange(low, high)
+        shares = np.stack([rows, rows + 0.5, -rows], axis=1).astype(np.float32)
+        columns = {"label": rows, "probability": shares}
+        store.write(chunk, columns, np.array([1.0, chunk]))
+
+
+def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole.h5", tmp_path / "parts.h5"
+    store = Store(whole, LAYOUT, init(), restart=False)
+    assert store.pending.tolist() == [0, 1, 2, 3, 4]
+    fill(store, [0, 1, 2, 3, 4])
+    store.close()
+    assert store.sums().tolist() == [5.0, 10.0]
+    store.finish()
+    first = Store(parts, LAYOUT, init(), restart=False)
+    fill(first, [3, 1])
+    first.close()
+    with pytest.raises(DataError, match=r"3 chunk\(s\) are not done, the first is 0"):
+        first.finish()
+    second = Store(parts, LAYOUT, init(), restart=False)
+    assert second.pending.tolist() == [0, 2, 4]
+    fill(second, [4, 0, 2])
+    second.close()
+    second.finish()
+    assert parts.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.h5", "whole.h5"]
+    with open_file(whole) as file:
+        np.testing.assert_array_equal(file["label"][...], np.arange(23))
+        assert file["probability"][22].tolist() == [22, 22.5, -22]
+        assert file.attrs["class_names"].tolist() == ["a", "b", "c"]
+        assert json.loads(file.attrs["prediction"]) == dict(LAYOUT.about)
+
+
+def test_a_chunk_that_was_not_marked_is_not_done(tmp_path: Path) -> None:
+    """As after `kill -9`: the rows are there, but nothing says that they are on disk."""
+    store = Store(tmp_path / "p.h5", LAYOUT, init(), restart=False)
+    fill(store, [0, 1])
+    assert Store(tmp_path / "p.h5", LAYOUT, init(), restart=False).pending.size == 5
+    store.close()
+    assert Store(tmp_path / "p.h5", LAYOUT, init(), restart=False).pending.size == 3
+    assert Store(tmp_path / "p.h5", LAYOUT, init(), restart=True).pending.size == 5
+
+
+def test_another_prediction_is_not_mixed_in(tmp_path: Path) -> None:
+    Store(tmp_path / "p.h5", LAYOUT, init(), restart=False).close()
+    other = replace(LAYOUT, about=LAYOUT.about | {"checkpoint": "xyz"})
+    with pytest.raises(DataError, match="with another checkpoint") as caught:
+        Store(tmp_path / "p.h5", other, init(), restart=False)
+    assert "--restart" in caught.value.remedy
+    assert Store(tmp_path / "p.h5", other, init(), restart=True).pending.size == 5
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "p.h5.partial").write_text("no HDF5")
+    with pytest.raises(DataError):
+        Store(tmp_path / "p.h5", LAYOUT, init(), restart=False)

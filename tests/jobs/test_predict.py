@@ -1,0 +1,112 @@
+"""Prediction by all ranks into one file: the same bytes for any ranks and interruptions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpidl.cli.predict import STOPPED
+from mpidl.data.hdf5 import open_file
+from mpidl.errors import DataError
+from tests.jobs.conftest import blobs, write
+from tests.jobs.helpers import finish, mpidl, start
+from tests.jobs.test_train import children_of
+
+SAMPLES = 3000
+
+
+@pytest.fixture
+def trained(run_folder: Path) -> Path:
+    """A folder with a run, and data for some chunks."""
+    wide = ("--set", "model.channels=[24,48]")
+    job = mpidl(2, "train", str(run_folder / "run.toml"), "--set", "train.max_steps=9", *wide)
+    assert job.status == 0, job.err
+    for name, samples in (("few", SAMPLES), ("many", 40_000)):
+        write(run_folder / name, blobs(samples, 3))
+    return run_folder
+
+
+def test_any_number_of_ranks_writes_the_same_file(trained: Path) -> None:
+    run, data = str(trained / "run"), str(trained / "few")
+    evaluated = mpidl(2, "evaluate", run, "--data", data, "--json").result
+    files = []
+    for ranks in (1, 2, 3):
+        out = trained / f"{ranks}.h5"
+        job = mpidl(ranks, "predict", run, data, "--out", str(out), "--metrics", "--json")
+        assert job.status == 0, job.err
+        assert job.result["samples"] == SAMPLES and sum(job.result["per_class"]) == SAMPLES
+        for key in ("loss", "accuracy", "macro_f1"):
+            assert job.result[key] == pytest.approx(evaluated[key], rel=1e-6), key
+        assert job.result["confusion_matrix"] == evaluated["confusion_matrix"]
+        files.append(out.read_bytes())
+    assert files[0] == files[1] == files[2]
+    table = trained / "p.csv"
+    assert mpidl(3, "predict", run, data, "--out", str(table)).status == 0
+    rows = np.loadtxt(table, delimiter=",", skiprows=1)
+    with open_file(trained / "1.h5") as file:
+        np.testing.assert_array_equal(rows[:, 0], file["label"][...])
+        np.testing.assert_allclose(rows[:, 1:], file["probability"][...], atol=1e-5)
+    again = mpidl(2, "predict", run, data, "--out", str(table))
+    assert again.status != 0 and "exists already" in again.err
+
+
+def done(path: Path) -> int:
+    """Samples of a file that are computed, whether they are marked or not."""
+    try:
+        with open_file(path) as file:
+            return int((file["probability"][...].sum(axis=1) > 0).sum())
+    except (OSError, DataError):
+        return 0
+
+
+@pytest.mark.parametrize("how", ["kill -9 of one rank", "SIGUSR1 to all"])
+def test_an_interrupted_prediction_goes_on(trained: Path, how: str) -> None:
+    run, data, out = str(trained / "run"), str(trained / "many"), trained / "p.h5"
+    command = ("predict", run, data, "--json", "--metrics", "--out")
+    process = start(2, "mpidl", *command, str(out))
+    for _ in range(1000):
+        if done(trained / "p.h5.partial") > 4000:
+            break
+        time.sleep(0.01)
+    ranks = [pid for pid in children_of(process.pid) if b"predict" in _command(pid)]
+    if how == "SIGUSR1 to all":
+        for pid in ranks:
+            os.kill(pid, signal.SIGUSR1)
+    else:
+        os.kill(ranks[-1], signal.SIGKILL)
+    job = finish(process)
+    assert job.status != 0 and not out.exists(), job.out
+    if how == "SIGUSR1 to all":
+        assert job.status == STOPPED and 0 < job.result["done"] < job.result["chunks"]
+    other = mpidl(2, "predict", run, data, "--out", str(out))
+    assert other.status != 0 and "with another metrics" in other.err
+    resumed = mpidl(3, *command, str(out))
+    assert resumed.status == 0, resumed.err
+    straight = trained / "straight.h5"
+    assert mpidl(1, *command, str(straight)).status == 0
+    assert out.read_bytes() == straight.read_bytes()
+    assert not list(trained.glob("*.partial"))
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_outputs_are_chosen(trained: Path) -> None:
+    run, data, out = str(trained / "run"), str(trained / "few"), trained / "p.h5"
+    wanted = ("--output", "top_k:2", "--output", "embedding:dense1")
+    job = mpidl(2, "predict", run, data, "--out", str(out), *wanted)
+    assert job.status == 0, job.err
+    with open_file(out) as file:
+        assert file["top_label"].shape == (SAMPLES, 2)
+        assert file["embedding_dense1"].shape == (SAMPLES, 16)
+    job = mpidl(2, "predict", run, data, "--out", str(trained / "q.h5"), "--output", "value")
+    assert job.status != 0 and job.err.count("is nothing that the task") == 1, job.err
