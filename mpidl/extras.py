@@ -10,13 +10,17 @@ from mpidl.errors import PlatformError
 # Package -> the optional dependency of pyproject.toml that installs it
 EXTRAS = {
     "PIL": "images",
+    "google": "serve",
+    "grpc": "serve",
     "h5netcdf": "netcdf",
+    "httptools": "serve",
     "matplotlib": "plot",
     "safetensors": "weights",
     "tokenizers": "text",
     "tensorboardX": "tensorboard",
     "pyarrow": "tables",
     "tqdm": "progress",
+    "uvicorn": "serve",
     "xarray": "netcdf",
     "zarr": "zarr",
 }

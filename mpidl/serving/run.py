@@ -1,0 +1,183 @@
+"""A server from its start to its end: rank 0 speaks to clients, the other ranks compute."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mpidl.comm.context import Context
+from mpidl.errors import ConfigError, PlatformError, notice
+from mpidl.extras import load_extra
+from mpidl.serving.dispatch import Dispatcher
+from mpidl.serving.grpc import make_server
+from mpidl.serving.http import Application
+from mpidl.serving.link import Link, MpiLink, ThreadLink, work
+from mpidl.serving.repository import Repository
+from mpidl.serving.server import Server
+from mpidl.serving.settings import Settings, load_settings
+from mpidl.train.signals import SIGNALS
+
+STOPPED = 75  # exit status after a signal
+CONNECTIONS = 4096
+SWITCH = 2e-4  # seconds: the thread of the link must not wait long for the event loop
+
+
+class Options(msgspec.Struct, frozen=True):
+    """Of the command line.
+
+    Attributes:
+        path: models.toml, a run folder or a checkpoint.
+        host: To listen on.
+        http_port: For REST; 0: any that is free.
+        grpc_port: For gRPC; 0: any that is free.
+        backend: Where ranks compute.
+        insecure_any_host: Whether to listen beyond this machine.
+    """
+
+    path: Path
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    backend: str = "auto"
+    insecure_any_host: bool = False
+
+    def check(self) -> None:
+        """Refuse to listen where everybody could come.
+
+        Raises:
+            ConfigError: The host is not this machine.
+        """
+        try:
+            local = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            local = False
+        if not local and not self.insecure_any_host:
+            raise ConfigError(
+                f"{self.host!r} can be reached from other machines, and the server neither "
+                "encrypts nor asks who is there: anybody on the network could use, load and unload "
+                "its models",
+                where="--host",
+                remedy="use 127.0.0.1 and an SSH tunnel (ssh -L), or, where the network is "
+                "trusted, add --insecure-any-host",
+            )
+
+
+def serve(context: Context, options: Options) -> int:
+    """Serve until a signal says to stop. Collective.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        MpidlError: The settings are wrong, or a model cannot be loaded.
+    """
+    with context.fail_together("reading the settings"):
+        options.check()
+        settings = load_settings(options.path) if context.is_root else None
+        if context.is_root:
+            for module in ("grpc", "google.protobuf", "uvicorn", "httptools"):
+                load_extra(module, "serving")
+    if settings is None:
+        for number in (*SIGNALS, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # rank 0 says when to stop
+        whole = work(context)
+    else:
+        sys.setswitchinterval(SWITCH)
+        whole = asyncio.run(_run(context, options))
+    if not whole:
+        # MPI cannot be left in order where ranks are lost
+        sys.stdout.flush()
+        os._exit(STOPPED)
+    return STOPPED
+
+
+async def _run(context: Context, options: Options) -> bool:
+    """Rank 0.
+
+    Returns:
+        Whether all ranks are still there.
+    """
+    stop = asyncio.Event()
+    for number in (*SIGNALS, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    link: Link = MpiLink(context) if context.size > 1 else ThreadLink(context)
+    settings = load_settings(options.path)
+    dispatcher = Dispatcher(settings.server, link)
+    try:
+        repository = Repository(lambda: load_settings(options.path), dispatcher, options.backend)
+        for name in settings.models:
+            await repository.load(name)
+        server = Server(repository, dispatcher)
+        await _listen(server, options, stop)
+    finally:
+        dispatcher.close()
+    return link.whole
+
+
+async def _listen(server: Server, options: Options, stop: asyncio.Event) -> None:
+    """Answer clients until `stop`, then drain."""
+    http, listener = _http_server(server, options)
+    try:
+        rpc, grpc_port = make_server(server, f"{options.host}:{options.grpc_port}")
+    except RuntimeError as error:
+        raise _in_use(options, "--grpc-port") from error
+    await rpc.start()
+    serving = asyncio.create_task(http.serve(sockets=[listener]))
+    http_port = listener.getsockname()[1]
+    print(
+        f"serving {', '.join(server.repository.settings.models)} on "
+        f"http://{options.host}:{http_port} and grpc://{options.host}:{grpc_port}",
+        flush=True,
+    )
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait((waiting, serving), return_when=asyncio.FIRST_COMPLETED)
+    notice("stopping: no new requests are taken, those that wait are answered")
+    if not await server.drain():
+        notice("some requests were not answered within server.drain_timeout", "error")
+    await rpc.stop(1.0)
+    http.should_exit = True
+    await serving
+
+
+def _http_server(server: Server, options: Options) -> tuple[Any, socket.socket]:
+    """The server of REST, and its socket."""
+    uvicorn = load_extra("uvicorn", "serving over REST")
+    try:
+        listener = socket.create_server(
+            (options.host, options.http_port),
+            family=socket.AF_INET6 if ":" in options.host else socket.AF_INET,
+            backlog=1024,
+        )
+    except OSError as error:
+        raise _in_use(options, "--http-port") from error
+    config = uvicorn.Config(
+        Application(server),
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=2,
+    )
+    made = uvicorn.Server(config)
+    made.capture_signals = nullcontext  # signals are ours
+    return made, listener
+
+
+def _in_use(options: Options, setting: str) -> PlatformError:
+    return PlatformError(
+        f"cannot listen on {options.host}",
+        where=setting,
+        remedy=f"choose another {setting}, or 0 for any that is free",
+    )
