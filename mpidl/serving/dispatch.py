@@ -1,4 +1,4 @@
-"""The ranks that compute, as the event loop of rank 0 sees them: batches go out, answers come in."""
+"""The ranks that compute, as the event loop of rank 0 sees them."""
 
 from __future__ import annotations
 
@@ -174,8 +174,8 @@ class Dispatcher:
     def _take(self, rank: int, message: Buffer) -> None:
         try:
             head, body = unpack(message)
-        except MpidlError as error:
-            notice(f"{error}", f"error on rank {rank}")
+        except MpidlError as broken:
+            notice(f"{broken}", f"error on rank {rank}")
             self.lose(rank)
             return
         flight = self._flights.pop(head.number, None)

@@ -68,7 +68,7 @@ def read_request(message: Any) -> InferRequest:
     for index, tensor in enumerate(message.inputs):
         check_parameters(_parameters(tensor.parameters))
         if raw and tensor.HasField("contents") and tensor.contents.ListFields():
-            what = f"contents field must not be specified when using raw_input_contents for input "
+            what = "contents field must not be specified when using raw_input_contents for input "
             raise InvalidRequest(f"{what}{tensor.name[:80]!r}")
         shape = list(tensor.shape)
         if raw:
@@ -253,10 +253,10 @@ class Service:
         methods: dict[str, Any] = {}
         for method in self.messages.service.methods:
             if method.client_streaming:
-                make, behavior = self._grpc.stream_stream_rpc_method_handler, self._stream
+                found = self._grpc.stream_stream_rpc_method_handler(self._stream)
             else:
-                make, behavior = self._grpc.unary_unary_rpc_method_handler, self._bind(method.name)
-            methods[method.name] = make(behavior)
+                found = self._grpc.unary_unary_rpc_method_handler(self._bind(method.name))
+            methods[method.name] = found
         return self._grpc.method_handlers_generic_handler(SERVICE, methods)
 
     def _bind(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -165,10 +166,8 @@ class MpiLink:
                     count += 1
             except MPI.Exception:
                 self._lose(rank)
-        try:
+        with suppress(MPI.Exception):  # asked again, after the rank is known to be lost
             self._sending = [s for s in self._sending if s[0] not in self._gone and not s[1].Test()]
-        except MPI.Exception:
-            pass  # asked again, after the rank is known to be lost
         return count
 
     def _lose(self, rank: int) -> None:

@@ -103,7 +103,7 @@ def pack(head: Head, arrays: Sequence[NDArray[Any]] = ()) -> Buffer:
 
 def set_head(message: Buffer, head: Head) -> None:
     """Write the head of a message; its size is that of the message."""
-    _HEAD.pack_into(message, 0, *head._replace(size=message.size - HEAD))
+    _HEAD.pack_into(message.data, 0, *head._replace(size=message.size - HEAD))
 
 
 def pack_batch(handle: int, number: int, columns: Sequence[Sequence[NDArray[Any]]]) -> Buffer:
@@ -133,7 +133,7 @@ def unpack(message: Buffer) -> tuple[Head, Buffer]:
     """
     if message.size < HEAD:
         raise MpidlError(f"a message of {message.size} bytes is no message of a server")
-    head = Head(*_HEAD.unpack_from(message))
+    head = Head(*_HEAD.unpack_from(message.data))
     if head.kind not in Kind._value2member_map_ or head.size != message.size - HEAD:
         raise MpidlError(f"a message of {message.size} bytes has an impossible head {head}")
     return head, message[HEAD:]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mpidl.serving.server import Server
+from mpidl.serving.stats import PARTS, Statistics
 
 REASONS = {"UNAVAILABLE": "REJECTED", "INTERNAL": "BACKEND"}
-PARTS = ("compute_input", "compute_infer", "compute_output")
 
 
 def format_metrics(server: Server) -> str:
@@ -30,7 +30,7 @@ def _models(server: Server) -> Iterator[str]:
         ({"model": version.model, "version": version.number}, version)
         for version in server.repository.versions()
     ]
-    counters = {
+    counters: dict[str, tuple[str, Callable[[Statistics], int]]] = {
         "request_success": ("Number of successful inference requests", lambda s: s.success.count),
         "count": ("Number of inferences performed", lambda s: s.inferences),
         "exec_count": ("Number of model executions performed", lambda s: s.executions),

@@ -61,7 +61,7 @@ def find_versions(settings: ModelSettings, folder: str) -> dict[str, Path]:
         found = {number: root / path for number, path in settings.versions.items()}
     else:
         path = root / settings.path
-        entries = [p for p in path.iterdir()] if path.is_dir() else []
+        entries = list(path.iterdir()) if path.is_dir() else []
         found = {p.stem: p for p in entries if VERSION.fullmatch(p.stem)} or {"1": path}
     order = sorted(found, key=int, reverse=True)
     if settings.version_policy == "latest":

@@ -309,7 +309,7 @@ def _check_input(
             f"input {spec.name!r} of model {model!r} takes {spec.datatype}, which {what} cannot be "
             "converted to"
         )
-    if tokens and array.size and not (0 <= int(array.min()) and int(array.max()) < tokens):
+    if tokens and array.size and not (int(array.min()) >= 0 and int(array.max()) < tokens):
         raise InvalidRequest(
             f"input {spec.name!r} of model {model!r} takes tokens from 0 to {tokens - 1}"
         )

@@ -116,8 +116,9 @@ def decode_raw(
             f"takes {wanted}"
         )
     if datatype == "BOOL":
-        return (np.frombuffer(data, np.uint8) != 0).reshape(shape)
-    return np.frombuffer(data, dtype).reshape(shape)
+        return np.not_equal(np.frombuffer(data, np.uint8), 0).reshape(shape)
+    found: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
+    return found
 
 
 def _decode_bytes(name: str, count: int, data: bytes | memoryview) -> NDArray[Any]:
