@@ -21,6 +21,7 @@ EXTRAS = {
     "pyarrow": "tables",
     "tqdm": "progress",
     "uvicorn": "serve",
+    "uvloop": "serve",
     "xarray": "netcdf",
     "zarr": "zarr",
 }

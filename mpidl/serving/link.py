@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI as MPITypes
 
 TAG = 77
-SHORT, LONG, PART = 20e-6, 2e-3, 0.01  # seconds of sleep, and part of the time waited
+SHORT, LONG, PART = 100e-6, 2e-3, 0.01  # seconds of sleep, and part of the time waited
 Received = Callable[[int, Buffer], None]
 Lost = Callable[[int], None]
 

@@ -84,7 +84,7 @@ def serve(context: Context, options: Options) -> int:
         options.check()
         settings = load_settings(options.path) if context.is_root else None
         if context.is_root:
-            for module in ("grpc", "google.protobuf", "uvicorn", "httptools"):
+            for module in ("grpc", "google.protobuf", "uvicorn", "httptools", "uvloop"):
                 load_extra(module, "serving")
     if settings is None:
         for number in (*SIGNALS, signal.SIGINT):
@@ -92,7 +92,9 @@ def serve(context: Context, options: Options) -> int:
         whole = work(context)
     else:
         sys.setswitchinterval(SWITCH)
-        whole = asyncio.run(_run(context, options))
+        loop = load_extra("uvloop", "serving").new_event_loop
+        with asyncio.Runner(loop_factory=loop) as runner:
+            whole = runner.run(_run(context, options))
     if not whole:
         # MPI cannot be left in order where ranks are lost
         sys.stdout.flush()
