@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.comm.context import init
     from mpidl.inference.output import HDF5, check_size
     from mpidl.inference.outputs import choose_outputs
-    from mpidl.inference.predict import Predictor, identify, open_samples
+    from mpidl.inference.predict import Predictor
+    from mpidl.inference.samples import identify, open_samples
     from mpidl.inference.sharded import Prediction, layout_of, predict
     from mpidl.observe.progress import Progress
     from mpidl.train.build import build_loss
@@ -74,9 +75,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     context = init()
     context.on_root(lambda: _check(args), "checking --out")
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
-    with context.fail_together("opening the data"):
-        options = source_options(args)
-        samples = open_samples(args.data, predictor.task, scored=args.metrics, **options)
+    options = source_options(args)
+    samples = open_samples(
+        args.data, predictor.task, context, scored=args.metrics, options=options
+    )
+    with context.fail_together("preparing the prediction"):
         outputs = choose_outputs(args.output, predictor)
         about = identify(args.data, options)
         layout = layout_of(predictor, outputs, samples, about, scored=args.metrics)

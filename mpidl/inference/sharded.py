@@ -20,18 +20,19 @@ from numpy.typing import NDArray
 from mpidl.collectives.window import Window
 from mpidl.comm.context import Context
 from mpidl.data.manifest import Arrays
-from mpidl.data.reader import Reader
-from mpidl.data.validate import check_values
 from mpidl.errors import ConfigError
 from mpidl.inference.outputs import Columns, Output, Passed, compute
-from mpidl.inference.predict import Predictor, Samples
-from mpidl.inference.store import Layout, Store
+from mpidl.inference.predict import Predictor
+from mpidl.inference.samples import Samples
+from mpidl.inference.store import Layout, Notes, Store
+from mpidl.models.summary import summarize
 from mpidl.nn import Loss
 from mpidl.task import Evaluation
 from mpidl.train.signals import StopRequest
 
 BATCH = 256  # samples of a pass
-BATCH_BYTES = 64 << 20  # of inputs and outputs of a pass, at most
+BATCH_BYTES = 128 << 20  # of inputs, activations and outputs of a pass, at most
+CHUNK_BYTES = 16 << 20  # of inputs and outputs, at most, if a chunk is more than one pass
 BATCHES = 4  # of a chunk
 SUM_BYTES = 1 << 30  # of the sums of all chunks, at most
 OVER = 1 << 40  # no number of a chunk
@@ -91,9 +92,10 @@ class Shares:
 
 def batch_size(predictor: Predictor) -> int:
     """Samples of a pass: a power of two that depends on the model alone."""
-    elements = math.prod(predictor.model.input_shape) + math.prod(predictor.shape)
+    numbers = 4 * (math.prod(predictor.model.input_shape) + math.prod(predictor.shape))
+    sample = numbers + sum(row.activation_bytes for row in summarize(predictor.model))
     size = BATCH
-    while size > 1 and size * elements * 4 > BATCH_BYTES:
+    while size > 1 and size * sample > BATCH_BYTES:
         size //= 2
     return size
 
@@ -102,7 +104,7 @@ def layout_of(
     predictor: Predictor,
     outputs: Sequence[Output],
     samples: Samples,
-    data: dict[str, Any],
+    data: str,
     *,
     scored: bool,
 ) -> Layout:
@@ -112,15 +114,14 @@ def layout_of(
         predictor: The model.
         outputs: What is wanted.
         samples: The data.
-        data: What identifies them.
+        data: What identifies them, see `identify`.
         scored: Whether metrics are wanted.
 
     Raises:
         ConfigError: The metrics have too many sums.
     """
-    first = compute(outputs, Passed(predictor, samples.read([(0, 1)])))
+    first = compute(outputs, Passed(predictor, samples.read(0, 1)))
     columns = {name: (array.shape[1:], array.dtype.str) for name, array in first.items()}
-    names = predictor.spec.target.class_names
     about = {
         "checkpoint": predictor.digest,
         "data": data,
@@ -128,11 +129,16 @@ def layout_of(
         "samples": len(samples),
         "metrics": scored,
     }
-    notes: dict[str, Any] = {"checkpoint": str(predictor.path), "task": predictor.spec.task}
-    if names:
-        notes["class_names"] = list(names)
-    chunk = BATCHES * batch_size(predictor)
-    sums = predictor.task.sums if scored else 0
+    spec, sums = predictor.spec, predictor.task.sums if scored else 0
+    units = {samples.units.get(field.name, "") for field in spec.target.fields} - {""}
+    notes = Notes(
+        {"checkpoint": str(predictor.path), "task": spec.task},
+        spec.target.class_names or (),
+        {"value": ", ".join(sorted(units))} if units and "value" in columns else {},
+    )
+    batch = batch_size(predictor)
+    bytes_ = batch * 4 * (math.prod(predictor.model.input_shape) + math.prod(predictor.shape))
+    chunk = batch * max(1, min(BATCHES, CHUNK_BYTES // bytes_))
     layout = Layout(len(samples), chunk, columns, sums, about, notes)
     if layout.chunks * sums * 8 > SUM_BYTES:
         raise ConfigError(
@@ -218,7 +224,7 @@ class Prediction:
                 break
             ahead = self._read_next(shares, store, pool)
             low, high = store.layout.rows(chunk)
-            store.write(chunk, *self._chunk(arrays, low, high))
+            store.write(chunk, *self._chunk(arrays))
             done += 1
             progress(high - low)
         return done
@@ -230,32 +236,23 @@ class Prediction:
         if number is None:
             return None
         chunk = int(store.pending[number])
-        return chunk, pool.submit(self._read, *store.layout.rows(chunk))
+        return chunk, pool.submit(self.samples.read, *store.layout.rows(chunk))
 
-    def _read(self, low: int, high: int) -> Arrays:
-        arrays = self.samples.read([(low, high)])
-        if isinstance(self.samples, Reader):
-            check_values(self.samples, arrays, [(low, high)])
-        return arrays
+    def _chunk(self, arrays: Arrays) -> tuple[Columns, NDArray[np.float64] | None]:
+        """Predictions of samples, and what they add to the metrics."""
+        passed = Passed(self.predictor, arrays, self._batch)
+        columns = compute(self.outputs, passed)
+        return columns, None if self.loss is None else self._score(passed, self.loss)
 
-    def _chunk(self, arrays: Arrays, low: int, high: int) -> tuple[Columns, Any]:
-        """Predictions of samples [low, high), and what they add to the metrics."""
-        parts: list[Columns] = []
-        sums = None if self.loss is None else np.zeros(self.predictor.task.sums)
-        for start in range(0, high - low, self._batch):
-            piece = {n: array[start : start + self._batch] for n, array in arrays.items()}
-            passed = Passed(self.predictor, piece)
-            parts.append(compute(self.outputs, passed))
-            if sums is not None:
-                self._score(passed, sums)
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return joined, sums
-
-    def _score(self, passed: Passed, sums: NDArray[np.float64]) -> None:
-        assert self.loss is not None
+    def _score(self, passed: Passed, loss: Loss) -> NDArray[np.float64]:
+        """What the samples add to the metrics."""
         task, inputs, ops = self.predictor.task, self.predictor.inputs, self.predictor.ops
-        result = self.loss(ops.to_device(passed.outputs), inputs.targets(passed.arrays), 1)
-        task.add(sums, task.scored(passed.outputs, result, passed.arrays))
+        sums = np.zeros(task.sums)
+        for rows, arrays in passed.batches():
+            outputs = passed.outputs[rows]
+            result = loss(ops.to_device(outputs), inputs.targets(arrays), 1)
+            task.add(sums, task.scored(outputs, result, arrays))
+        return sums
 
 
 def predict(

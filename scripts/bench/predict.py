@@ -29,7 +29,8 @@ from mpidl.config import build_config
 from mpidl.data.formats.source import Source
 from mpidl.data.writer import WriteOptions, write_dataset
 from mpidl.inference.outputs import choose_outputs
-from mpidl.inference.predict import Predictor, identify, open_samples
+from mpidl.inference.predict import Predictor
+from mpidl.inference.samples import identify, open_samples
 from mpidl.inference.sharded import Prediction, batch_size, layout_of, predict
 from mpidl.train.trainer import Trainer
 
@@ -64,11 +65,11 @@ def make(folder: Path, samples: int, context: Context) -> None:
 def measure(folder: Path, name: str, samples: int, rounds: int) -> dict[str, list[float]]:
     context = init()
     predictor = Predictor(folder / name, context)
-    data = open_samples([folder / "set"], predictor.task)
+    data = open_samples([folder / "set"], predictor.task, context)
     outputs = choose_outputs([], predictor)
     layout = layout_of(predictor, outputs, data, identify([folder / "set"], {}), scored=False)
     batch = batch_size(predictor)
-    x = predictor.inputs.features(data.read([(0, batch)])).copy()
+    x = predictor.inputs.features(data.read(0, batch)).copy()
     own = [*range(context.rank * batch, samples, context.size * batch)]
 
     def forward() -> None:

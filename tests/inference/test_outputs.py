@@ -32,7 +32,7 @@ def predictor(spec: InputSpec, layers: list[Any], shape: tuple[int, ...]) -> Any
         through=model,
         shape=model.output_shape,
     )
-    found.outputs = lambda arrays: Predictor.outputs(found, arrays)
+    found.outputs = lambda arrays, out=None: Predictor.outputs(found, arrays, out)
     found.activations = lambda arrays, layer: Predictor.activations(found, arrays, layer)
     return found
 
