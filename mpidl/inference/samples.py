@@ -22,13 +22,11 @@ from mpidl.task import InputSpec, Task
 
 
 class Samples(Protocol):
-    """Something with random access to samples.
+    """Something with random access to samples."""
 
-    Attributes:
-        units: Of the fields that have some.
-    """
-
-    units: Mapping[str, str]
+    @property
+    def units(self) -> Mapping[str, str]:
+        """Of the fields that have some."""
 
     def __len__(self) -> int: ...
 
@@ -51,7 +49,9 @@ class _StoredSamples:
     def __init__(self, folder: Path, names: Sequence[str], context: Context) -> None:
         self._reader = Reader(folder, context=context, driver="posix")
         fields = self._reader.manifest.fields
-        self.units = {name: field.units for name, field in fields.items() if field.units}
+        self.units: Mapping[str, str] = {
+            name: field.units for name, field in fields.items() if field.units
+        }
         self._reader.select(names)
 
     def __len__(self) -> int:

@@ -8,11 +8,10 @@ and after an interruption.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +60,22 @@ class Result:
 
 
 class Shares:
-    """Hands out numbers below `count`, each to one rank. Collective."""
+    """Hands out numbers, each to one rank; can be opened again. Collective."""
 
-    def __init__(self, count: int, context: Context) -> None:
-        self._count = count
-        self._next = 0
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._count = self._next = 0
         single = context.size == 1
         self._window = None if single else Window(context.comm, int(context.is_root), np.int64)
+
+    def open(self, count: int) -> None:
+        """Hand out the numbers below `count`. Collective."""
+        self._count, self._next = count, 0
+        if self._window is not None:
+            self._context.barrier()
+            if self._context.is_root:
+                self._window.reset(0)
+            self._context.barrier()
 
     def take(self) -> int | None:
         """The next number; None: there are no more."""
@@ -84,11 +92,6 @@ class Shares:
         else:
             self._window.fetch_and_add(0, increment=OVER)
 
-    def close(self) -> None:
-        """Collective."""
-        if self._window is not None:
-            self._window.free()
-
 
 def batch_size(predictor: Predictor) -> int:
     """Samples of a pass: a power of two that depends on the model alone."""
@@ -100,26 +103,19 @@ def batch_size(predictor: Predictor) -> int:
     return size
 
 
-def layout_of(
-    predictor: Predictor,
-    outputs: Sequence[Output],
-    samples: Samples,
-    data: str,
-    *,
-    scored: bool,
-) -> Layout:
+def layout_of(prediction: Prediction, samples: Samples, data: str) -> Layout:
     """What the file will hold, found out with one sample.
 
     Args:
-        predictor: The model.
-        outputs: What is wanted.
+        prediction: What is wanted.
         samples: The data.
         data: What identifies them, see `identify`.
-        scored: Whether metrics are wanted.
 
     Raises:
         ConfigError: The metrics have too many sums.
     """
+    predictor, outputs = prediction.predictor, prediction.outputs
+    scored = prediction.loss is not None
     first = compute(outputs, Passed(predictor, samples.read(0, 1)))
     columns = {name: (array.shape[1:], array.dtype.str) for name, array in first.items()}
     about = {
@@ -150,93 +146,69 @@ def layout_of(
 
 
 class Prediction:
-    """A prediction on this rank.
+    """What is computed of samples, on this rank. Collective.
 
     Args:
         predictor: The model.
         outputs: What is wanted.
-        samples: The data.
         loss: Of the run, for metrics; None: no metrics.
+        context: The ranks.
     """
 
     def __init__(
         self,
         predictor: Predictor,
         outputs: Sequence[Output],
-        samples: Samples,
         loss: Loss | None,
+        context: Context,
     ) -> None:
         self.predictor = predictor
         self.outputs = outputs
-        self.samples = samples
         self.loss = loss
+        self.context = context
+        self._shares: Shares | None = None
         self._batch = batch_size(predictor)
 
     def run(
         self,
+        samples: Samples,
         store: Store,
-        context: Context,
         stop: StopRequest,
         progress: Callable[[int], None],
     ) -> int:
         """Compute and write chunks until there are no more, or a signal arrives. Collective.
 
         Args:
+            samples: The data.
             store: The file.
-            context: The ranks.
             stop: Says whether a signal has arrived.
             progress: Told of samples that are done.
 
         Returns:
             Chunks that all ranks have done.
         """
-        shares = Shares(len(store.pending), context)
+        shares = self._shares = self._shares or Shares(self.context)
+        shares.open(len(store.pending))
         done = 0
         with (
             ThreadPoolExecutor(1, thread_name_prefix="mpidl-read") as pool,
-            context.fail_together("predicting"),
+            self.context.fail_together("predicting"),
         ):
             try:
-                done = self._work(shares, store, pool, stop, progress)
+                for chunk, arrays in _read_ahead(shares, samples, store, pool):
+                    if stop.stop_requested:
+                        shares.stop()
+                        break
+                    store.write(chunk, *self._chunk(arrays))
+                    done += 1
+                    low, high = store.layout.rows(chunk)
+                    progress(high - low)
             except BaseException:
                 shares.stop()  # the other ranks need not go on to the end
                 raise
             finally:
                 store.close()
-        shares.close()
-        return sum(context.allgather_object(done))
-
-    def _work(
-        self,
-        shares: Shares,
-        store: Store,
-        pool: ThreadPoolExecutor,
-        stop: StopRequest,
-        progress: Callable[[int], None],
-    ) -> int:
-        done = 0
-        ahead = self._read_next(shares, store, pool)
-        while ahead is not None:
-            chunk, future = ahead
-            arrays = future.result()
-            if stop.stop_requested:
-                shares.stop()
-                break
-            ahead = self._read_next(shares, store, pool)
-            low, high = store.layout.rows(chunk)
-            store.write(chunk, *self._chunk(arrays))
-            done += 1
-            progress(high - low)
-        return done
-
-    def _read_next(
-        self, shares: Shares, store: Store, pool: ThreadPoolExecutor
-    ) -> tuple[int, Future[Arrays]] | None:
-        number = shares.take()
-        if number is None:
-            return None
-        chunk = int(store.pending[number])
-        return chunk, pool.submit(self.samples.read, *store.layout.rows(chunk))
+        return sum(self.context.allgather_object(done))
 
     def _chunk(self, arrays: Arrays) -> tuple[Columns, NDArray[np.float64] | None]:
         """Predictions of samples, and what they add to the metrics."""
@@ -255,11 +227,32 @@ class Prediction:
         return sums
 
 
+def _read_ahead(
+    shares: Shares, samples: Samples, store: Store, pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, Arrays]]:
+    """Chunks that this rank takes; while one is computed, the next is read."""
+
+    def take() -> tuple[int, Future[Arrays]] | None:
+        number = shares.take()
+        if number is None:
+            return None
+        chunk = int(store.pending[number])
+        return chunk, pool.submit(samples.read, *store.layout.rows(chunk))
+
+    ahead = take()
+    while ahead is not None:
+        chunk, future = ahead
+        arrays = future.result()
+        ahead = take()
+        yield chunk, arrays
+
+
 def predict(
     prediction: Prediction,
+    samples: Samples,
     out: Path,
     layout: Layout,
-    context: Context,
+    stop: StopRequest,
     *,
     restart: bool = False,
     progress: Callable[[int], None] = lambda count: None,
@@ -270,19 +263,20 @@ def predict(
 
     Args:
         prediction: What is computed.
+        samples: The data.
         out: The file; while it is incomplete, it has the suffix .partial.
         layout: Of `layout_of`.
-        context: The ranks.
+        stop: Says whether a signal has arrived.
         restart: Leave what an interrupted run has written.
         progress: Told of samples that are done on this rank.
 
     Raises:
         DataError: Samples cannot be read, or the file cannot be written.
     """
+    context = prediction.context
     store = Store(out, layout, context, restart=restart)
     before = layout.chunks - len(store.pending)
-    with StopRequest.installed() as stop:
-        done = before + prediction.run(store, context, stop, progress)
+    done = before + prediction.run(samples, store, stop, progress)
     if done < layout.chunks:
         return Result(layout.samples, done, layout.chunks)
     evaluation = None

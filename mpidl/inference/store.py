@@ -8,6 +8,7 @@ chunk is on disk. The file has its final name when all of them are.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -83,6 +84,10 @@ class Layout:
         return chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples)
 
 
+class OtherPrediction(DataError):
+    """What an interrupted run has left is another prediction."""
+
+
 class Store:
     """The file of a prediction. Collective.
 
@@ -110,6 +115,8 @@ class Store:
         )
         with context.fail_together("opening the file of the predictions"), writing(self.path):
             self._handle = os.open(self.path, os.O_RDWR)
+            if context.is_root:
+                _lock(self._handle, self.path)
         done = np.frombuffer(os.pread(self._handle, layout.chunks, self._offsets[DONE]), np.uint8)
         # all ranks see the same ones: rank 0 says which
         self.pending: NDArray[np.int64] = context.bcast_object(np.flatnonzero(done == 0))
@@ -118,6 +125,9 @@ class Store:
 
     def _prepare(self, restart: bool) -> dict[str, int]:
         """Make the file, or take up that of an interrupted run; the offsets of its datasets."""
+        if self.path.exists():
+            with open(self.path, "rb+") as file:
+                _lock(file.fileno(), self.path)
         if self.path.exists() and not restart:
             self._check_same()
         else:
@@ -132,7 +142,7 @@ class Store:
         dataset = hdf5.trusted_dataset(file, name, self.path)
         offset = dataset.id.get_offset()
         if offset is None or dataset.shape != shape or dataset.dtype != np.dtype(dtype):
-            raise DataError(
+            raise OtherPrediction(
                 f"the dataset {name!r} of an interrupted prediction is another one",
                 where=str(self.path),
                 remedy="begin anew with --restart",
@@ -186,7 +196,7 @@ class Store:
         except (ValueError, RecursionError):
             known = None
         if not isinstance(known, dict):
-            raise DataError(
+            raise OtherPrediction(
                 "is not an interrupted prediction",
                 where=str(self.path),
                 remedy="remove the file, or begin anew with --restart",
@@ -194,7 +204,7 @@ class Store:
         wanted = json.loads(self._about())
         other = [key for key in wanted if known.get(key) != wanted[key]]
         if other:
-            raise DataError(
+            raise OtherPrediction(
                 f"an interrupted prediction is there, with another {', '.join(other)}",
                 where=str(self.path),
                 remedy="give the same command as before, or begin anew with --restart",
@@ -237,9 +247,11 @@ class Store:
     def close(self) -> None:
         """Mark what this rank has written."""
         with writing(self.path):
-            if self._unsynced:
-                self._mark()
-            os.close(self._handle)
+            try:
+                if self._unsynced:
+                    self._mark()
+            finally:
+                os.close(self._handle)
 
     def sums(self) -> NDArray[np.float64]:
         """The sums of all chunks together, in their order; on every rank. Collective."""
@@ -266,6 +278,24 @@ class Store:
             )
         with writing(self.final):
             publish(self.path, self.final)
+
+
+def _lock(handle: int, path: Path) -> None:
+    """Keep other jobs out, where the file system has locks; until the handle is closed.
+
+    Raises:
+        DataError: Another job writes the file.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(
+            "another prediction writes this file now",
+            where=str(path),
+            remedy="wait for its end, or choose another --out",
+        ) from error
+    except OSError:
+        pass
 
 
 def _allocate(

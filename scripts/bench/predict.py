@@ -32,6 +32,7 @@ from mpidl.inference.outputs import choose_outputs
 from mpidl.inference.predict import Predictor
 from mpidl.inference.samples import identify, open_samples
 from mpidl.inference.sharded import Prediction, batch_size, layout_of, predict
+from mpidl.train.signals import StopRequest
 from mpidl.train.trainer import Trainer
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -67,7 +68,9 @@ def measure(folder: Path, name: str, samples: int, rounds: int) -> dict[str, lis
     predictor = Predictor(folder / name, context)
     data = open_samples([folder / "set"], predictor.task, context)
     outputs = choose_outputs([], predictor)
-    layout = layout_of(predictor, outputs, data, identify([folder / "set"], {}), scored=False)
+    prediction = Prediction(predictor, outputs, None, context)
+    layout = layout_of(prediction, data, identify([folder / "set"], {}))
+    stop = StopRequest()
     batch = batch_size(predictor)
     x = predictor.inputs.features(data.read(0, batch)).copy()
     own = [*range(context.rank * batch, samples, context.size * batch)]
@@ -78,7 +81,7 @@ def measure(folder: Path, name: str, samples: int, rounds: int) -> dict[str, lis
 
     def whole() -> None:
         out = folder / f"{name}.h5"
-        predict(Prediction(predictor, outputs, data, None), out, layout, context, restart=True)
+        predict(prediction, data, out, layout, stop, restart=True)
 
     times: dict[str, list[float]] = {"forward": [], "predict": []}
     contenders: dict[str, Callable[[], None]] = {"forward": forward, "predict": whole}
