@@ -32,7 +32,8 @@ from mpidl.train.signals import StopRequest
 BATCH = 256  # samples of a pass
 BATCH_BYTES = 128 << 20  # of inputs, activations and outputs of a pass, at most
 CHUNK_BYTES = 16 << 20  # of inputs and outputs, at most, if a chunk is more than one pass
-BATCHES = 4  # of a chunk
+BATCHES = (4, 16)  # of a chunk, the more ...
+CHUNKS = 64  # ... where there are more chunks than this, so that uneven ranks end together
 SUM_BYTES = 1 << 30  # of the sums of all chunks, at most
 OVER = 1 << 40  # no number of a chunk
 
@@ -103,6 +104,15 @@ def batch_size(predictor: Predictor) -> int:
     return size
 
 
+def chunk_size(predictor: Predictor, samples: int) -> int:
+    """Samples that a rank takes at once: it depends on the model and the data alone."""
+    batch, (few, many) = batch_size(predictor), BATCHES
+    numbers = math.prod(predictor.model.input_shape) + math.prod(predictor.shape)
+    room = CHUNK_BYTES // (4 * numbers * batch)
+    wanted = min(max(samples // (CHUNKS * batch), few), many)
+    return batch * max(1, min(wanted, room))
+
+
 def layout_of(prediction: Prediction, samples: Samples, data: str) -> Layout:
     """What the file will hold, found out with one sample.
 
@@ -132,10 +142,7 @@ def layout_of(prediction: Prediction, samples: Samples, data: str) -> Layout:
         spec.target.class_names or (),
         {"value": ", ".join(sorted(units))} if units and "value" in columns else {},
     )
-    batch = batch_size(predictor)
-    bytes_ = batch * 4 * (math.prod(predictor.model.input_shape) + math.prod(predictor.shape))
-    chunk = batch * max(1, min(BATCHES, CHUNK_BYTES // bytes_))
-    layout = Layout(len(samples), chunk, columns, sums, about, notes)
+    layout = Layout(len(samples), chunk_size(predictor, len(samples)), columns, sums, about, notes)
     if layout.chunks * sums * 8 > SUM_BYTES:
         raise ConfigError(
             f"the metrics have {sums:,} numbers for each of {layout.chunks:,} chunks",
