@@ -2,8 +2,8 @@
 
 Images of 28 x 28 bytes in a sharded data set, files in the page cache, one thread a rank. In each
 round, one after the other:
-  hot       forward passes over one and the same batch of normalized inputs, which stays in the cache
-            of the processor; the samples are divided evenly among the ranks
+  hot       forward passes over one and the same batch of normalized inputs, which stays in the
+            cache of the processor; the samples are divided evenly among the ranks
   forward   as hot, over different batches in memory, as every data set has
   predict   reading, normalizing, forward, probabilities, and writing all of them into one HDF5 file
             (the folder --folder, by default a temporary one)
