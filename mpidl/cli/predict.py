@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NAME = "predict"
 HELP = "predictions for new data"
 STOPPED = 75  # exit status after a signal
+LISTED = 100  # classes whose samples are printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -217,7 +218,8 @@ def _report(args: argparse.Namespace, outcome: Outcome, context: Context) -> dic
     if result.evaluation is not None:
         found |= result.evaluation.record() | dict(result.evaluation.details)
     if context.is_root and not args.json:
-        classes = f"; samples per class: {counts}" if counts is not None else ""
+        few = counts is not None and len(counts) <= LISTED
+        classes = f"; samples per class: {counts}" if few else ""
         print(f"{result.samples:,} predictions written to {args.out}{classes}")
         if result.evaluation is not None:
             print(result.evaluation.describe())

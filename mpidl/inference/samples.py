@@ -176,7 +176,8 @@ def open_samples(
             )
         else:
             samples = RawSamples(open_source(paths, **(options or {})), spec, where)
-    samples = samples or _StoredSamples(paths[0], names, context)
+    if samples is None:
+        samples = _StoredSamples(paths[0], names, context)
     with context.fail_together(f"opening {where}"):
         if not len(samples):
             raise DataError("has no samples", where=where, remedy="give other data")

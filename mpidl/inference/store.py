@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.data.hdf5 import h5py
-from mpidl.errors import DataError
+from mpidl.errors import DataError, UnreadableError
 from mpidl.files import partial_path, publish, reserve, write_atomically, writing
 
 Columns = Mapping[str, NDArray[Any]]
@@ -188,19 +188,26 @@ class Store:
         cut = {"chunk": layout.chunk, "columns": columns}
         return json.dumps(dict(layout.about) | cut, sort_keys=True)
 
-    def _check_same(self) -> None:
-        with hdf5.open_file(self.path) as file:
-            found = file.attrs.get(ABOUT)
+    def _read_about(self) -> dict[str, Any]:
+        """What an interrupted run has written of itself."""
         try:
+            with hdf5.open_file(self.path) as file:
+                found = file.attrs.get(ABOUT)
             known = json.loads(found) if isinstance(found, str) else None
-        except (ValueError, RecursionError):
+        except UnreadableError:
+            raise
+        except (DataError, OSError, ValueError, RecursionError):
             known = None
         if not isinstance(known, dict):
             raise OtherPrediction(
-                "is not an interrupted prediction",
+                "is not an interrupted prediction, or it is damaged",
                 where=str(self.path),
                 remedy="remove the file, or begin anew with --restart",
             )
+        return known
+
+    def _check_same(self) -> None:
+        known = self._read_about()
         wanted = json.loads(self._about())
         other = [key for key in wanted if known.get(key) != wanted[key]]
         if other:

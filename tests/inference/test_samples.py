@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpidl.backend.numpy_ops import NumpyOps
+from mpidl.comm.context import init
 from mpidl.data.formats.source import Source, source_from_arrays
 from mpidl.errors import DataError
-from mpidl.inference.samples import RawSamples, identify
+from mpidl.inference.samples import RawSamples, identify, open_samples
 from mpidl.inference.sharded import BATCH, BATCH_BYTES, batch_size, chunk_size
 from mpidl.nn import Dense, Model
-from mpidl.task import FieldSpec, InputSpec
+from mpidl.task import TASKS, FieldSpec, InputSpec
 from mpidl.task.spec import TargetSpec
 
 VECTORS = InputSpec("classification", (FieldSpec("x", (3,)),), TargetSpec((FieldSpec("y", ()),), 4))
@@ -36,7 +37,7 @@ def test_values_that_are_none(value: float) -> None:
     array[13, 1] = value
     samples = raw("other name", array, VECTORS)
     assert samples.read(0, 10)["x"].shape == (10, 3) and len(samples) == 20
-    with pytest.raises(DataError, match="sample 13 has 'x' = .*must be finite") as caught:
+    with pytest.raises(DataError, match=r"sample 13 has 'x' = .*must be finite") as caught:
         samples.read(10, 20)
     assert caught.value.where == "a.npz"
 
@@ -48,6 +49,14 @@ def test_tokens_beyond_the_vocabulary(token: int) -> None:
     tokens[4, 2] = token
     with pytest.raises(DataError, match=r"sample 4 has 'tokens' = .*must lie in \[0, 11\)"):
         raw("tokens", tokens, TEXT).read(2, 9)
+
+
+def test_no_samples(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((0, 3), np.float32))
+    task = TASKS["classification"](TASKS["classification"].Options(), VECTORS)
+    with pytest.raises(DataError, match="has no samples") as caught:
+        open_samples([tmp_path / "a.npz"], task, init())
+    assert "a.npz" in caught.value.where
 
 
 def test_data_are_told_from_others(tmp_path: Path) -> None:

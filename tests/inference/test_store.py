@@ -13,7 +13,7 @@ import pytest
 from mpidl.comm.context import init
 from mpidl.data.hdf5 import open_file
 from mpidl.errors import DataError
-from mpidl.inference.store import Layout, Notes, Store
+from mpidl.inference.store import Layout, Notes, OtherPrediction, Store
 
 LAYOUT = Layout(
     samples=23,
@@ -102,5 +102,10 @@ def test_another_prediction_is_not_mixed_in(tmp_path: Path) -> None:
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "p.h5.partial").write_text("no HDF5")
-    with pytest.raises(DataError):
+    with pytest.raises(OtherPrediction, match="or it is damaged") as caught:
+        Store(tmp_path / "p.h5", LAYOUT, init(), restart=False)
+    assert "--restart" in caught.value.remedy and caught.value.where.endswith("p.h5.partial")
+    with open_file(tmp_path / "p.h5.partial", "w") as file:
+        file.attrs["prediction"] = "[" * 10_000
+    with pytest.raises(OtherPrediction):
         Store(tmp_path / "p.h5", LAYOUT, init(), restart=False)
