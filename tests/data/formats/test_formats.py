@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mpidl.cli.main import make_parser
+from mpidl.data.fields import infer_fields
 from mpidl.data.formats import IMPORTERS, detect_format, open_source
 from mpidl.data.formats.idx import read_idx
 from mpidl.data.hdf5 import h5py
@@ -331,3 +332,13 @@ def test_torn_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match="cannot be read"):
             open_source([tmp_path / name])
+
+
+def test_arrays_without_values_or_samples(tmp_path: Path) -> None:
+    for name, array, message in (
+        ("wide", np.ones((6, 0)), "hold no values"),
+        ("single", np.array(3.0), "single number"),
+    ):
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(DataError, match=message):
+            infer_fields(open_source([tmp_path / f"{name}.npy"]))
