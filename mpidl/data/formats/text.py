@@ -94,20 +94,13 @@ def _stream(
         if tokenizer is None:
             tokens.append(np.frombuffer(raw, np.uint8).astype(dtype))
             continue
-        try:
-            raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"is no UTF-8 text: {error.reason} at byte {error.start}",
-                where=str(path),
-                remedy="convert it (iconv -f latin1 -t utf-8), or leave out --tokenizer to "
-                "train on bytes",
-            ) from error
+        at = 0
         for piece in _pieces(raw):
-            found, stops = _encode(tokenizer, piece)
+            found, stops = _encode(tokenizer, _decode(piece, at, path))
             tokens.append(found.astype(dtype))
             ends.append(stops + first)
             first += len(piece)
+            at += len(piece)
     return np.concatenate(tokens), np.concatenate(ends) if ends else None
 
 
@@ -122,13 +115,25 @@ def _pieces(raw: bytes) -> list[bytes]:
     return found
 
 
-def _encode(tokenizer: Any, piece: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens, and the byte of the piece where each ends.
+def _decode(piece: bytes, at: int, path: Path) -> str:
+    """Text of the piece that begins at byte `at` of a file; never the whole file as one str."""
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"is no UTF-8 text: {error.reason} at byte {at + error.start}",
+            where=str(path),
+            remedy="convert it (iconv -f latin1 -t utf-8), or leave out --tokenizer to "
+            "train on bytes",
+        ) from error
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens, and the byte of the text where each ends.
 
     A character of several tokens counts for the first; what a tokenizer skips, such as spaces, for
     the token behind it.
     """
-    text = piece.decode("utf-8")
     encoded = tokenizer.encode(text, add_special_tokens=False)
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     widths = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
