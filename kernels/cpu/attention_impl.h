@@ -134,8 +134,8 @@ int NAME(attention_backward)(const REAL *dout, const REAL *q, const REAL *k, con
 
 /* Attention of tokens, each over the first visible[t] tokens of its own sequence, whose keys and
  * values lie in blocks of a cache: token c of sequence s in row table[s * columns + c / block] *
- * block + c % block, of heads * dim numbers. A token that sees none gives zeros. A result depends on
- * its own sequence alone. */
+ * block + c % block, of heads * dim numbers. A token that sees none gives zeros. A result depends
+ * on its own sequence alone. */
 int NAME(cached_attention)(const REAL *q, const REAL *keys, const REAL *values, REAL *out,
                            const long *table, const long *owner, const long *visible, long tokens,
                            long slots, long heads, long dim, long rows, long columns, long block,
@@ -166,8 +166,8 @@ int NAME(cached_attention)(const REAL *q, const REAL *keys, const REAL *values, 
             sum += s[c];
         }
         for (long c = 0; c < seen; c++) {
-            const REAL part = s[c] / sum,
-                       *value = values + ((blocks[c / block] * block + c % block) * heads + h) * dim;
+            const long at = blocks[c / block] * block + c % block;
+            const REAL part = s[c] / sum, *value = values + (at * heads + h) * dim;
             for (long i = 0; i < dim; i++) to[i] += part * value[i];
         }
     }

@@ -202,8 +202,8 @@ extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q
     }
 }
 
-// See attention_impl.h. One warp a token and head; a lane holds elements lane, lane + 32, ... of the
-// head, of which there are at most 32 * HELD.
+// See attention_impl.h. One warp a token and head; a lane holds elements lane, lane + 32, ... of
+// the head, of which there are at most 32 * HELD.
 extern "C" __global__ void cached_attention(const REAL *q, const REAL *keys, const REAL *values,
                                             REAL *out, const i64 *table, const i64 *owner,
                                             const i64 *visible, i64 tokens, i64 slots, i64 heads,
@@ -212,14 +212,15 @@ extern "C" __global__ void cached_attention(const REAL *q, const REAL *keys, con
     FOR_ROWS(job, tokens * heads) {
         const i64 t = job / heads, h = job % heads, lane = threadIdx.x;
         const i64 *blocks = table + owner[t] * columns;
-        ACC top = -INFINITY, sum = ACC(0), held[HELD];
+        ACC top = ACC(0), sum = ACC(0), held[HELD];
         for (int j = 0; j < HELD; j++) held[j] = ACC(0);
         for (i64 c = 0; c < visible[t]; c++) {
             const i64 at = ((blocks[c / block] * block + c % block) * heads + h) * dim;
             ACC dot = ACC(0);
             for (i64 i = lane; i < dim; i += WARP) dot += ACC(q[job * dim + i]) * ACC(keys[at + i]);
-            const ACC score = all_lanes(dot) * scale, larger = score > top ? score : top,
-                      shrink = exp(top - larger), part = exp(score - larger);
+            const ACC score = all_lanes(dot) * scale,
+                      larger = c == 0 || score > top ? score : top,
+                      shrink = c == 0 ? ACC(0) : exp(top - larger), part = exp(score - larger);
             sum = sum * shrink + part;
             for (int j = 0; j < HELD; j++) {
                 const i64 i = lane + j * WARP;

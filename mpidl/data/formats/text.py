@@ -49,7 +49,7 @@ class TextImporter(Importer):
         for path in paths:
             if not path.is_file():
                 raise DataError("is no file", where=str(path), remedy="name text files")
-        tokenizer = _load_tokenizer(Path(options.tokenizer)) if options.tokenizer else None
+        tokenizer = load_tokenizer(Path(options.tokenizer)) if options.tokenizer else None
         # Numbers of tokens may have gaps: not how many there are, but the largest one counts
         vocabulary = max(tokenizer.get_vocab().values(), default=-1) + 1 if tokenizer else 256
         if not 0 < vocabulary <= MAX_CLASSES:
@@ -63,7 +63,13 @@ class TextImporter(Importer):
         return _windows(tokens, ends, options.window, vocabulary, str(paths[0]))
 
 
-def _load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """A tokenizer of the package tokenizers, which cuts nothing off and adds nothing.
+
+    Raises:
+        DataError: The file cannot be read.
+        PlatformError: The package is missing.
+    """
     package = load_extra("tokenizers", "reading text by --tokenizer")
     if not path.is_file():
         raise DataError("the tokenizer does not exist", where=str(path), remedy="check the path")
