@@ -27,6 +27,13 @@ from mpidl.models.transformer import gpt
 from mpidl.nn import Model
 
 LENGTH, VOCABULARY = 256, 512
+PAIRS = (
+    ("one", "without"),
+    ("many", "one"),
+    ("one", "transformers"),
+    ("many", "transformers, many"),
+)
+Contenders = dict[str, tuple[Callable[[], None], int]]
 
 
 def make(args: argparse.Namespace) -> Model:
@@ -81,6 +88,17 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    contenders = choose(args)
+    rates = measure(contenders, args.tokens, args.rounds)
+    for name, rate in rates.items():
+        print(f"{name:<20} {rate:8.0f} tokens/s")
+    for own, other in PAIRS:
+        if other in rates:
+            print(f"{own} / {other} {rates[own] / rates[other]:.2f}")
+
+
+def choose(args: argparse.Namespace) -> Contenders:
+    """What each contender does, and how many texts it writes."""
     model = make(args)
     greedy = Sampling(temperature=0)
 
@@ -94,7 +112,7 @@ def main() -> None:
     def with_cache(texts: int) -> None:
         generate(model, [Request([k + 1] * 8, args.tokens, greedy) for k in range(texts)])
 
-    contenders: dict[str, tuple[Callable[[], None], int]] = {
+    contenders: Contenders = {
         "without": (without, 1),
         "one": (lambda: with_cache(1), 1),
         "many": (lambda: with_cache(args.texts), args.texts),
@@ -103,24 +121,22 @@ def main() -> None:
     if theirs is not None:
         contenders["transformers"] = (lambda: theirs(1), 1)
         contenders["transformers, many"] = (lambda: theirs(args.texts), args.texts)
+    return contenders
+
+
+def measure(contenders: Contenders, tokens: int, rounds: int) -> dict[str, float]:
+    """Tokens per second, medians over rounds."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(args.rounds + 1):
+    for round_ in range(rounds + 1):
         for name, (run, _) in contenders.items():
             begin = time.perf_counter()
             run()
             if round_:
                 times[name].append(time.perf_counter() - begin)
-    rates = {
-        name: texts * args.tokens / statistics.median(times[name])
+    return {
+        name: texts * tokens / statistics.median(times[name])
         for name, (_, texts) in contenders.items()
     }
-    for name, rate in rates.items():
-        print(f"{name:<20} {rate:8.0f} tokens/s")
-    print(f"one / without {rates['one'] / rates['without']:.1f}")
-    print(f"many / one {rates['many'] / rates['one']:.1f}")
-    if theirs is not None:
-        print(f"one / transformers {rates['one'] / rates['transformers']:.2f}")
-        print(f"many / transformers, many {rates['many'] / rates['transformers, many']:.2f}")
 
 
 if __name__ == "__main__":
