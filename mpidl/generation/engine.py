@@ -58,7 +58,7 @@ class Finished:
     reason: Reason
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sequence:
     """A request that is being served.
 
