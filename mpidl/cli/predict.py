@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Predict. Collective."""
     from mpidl.comm.context import init
-    from mpidl.inference.output import HDF5, check_size
+    from mpidl.inference.output import check_size
     from mpidl.inference.outputs import choose_outputs
     from mpidl.inference.predict import Predictor, identify, open_samples
     from mpidl.inference.sharded import Prediction, layout_of, predict
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         check_size(args.out, layout.samples * layout.row_bytes)
     task, config = predictor.task, predictor.config
     loss = build_loss(config.loss, task, predictor.ops) if args.metrics else None
-    file = args.out if args.out.suffix == HDF5 else args.out.with_name(args.out.name + HDF5)
+    file = _working_file(args.out)
     progress = Progress(
         layout.samples // context.size, "samples", label="predicting", quiet=not context.is_root
     )
@@ -110,12 +110,20 @@ def _check(args: argparse.Namespace) -> None:
     from mpidl.inference.output import check_target
 
     check_target(args.out)
-    if args.out.exists() and not args.overwrite:
-        raise ConfigError(
-            "exists already",
-            where=str(args.out),
-            remedy="choose another --out, or add --overwrite",
-        )
+    for path in dict.fromkeys((args.out, _working_file(args.out))):
+        if path.exists() and not args.overwrite:
+            raise ConfigError(
+                "exists already",
+                where=str(path),
+                remedy="choose another --out, or add --overwrite",
+            )
+
+
+def _working_file(out: Path) -> Path:
+    """The HDF5 file that all ranks write; a table is made of it, and it is removed then."""
+    from mpidl.inference.output import HDF5
+
+    return out if out.suffix == HDF5 else out.with_name(out.name + HDF5)
 
 
 def _conclude(out: Path, file: Path, columns: list[str], classes: int) -> list[int] | None:

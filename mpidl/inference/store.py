@@ -97,7 +97,7 @@ class Store:
             self._handle = os.open(self.path, os.O_RDWR)
         done = np.frombuffer(os.pread(self._handle, layout.chunks, self._offsets[DONE]), np.uint8)
         # all ranks see the same ones: rank 0 says which
-        self.pending: NDArray[np.int64] = context.bcast_object(np.flatnonzero(done == 0))
+        self.pending: NDArray[np.int64] = context.bcast_object(np.flatnonzero(done != 1))
         self._unsynced: list[int] = []
         self._synced = time.monotonic()
 
