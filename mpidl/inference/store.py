@@ -63,6 +63,15 @@ class Layout:
             for shape, dtype in self.columns.values()
         )
 
+    @property
+    def datasets(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of everything in the file."""
+        found = {name: ((self.samples, *shape), d) for name, (shape, d) in self.columns.items()}
+        found[DONE] = (self.chunks,), "|u1"
+        if self.sums:
+            found[SUMS] = (self.chunks, self.sums), "<f8"
+        return found
+
     def rows(self, chunk: int) -> tuple[int, int]:
         """The samples of a chunk."""
         return chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples)
@@ -109,19 +118,14 @@ class Store:
             with writing(self.path):
                 self._make()
         with hdf5.open_file(self.path) as file:
-            return {name: dataset.id.get_offset() for name, dataset in file.items()}
+            # no samples: HDF5 gives no offset, and nothing is written
+            return {name: file[name].id.get_offset() or 0 for name in self.layout.datasets}
 
     def _make(self) -> None:
         layout = self.layout
-        shapes = {
-            name: ((layout.samples, *shape), d) for name, (shape, d) in layout.columns.items()
-        }
-        shapes[DONE] = (layout.chunks,), "u1"
-        if layout.sums:
-            shapes[SUMS] = (layout.chunks, layout.sums), "f8"
         with write_atomically(self.path) as temporary:
             with hdf5.open_file(temporary, "w") as file:
-                for name, (shape, dtype) in shapes.items():
+                for name, (shape, dtype) in layout.datasets.items():
                     _allocate(file, name, shape, np.dtype(dtype), zeros=name in (DONE, SUMS))
                 for key, value in layout.notes.items():
                     file.attrs[key] = value
@@ -131,9 +135,25 @@ class Store:
     def _check_same(self) -> None:
         with hdf5.open_file(self.path) as file:
             found = file.attrs.get(ABOUT)
-            known = json.loads(found) if isinstance(found, str) else {}
+            try:
+                known = json.loads(found) if isinstance(found, str) else {}
+            except ValueError:
+                known = {}
+            # ranks write at offsets: a dataset of another size would be written past its end
+            fits = all(
+                isinstance(dataset := file.get(name), h5py.Dataset)
+                and (dataset.shape, dataset.dtype.str) == (shape, dtype)
+                and dataset.chunks is None
+                and not dataset.external
+                and (dataset.id.get_offset() is not None or 0 in shape)
+                for name, (shape, dtype) in self.layout.datasets.items()
+            )
         wanted = json.loads(json.dumps(dict(self.layout.about)))
-        other = [key for key in wanted if known.get(key) != wanted[key]]
+        other = [
+            key for key in wanted if not isinstance(known, dict) or known.get(key) != wanted[key]
+        ]
+        if not fits and not other:
+            other = ["layout"]
         if other:
             raise DataError(
                 f"an interrupted prediction is there, with another {', '.join(other)}",

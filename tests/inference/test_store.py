@@ -83,3 +83,26 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "p.h5.partial").write_text("no HDF5")
     with pytest.raises(DataError):
         Store(tmp_path / "p.h5", LAYOUT, init(), restart=False)
+
+
+def test_a_file_of_another_layout_is_not_written_past_its_end(tmp_path: Path) -> None:
+    Store(tmp_path / "p.h5", LAYOUT, init(), restart=False).close()
+    with pytest.raises(DataError, match="with another layout"):
+        Store(tmp_path / "p.h5", replace(LAYOUT, chunk=2), init(), restart=False)
+
+
+@pytest.mark.parametrize("about", ["{not json", "[]"])
+def test_a_file_that_says_nothing_readable(tmp_path: Path, about: str) -> None:
+    with open_file(tmp_path / "p.h5.partial", "w") as file:
+        file.attrs["prediction"] = about
+    with pytest.raises(DataError, match="with another checkpoint, outputs"):
+        Store(tmp_path / "p.h5", LAYOUT, init(), restart=False)
+
+
+def test_no_samples(tmp_path: Path) -> None:
+    store = Store(tmp_path / "p.h5", replace(LAYOUT, samples=0), init(), restart=False)
+    assert store.pending.size == 0
+    store.close()
+    store.finish()
+    with open_file(tmp_path / "p.h5") as file:
+        assert file["probability"].shape == (0, 3)
