@@ -40,7 +40,7 @@ class Layout:
         columns: Shape and dtype of each array, without the samples.
         sums: Numbers that each chunk adds to the metrics.
         about: What the predictions are of, compared before a run goes on.
-        notes: Attributes for readers.
+        notes: For readers: attributes, and datasets of names for lists.
     """
 
     samples: int
@@ -128,7 +128,10 @@ class Store:
                 for name, (shape, dtype) in layout.datasets.items():
                     _allocate(file, name, shape, np.dtype(dtype), zeros=name in (DONE, SUMS))
                 for key, value in layout.notes.items():
-                    file.attrs[key] = value
+                    if isinstance(value, list):  # an attribute holds 64 KiB: some 4,000 names
+                        file.create_dataset(key, data=value, dtype=h5py.string_dtype())
+                    else:
+                        file.attrs[key] = value
                 file.attrs[ABOUT] = json.dumps(dict(layout.about), sort_keys=True)
             reserve(temporary, temporary.stat().st_size)
 

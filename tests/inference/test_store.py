@@ -56,7 +56,7 @@ def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:
     with open_file(whole) as file:
         np.testing.assert_array_equal(file["label"][...], np.arange(23))
         assert file["probability"][22].tolist() == [22, 22.5, -22]
-        assert file.attrs["class_names"].tolist() == ["a", "b", "c"]
+        assert file["class_names"].asstr()[...].tolist() == ["a", "b", "c"]
         assert json.loads(file.attrs["prediction"]) == dict(LAYOUT.about)
 
 
@@ -97,6 +97,13 @@ def test_a_file_that_says_nothing_readable(tmp_path: Path, about: str) -> None:
         file.attrs["prediction"] = about
     with pytest.raises(DataError, match="with another checkpoint, outputs"):
         Store(tmp_path / "p.h5", LAYOUT, init(), restart=False)
+
+
+def test_many_names_of_classes(tmp_path: Path) -> None:
+    names = [f"class {index}" for index in range(5000)]
+    Store(tmp_path / "p.h5", replace(LAYOUT, notes={"class_names": names}), init(), restart=False)
+    with open_file(tmp_path / "p.h5.partial") as file:
+        assert file["class_names"].asstr()[...].tolist() == names
 
 
 def test_no_samples(tmp_path: Path) -> None:
