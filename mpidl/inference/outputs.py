@@ -212,13 +212,17 @@ def choose_outputs(wanted: Sequence[str], predictor: Predictor) -> list[Output]:
         predictor: The model.
 
     Raises:
-        ConfigError: There is no such output, or the model does not have it.
+        ConfigError: There is no such output, the model does not have it, or two would write the
+            same arrays.
     """
-    found = []
+    found: list[Output] = []
     for text in dict.fromkeys(wanted or (DEFAULT,)):
         name, _, argument = text.partition(":")
         OUTPUTS.check(name)
-        found.append(OUTPUTS[name](name, argument, predictor))
+        output = OUTPUTS[name](name, argument, predictor)
+        if name == "top_k" and any(other.name == name for other in found):
+            raise output.error("is given twice, for the same arrays", "give one number of classes")
+        found.append(output)
     return found
 
 

@@ -119,7 +119,7 @@ class Store:
                 _lock(self._handle, self.path)
         done = np.frombuffer(os.pread(self._handle, layout.chunks, self._offsets[DONE]), np.uint8)
         # all ranks see the same ones: rank 0 says which
-        self.pending: NDArray[np.int64] = context.bcast_object(np.flatnonzero(done == 0))
+        self.pending: NDArray[np.int64] = context.bcast_object(np.flatnonzero(done != 1))
         self._unsynced: list[int] = []
         self._synced = time.monotonic()
 

@@ -82,6 +82,11 @@ def test_what_there_is_not_is_refused(wanted: str, words: str) -> None:
     assert words in str(caught.value)
 
 
+def test_arrays_of_the_same_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="is given twice"):
+        choose_outputs(["top_k:2", "top_k:3"], classifier())
+
+
 def test_every_output_says_what_it_is() -> None:
     assert all(OUTPUTS[name].__doc__ for name in OUTPUTS)
 

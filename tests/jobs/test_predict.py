@@ -48,7 +48,11 @@ def test_any_number_of_ranks_writes_the_same_file(trained: Path) -> None:
         assert job.result["confusion_matrix"] == evaluated["confusion_matrix"]
         files.append(out.read_bytes())
     assert files[0] == files[1] == files[2]
-    table = trained / "p.csv"
+    table, beside = trained / "p.csv", trained / "p.csv.h5"
+    beside.write_text("of the user")
+    refused = mpidl(2, "predict", run, data, "--out", str(table))
+    assert refused.status != 0 and beside.read_text() == "of the user", refused.err
+    beside.unlink()
     assert mpidl(3, "predict", run, data, "--out", str(table)).status == 0
     rows = np.loadtxt(table, delimiter=",", skiprows=1)
     with open_file(trained / "1.h5") as file:
