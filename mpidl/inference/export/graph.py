@@ -50,14 +50,9 @@ class Graph:
     def _name(self, kind: str) -> str:
         return f"{self.scope}/{kind}_{len(self._nodes) + len(self._constants)}"
 
-    def constant(self, array: NDArray[Any], dtype: Any = np.float32) -> str:
-        """Name of a constant.
-
-        Args:
-            array: Its value.
-            dtype: It gets, where it holds floating-point numbers.
-        """
-        held = np.array(array, dtype if array.dtype.kind == "f" else array.dtype, order="C")
+    def constant(self, array: NDArray[Any]) -> str:
+        """Name of a constant; floating-point numbers become float32."""
+        held = np.array(array, np.float32 if array.dtype.kind == "f" else array.dtype, order="C")
         name = self._name("constant")
         self.bytes += held.nbytes
         self._constants.append(self._onnx.numpy_helper.from_array(held, name))

@@ -22,6 +22,7 @@ from mpidl.nn import Model
 from mpidl.task import Task
 
 OPSET = 20  # the first with Gelu; onnxruntime has it since 1.17
+NONE: Mapping[str, str] = {}
 IR_VERSION = 9  # of the same time
 MOST_BYTES = (2 << 30) - (16 << 20)  # a protobuf message cannot be larger than 2 GiB
 
@@ -120,7 +121,9 @@ def _check_dtypes(dtypes: Mapping[str, str], *, ids: bool) -> None:
             )
 
 
-def describe(program: Any, task: Task, about: Mapping[str, str], units: Mapping[str, str]) -> None:
+def describe(
+    program: Any, task: Task, about: Mapping[str, str], units: Mapping[str, str] = NONE
+) -> None:
     """Write what a user must know into the metadata of a program.
 
     Args:

@@ -71,19 +71,14 @@ def _converter(converters: Mapping[type[Task], Any], task: Task) -> Any:
         ) from None
 
 
-def _normalized(graph: Graph, raw: Value, field: FieldSpec, dtype: Any) -> Value:
-    """raw * scale + shift, rounded to float32 where training rounds."""
+def _normalized(graph: Graph, raw: Value, field: FieldSpec) -> Value:
+    """raw * scale + shift in float32, as training rounds it."""
     mean, std = np.array(field.mean), np.array(field.std)
-    x = raw
+    x = Value(graph.cast(raw.name, np.float32), raw.shape)
     if (mean != 0).any() or (std != 1).any():
-        exact = np.dtype(
-            np.float64 if np.result_type(dtype, np.float32) == np.float64 else np.float32
-        )
-        scale, shift = (np.asarray(part, np.float32) for part in (1.0 / std, -mean / std))
-        x = Value(graph.cast(x.name, exact), x.shape)
-        x = graph.apply("Mul", x, graph.constant(scale, exact))
-        x = graph.apply("Add", x, graph.constant(shift, exact))
-    return Value(graph.cast(x.name, np.float32), x.shape)
+        x = graph.apply("Mul", x, graph.constant(1.0 / std))
+        x = graph.apply("Add", x, graph.constant(-mean / std))
+    return x
 
 
 def _fields(graph: Graph, task: Task, dtypes: Mapping[str, Any], ids: bool) -> Value:
@@ -96,7 +91,7 @@ def _fields(graph: Graph, task: Task, dtypes: Mapping[str, Any], ids: bool) -> V
             return graph.as_samples(Value(name, raw.shape), task.input_shape)
         single = len(task.spec.features) == 1
         shape = task.input_shape if single else channel_shape(field.shape, task.spec.layout)
-        parts.append(_normalized(graph, graph.as_samples(raw, shape), field, dtypes[field.name]))
+        parts.append(_normalized(graph, graph.as_samples(raw, shape), field))
     if len(parts) == 1:
         return parts[0]
     joined = graph.node("Concat", [part.name for part in parts], axis=-1)
@@ -109,7 +104,7 @@ def _tokens(graph: Graph, task: LanguageModel, dtypes: Mapping[str, Any], ids: b
     raw = graph.input(input_name(field.name, task), task.input_shape, dtypes[field.name])
     if ids:
         return Value(graph.cast(raw.name, np.int64), raw.shape)
-    return _normalized(graph, raw, field, dtypes[field.name])
+    return _normalized(graph, raw, field)
 
 
 def _history(graph: Graph, task: Rollout, dtypes: Mapping[str, Any], ids: bool) -> Value:
@@ -123,7 +118,7 @@ def _history(graph: Graph, task: Rollout, dtypes: Mapping[str, Any], ids: bool) 
     last = len(task.frame)
     joined = graph.transpose(frames, 0, *range(2, last + 1), 1, last + 1)
     x = graph.as_samples(Value(joined, ()), task.input_shape)
-    return _normalized(graph, x, own, dtypes[field.name])
+    return _normalized(graph, x, own)
 
 
 def _classes(graph: Graph, task: ClassTask, outputs: Value) -> Predictions:
