@@ -13,6 +13,7 @@ EXTRAS = {
     "h5netcdf": "netcdf",
     "matplotlib": "plot",
     "safetensors": "weights",
+    "onnx": "onnx",
     "tokenizers": "text",
     "tensorboardX": "tensorboard",
     "pyarrow": "tables",
