@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="listen beyond this machine although nothing is encrypted and everybody may come",
     )
+    parser.add_argument(
+        "--endpoint",
+        type=Path,
+        metavar="FILE",
+        help="to write for 'mpidl query' (default: endpoint.json beside the model)",
+    )
     add_backend(parser)
 
 
@@ -51,5 +57,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.grpc_port,
         args.backend,
         args.insecure_any_host,
+        args.endpoint,
     )
     return {"status": serve(init(), options)}
