@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "query"
+ATTEMPTS = 4  # of a request, where the user would rather wait
 HELP = "outputs of a running server for the samples of a file"
 
 
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=0.0,
         metavar="SECONDS",
-        help="wait so long for the server to start",
+        help="wait so long for the server to start, or to start again",
     )
     parser.add_argument(
         "--address",
@@ -70,10 +71,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.serving.query import ask, choose_model, find_server, fit, read_arrays
 
     _check(args)
-    arrays = read_arrays(args.input)
-    with find_server(place_of(args.server), args.address, args.wait) as client:
+    arrays, place = read_arrays(args.input), place_of(args.server)
+    with find_server(place, args.address, args.wait) as client:
         model = client.model(choose_model(client.models(), args.model))
-        outputs = ask(client, model, fit(arrays, model, args.input))
+    outputs = ask(
+        lambda: find_server(place, args.address, args.wait),
+        model,
+        fit(arrays, model, args.input),
+        ATTEMPTS if args.wait else 1,
+    )
     samples = len(next(iter(outputs.values()), ()))
     found: dict[str, Any] = {"model": model.name, "samples": samples}
     if args.output is not None:

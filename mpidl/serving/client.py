@@ -93,12 +93,11 @@ class Client:
 
     def __init__(self, host: str, port: int, timeout: float = TIMEOUT) -> None:
         self.where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self._address = (host, port, timeout)
         self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
 
-    def another(self) -> Client:
-        """Another connection to the same server."""
-        return Client(*self._address)
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
 
     def __enter__(self) -> Self:
         """Nothing is opened yet."""
@@ -111,7 +110,7 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         """Close the connection."""
-        self._connection.close()
+        self.close()
 
     def is_ready(self) -> bool:
         """Whether the server takes requests.

@@ -23,8 +23,8 @@ MOST_BYTES = 1 << 16
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
 # What is printed as a part of commands must not hold anything that a shell obeys
-Host = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)]
-Address = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:%_-]+$", max_length=255)]
+Host = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=255)]
+Address = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:%_-]+\Z", max_length=255)]
 Port = Annotated[int, msgspec.Meta(ge=1, lt=1 << 16)]
 
 
@@ -46,7 +46,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     address: Address
     http_port: Port
     grpc_port: Port
-    job: Annotated[str, msgspec.Meta(pattern=r"^[0-9_]*$", max_length=64)]
+    job: Annotated[str, msgspec.Meta(pattern=r"^[0-9_]*\Z", max_length=64)]
     pid: Annotated[int, msgspec.Meta(ge=1)]
     models: Annotated[list[str], msgspec.Meta(max_length=1 << 16)]
     started: Annotated[str, msgspec.Meta(max_length=64)]
@@ -106,10 +106,17 @@ def place_of(path: Path) -> Path:
 
     Args:
         path: models.toml, a run folder or a checkpoint; or an endpoint.json itself.
+
+    Raises:
+        ConfigError: There is no such file or folder.
     """
+    if path.suffix == ".json":
+        return path
     if path.is_dir():
         return path / FILE
-    return path if path.suffix == ".json" else path.absolute().parent / FILE
+    if not path.exists():
+        raise ConfigError("there is no such file or folder", where=str(path), remedy="check it")
+    return path.absolute().parent / FILE
 
 
 @contextmanager
@@ -132,7 +139,7 @@ def announced(endpoint: Endpoint, served: Path, file: Path | None = None) -> Ite
     except DataError as error:
         if file is not None:
             raise
-        notice(f"'mpidl query' does not find this server without --endpoint: {error}")
+        notice(f"{error}\n  or name a file with --endpoint, for 'mpidl query' to find this server")
     try:
         yield
     finally:
@@ -172,7 +179,9 @@ def read(path: Path) -> Endpoint:
         ConfigError: There is none: no server runs.
         DataError: It cannot be read, or is none.
     """
-    if not path.exists():
+    with reading(path):
+        missing = not path.exists()
+    if missing:
         raise ConfigError(
             "there is no such file: no server runs there, or it is still starting",
             where=str(path),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mpidl.data.formats.csv import read_table
 from mpidl.data.formats.source import MALFORMED, unusable
 from mpidl.errors import ConfigError, DataError, MpidlError, PlatformError
+from mpidl.files import reading
 from mpidl.serving.client import Client, Model
 from mpidl.serving.endpoint import Endpoint, read
 from mpidl.serving.tensors import NAMES, TensorSpec
@@ -62,6 +63,8 @@ def read_arrays(path: Path) -> Arrays:
             where=str(path),
             remedy=f"use one of {', '.join(READERS)}",
         )
+    with reading(path), open(path, "rb"):
+        pass  # missing, or out of reach
     try:
         return READERS[path.suffix](path)
     except MALFORMED as error:
@@ -206,16 +209,19 @@ def choose_model(models: list[str], name: str | None) -> str:
     return models[0]
 
 
-def ask(client: Client, model: Model, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+def ask(
+    connect: Callable[[], Client], model: Model, inputs: Mapping[str, NDArray[Any]], attempts: int
+) -> Arrays:
     """The outputs for all samples, in their order.
 
     Requests of several connections are under way at once, so that all ranks of the server have
     work.
 
     Args:
-        client: A connection to the server.
+        connect: Makes a connection to the server, also when it has moved to another node.
         model: To ask.
         inputs: See `fit`.
+        attempts: How often a request is sent at most, each time over a new connection.
 
     Returns:
         (n, ...) of each output.
@@ -232,17 +238,11 @@ def ask(client: Client, model: Model, inputs: Mapping[str, NDArray[Any]]) -> Arr
     own = local()
 
     def send(low: int) -> None:
-        if not hasattr(own, "client"):
-            own.client = client.another()
-        batch = {
-            spec.name: convert(inputs[spec.name][low : low + rows], spec) for spec in model.inputs
-        }
-        outputs = own.client.infer(model.name, batch)
-        high = min(total, low + rows)
+        part = slice(low, min(total, low + rows))
+        batch = {spec.name: convert(inputs[spec.name][part], spec) for spec in model.inputs}
+        outputs = _infer(own, connect, model, batch, attempts)
         for name, array in found.items():
-            if name not in outputs or outputs[name].shape != (high - low, *array.shape[1:]):
-                raise client.malformed(f"the output {name!r} is missing or has another shape")
-            array[low:high] = outputs[name]
+            array[part] = outputs[name]
 
     connections = min(MOST_CONNECTIONS, 2 * model.ranks, -(-total // rows))
     with ThreadPoolExecutor(connections) as pool:
@@ -253,3 +253,28 @@ def ask(client: Client, model: Model, inputs: Mapping[str, NDArray[Any]]) -> Arr
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return found
+
+
+def _infer(
+    own: local, connect: Callable[[], Client], model: Model, batch: Arrays, attempts: int
+) -> Arrays:
+    """The outputs of one request, over the connection of this thread."""
+    rows = len(next(iter(batch.values())))
+    for left in reversed(range(attempts)):
+        if not hasattr(own, "client"):
+            own.client = connect()
+        client: Client = own.client
+        try:
+            outputs = client.infer(model.name, batch)
+        except PlatformError:
+            client.close()
+            del own.client
+            if left:
+                continue
+            raise
+        for spec in model.outputs:
+            shape = outputs[spec.name].shape if spec.name in outputs else None
+            if shape != (rows, *spec.shape):
+                raise client.malformed(f"the output {spec.name!r} has the shape {shape}")
+        return outputs
+    raise AssertionError("there is at least one attempt")

@@ -53,8 +53,8 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 def test_a_server_is_found_started_again_and_canceled(
-    slurm: dict[str, str],  # noqa: F811
-    run_folder: Path,  # noqa: F811
+    slurm: dict[str, str],
+    run_folder: Path,
 ) -> None:
     done = mpidl(2, "train", str(run_folder / "run.toml"), "--set", "train.epochs=1")
     assert done.status == 0, done.err

@@ -54,7 +54,8 @@ def served(ranks: int, *args: str) -> Iterator[list[Job]]:
     try:
         yield ended
     finally:
-        os.killpg(process.pid, signal.SIGUSR1)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGUSR1)  # mpirun, below `timeout`, tells the ranks
         ended.append(finish(process))
 
 
@@ -112,16 +113,13 @@ def check_other_forms(
     np.save(folder / "one.npy", images[7])
     job = query(str(run), "--input", str(folder / "one.npy"))
     header, line = job.out.splitlines()
-    assert header.split(",")[:2] == ["label", "probability_0"] or "label" in header
     assert dict(zip(header.split(","), line.split(","), strict=True))["label"] == str(
         expected["label"][7]
     )
     np.savetxt(folder / "x.csv", images.reshape(101, 100), fmt="%d", delimiter=",")
     address = json.loads((run / "endpoint.json").read_text())
     reached = f"{address['address']}:{address['http_port']}"
-    job = query(
-        str(folder), "--address", reached, "--input", str(folder / "x.csv"), "--json"
-    )
+    job = query(str(folder), "--address", reached, "--input", str(folder / "x.csv"), "--json")
     assert job.result["outputs"]["label"] == expected["label"].tolist(), job.err
 
 
@@ -136,9 +134,7 @@ def check_refusals(run: Path, images: np.ndarray, folder: Path) -> None:
     assert job.status == 1 and "unknown suffix ''" in job.err
 
 
-def test_a_server_that_was_killed_is_told_from_one_that_runs(
-    trained: Path, tmp_path: Path
-) -> None:
+def test_a_server_that_was_killed_is_told_from_one_that_runs(trained: Path, tmp_path: Path) -> None:
     endpoint = {
         "host": os.uname().nodename,
         "address": "127.0.0.1",
