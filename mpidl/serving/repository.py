@@ -191,7 +191,7 @@ class Repository:
                 now[number] = old
             else:
                 now[number] = await self._open(name, number, settings, identity)
-        self._models[name] = now
+        self._models[name] = dict(sorted(now.items(), key=lambda item: int(item[0])))
         for version in before.values():
             if version not in now.values():
                 self._retire(version)

@@ -89,43 +89,54 @@ def serve(context: Context, options: Options) -> int:
         if context.is_root:
             for module in ("grpc", "google.protobuf", "uvicorn", "httptools", "uvloop"):
                 load_extra(module, "serving")
+    error: Exception | None = None
     if settings is None:
         for number in (*SIGNALS, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # rank 0 says when to stop
         whole = work(context)
     else:
         sys.setswitchinterval(SWITCH)
-        loop = load_extra("uvloop", "serving").new_event_loop
-        with asyncio.Runner(loop_factory=loop) as runner:
-            whole = runner.run(_run(context, options))
+        whole, error = _run_root(context, options, settings)
     if not whole:
         # MPI cannot be left in order where ranks are lost
         sys.stdout.flush()
         os._exit(STOPPED)
+    context.raise_on_all(error, "serving")
     return STOPPED
 
 
-async def _run(context: Context, options: Options) -> bool:
+def _run_root(
+    context: Context, options: Options, settings: Settings
+) -> tuple[bool, Exception | None]:
     """Rank 0.
 
     Returns:
-        Whether all ranks are still there.
+        Whether all ranks are still there, and the error that has ended the server.
     """
+    link: Link = MpiLink(context) if context.size > 1 else ThreadLink(context)
+    loop = load_extra("uvloop", "serving").new_event_loop
+    error = None
+    try:
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(_run(link, options, settings))
+    except Exception as caught:
+        error = caught
+    return link.whole, error
+
+
+async def _run(link: Link, options: Options, settings: Settings) -> None:
+    """Load the models, and serve."""
     stop = asyncio.Event()
     for number in (*SIGNALS, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    link: Link = MpiLink(context) if context.size > 1 else ThreadLink(context)
-    settings = load_settings(options.path)
     dispatcher = Dispatcher(settings.server, link)
     try:
         repository = Repository(lambda: load_settings(options.path), dispatcher, options.backend)
         for name in settings.models:
             await repository.load(name)
-        server = Server(repository, dispatcher)
-        await _listen(server, options, stop)
+        await _listen(Server(repository, dispatcher), options, stop)
     finally:
         dispatcher.close()
-    return link.whole
 
 
 async def _listen(server: Server, options: Options, stop: asyncio.Event) -> None:

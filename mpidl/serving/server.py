@@ -281,7 +281,8 @@ def check_inputs(version: Version, inputs: list[tuple[str, NDArray[Any]]]) -> li
             f"model {version.model!r}",
             remedy=f"it takes {', '.join(spec.name for spec in about.inputs)}",
         )
-    rows, most = len(given[about.inputs[0].name]), version.settings.max_batch_size
+    first, most = given[about.inputs[0].name], version.settings.max_batch_size
+    rows = len(first) if first.ndim else 0
     if not 1 <= rows <= most:
         raise InvalidRequest(
             f"inference request batch-size must be 1 to {most} for {version.model!r}, got {rows}",
