@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpidl.serving.client import Model
+    from mpidl.serving.query import Connection
 
 NAME = "query"
 ATTEMPTS = 4  # of a request, where the user would rather wait
+FILES_WAIT = 60.0  # seconds for an answer as a file, unless --wait says otherwise
 HELP = "outputs of a running server for the samples of a file"
 
 
@@ -36,7 +42,9 @@ def _seconds(text: str) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
     parser.add_argument(
-        "server", type=Path, help="what is served (a run folder, models.toml), or an endpoint.json"
+        "server",
+        type=Path,
+        help="what is served (a run folder, models.toml), an endpoint.json, or the folder of a channel",
     )
     parser.add_argument(
         "--input", type=Path, required=True, metavar="FILE", help="samples: .npy, .npz or .csv"
@@ -67,19 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Ask."""
     from mpidl.inference.output import WRITERS, write_csv
-    from mpidl.serving.endpoint import place_of
-    from mpidl.serving.query import ask, choose_model, find_server, fit, read_arrays
+    from mpidl.serving.query import ask, fit, read_arrays
 
     _check(args)
-    arrays, place = read_arrays(args.input), place_of(args.server)
-    with find_server(place, args.address, args.wait) as client:
-        model = client.model(choose_model(client.models(), args.model))
-    outputs = ask(
-        lambda: find_server(place, args.address, args.wait),
-        model,
-        fit(arrays, model, args.input),
-        ATTEMPTS if args.wait else 1,
-    )
+    arrays = read_arrays(args.input)
+    connect, model = _connect(args)
+    outputs = ask(connect, model, fit(arrays, model, args.input), ATTEMPTS if args.wait else 1)
     samples = len(next(iter(outputs.values()), ()))
     found: dict[str, Any] = {"model": model.name, "samples": samples}
     if args.output is not None:
@@ -94,6 +95,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return found | {"outputs": {name: array.tolist() for name, array in outputs.items()}}
     write_csv(sys.stdout.buffer, outputs)
     return found
+
+
+def _connect(args: argparse.Namespace) -> tuple[Callable[[], Connection], Model]:
+    """How to connect to the server, and what its model takes."""
+    from mpidl.serving.channel import MODELS
+    from mpidl.serving.endpoint import place_of
+    from mpidl.serving.folder_client import FolderClient
+    from mpidl.serving.query import choose_model, find_server
+
+    if (args.server / MODELS).is_file():
+        made = FolderClient(args.server, args.wait or FILES_WAIT)
+        models = {model.name: model for model in made.models()}
+        name = choose_model(list(models), args.model)
+        if name not in models:
+            raise made.no_model(name, list(models))
+        return lambda: made, models[name]
+    place = place_of(args.server)
+    with find_server(place, args.address, args.wait) as client:
+        model = client.model(choose_model(client.models(), args.model))
+    return lambda: find_server(place, args.address, args.wait), model
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="to write for 'mpidl query' (default: endpoint.json beside the model)",
     )
+    parser.add_argument(
+        "--channel",
+        type=Path,
+        metavar="FOLDER",
+        help="also answer requests that come as files (docs/serving-slurm.md)",
+    )
     add_backend(parser)
 
 
@@ -58,5 +64,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.backend,
         args.insecure_any_host,
         args.endpoint,
+        args.channel,
     )
     return {"status": serve(init(), options)}

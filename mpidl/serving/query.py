@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import local
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,19 @@ REQUEST_BYTES = 16 << 20  # of one request; below any server's max_request_bytes
 MOST_CONNECTIONS = 32
 POLL = 0.5  # seconds
 _SAVE_AGAIN = "save it again without objects: numpy.save or numpy.savez"
+
+
+class Connection(Protocol):
+    """To a server, of one thread."""
+
+    def infer(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """See `Client.infer`."""
+
+    def malformed(self, what: str) -> PlatformError:
+        """See `Client.malformed`."""
+
+    def close(self) -> None:
+        """See `Client.close`."""
 
 
 def _read_npy(path: Path) -> Arrays:
@@ -210,7 +223,10 @@ def choose_model(models: list[str], name: str | None) -> str:
 
 
 def ask(
-    connect: Callable[[], Client], model: Model, inputs: Mapping[str, NDArray[Any]], attempts: int
+    connect: Callable[[], Connection],
+    model: Model,
+    inputs: Mapping[str, NDArray[Any]],
+    attempts: int,
 ) -> Arrays:
     """The outputs for all samples, in their order.
 
@@ -256,14 +272,14 @@ def ask(
 
 
 def _infer(
-    own: local, connect: Callable[[], Client], model: Model, batch: Arrays, attempts: int
+    own: local, connect: Callable[[], Connection], model: Model, batch: Arrays, attempts: int
 ) -> Arrays:
     """The outputs of one request, over the connection of this thread."""
     rows = len(next(iter(batch.values())))
     for left in reversed(range(attempts)):
         if not hasattr(own, "client"):
             own.client = connect()
-        client: Client = own.client
+        client: Connection = own.client
         try:
             outputs = client.infer(model.name, batch)
         except PlatformError:

@@ -18,6 +18,7 @@ from mpidl.comm.context import Context
 from mpidl.errors import ConfigError, PlatformError, notice
 from mpidl.extras import load_extra
 from mpidl.serving import endpoint
+from mpidl.serving.channel import opened
 from mpidl.serving.dispatch import Dispatcher
 from mpidl.serving.grpc import make_server
 from mpidl.serving.http import Application
@@ -43,6 +44,7 @@ class Options(msgspec.Struct, frozen=True):
         backend: Where ranks compute.
         insecure_any_host: Whether to listen beyond this machine.
         endpoint: The file that says where the server is; None: endpoint.json beside the model.
+        channel: A folder of requests as files; None: there is none.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Options(msgspec.Struct, frozen=True):
     backend: str = "auto"
     insecure_any_host: bool = False
     endpoint: Path | None = None
+    channel: Path | None = None
 
     def check(self) -> None:
         """Refuse to listen where everybody could come.
@@ -158,7 +161,8 @@ async def _listen(server: Server, options: Options, stop: asyncio.Event) -> None
     waiting = asyncio.create_task(stop.wait())
     found = endpoint.describe(options.host, http_port, grpc_port, models)
     with endpoint.announced(found, options.path, options.endpoint):
-        await asyncio.wait((waiting, serving), return_when=asyncio.FIRST_COMPLETED)
+        async with opened(server, options.channel):
+            await asyncio.wait((waiting, serving), return_when=asyncio.FIRST_COMPLETED)
     notice("stopping: no new requests are taken, those that wait are answered")
     if not await server.drain():
         notice("some requests were not answered within server.drain_timeout", "error")
