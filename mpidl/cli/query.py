@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "server",
         type=Path,
-        help="what is served (a run folder, models.toml), an endpoint.json, or the folder of a channel",
+        help="a run folder or models.toml that is served, an endpoint.json, or a channel's folder",
     )
     parser.add_argument(
         "--input", type=Path, required=True, metavar="FILE", help="samples: .npy, .npz or .csv"

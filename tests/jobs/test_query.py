@@ -71,7 +71,7 @@ def test_a_server_is_found_and_asked(trained: Path, tmp_path: Path) -> None:
     run, images = trained / "run", blobs(101, 1)["image"]
     np.save(tmp_path / "x.npy", images)
     expected = predicted(trained)
-    with served(2, str(run)) as ended:
+    with served(2, str(run), "--channel", str(tmp_path / "channel")) as ended:
         out = tmp_path / "out.npz"
         arguments = ("--input", str(tmp_path / "x.npy"), "--output", str(out))
         job = query(str(run), *arguments, "--wait", "60", "--json")
@@ -84,6 +84,8 @@ def test_a_server_is_found_and_asked(trained: Path, tmp_path: Path) -> None:
         check_endpoint(run / "endpoint.json")
         check_other_forms(run, images, expected, tmp_path)
         check_refusals(run, images, tmp_path)
+        job = query(str(tmp_path / "channel"), "--input", str(tmp_path / "x.npy"), "--json")
+        assert job.result["outputs"]["label"] == expected["label"].tolist(), job.err
     assert not (run / "endpoint.json").exists()
     (job,) = ended
     assert job.status == STOPPED, job.err
