@@ -19,12 +19,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from mpidl.data.formats.source import MALFORMED
 from mpidl.errors import DataError, notice, wrap
 from mpidl.files import write_atomically, write_file, writing
 from mpidl.serving.client import Model
 from mpidl.serving.errors import ServingError, TooLarge, Unavailable
-from mpidl.serving.query import Arrays, convert, fit
+from mpidl.serving.query import DAMAGED, Arrays, convert, fit
 from mpidl.serving.server import InferRequest, Server
 
 MODELS = "models.json"
@@ -223,7 +222,7 @@ def check_archive(path: Path, most: int) -> int:
             raise ValueError("it is a link or a folder")
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-    except MALFORMED as error:
+    except DAMAGED as error:
         raise _malformed(path, error) from error
     if size > most:
         what = f"the request has {size} bytes, more than {most} (max_request_bytes)"
@@ -236,7 +235,7 @@ def _read(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (*MALFORMED, MemoryError, TypeError, AttributeError, NotImplementedError) as error:
+    except DAMAGED as error:
         raise _malformed(path, error) from error
 
 

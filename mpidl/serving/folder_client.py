@@ -13,11 +13,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.formats.source import MALFORMED, unusable
+from mpidl.data.formats.source import unusable
 from mpidl.errors import ConfigError, DataError, PlatformError
 from mpidl.files import reading, write_atomically, writing
 from mpidl.serving.channel import MODELS
 from mpidl.serving.client import Model
+from mpidl.serving.query import DAMAGED
 
 POLL = 0.05  # seconds
 MOST_BYTES = 1 << 24  # of models.json, or of an error
@@ -80,7 +81,7 @@ class FolderClient:
             try:
                 with np.load(answer, allow_pickle=False) as archive:
                     return {one: archive[one] for one in archive.files}
-            except MALFORMED as error:
+            except DAMAGED as error:
                 raise unusable(error, answer, "send the request again") from error
         finally:
             for path in (request, answer, refusal):

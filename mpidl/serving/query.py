@@ -24,6 +24,8 @@ Arrays = dict[str, NDArray[Any]]
 REQUEST_BYTES = 16 << 20  # of one request; below any server's max_request_bytes by default
 MOST_CONNECTIONS = 32
 POLL = 0.5  # seconds
+# Of damaged archives: what zipfile and NumPy raise besides (encrypted, unknown methods, huge shapes)
+DAMAGED = (*MALFORMED, RuntimeError, MemoryError, TypeError, AttributeError, OverflowError)
 _SAVE_AGAIN = "save it again without objects: numpy.save or numpy.savez"
 
 
@@ -80,7 +82,7 @@ def read_arrays(path: Path) -> Arrays:
         pass  # missing, or out of reach
     try:
         return READERS[path.suffix](path)
-    except MALFORMED as error:
+    except DAMAGED as error:
         raise unusable(error, path, _SAVE_AGAIN) from error
 
 
