@@ -21,6 +21,7 @@ from mpidl.serving.client import Model
 from mpidl.serving.query import DAMAGED
 
 POLL = 0.05  # seconds
+MOST_SAMPLES = 1 << 20  # of a file
 MOST_BYTES = 1 << 24  # of models.json, or of an error
 
 
@@ -41,13 +42,13 @@ class FolderClient:
         """Nothing is open."""
 
     def models(self) -> list[Model]:
-        """The models of the server.
+        """The models of the server; it cuts files into batches, so that they may have more samples.
 
         Raises:
             DataError: models.json cannot be read.
         """
         found: list[Model] = _decode(self._folder / MODELS, list[Model])
-        return found
+        return [msgspec.structs.replace(model, max_batch_size=MOST_SAMPLES) for model in found]
 
     def no_model(self, name: str, models: list[str]) -> ConfigError:
         """The error for a model that is not served."""

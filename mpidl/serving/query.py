@@ -24,7 +24,7 @@ Arrays = dict[str, NDArray[Any]]
 REQUEST_BYTES = 16 << 20  # of one request; below any server's max_request_bytes by default
 MOST_CONNECTIONS = 32
 POLL = 0.5  # seconds
-# Of damaged archives: what zipfile and NumPy raise besides (encrypted, unknown methods, huge shapes)
+# What zipfile and NumPy raise for damaged archives (encrypted, unknown methods, huge shapes)
 DAMAGED = (*MALFORMED, RuntimeError, MemoryError, TypeError, AttributeError, OverflowError)
 _SAVE_AGAIN = "save it again without objects: numpy.save or numpy.savez"
 

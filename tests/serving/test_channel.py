@@ -70,9 +70,10 @@ def test_a_client_asks_by_files(tmp_path: Path) -> None:
     async def test(made: Made, folder: Path) -> None:
         client = FolderClient(folder, 10)
         (model,) = client.models()
-        assert model.name == "m" and model.ranks == 2 and model.max_batch_size == 4
+        assert model.name == "m" and model.ranks == 2
         found = await asyncio.to_thread(ask, lambda: client, model, {"x": rows_of(30)}, 1)
         np.testing.assert_array_equal(found["sum"], rows_of(30).sum(axis=1))
+        assert len(made.link.batches) == 8  # the server cuts one file into batches
         with pytest.raises(ConfigError, match="another shape"):
             await asyncio.to_thread(client.infer, "m", {"x": np.zeros((1, 5))})
         assert [path for path in folder.rglob("*") if path.suffix == ".npz"] == []

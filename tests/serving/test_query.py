@@ -262,13 +262,15 @@ def test_all_samples_come_back_in_order(count: int) -> None:
 def test_a_server_that_starts_again_elsewhere_is_found(tmp_path: Path) -> None:
     """The first one withdraws its file and refuses; the second one comes later."""
     x, path = np.ones((40, 2, 3)), tmp_path / "endpoint.json"
-    stopped = threading.Event()
+    stopped, once = threading.Event(), threading.Lock()
 
     def stops(where: str, body: bytes, headers: Any) -> tuple[int, bytes, int | None]:
         if where == "/v2/health/ready" and not stopped.is_set():
             return 200, b"", None
-        stopped.set()
-        path.unlink(missing_ok=True)
+        with once:
+            if not stopped.is_set():
+                path.unlink()
+                stopped.set()
         return 500, b'{"error": "rank 1 is lost"}', None
 
     with http_server(stops) as first, http_server(sums) as second:
