@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 
 from mpidl.errors import ConfigError, DataError, notice, wrap
-from mpidl.files import partial_path, publish, reading, writing
+from mpidl.files import partial_path, publish, read_error, writing
 
 FILE = "endpoint.json"
 MOST_BYTES = 1 << 16
@@ -179,18 +179,19 @@ def read(path: Path) -> Endpoint:
         ConfigError: There is none: no server runs.
         DataError: It cannot be read, or is none.
     """
-    with reading(path):
-        missing = not path.exists()
-    if missing:
+    remedy = "start the server again"
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except FileNotFoundError as error:
         raise ConfigError(
             "there is no such file: no server runs there, or it is still starting",
             where=str(path),
             remedy="start one with 'mpidl serve' (SLURM: sbatch scripts/slurm/serve.sbatch), name "
             "the file that it was given as --endpoint, or wait for it with --wait",
-        )
-    remedy = "start the server again"
-    with reading(path, remedy), open(path, "rb") as file:
-        content = file.read(MOST_BYTES + 1)
+        ) from error
+    except OSError as error:
+        raise read_error(error, path, remedy) from error
     try:
         if len(content) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES} bytes")

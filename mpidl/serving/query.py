@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mpidl.data.formats.csv import read_table
 from mpidl.data.formats.source import MALFORMED, unusable
-from mpidl.errors import ConfigError, DataError, MpidlError, PlatformError
+from mpidl.errors import ConfigError, DataError, MpidlError, PlatformError, UnreadableError
 from mpidl.files import reading
 from mpidl.serving.client import Client, Model
 from mpidl.serving.endpoint import Endpoint, read
@@ -182,7 +182,7 @@ def find_server(place: Path, address: tuple[str, int] | None, wait: float) -> Cl
                 where=client.where,
                 remedy="try later, or wait for it with --wait",
             )
-        except (ConfigError, PlatformError) as caught:
+        except (ConfigError, PlatformError, UnreadableError) as caught:
             error = caught
         if time.monotonic() >= end:
             raise error
