@@ -99,12 +99,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _connect(args: argparse.Namespace) -> tuple[Callable[[], Connection], Model]:
     """How to connect to the server, and what its model takes."""
-    from mpidl.serving.channel import MODELS
     from mpidl.serving.endpoint import place_of
-    from mpidl.serving.folder_client import FolderClient
+    from mpidl.serving.folder_client import FolderClient, find_channel
     from mpidl.serving.query import choose_model, find_server
 
-    if (args.server / MODELS).is_file():
+    if args.address is None and find_channel(args.server, args.wait):
         made = FolderClient(args.server, args.wait or FILES_WAIT)
         models = {model.name: model for model in made.models()}
         name = choose_model(list(models), args.model)

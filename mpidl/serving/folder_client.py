@@ -18,6 +18,7 @@ from mpidl.errors import ConfigError, DataError, PlatformError
 from mpidl.files import reading, write_atomically, writing
 from mpidl.serving.channel import MODELS
 from mpidl.serving.client import Model
+from mpidl.serving.endpoint import FILE
 from mpidl.serving.query import DAMAGED
 
 POLL = 0.05  # seconds
@@ -109,6 +110,23 @@ class FolderClient:
                     "wait longer with --wait",
                 )
             time.sleep(POLL)
+
+
+def find_channel(path: Path, wait: float) -> bool:
+    """Whether a path is the folder of a channel, and not what is served over the network.
+
+    Args:
+        path: Of the command line.
+        wait: Seconds in which a server may start that writes one or the other.
+    """
+    end = time.monotonic() + wait
+    while True:
+        if (path / MODELS).is_file():
+            return True
+        known = path.suffix == ".json" or path.is_file() or (path / FILE).is_file()
+        if known or time.monotonic() >= end:
+            return False
+        time.sleep(POLL)
 
 
 def _decode(path: Path, kind: Any) -> Any:

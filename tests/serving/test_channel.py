@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from mpidl.errors import ConfigError, DataError, PlatformError
 from mpidl.serving.channel import MODELS, _read, check_archive, opened
 from mpidl.serving.errors import ServingError
-from mpidl.serving.folder_client import FolderClient
+from mpidl.serving.folder_client import FolderClient, find_channel
 from mpidl.serving.query import ask
 from mpidl.serving.settings import ServerSettings
 from tests.serving.helpers import Made, rows_of, with_server
@@ -79,6 +80,25 @@ def test_a_client_asks_by_files(tmp_path: Path) -> None:
         assert [path for path in folder.rglob("*") if path.suffix == ".npz"] == []
 
     beside_channel(tmp_path, test)
+
+
+def test_what_a_path_is(tmp_path: Path) -> None:
+    """A channel that a server makes later, an endpoint, and neither."""
+    later = tmp_path / "later"
+
+    def make() -> None:
+        later.mkdir()
+        (later / MODELS).touch()
+
+    timer = threading.Timer(0.2, make)
+    timer.start()
+    assert find_channel(later, 20)
+    timer.join()
+    (tmp_path / "run").mkdir()
+    assert not find_channel(tmp_path / "run", 0)
+    (tmp_path / "run" / "endpoint.json").touch()
+    for path in (tmp_path / "run", tmp_path / "run" / "endpoint.json"):
+        assert not find_channel(path, 1000)  # comes at once
 
 
 def test_a_client_without_a_server_is_told(tmp_path: Path) -> None:
