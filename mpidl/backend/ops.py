@@ -56,9 +56,7 @@ class Workspace:
         return view
 
 
-class Ops(
-    ConvOps, Int8Ops, NormOps, SequenceOps, LossOps, OptimOps, CompressOps, AugmentOps
-):
+class Ops(ConvOps, Int8Ops, NormOps, SequenceOps, LossOps, OptimOps, CompressOps, AugmentOps):
     """The operations that layers, losses, optimizers and compressors know.
 
     Everything else about a device stays behind them. Here stands memory; the operations are in

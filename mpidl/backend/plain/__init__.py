@@ -5,7 +5,17 @@ They run where no compiler was at hand, and are the reference for the tests of t
 
 from collections.abc import Callable
 
-from mpidl.backend.plain import augment, compress, conv, int8, loss, norm, optim, pointwise, sequence
+from mpidl.backend.plain import (
+    augment,
+    compress,
+    conv,
+    int8,
+    loss,
+    norm,
+    optim,
+    pointwise,
+    sequence,
+)
 from mpidl.backend.signature import PLAIN as NAME
 from mpidl.backend.table import KERNELS
 
