@@ -12,6 +12,9 @@ enum { COLUMNS = 32, GROUP = 4, BLOCK = 96, ROWS = 12 };
 #include <immintrin.h>
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 
+/* sum += x * w, by fours. By the intrinsic GCC copies every sum in every turn. */
+#define DOT(sum, x, w) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w))
+
 /* `rows` is known at compile time, so that the sums live in registers. */
 VNNI ALWAYS_INLINE void vnni_tile(const int rows, const uint8_t *q, const float *row_scale,
                                   const int8_t *w, const int32_t *base, const float *scales,
@@ -30,8 +33,8 @@ VNNI ALWAYS_INLINE void vnni_tile(const int rows, const uint8_t *q, const float 
             int32_t four;
             memcpy(&four, q + (r * groups + g) * GROUP, 4);
             const __m512i x = _mm512_set1_epi32(four);
-            sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], x, low);
-            sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], x, high);
+            DOT(sum[r][0], x, low);
+            DOT(sum[r][1], x, high);
         }
     }
 #pragma GCC unroll 2
@@ -117,7 +120,7 @@ static float quantize(const float *x, uint8_t *q, long n) {
     memcpy(&peak, &top, 4);
     const int zero = !(peak > 1e-36f), bad = top >= 0x7f800000;
     if (zero || bad) {
-        memset(q, 128, (size_t)n);
+        for (long i = 0; i < n; i++) q[i] = 128;
         return bad ? NAN : 0;
     }
     const float inverse = 127.0f / peak;
