@@ -54,7 +54,9 @@ def convolutional(dtype: Any = np.float32) -> Model:
         values[...] += 0.05 * rng.standard_normal(values.size)
     for name in model.parameters.state_slots:
         if name.endswith("running_var"):
-            model.parameters.value(name)[...] = rng.uniform(0.3, 2, model.parameters.value(name).shape)
+            model.parameters.value(name)[...] = rng.uniform(
+                0.3, 2, model.parameters.value(name).shape
+            )
     return model
 
 
@@ -183,8 +185,11 @@ def test_what_does_not_fit_is_refused() -> None:
     short = {name: array for name, array in buffers.items() if name != "scales"}
     with pytest.raises(CheckpointError, match="does not fit"):
         load(saved(short, about), gpt())
-    model.parameters.value("dense1.bias" if "dense1.bias" in model.parameters.slots else
-                           next(iter(model.parameters.slots)))[...] = 1e6
+    model.parameters.value(
+        "dense1.bias"
+        if "dense1.bias" in model.parameters.slots
+        else next(iter(model.parameters.slots))
+    )[...] = 1e6
     with pytest.raises(CheckpointError, match="not finite as float16"):
         store(model, about_for(model, "none", "float16"))
 
