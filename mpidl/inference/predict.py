@@ -32,8 +32,8 @@ class Predictor:
     """A trained model with its input normalization, on every rank. Collective.
 
     Args:
-        path: A checkpoint file, a quantized model, or the output folder of a run (its best checkpoint, else the
-            latest).
+        path: A checkpoint file, a quantized model, or the output folder of a run (its best
+            checkpoint, else the latest).
         context: The ranks.
         backend: Where to compute: "auto", "numpy" or "cupy".
 
