@@ -8,8 +8,11 @@
 
 enum { COLUMNS = 32, GROUP = 4, BLOCK = 96, ROWS = 12 };
 
-#if defined(__AVX512F__) && defined(__GNUC__)
+#ifdef __AVX2__
 #include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__) && defined(__GNUC__)
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 
 /* sum += x * w, by fours. By the intrinsic GCC copies every sum in every turn. */
@@ -72,6 +75,36 @@ VNNI static void vnni_rows(long rows, const uint8_t *q, const float *row_scale, 
 }
 #endif
 
+/* sum (32) += q (4 groups) by a panel. */
+#ifdef __AVX2__
+static void add_panel(int32_t *sum, const uint8_t *q, const int8_t *w, long groups) {
+    __m256i part[8]; /* of 4 columns each: two halves of each sum */
+    for (int j = 0; j < 8; j++) part[j] = _mm256_setzero_si256();
+    for (long g = 0; g < groups; g++, q += GROUP, w += COLUMNS * GROUP) {
+        int32_t four;
+        memcpy(&four, q, 4);
+        const __m256i x = _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            const __m128i b = _mm_loadu_si128((const __m128i *)(w + 16 * j));
+            part[j] = _mm256_add_epi32(part[j], _mm256_madd_epi16(x, _mm256_cvtepi8_epi16(b)));
+        }
+    }
+    for (int j = 0; j < 8; j++) {
+        int32_t halves[8];
+        _mm256_storeu_si256((__m256i *)halves, part[j]);
+        for (int c = 0; c < 4; c++) sum[4 * j + c] += halves[2 * c] + halves[2 * c + 1];
+    }
+}
+#else
+static void add_panel(int32_t *sum, const uint8_t *q, const int8_t *w, long groups) {
+    for (long g = 0; g < groups; g++, q += GROUP, w += COLUMNS * GROUP)
+        for (int c = 0; c < COLUMNS; c++)
+            sum[c] += q[0] * w[4 * c] + q[1] * w[4 * c + 1] + q[2] * w[4 * c + 2] +
+                      q[3] * w[4 * c + 3];
+}
+#endif
+
 /* One panel of columns, of which `width` exist. */
 static void plain_rows(long rows, const uint8_t *q, const float *row_scale, const int8_t *w,
                        const int32_t *base, const float *scales, const float *bias, float *out,
@@ -79,13 +112,7 @@ static void plain_rows(long rows, const uint8_t *q, const float *row_scale, cons
     for (long r = 0; r < rows; r++, q += groups * GROUP, out += cols) {
         int32_t sum[COLUMNS];
         memcpy(sum, base, sizeof sum);
-        for (long g = 0; g < groups; g++) {
-            const uint8_t *x = q + g * GROUP;
-            const int8_t *b = w + g * COLUMNS * GROUP;
-            for (int c = 0; c < COLUMNS; c++)
-                sum[c] += x[0] * b[4 * c] + x[1] * b[4 * c + 1] + x[2] * b[4 * c + 2] +
-                          x[3] * b[4 * c + 3];
-        }
+        add_panel(sum, q, w, groups);
         for (long c = 0; c < width; c++) {
             const float y = (float)sum[c] * (scales[c] * row_scale[r]) + (bias ? bias[c] : 0);
             out[c] = relu && y < 0 ? 0 : y;
