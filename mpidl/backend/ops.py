@@ -22,6 +22,7 @@ from mpidl.backend.array import Array
 from mpidl.backend.contract.augment import AugmentOps
 from mpidl.backend.contract.compress import CompressOps
 from mpidl.backend.contract.conv import ConvOps
+from mpidl.backend.contract.int8 import Int8Ops
 from mpidl.backend.contract.loss import LossOps
 from mpidl.backend.contract.norm import NormOps
 from mpidl.backend.contract.optim import OptimOps
@@ -55,7 +56,7 @@ class Workspace:
         return view
 
 
-class Ops(ConvOps, NormOps, SequenceOps, LossOps, OptimOps, CompressOps, AugmentOps):
+class Ops(ConvOps, Int8Ops, NormOps, SequenceOps, LossOps, OptimOps, CompressOps, AugmentOps):
     """The operations that layers, losses, optimizers and compressors know.
 
     Everything else about a device stays behind them. Here stands memory; the operations are in

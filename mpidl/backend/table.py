@@ -39,6 +39,16 @@ _MOVED = "real(g.n*g.od*g.oh*g.ow*g.c)"
 _DRAWN = "samples:int64(g.n) seed:size epoch:size g:augment_geometry"
 _MOVE = f"out:{_MOVED} {_DRAWN} scale:number shift:number fill:number"
 _MIX = "share:acc(n) table:int64(count) samples:int64(n) seed:size epoch:size"
+_INT8 = "w:int8(panels*groups*32*4) base:int32(panels*32) scales:float32(panels*32)"
+_INT8_SIZES = "panels:size groups:size relu:code"
+_INT8_DENSE = (
+    f"x:float32(rows*k) {_INT8} bias:float32?(cols) out:float32(rows*cols) rows:size cols:size "
+    f"k:size {_INT8_SIZES}"
+)
+_INT8_CONV = (
+    f"x:float32({_STILL}) {_INT8} bias:float32?(g.outputs) "
+    f"out:float32(g.n*g.od*g.oh*g.ow*g.outputs) g:conv_geometry {_INT8_SIZES}"
+)
 _PIXELS = ("g.n", "g.od", "g.oh", "g.ow")
 
 KERNELS: dict[str, Kernel] = {
@@ -221,6 +231,8 @@ KERNELS: dict[str, Kernel] = {
     "conv2d_backward_weights": Kernel(
         "conv2d", f"x:{_X} dy:{_Y} dw:{_W} db:real?(g.outputs) g:conv_geometry", None, (PLAIN, C)
     ),
+    "int8_dense": Kernel("int8", _INT8_DENSE, None, (PLAIN, C)),
+    "int8_conv": Kernel("int8", _INT8_CONV, None, (PLAIN, C)),
     "maxpool2d_forward": Kernel(
         "pool2d",
         f"x:{_POOL_IN} out:{_POOL_OUT} g:pool_geometry",

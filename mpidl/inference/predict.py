@@ -14,6 +14,7 @@ from mpidl.comm.context import Context
 from mpidl.config import build_config
 from mpidl.data.manifest import Arrays
 from mpidl.errors import CheckpointError
+from mpidl.inference import quantized
 from mpidl.nn import Model
 from mpidl.task import InputSpec, Task
 from mpidl.train import checkpoint as ckpt
@@ -26,8 +27,8 @@ class Predictor:
     """A trained model with its input normalization, on every rank. Collective.
 
     Args:
-        path: A checkpoint file, or the output folder of a run (its best checkpoint, else the
-            latest).
+        path: A checkpoint file, a quantized model, or the output folder of a run (its best
+            checkpoint, else the latest).
         context: The ranks.
         backend: Where to compute: "auto", "numpy" or "cupy".
 
@@ -36,7 +37,9 @@ class Predictor:
     """
 
     def __init__(self, path: Path, context: Context, *, backend: str = "auto") -> None:
-        saved = ckpt.load_for(context, lambda: ckpt.read(find_checkpoint(path)), f"loading {path}")
+        saved = ckpt.load_for(
+            context, lambda: ckpt.read(find_checkpoint(path), inference=True), f"loading {path}"
+        )
         with context.fail_together(f"building the model of {saved.path}"):
             self.config = build_config(saved.meta.config, str(saved.path))
             self.spec = msgspec.convert(saved.meta.inputs, InputSpec)
@@ -45,19 +48,10 @@ class Predictor:
             self.model: Model = build_for_data(self.config.model, self.task, self.ops)
             self.inputs = Inputs(self.task, self.model)
             self.through = self.task.through_samples(self.model)
-            values = self.model.parameters.values
-            if values.shape != saved.buffers["parameters"].shape:
-                raise CheckpointError(
-                    "does not fit its own model",
-                    where=str(saved.path),
-                    remedy="use the mpidl that wrote it",
-                )
-            values[...] = self.ops.to_device(saved.buffers["parameters"])
-            if self.model.parameters.state.size:
-                self.model.parameters.state[...] = self.ops.to_device(saved.buffers["state"])
-        self.path = saved.path
+            quantized.load(saved, self.model)
+        self.path, self.meta = saved.path, saved.meta
         self.digest = "".join(
-            compute_digest(saved.buffers[name]) for name in ("parameters", "state")
+            compute_digest(saved.buffers[name]) for name in quantized.BUFFERS
             if name in saved.buffers
         )  # fmt: skip
 

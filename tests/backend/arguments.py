@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from mpidl.backend.contract.compress import STEP_LIMIT
 from mpidl.backend.contract.conv import ConvGeometry, PoolGeometry
+from mpidl.backend.contract.int8 import pack_int8
 from mpidl.backend.headers import structs
 from mpidl.backend.plain import PLAIN
 
@@ -206,6 +207,29 @@ def conv2d(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     w, b = normal(g, *kernel, *channels) * 0.3, normal(g, channels[1]) if m % 2 else None
     y = normal(g, images, *geometry.out_size[1:], channels[1])
     return [x, w, b, y, geometry.record(images)]
+
+
+def _int8_weights(g: np.random.Generator, k: int, cols: int) -> Args:
+    packed = pack_int8(
+        g.integers(-127, 128, (k, cols)).astype(np.int8), (g.random(cols) / 127).astype(np.float32)
+    )
+    return [packed.panels, packed.base, packed.scales]
+
+
+def int8_dense(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    inputs, bias = 1 + 29 * k % 67, normal(g, m).astype(np.float32) if m % 2 else None
+    x = normal(g, n, inputs).astype(np.float32)
+    x[: n % 3] = 0
+    w = _int8_weights(g, inputs, m)
+    out = normal(g, n, m).astype(np.float32)
+    return [x, *w, bias, out, n, m, inputs, *w[0].shape[:2], k % 2]
+
+
+def int8_conv(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    x, w, b, y, sizes = conv2d(g, n, m, k)
+    single = [None if a is None else a.astype(np.float32) for a in (x, b, y)]
+    packed = _int8_weights(g, w[..., 0].size, w.shape[-1])
+    return [single[0], *packed, *single[1:], sizes, *packed[0].shape[:2], m % 3 % 2]
 
 
 def conv2d_input(g: np.random.Generator, n: int, m: int, k: int) -> Args:

@@ -113,7 +113,7 @@ class _Conv(Layer, base=True):
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         y = self.workspace.get("y", (x.shape[0], *self.output_shape(x.shape[1:])), x.dtype)
-        self._forward(x, y, self.value("bias") if self.bias else None)
+        self.convolve(x, y, self.value("bias") if self.bias else None)
 
         def backward(dy: Array) -> Array | None:
             dy = dy.reshape(y.shape)
@@ -125,7 +125,8 @@ class _Conv(Layer, base=True):
 
         return y, backward
 
-    def _forward(self, x: Array, y: Array, bias: Array | None) -> None:
+    def convolve(self, x: Array, y: Array, bias: Array | None) -> None:
+        """y = act(x convolved with the weight + bias)."""
         g = self._geometry(x.shape[1:])
         self.ops.conv_forward(x, self.value("weight"), bias, y, g, relu=self.has_relu)
 

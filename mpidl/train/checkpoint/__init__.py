@@ -14,6 +14,7 @@ from mpidl.train.checkpoint.format import (
     Meta,
     OwnArrays,
     Part,
+    Quantized,
 )
 from mpidl.train.checkpoint.reader import load_for, read, read_own
 from mpidl.train.checkpoint.retention import (
@@ -22,7 +23,7 @@ from mpidl.train.checkpoint.retention import (
     set_aside_later,
     step_in_name,
 )
-from mpidl.train.checkpoint.writer import save
+from mpidl.train.checkpoint.writer import save, save_file
 
 __all__ = [
     "BEST",
@@ -33,12 +34,14 @@ __all__ = [
     "Meta",
     "OwnArrays",
     "Part",
+    "Quantized",
     "list_checkpoints",
     "load_for",
     "load_latest",
     "read",
     "read_own",
     "save",
+    "save_file",
     "set_aside_later",
     "step_in_name",
 ]

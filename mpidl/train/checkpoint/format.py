@@ -12,7 +12,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -62,6 +62,25 @@ class OwnArrays(msgspec.Struct, frozen=True):
         return self.span(len(self.shapes) - 1)[1]
 
 
+class Quantized(msgspec.Struct, frozen=True):
+    """How the parameters of a model for inference are stored (mpidl.inference.quantized).
+
+    Attributes:
+        mode: "none": as floating-point numbers; "weight_only": matrices as int8, computed with in
+            float32; "dynamic": products in int8 too.
+        storage: Of everything that is not int8.
+        names: Of the parameters that are int8, in the order of the datasets "int8" and "scales".
+        folded: Batch norms were folded into the convolutions before them.
+        pruned: Share of the elements of matrices that were set to 0.
+    """
+
+    mode: Literal["none", "weight_only", "dynamic"]
+    storage: Literal["float32", "float16", "bfloat16"]
+    names: tuple[str, ...]
+    folded: bool
+    pruned: float
+
+
 class Meta(msgspec.Struct, frozen=True):
     """What a checkpoint says of itself.
 
@@ -79,6 +98,7 @@ class Meta(msgspec.Struct, frozen=True):
         ranks: Number of ranks that wrote it.
         shared: Shapes of the shared arrays in the run state.
         own: The arrays of single ranks in the run state.
+        quantized: How its parameters are stored, where it is a model for inference only.
     """
 
     version: int
@@ -94,6 +114,7 @@ class Meta(msgspec.Struct, frozen=True):
     ranks: int = 0
     shared: dict[str, tuple[int, ...]] = {}
     own: dict[str, OwnArrays] = {}
+    quantized: Quantized | None = None
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,14 @@ READ_BYTES = 64 << 20  # of what is only verified, at a time
 DAMAGED = "use an earlier checkpoint: this file is damaged, or it never was one"
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, *, inference: bool = False) -> Checkpoint:
     """Load and verify one checkpoint.
 
     `state.own` is only verified; `read_own` loads it.
+
+    Args:
+        path: Of the file.
+        inference: It may be a quantized model.
 
     Raises:
         DamagedCheckpoint: The file is not what was written.
@@ -46,6 +50,12 @@ def read(path: Path) -> Checkpoint:
     """
     with _opened(path) as file:
         meta = _read_meta(file, path)
+        if meta.quantized is not None and not inference:
+            raise CheckpointError(
+                "is a quantized model, which only predicts",
+                where=str(path),
+                remedy="name a checkpoint of the run that it was made from",
+            )
         own = {f"{OWN}{name}" for name in meta.own}
         datasets = {name: hdf5.trusted_dataset(file, name, path) for name in file if name != META}
         buffers = {

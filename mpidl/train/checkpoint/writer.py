@@ -81,6 +81,32 @@ def save(
     return path
 
 
+def save_file(path: Path, meta: Meta, buffers: Buffers, context: Context) -> None:
+    """Write buffers under a name of their own, without a run state. Collective.
+
+    Args:
+        path: Of the file, which is replaced if it exists.
+        meta: Without parts and ranks, which are filled in.
+        buffers: As of `save`.
+        context: The ranks.
+
+    Raises:
+        CheckpointError: It could not be written; a former file is as it was.
+    """
+    partial = partial_path(path)
+    try:
+        context.on_root(lambda: _create(partial, buffers, {}, context.size), f"creating {partial}")
+        parts = _write_parts(partial, buffers, RunState(), {}, context)
+        complete = msgspec.structs.replace(meta, parts=tuple(parts), ranks=context.size)
+        context.on_root(lambda: _complete(partial, path, complete), f"finishing {path}")
+    except MpidlError as error:
+        if context.is_root:
+            partial.unlink(missing_ok=True)
+        remedy = error.remedy or "check the file system"
+        what = f"it could not be written: {error.what}"
+        raise CheckpointError(what, where=str(path), remedy=remedy, agreed=error.agreed) from error
+
+
 def _describe_own(state: RunState, context: Context) -> dict[str, OwnArrays]:
     """What the ranks have of their own, but for what is shared too and equal on all. Collective.
 
@@ -181,13 +207,18 @@ def _write_piece(file: Any, name: str, start: int, array: NDArray[Any]) -> Part:
 
 
 def _publish(path: Path, partial: Path, meta: Meta, keep: int, best: bool) -> None:
-    """Add the metadata, force the file to disk and give it its name; then drop what is too old."""
+    """Complete the file; then drop what is too old."""
+    _complete(partial, path, meta)
+    if best:
+        link_best(path)
+        sync(path.parent)
+    drop_old(path.parent, keep)
+
+
+def _complete(partial: Path, path: Path, meta: Meta) -> None:
+    """Add the metadata, force the file to disk and give it its name."""
     encoded = msgspec.json.encode(meta)
     with hdf5.open_file(partial, "r+") as file:
         file.create_dataset(META, data=np.frombuffer(encoded, np.uint8))
         file.attrs["meta_sha256"] = hashlib.sha256(encoded).hexdigest()
     publish(partial, path)
-    if best:
-        link_best(path)
-        sync(path.parent)
-    drop_old(path.parent, keep)
