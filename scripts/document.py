@@ -1,8 +1,8 @@
 """Writes tables of documents from the code: python scripts/document.py [--check]
 
 In docs/configuration.md settings, defaults and meanings come from the sections and the registries
-of the configuration, the environment variables from mpidl.settings; in kernels/README.md the
-kernels come from mpidl.backend.table. What stands between two markers of a page is replaced.
+of the configuration, the environment variables from mpidl.settings; those of docs/serving.md from
+mpidl.serving.settings; in kernels/README.md the kernels come from mpidl.backend.table. What stands between two markers of a page is replaced.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from mpidl.backend.table import KERNELS
 from mpidl.config import Config
 from mpidl.options import Section, describe, documented, is_section
 from mpidl.registry import Choice, Selection
+from mpidl.serving.settings import ModelSettings, ServerSettings
 from mpidl.settings import VARIABLES
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
-PAGES = (PAGE, ROOT / "kernels" / "README.md")
+PAGES = (PAGE, ROOT / "docs" / "serving.md", ROOT / "kernels" / "README.md")
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 Row = tuple[str, str, str]  # key, default, meaning
 
@@ -43,13 +44,23 @@ def main() -> None:
 
 def update(text: str) -> str:
     """The page with new tables."""
-    tables = {"settings": settings(), "variables": variables(), "kernels": kernels()}
+    tables = {
+        "settings": settings(),
+        "serving": serving(),
+        "variables": variables(),
+        "kernels": kernels(),
+    }
     return BLOCK.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n{found[3]}", text)
 
 
 def settings() -> str:
     """One table for each section of a configuration."""
     return "\n".join(section(name, kind) for name, kind in Config.keys().items())
+
+
+def serving() -> str:
+    """The sections of models.toml."""
+    return "\n".join((section("models.NAME", ModelSettings), section("server", ServerSettings)))
 
 
 def section(name: str, kind: type[Section]) -> str:

@@ -121,13 +121,17 @@ class Scheduler:
 
     def dispatch(self, now: int) -> Iterator[tuple[Lane, Worker, list[Pending]]]:
         """The batches that can go now, and where to; the caller sends each."""
-        for lane in sorted(self.lanes, key=lambda lane: lane.clock):
+        for lane in sorted(self._waiting(), key=lambda lane: lane.clock):
             yield from self._dispatch_one(lane, now)
+
+    def _waiting(self) -> list[Lane]:
+        """The models for which requests wait."""
+        return [lane for lane in self.lanes if len(lane.batcher.queue)]
 
     def _dispatch_one(self, first: Lane, now: int) -> Iterator[tuple[Lane, Worker, list[Pending]]]:
         """Batches of a model, as long as it is its turn or no other has one."""
         while True:
-            others = [o for o in self.lanes if o is not first and o.batcher.size(now)]
+            others = [o for o in self._waiting() if o is not first and o.batcher.size(now)]
             if any(other.clock < first.clock and self._free(other) for other in others):
                 lane = min((o for o in others if self._free(o)), key=lambda lane: lane.clock)
             else:
@@ -151,5 +155,5 @@ class Scheduler:
 
     def next_time(self, now: int) -> int | None:
         """When `dispatch` or `expire` may have something to do without anything happening."""
-        times = [lane.batcher.next_time(now) for lane in self.lanes]
+        times = [lane.batcher.next_time(now) for lane in self._waiting()]
         return min((time for time in times if time is not None), default=None)

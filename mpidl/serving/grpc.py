@@ -66,7 +66,8 @@ def read_request(message: Any) -> InferRequest:
         )
     inputs = []
     for index, tensor in enumerate(message.inputs):
-        check_parameters(_parameters(tensor.parameters))
+        if tensor.parameters:
+            check_parameters(_parameters(tensor.parameters))
         if raw and tensor.HasField("contents") and tensor.contents.ListFields():
             what = "contents field must not be specified when using raw_input_contents for input "
             raise InvalidRequest(f"{what}{tensor.name[:80]!r}")
@@ -77,7 +78,8 @@ def read_request(message: Any) -> InferRequest:
             array = _read_contents(tensor, shape)
         inputs.append((tensor.name, array))
     for output in message.outputs:
-        check_parameters(_parameters(output.parameters))
+        if output.parameters:
+            check_parameters(_parameters(output.parameters))
     return InferRequest(
         message.model_name,
         message.model_version,

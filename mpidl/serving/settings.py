@@ -93,7 +93,8 @@ class ServerSettings(Section, frozen=True):
     Attributes:
         max_request_bytes: Of one request.
         max_pending_bytes: Of all requests that are being read, waiting or answered.
-        in_flight: Batches that a rank has been given at most; more than 1: it need not wait.
+        in_flight: Batches that a rank has been given at most; with 2 it need not wait for the next one,
+            but batches are smaller.
         body_timeout: Seconds in which a client must have sent its request, and taken the answer.
         drain_timeout: Seconds for requests to finish when the server stops.
         worker_timeout: Seconds after which a rank that does not answer counts as lost.
@@ -101,7 +102,7 @@ class ServerSettings(Section, frozen=True):
 
     max_request_bytes: Bytes = 64 << 20
     max_pending_bytes: Bytes = 1 << 30
-    in_flight: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
+    in_flight: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     body_timeout: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 30.0
     drain_timeout: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 60.0
     worker_timeout: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 120.0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -273,6 +276,13 @@ def test_any_message_between_ranks_is_read_or_refused(data: bytes) -> None:
 
 
 # --- settings ---
+def test_the_example_of_the_docs() -> None:
+    page = Path(__file__).parents[2] / "docs" / "serving.md"
+    (text,) = re.findall(r"```text\n(\[server\].*?)```", page.read_text(), re.DOTALL)
+    settings = read_settings(tomllib.loads(text), page)
+    assert settings.models["both"].weight == 2 and len(settings.models["both"].versions) == 2
+
+
 @pytest.mark.parametrize(
     ("tree", "text"),
     [
