@@ -55,6 +55,11 @@ def _models(server: Server) -> Iterator[str]:
         for labels, version in found
         for code, count in version.stats.reasons.items()
     ]
+    name, text = "mpidl_request_duration_seconds", "Time of answered inference requests"
+    yield _metric(name, "histogram", text, [])
+    for labels, version in found:
+        inside = f'model="{labels["model"]}",version="{labels["version"]}"'
+        yield "\n".join(version.stats.latency.lines(name, inside))
     text = "Number of failed inference requests"
     yield _metric("nv_inference_request_failure", "counter", text, failures)
     waiting = [(labels, len(version.lane.batcher.queue)) for labels, version in found]
@@ -84,5 +89,10 @@ def _server(server: Server) -> Iterator[str]:
         "mpidl_draining": ("Whether the server is stopping", int(server.draining)),
         "mpidl_uptime_seconds": ("Age of the server", f"{time.time() - server.started:.3f}"),
     }
+    up = [({"rank": str(worker.rank)}, int(worker.alive)) for worker in workers]
+    yield _metric("mpidl_rank_up", "gauge", "Whether a rank is there", up)
+    flying = [({"rank": str(worker.rank)}, len(worker.flying)) for worker in workers]
+    text = "Batches and calls that a rank has not answered"
+    yield _metric("mpidl_rank_messages_in_flight", "gauge", text, flying)
     for name, (text, value) in gauges.items():
         yield _metric(name, "gauge", text, [({}, value)])
