@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from mpidl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mpidl.serving.client import Address
     from mpidl.serving.load import Outcome
+    from mpidl.serving.load_client import Address
 
 MOST_CONNECTIONS = 512  # `select` takes up to 1024 descriptors
+MOST_ARRIVALS = 1_000_000  # held in memory where the server does not keep up
 LATE = 0.005  # seconds: a process that measures and comes later than this measures itself
 HEAD = "        load  requests   samples/s    p50 ms    p90 ms    p95 ms    p99 ms  errors"
 
@@ -66,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure each number of clients, then each rate."""
     from mpidl.observe.plot import check_plot, plot_load
-    from mpidl.serving.client import read_address
+    from mpidl.serving.load_client import read_address
 
     _check(args)
     address = read_address(args.target)
@@ -94,6 +95,9 @@ def _check(args: argparse.Namespace) -> None:
     if not 1 <= args.batch <= 1 << 16 or args.seed < 0:
         remedy = "--batch from 1 to 65536, --seed at least 0"
         raise ConfigError("impossible --batch or --seed", where=where, remedy=remedy)
+    if max(args.rate or (0,)) * max(args.seconds, args.warmup) > MOST_ARRIVALS:
+        what = f"more than {MOST_ARRIVALS:,} requests would arrive"
+        raise ConfigError(what, where=where, remedy="lower --rate or --seconds")
     if not args.clients and not args.rate:
         args.clients = [1, 8, 32]
 
@@ -103,8 +107,8 @@ async def _measure(
 ) -> list[tuple[dict[str, Any], Outcome]]:
     from functools import partial
 
-    from mpidl.serving.client import Connection, make_infer
     from mpidl.serving.load import arrivals, closed_loop, open_loop
+    from mpidl.serving.load_client import Connection, make_infer
 
     say = (lambda line: None) if args.json else print
     message = await make_infer(address, args.model, args.batch, args.seed, args.timeout)

@@ -1,4 +1,4 @@
-"""Chromium without a window, led by the DevTools protocol over two pipes (no sockets, no driver)."""
+"""Chromium without a window, led by the DevTools protocol over two pipes: no socket or driver."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
 LIMIT = 60.0  # seconds
-FLAGS = "--headless=new --disable-gpu --disable-dev-shm-usage --no-first-run --no-default-browser-check"
+FLAGS = (
+    "--headless=new --disable-gpu --disable-dev-shm-usage --no-first-run --no-default-browser-check"
+)
 
 
 class Browser:
@@ -25,7 +29,7 @@ class Browser:
         problems: What the page has printed on its console: errors, and breaches of its policy.
     """
 
-    def __init__(self, profile: Path, *, dark: bool = False, size: str = "1200,900") -> None:
+    def __init__(self, profile: Path, size: str = "1200,900") -> None:
         self._numbers = itertools.count(1)
         self._rest = b""
         self.problems: list[str] = []
@@ -49,8 +53,7 @@ class Browser:
         self._session: str | None = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable")
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self.prefer("light")
 
     _session = None
 
@@ -90,6 +93,11 @@ class Browser:
             self.problems.append(about["entry"]["text"])
         elif event.get("method") == "Runtime.consoleAPICalled" and about["type"] == "error":
             self.problems.append(json.dumps(about["args"]))
+
+    def prefer(self, scheme: str) -> None:
+        """Ask for "light" or "dark" pages."""
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self._call("Emulation.setEmulatedMedia", features=[feature])
 
     def open(self, address: str) -> None:
         self._call("Page.navigate", url=address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpidl.cli.main import main
 from mpidl.errors import MpidlError
-from mpidl.serving.client import Address, Connection, Malformed, make_message, read_address
+from mpidl.observe.plot import plot_load
 from mpidl.serving.load import Outcome, arrivals, closed_loop, open_loop, percentiles
+from mpidl.serving.load_client import Address, Connection, Malformed, make_message, read_address
 
 
 class VirtualTime(asyncio.SelectorEventLoop):
@@ -76,7 +79,7 @@ def test_arrivals_are_poisson_and_repeatable() -> None:
     times = arrivals(1000.0, 20.0, 3)
     np.testing.assert_array_equal(times, arrivals(1000.0, 20.0, 3))
     assert not np.array_equal(times[:50], arrivals(1000.0, 20.0, 4)[:50])
-    assert (np.diff(times) > 0).all() and 0 < times[0] and times[-1] < 20
+    assert (np.diff(times) > 0).all() and times[0] > 0 and times[-1] < 20
     # mean 20,000 and variance 20,000; gaps exponential: mean and deviation are equal
     assert abs(len(times) - 20_000) < 5 * 20_000**0.5
     gaps = np.diff(times)
@@ -190,3 +193,42 @@ def test_answers() -> None:
 )
 def test_bad_answers(answer: bytes, expected: str) -> None:
     assert answered(answer) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no address"),
+        (("127.0.0.1:1",), "cannot be reached"),
+        (("nobody.invalid:80",), "cannot be reached"),
+        (("127.0.0.1:1", "--seconds", "nan"), "must take some time"),
+        (("127.0.0.1:1", "--batch", "0"), "--batch"),
+        (("127.0.0.1:1", "--rate", "1e6", "--seconds", "5"), "lower --rate"),
+        (("127.0.0.1:1", "--plot", "/nowhere/x.png"), "/nowhere"),
+    ],
+)
+def test_commands_that_are_refused(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "serve", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "1,x", "-3", "1e9", "nan", ""])
+def test_impossible_loads(text: str) -> None:
+    for option in ("--clients", "--rate"):
+        with pytest.raises(SystemExit):
+            main(["bench", "serve", "127.0.0.1:1", option, text])
+
+
+def test_plot(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    measured = []
+    for load in ({"loop": "closed", "clients": 3}, {"loop": "open", "rate": 9.5}):
+        outcome = Outcome(seconds=1.0)
+        for latency in rng.exponential(0.01, 500):
+            outcome.add("200", latency)
+        measured.append((load | outcome.summary(), outcome.latencies))
+    measured.append(({"loop": "open", "rate": 100.0} | Outcome().summary(), []))
+    plot_load(measured, tmp_path / "load.png", "m")
+    assert (tmp_path / "load.png").stat().st_size > 10_000

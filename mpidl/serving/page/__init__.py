@@ -1,4 +1,4 @@
-"""The page at /ui: files of this folder, which ask the server's own addresses for what they show."""
+"""The page at /ui: files of this folder, which ask the server for what they show."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 // The page of the server: asks its statistics every second, and sends the samples of the form.
 // Text from the server is only ever put into text nodes.
-import { added, areProbabilities, parseMetrics, percentile, short, single, sum } from "./metrics.js";
+import { added, areProbabilities, bytes, parseMetrics, percentile, short, single, sum } from "./metrics.js";
 
 const PERIOD = 1000, WINDOW = 10, POINTS = 120; // ms; polls; polls
 const MOST_NUMBERS = 200000, SHOWN_ROWS = 4, SHOWN_NUMBERS = 64, SHOWN_BARS = 10;
@@ -58,6 +58,8 @@ function chart(id, series) {
     });
     finish();
   });
+  parts.push(draw("text", { x: left + 3, y: bottom - 3 }, "2 min ago"),
+    draw("text", { x: width - 3, y: bottom - 3, "text-anchor": "end" }, "now"));
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren(...parts);
 }
@@ -126,9 +128,9 @@ function showHead(now) {
   const age = single(now.metrics, "mpidl_uptime_seconds");
   const since = age < 120 ? `${Math.round(age)} s` : age < 7200 ? `${Math.round(age / 60)} min`
     : `${(age / 3600).toFixed(1)} h`;
-  const held = single(now.metrics, "mpidl_pending_bytes") / 2 ** 20;
+  const held = single(now.metrics, "mpidl_pending_bytes");
   byId("about").textContent =
-    `${up} rank${up === 1 ? "" : "s"}, up for ${since}, ${short(held)} MiB of requests held`;
+    `${up} rank${up === 1 ? "" : "s"}, up for ${since}, ${bytes(held)} of requests held`;
 }
 
 function showModels(now, before) {

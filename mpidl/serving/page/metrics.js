@@ -56,6 +56,12 @@ export function short(value, digits = 3) {
   return String(Number(value.toPrecision(digits)));
 }
 
+/** A number of bytes with its unit. */
+export function bytes(value) {
+  const power = value < 1024 ? 0 : Math.min(4, Math.floor(Math.log2(value) / 10));
+  return `${short(value / 1024 ** power)} ${["bytes", "KiB", "MiB", "GiB", "TiB"][power]}`;
+}
+
 /** Whether numbers are the probabilities of a row. */
 export function areProbabilities(row) {
   const total = row.reduce((a, b) => a + b, 0);
