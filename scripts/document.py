@@ -1,8 +1,9 @@
 """Writes tables of documents from the code: python scripts/document.py [--check]
 
 In docs/configuration.md settings, defaults and meanings come from the sections and the registries
-of the configuration, the environment variables from mpidl.settings; those of docs/serving.md from
-mpidl.serving.settings; in kernels/README.md the kernels come from mpidl.backend.table. What stands between two markers of a page is replaced.
+of the configuration, the environment variables from mpidl.settings. Those of docs/serving.md come
+from mpidl.serving.settings, the kernels in kernels/README.md from mpidl.backend.table. What stands
+between two markers of a page is replaced.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def test_a_missing_package_is_named_with_its_remedy(package: str, hide: Any) -> 
 
 def test_each_optional_package_is_an_extra_and_no_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = {"PIL": "pillow"}
+    names = {"PIL": "pillow", "google": "protobuf", "grpc": "grpcio"}
     for package, extra in EXTRAS.items():
         name = names.get(package, package)
         assert any(line.startswith(name) for line in project["optional-dependencies"][extra])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,7 +84,7 @@ class MpiLink:
         self.ranks = list(range(1, context.size))
         self._comm = context.comm
         self._outbox: deque[tuple[int, Buffer]] = deque()
-        self._expected: Counter[int] = Counter()  # answers, by rank
+        self._expected = dict.fromkeys(self.ranks, 0)  # answers, by rank
         self._sending: list[tuple[int, Any, Buffer]] = []
         self._gone: set[int] = set()
         self._news = threading.Event()
@@ -113,7 +113,7 @@ class MpiLink:
     @property
     def busy(self) -> bool:
         """Whether there are messages on their way."""
-        return bool(self._outbox or self._sending or +self._expected)
+        return bool(self._outbox or self._sending or any(self._expected.values()))
 
     def _run(self) -> None:
         since = time.perf_counter()

@@ -23,7 +23,7 @@ from mpidl.serving.http import Application
 from mpidl.serving.link import Link, MpiLink, ThreadLink, work
 from mpidl.serving.repository import Repository
 from mpidl.serving.server import Server
-from mpidl.serving.settings import load_settings
+from mpidl.serving.settings import Settings, load_settings
 from mpidl.train.signals import SIGNALS
 
 STOPPED = 75  # exit status after a signal

@@ -93,8 +93,8 @@ class ServerSettings(Section, frozen=True):
     Attributes:
         max_request_bytes: Of one request.
         max_pending_bytes: Of all requests that are being read, waiting or answered.
-        in_flight: Batches that a rank has been given at most; with 2 it need not wait for the next one,
-            but batches are smaller.
+        in_flight: Batches that a rank has been given at most; with 2 it need not wait for the next
+            one, but batches are smaller.
         body_timeout: Seconds in which a client must have sent its request, and taken the answer.
         drain_timeout: Seconds for requests to finish when the server stops.
         worker_timeout: Seconds after which a rank that does not answer counts as lost.

@@ -25,71 +25,62 @@ from mpidl.inference.predict import Predictor
 from mpidl.serving.wire import SERVICE, load_messages
 
 
+class Graph:
+    """An ONNX graph that is built node by node, each on the output of the last one."""
+
+    def __init__(self, source: str) -> None:
+        self.nodes: list[Any] = []
+        self.tensors: dict[str, np.ndarray] = {}
+        self.last = source
+
+    def add(self, kind: str, *tensors: np.ndarray, **attributes: Any) -> None:
+        """A node that takes the last output and some constants."""
+        number = len(self.nodes)
+        names = [f"c{number}_{index}" for index in range(len(tensors))]
+        self.tensors |= dict(zip(names, tensors, strict=True))
+        inputs, self.last = [self.last, *names], f"y{number}"
+        self.nodes.append(helper.make_node(kind, inputs, [self.last], **attributes))
+
+    def model(self, height: int, width: int) -> bytes:
+        """The whole model."""
+        take = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", height, width])
+        give = helper.make_tensor_value_info(self.last, TensorProto.FLOAT, ["n", None])
+        constants = [numpy_helper.from_array(array, name) for name, array in self.tensors.items()]
+        graph = helper.make_graph(self.nodes, "cnn", [take], [give], constants)
+        opset = [helper.make_opsetid("", 17)]
+        made = helper.make_model(graph, opset_imports=opset, ir_version=8)
+        onnx.checker.check_model(made)
+        content: bytes = made.SerializeToString()
+        return content
+
+
 def build(run: Path) -> tuple[bytes, Predictor]:
     """The ONNX graph of a run of the model "cnn", with its normalization and softmax."""
     predictor = Predictor(run, init(), backend="numpy")
-    scalar = predictor.inputs.scalar
+    scalar, values = predictor.inputs.scalar, predictor.model.parameters
     assert scalar is not None
-    values = predictor.model.parameters
-    weights = {name: np.array(values.value(name)) for name in values.slots}
     height, width = predictor.spec.features[0].shape
-    tensors: dict[str, Any] = {
-        "scale": np.float32(scalar[0]), "shift": np.float32(scalar[1]),
-        "image_shape": np.array([-1, 1, height, width]), "flat": np.array([0, -1]),
-    }  # fmt: skip
-    nodes = [
-        helper.make_node("Mul", ["image", "scale"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "shift"], ["shifted"]),
-        helper.make_node("Reshape", ["shifted", "image_shape"], ["x0"]),
-    ]
-    last, convolutions, dense = "x0", [], []
-    for layer in predictor.model.layers:
-        (convolutions if layer.kind == "conv2d" else dense if layer.kind == "dense" else []).append(
-            layer
-        )
-    channels = 1
-    for layer in convolutions:
-        name, out = layer.name, layer.channels
-        kernel = weights[f"{name}.weight"].reshape(3, 3, channels, out)
-        tensors[f"{name}.w"] = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
-        tensors[f"{name}.b"] = weights[f"{name}.bias"]
-        nodes += [
-            helper.make_node(
-                "Conv", [last, f"{name}.w", f"{name}.b"], [f"{name}.y"], pads=[1, 1, 1, 1]
-            ),
-            helper.make_node("Relu", [f"{name}.y"], [f"{name}.r"]),
-            helper.make_node(
-                "MaxPool", [f"{name}.r"], [f"{name}.p"], kernel_shape=[2, 2], strides=[2, 2]
-            ),
-        ]
-        last, channels = f"{name}.p", out
-    nodes += [
-        helper.make_node("Transpose", [last], ["nhwc"], perm=[0, 2, 3, 1]),
-        helper.make_node("Reshape", ["nhwc", "flat"], ["row"]),
-    ]
-    last = "row"
-    for layer in dense:
-        name = layer.name
-        tensors[f"{name}.w"], tensors[f"{name}.b"] = (
-            weights[f"{name}.weight"],
-            weights[f"{name}.bias"],
-        )
-        nodes.append(helper.make_node("Gemm", [last, f"{name}.w", f"{name}.b"], [f"{name}.y"]))
-        last = f"{name}.y"
-        if layer is not dense[-1]:
-            nodes.append(helper.make_node("Relu", [last], [f"{name}.r"]))
-            last = f"{name}.r"
-    nodes.append(helper.make_node("Softmax", [last], ["probability"], axis=-1))
-    graph = helper.make_graph(
-        nodes,
-        "cnn",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", height, width])],
-        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n", None])],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in tensors.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model)
-    return model.SerializeToString(), predictor
+    graph, channels = Graph("image"), 1
+    graph.add("Mul", np.array(scalar[0], np.float32))
+    graph.add("Add", np.array(scalar[1], np.float32))
+    graph.add("Reshape", np.array([-1, 1, height, width]))
+    layers = [layer for layer in predictor.model.layers if layer.kind in ("conv2d", "dense")]
+    for index, layer in enumerate(layers):
+        weight = np.array(values.value(f"{layer.name}.weight"))
+        bias = np.array(values.value(f"{layer.name}.bias"))
+        if layer.kind == "conv2d":
+            kernel = weight.reshape(3, 3, channels, -1).transpose(3, 2, 0, 1)
+            graph.add("Conv", np.ascontiguousarray(kernel), bias, pads=[1, 1, 1, 1])
+            graph.add("Relu")
+            graph.add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
+            channels = layer.channels
+            continue
+        if layers[index - 1].kind == "conv2d":
+            graph.add("Transpose", perm=[0, 2, 3, 1])
+            graph.add("Reshape", np.array([0, -1]))
+        graph.add("Gemm", weight, bias)
+        graph.add("Softmax" if layer is layers[-1] else "Relu")
+    return graph.model(height, width), predictor
 
 
 class Batching:
@@ -111,7 +102,7 @@ class Batching:
             while len(taken) < self._batch and not self._queue.empty():
                 taken.append(self._queue.get())
             images = np.concatenate([image for image, _ in taken])
-            (found,) = self._session.run(["probability"], {"image": images})
+            (found,) = self._session.run(None, {"image": images})
             place = 0
             for image, future in taken:
                 future.set_result(found[place : place + len(image)])
@@ -130,9 +121,7 @@ def main() -> None:
     field = predictor.spec.features[0]
     image = np.random.default_rng(0).integers(0, 256, (4, *field.shape)).astype(np.float32)
     ours = predictor.predict({field.name: image})["probability"]
-    np.testing.assert_allclose(
-        session.run(["probability"], {"image": image})[0], ours, rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(session.run(None, {"image": image})[0], ours, rtol=1e-4, atol=1e-5)
     batching, messages = Batching(session, args.batch), load_messages()
 
     def infer(request: Any, context: Any) -> Any:
