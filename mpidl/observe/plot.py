@@ -137,6 +137,7 @@ def plot_load(
         title: Above the plot.
     """
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(12, 5), layout="constrained")
+    ticker = load_extra("matplotlib.ticker", "drawing plots")
     for row, seconds in measured:
         closed = row["loop"] == "closed"
         label = f"{row['clients']} client(s)" if closed else f"{row['rate']:g} requests/s"
@@ -157,8 +158,9 @@ def plot_load(
     right.set(xlabel="answered samples per second", ylabel="latency (ms)", yscale="log")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        for which in ("major", "minor"):
-            getattr(axis.yaxis, f"set_{which}_formatter")("{x:g}")
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
         if axis.has_data():
             axis.legend()
     finish(figure, path, title)

@@ -14,7 +14,7 @@ REASONS = {"UNAVAILABLE": "REJECTED", "INTERNAL": "BACKEND"}
 
 def format_metrics(server: Server) -> str:
     """All metrics of a server."""
-    return "\n".join([*_models(server), *_server(server), ""])
+    return "\n".join([*_models(server), *_latencies(server), *_server(server), ""])
 
 
 def _metric(name: str, kind: str, text: str, values: list[tuple[dict[str, str], Any]]) -> str:
@@ -55,11 +55,6 @@ def _models(server: Server) -> Iterator[str]:
         for labels, version in found
         for code, count in version.stats.reasons.items()
     ]
-    name, text = "mpidl_request_duration_seconds", "Time of answered inference requests"
-    yield _metric(name, "histogram", text, [])
-    for labels, version in found:
-        inside = f'model="{labels["model"]}",version="{labels["version"]}"'
-        yield "\n".join(version.stats.latency.lines(name, inside))
     text = "Number of failed inference requests"
     yield _metric("nv_inference_request_failure", "counter", text, failures)
     waiting = [(labels, len(version.lane.batcher.queue)) for labels, version in found]
@@ -71,6 +66,14 @@ def _models(server: Server) -> Iterator[str]:
     cancelled = [(labels, version.stats.cancel) for labels, version in found]
     text = "Number of requests whose client went away"
     yield _metric("mpidl_requests_cancelled", "counter", text, cancelled)
+
+
+def _latencies(server: Server) -> Iterator[str]:
+    name, text = "mpidl_request_duration_seconds", "Time of answered inference requests"
+    yield _metric(name, "histogram", text, [])
+    for version in server.repository.versions():
+        labels = f'model="{version.model}",version="{version.number}"'
+        yield from version.stats.latency.lines(name, labels)
 
 
 def _server(server: Server) -> Iterator[str]:

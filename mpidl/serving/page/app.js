@@ -1,6 +1,8 @@
 // The page of the server: asks its statistics every second, and sends the samples of the form.
 // Text from the server is only ever put into text nodes.
-import { added, areProbabilities, bytes, parseMetrics, percentile, short, single, sum } from "./metrics.js";
+import {
+  added, areProbabilities, bytes, parseMetrics, percentile, short, single, sum,
+} from "./metrics.js";
 
 const PERIOD = 1000, WINDOW = 10, POINTS = 120; // ms; polls; polls
 const MOST_NUMBERS = 200000, SHOWN_ROWS = 4, SHOWN_NUMBERS = 64, SHOWN_BARS = 10;
@@ -110,7 +112,8 @@ function compare(now, before, key) {
 }
 
 const times = (limits, totals) =>
-  SHARES.map((share) => percentile(limits, totals, share)).map((t) => (t === null ? null : 1000 * t));
+  SHARES.map((share) => percentile(limits, totals, share))
+    .map((seconds) => (seconds === null ? null : 1000 * seconds));
 
 // --- showing ---
 function showState(text, kind) {
@@ -286,7 +289,8 @@ function readField(area) {
 
 function showOutput({ name, datatype, shape, data }) {
   const rows = shape[0] || 1, length = data.length / rows;
-  const parts = [make("h3", {}, `${name} `, make("small", {}, `${datatype} [${shape.join(", ")}]`))];
+  const about = make("small", {}, `${datatype} [${shape.join(", ")}]`);
+  const parts = [make("h3", {}, `${name} `, about)];
   for (let row = 0; row < Math.min(rows, SHOWN_ROWS); row += 1) {
     const values = data.slice(row * length, (row + 1) * length);
     if (rows > 1) parts.push(make("small", {}, `sample ${row}`));
