@@ -16,6 +16,7 @@ EXTRAS = {
     "httptools": "serve",
     "matplotlib": "plot",
     "safetensors": "weights",
+    "onnx": "onnx",
     "tokenizers": "text",
     "tensorboardX": "tensorboard",
     "pyarrow": "tables",

@@ -80,6 +80,7 @@ def test_a_run_needs_no_optional_package(
     assert main(["predict", str(tmp_path / "run"), str(tmp_path / "a.npz"), "--out", out]) == 0
     for command, remedy in (
         (["export", str(tmp_path / "run"), str(tmp_path / "w.safetensors")], "mpidl[weights]"),
+        (["export", str(tmp_path / "run"), str(tmp_path / "w.onnx")], "mpidl[onnx]"),
         (["plan", "--ranks", "2", "--plot", str(tmp_path / "p.png")], "mpidl[plot]"),
         (["shard", str(tmp_path / "data"), "--out", str(tmp_path / "images")], "mpidl[images]"),
     ):

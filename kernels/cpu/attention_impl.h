@@ -131,3 +131,45 @@ int NAME(attention_backward)(const REAL *dout, const REAL *q, const REAL *k, con
     return failed ? MPIDL_NO_MEMORY : 0;
 }
 #undef QUERIES
+
+/* Attention of tokens, each over the first visible[t] tokens of its own sequence, whose keys and
+ * values lie in blocks of a cache: token c of sequence s in row table[s * columns + c / block] *
+ * block + c % block, of heads * dim numbers. A token that sees none gives zeros. A result depends
+ * on its own sequence alone. */
+int NAME(cached_attention)(const REAL *q, const REAL *keys, const REAL *values, REAL *out,
+                           const long *table, const long *owner, const long *visible, long tokens,
+                           long slots, long heads, long dim, long rows, long columns, long block,
+                           double scale) {
+    int failed = 0;
+    (void)slots, (void)rows;
+    PARALLEL_FOR(tokens *heads *dim *columns *block)
+    for (long job = 0; job < tokens * heads; job++) {
+        const long t = job / heads, h = job % heads, seen = visible[t];
+        const long *blocks = table + owner[t] * columns;
+        const REAL *query = q + job * dim;
+        REAL *to = out + job * dim, top = (REAL)-INFINITY, sum = 0;
+        REAL *s = mpidl_scratch(SCRATCH_OTHER, (size_t)(seen + 1) * sizeof(REAL));
+        if (!s) {
+            failed = MPIDL_NO_MEMORY;
+            continue;
+        }
+        for (long i = 0; i < dim; i++) to[i] = 0;
+        for (long c = 0; c < seen; c++) {
+            const REAL *key = keys + ((blocks[c / block] * block + c % block) * heads + h) * dim;
+            REAL dot = 0;
+            for (long i = 0; i < dim; i++) dot += query[i] * key[i];
+            s[c] = dot * (REAL)scale;
+            top = s[c] > top ? s[c] : top;
+        }
+        for (long c = 0; c < seen; c++) {
+            s[c] = NAME(fast_exp)(s[c] - top);
+            sum += s[c];
+        }
+        for (long c = 0; c < seen; c++) {
+            const long at = blocks[c / block] * block + c % block;
+            const REAL part = s[c] / sum, *value = values + (at * heads + h) * dim;
+            for (long i = 0; i < dim; i++) to[i] += part * value[i];
+        }
+    }
+    return failed;
+}

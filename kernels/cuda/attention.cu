@@ -201,3 +201,36 @@ extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q
             }
     }
 }
+
+// See attention_impl.h. One warp a token and head; a lane holds elements lane, lane + 32, ... of
+// the head, of which there are at most 32 * HELD.
+extern "C" __global__ void cached_attention(const REAL *q, const REAL *keys, const REAL *values,
+                                            REAL *out, const i64 *table, const i64 *owner,
+                                            const i64 *visible, i64 tokens, i64 slots, i64 heads,
+                                            i64 dim, i64 rows, i64 columns, i64 block, ACC scale) {
+    enum { HELD = 8 };
+    FOR_ROWS(job, tokens * heads) {
+        const i64 t = job / heads, h = job % heads, lane = threadIdx.x;
+        const i64 *blocks = table + owner[t] * columns;
+        ACC top = ACC(0), sum = ACC(0), held[HELD];
+        for (int j = 0; j < HELD; j++) held[j] = ACC(0);
+        for (i64 c = 0; c < visible[t]; c++) {
+            const i64 at = ((blocks[c / block] * block + c % block) * heads + h) * dim;
+            ACC dot = ACC(0);
+            for (i64 i = lane; i < dim; i += WARP) dot += ACC(q[job * dim + i]) * ACC(keys[at + i]);
+            const ACC score = all_lanes(dot) * scale,
+                      larger = c == 0 || score > top ? score : top,
+                      shrink = c == 0 ? ACC(0) : exp(top - larger), part = exp(score - larger);
+            sum = sum * shrink + part;
+            for (int j = 0; j < HELD; j++) {
+                const i64 i = lane + j * WARP;
+                held[j] = held[j] * shrink + (i < dim ? part * ACC(values[at + i]) : ACC(0));
+            }
+            top = larger;
+        }
+        for (int j = 0; j < HELD; j++) {
+            const i64 i = lane + j * WARP;
+            if (i < dim) out[job * dim + i] = visible[t] ? held[j] / sum : ACC(0);
+        }
+    }
+}

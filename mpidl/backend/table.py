@@ -144,6 +144,14 @@ KERNELS: dict[str, Kernel] = {
         f"q:view k:view v:view out:{_QUERIES} lse:{_LSE} {_HEADS}",
         groups("g.n", "g.heads", "g.tq"),
     ),
+    "cached_attention": Kernel(
+        "attention",
+        "q:real(tokens*heads*dim) keys:real(slots*heads*dim) values:real(slots*heads*dim) "
+        "out:real(tokens*heads*dim) table:int64(rows*columns) owner:int64(tokens) "
+        "visible:int64(tokens) tokens:size slots:size heads:size dim:size rows:size columns:size "
+        "block:size scale:number",
+        warps("tokens", "heads"),
+    ),
     "attention_backward": Kernel(
         "attention",
         f"{_ATTENTION} dq:view dk:view dv:view {_HEADS}",

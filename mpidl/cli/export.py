@@ -1,4 +1,4 @@
-"""Write the parameters of a checkpoint as a safetensors file."""
+"""Write a trained model for other programs; the suffix of the file chooses the format."""
 
 from __future__ import annotations
 
@@ -9,27 +9,38 @@ from typing import Any
 from mpidl.cli.arguments import add_checkpoint
 
 NAME = "export"
-HELP = "parameters of a checkpoint as safetensors"
+HELP = "a trained model for other programs: ONNX, or its parameters as safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
+    from mpidl.inference.export import EXPORTERS
+    from mpidl.inference.export.formats import AUTO, DTYPES
+
     add_checkpoint(parser)
-    parser.add_argument("output", type=Path, help="the file to write (.safetensors)")
+    parser.add_argument("output", type=Path, help=f"the file to write ({', '.join(EXPORTERS)})")
+    parser.add_argument(
+        "--input-dtype",
+        choices=[AUTO, *DTYPES],
+        default=AUTO,
+        help="of the inputs of an ONNX program (default: as the training data are stored, or "
+        "float32 where they are not at hand)",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Export. Collective; rank 0 writes."""
     from mpidl.comm.context import init
+    from mpidl.inference.export import choose_exporter
     from mpidl.inference.predict import Predictor
-    from mpidl.models.weights import check_weights, save_weights
 
     context = init()
-    context.on_root(lambda: check_weights(args.output), "checking the output")
+    with context.fail_together("checking the output"):
+        exporter = choose_exporter(args.output, args.input_dtype)
+    context.on_root(exporter.check, "checking the output")
     predictor = Predictor(args.checkpoint, context, backend="numpy")
-    context.on_root(lambda: save_weights(predictor.model, args.output), f"writing {args.output}")
-    parameters = predictor.model.parameters
+    written = context.on_root(lambda: exporter.write(predictor), f"writing {args.output}")
+    parameters = predictor.model.parameters.count
     if context.is_root and not args.json:
-        tensors = len(parameters.slots) + len(parameters.state_slots)
-        print(f"{tensors} tensors, {parameters.count:,} parameters: {args.output}")
-    return {"output": str(args.output), "parameters": parameters.count}
+        print(f"{written}, {parameters:,} parameters: {args.output}")
+    return {"output": str(args.output), "parameters": parameters}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
@@ -21,6 +22,7 @@ from mpidl.cli import (
     doctor,
     evaluate,
     export,
+    generate,
     index,
     init,
     look,
@@ -37,6 +39,7 @@ from mpidl.comm import launcher
 from mpidl.errors import MpidlError, nearest, notice, wrap
 
 HEAD_START = 2.0  # seconds in which rank 0 prints its message, before others may end the job
+BROKEN_PIPE = 141  # exit status, as of a process that SIGPIPE has ended
 COMMANDS = (
     shard,
     index,
@@ -46,6 +49,7 @@ COMMANDS = (
     compare,
     evaluate,
     predict,
+    generate,
     serve,
     export,
     summary,
@@ -120,6 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: dict[str, Any] | None = args.run(args)
     except MpidlError as error:
         return _fail(error)
+    except BrokenPipeError:  # as of `mpidl look DATA | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except (OSError, MemoryError) as error:
         return _fail(wrap(error, f"running mpidl {args.command}"))
     except KeyboardInterrupt:

@@ -1,13 +1,15 @@
-"""Predict for a sharded data set, or for raw files as of `mpidl shard`.
+"""Predict for a sharded data set, for raw files as of `mpidl shard`, or for a folder of arrivals.
 
 Writes what the task predicts: probabilities and classes, values, masks, or tokens; or what --output
 names. All ranks take chunks of samples and write them into one HDF5 file; an interrupted prediction
-goes on when the same command is given again.
+goes on when the same command is given again. With --watch, files are scored as they arrive.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +22,14 @@ from mpidl.cli.arguments import (
 
 if TYPE_CHECKING:
     from mpidl.comm.context import Context
-    from mpidl.inference.sharded import Result
+    from mpidl.inference.job import Job, Outcome
+    from mpidl.inference.store import Layout
+    from mpidl.observe.progress import Progress
 
 NAME = "predict"
 HELP = "predictions for new data"
 STOPPED = 75  # exit status after a signal
+LISTED = 100  # classes whose samples are printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,21 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_checkpoint(parser)
     parser.add_argument(
-        "data", type=Path, nargs="+", help="a sharded data set, or raw files as for 'mpidl shard'"
+        "data", type=Path, nargs="*", help="a sharded data set, or raw files as for 'mpidl shard'"
     )
     parser.add_argument(
         "--out",
         type=Path,
-        required=True,
-        help=f"file to write: {', '.join(SUFFIXES)}; .h5 for predictions of any size",
+        help=f"file to write: {', '.join(SUFFIXES)}; .h5 for predictions of any size; with --watch "
+        "the folder of the results (default: the watched one)",
     )
     parser.add_argument(
         "--output",
         action="append",
         default=[],
-        metavar="NAME[:ARGUMENT]",
-        help="what is written (may be given several times; default: what the task predicts): "
-        + ", ".join(OUTPUTS),
+        metavar="NAME[:ARGUMENT],...",
+        help="what is written (default: what the task predicts): " + ", ".join(OUTPUTS),
     )
     parser.add_argument(
         "--metrics", action="store_true", help="compare with the targets, as 'mpidl evaluate' does"
@@ -57,82 +61,150 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="begin anew after an interrupted prediction"
     )
+    _add_watch(parser, SUFFIXES)
     add_source_options(parser)
     add_backend(parser)
+
+
+def _add_watch(parser: argparse.ArgumentParser, suffixes: tuple[str, ...]) -> None:
+    """How a folder is watched."""
+    parser.add_argument(
+        "--watch",
+        type=Path,
+        metavar="FOLDER",
+        help="score the files that arrive there, until SIGTERM, SIGINT or a file STOP",
+    )
+    parser.add_argument(
+        "--pattern", default="*", help="with --watch: names of the files (default: all)"
+    )
+    parser.add_argument(
+        "--settle",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help="with --watch: a file is complete when it has not changed for so long "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--suffix",
+        choices=suffixes,
+        default=suffixes[0],
+        help="with --watch: of the results (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Predict. Collective."""
     from mpidl.comm.context import init
-    from mpidl.inference.output import HDF5, check_size
-    from mpidl.inference.outputs import choose_outputs
-    from mpidl.inference.predict import Predictor, identify, open_samples
-    from mpidl.inference.sharded import Prediction, layout_of, predict
-    from mpidl.observe.progress import Progress
-    from mpidl.train.build import build_loss
+    from mpidl.inference.job import Job, Settings
+    from mpidl.inference.predict import Predictor
+    from mpidl.train.signals import StopRequest
 
     context = init()
-    context.on_root(lambda: _check(args), "checking --out")
+    with context.fail_together("reading the command line"):
+        _check(args)
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
-    with context.fail_together("opening the data"):
-        options = source_options(args)
-        samples = open_samples(args.data, predictor.task, scored=args.metrics, **options)
-        outputs = choose_outputs(args.output, predictor)
-        about = identify(args.data, options)
-        layout = layout_of(predictor, outputs, samples, about, scored=args.metrics)
-        check_size(args.out, layout.samples * layout.row_bytes)
-    task, config = predictor.task, predictor.config
-    loss = build_loss(config.loss, task, predictor.ops) if args.metrics else None
-    file = args.out if args.out.suffix == HDF5 else args.out.with_name(args.out.name + HDF5)
-    progress = Progress(
-        layout.samples // context.size, "samples", label="predicting", quiet=not context.is_root
+    settings = Settings(
+        tuple(word for text in args.output for word in text.split(",")),
+        args.metrics,
+        args.overwrite or args.watch is not None,
+        source_options(args),
     )
-    result = predict(
-        Prediction(predictor, outputs, samples, loss),
-        file,
-        layout,
-        context,
-        restart=args.restart,
-        progress=progress.advance,
-    )
+    job = Job(predictor, settings, context)
+    if args.watch is not None:
+        return _watch(args, job)
+    progress = _Shown(context)
+    with StopRequest.installed() as stop:
+        outcome = job.run(args.data, args.out, stop, restart=args.restart, begin=progress.begin)
     progress.close()
-    counts = None
-    if result.complete:
-        classes = predictor.spec.target.classes or 0
-        columns = list(layout.columns)
-        counts = context.on_root(lambda: _conclude(args.out, file, columns, classes), "finishing")
-    return _report(args, result, counts, context)
+    return _report(args, outcome, context)
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse a file that cannot be written, before any work."""
-    from mpidl.errors import ConfigError
-    from mpidl.inference.output import check_target
+    """Refuse a command line that contradicts itself.
 
-    check_target(args.out)
-    if args.out.exists() and not args.overwrite:
+    Raises:
+        ConfigError: It does.
+    """
+    from mpidl.errors import ConfigError
+
+    if args.watch is None:
+        if not args.data or args.out is None:
+            raise ConfigError(
+                "there is no data, or no file to write",
+                where="mpidl predict",
+                remedy="write mpidl predict RUN DATA --out FILE, or RUN --watch FOLDER",
+            )
+        return
+    if args.data or args.metrics or args.restart:
         raise ConfigError(
-            "exists already",
-            where=str(args.out),
-            remedy="choose another --out, or add --overwrite",
+            "a folder is watched: data, --metrics and --restart have no meaning",
+            where="--watch",
+            remedy="leave them out",
+        )
+    if not 0 <= args.settle < math.inf:
+        raise ConfigError(
+            f"is {args.settle}", where="--settle", remedy="give a number of seconds from 0"
         )
 
 
-def _conclude(out: Path, file: Path, columns: list[str], classes: int) -> list[int] | None:
-    """Count the predicted classes, and turn the file into a table where one is wanted."""
-    from mpidl.inference.output import convert, count_labels
+class _Shown:
+    """Progress, once the number of samples is known."""
 
-    counts = count_labels(file, classes)
-    if file != out:
-        convert(file, out, columns)
-        file.unlink()
-    return counts
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._progress: Progress | None = None
+
+    def begin(self, layout: Layout) -> Callable[[int], None]:
+        """See `Job.run`."""
+        from mpidl.observe.progress import Progress
+
+        quiet = not self._context.is_root
+        count = layout.samples // self._context.size
+        self._progress = Progress(count, "samples", label="predicting", quiet=quiet)
+        return self._progress.advance
+
+    def close(self) -> None:
+        """Finish the bar."""
+        if self._progress is not None:
+            self._progress.close()
 
 
-def _report(
-    args: argparse.Namespace, result: Result, counts: list[int] | None, context: Context
-) -> dict[str, Any]:
+def _watch(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+    """Score files as they arrive. Collective."""
+    import signal
+    import sys
+
+    from mpidl.inference.watch import Inbox, Watch
+    from mpidl.train.signals import StopRequest
+
+    context, out = job.context, args.out or args.watch
+    inbox = None
+    with context.fail_together("opening the folder"):
+        if context.is_root:
+            inbox = Inbox(args.watch, out, pattern=args.pattern, settle=args.settle)
+
+    def say(text: str) -> None:
+        if context.is_root:
+            print(text, file=sys.stderr, flush=True)
+
+    watch = Watch(job, inbox, out, args.suffix, say)
+    with StopRequest.installed(signal.SIGINT) as stop:
+        say(f"watching {args.watch}; end with SIGTERM or a file {args.watch / 'STOP'}")
+        unfinished = watch.run(stop)
+    if context.is_root and not args.json:
+        print(f"{watch.done:,} file(s) scored, {watch.failed:,} could not be")
+    return {
+        "files": watch.done,
+        "failed": watch.failed,
+        "out": str(out),
+        "status": STOPPED if unfinished else 0,
+    }
+
+
+def _report(args: argparse.Namespace, outcome: Outcome, context: Context) -> dict[str, Any]:
     """What was done, for --json; also printed."""
+    result, counts = outcome.result, outcome.per_class
     found: dict[str, Any] = {"samples": result.samples, "out": str(args.out)}
     if not result.complete:
         if context.is_root and not args.json:
@@ -146,7 +218,8 @@ def _report(
     if result.evaluation is not None:
         found |= result.evaluation.record() | dict(result.evaluation.details)
     if context.is_root and not args.json:
-        classes = f"; samples per class: {counts}" if counts is not None else ""
+        few = counts is not None and len(counts) <= LISTED
+        classes = f"; samples per class: {counts}" if few else ""
         print(f"{result.samples:,} predictions written to {args.out}{classes}")
         if result.evaluation is not None:
             print(result.evaluation.describe())

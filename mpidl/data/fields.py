@@ -85,6 +85,11 @@ def infer_fields(source: Source) -> dict[str, Field]:
                 remedy="convert it to numbers; names of classes with "
                 "numpy.unique(y, return_inverse=True)[1]",
             )
+        if 0 in array.shape[1:]:
+            raise DataError(
+                f"field {name!r} has samples of shape {array.shape[1:]}, which hold no values",
+                remedy="leave the field out",
+            )
         role = source.roles.get(name) or infer_role(name, array, source.label)
         fields[name] = Field(
             stored.dtype.name,
@@ -97,9 +102,11 @@ def infer_fields(source: Source) -> dict[str, Field]:
 
 
 def to_storable(array: NDArray[Any]) -> NDArray[Any]:
-    """Booleans as bytes, anything else in native byte order."""
+    """Booleans as bytes, long doubles as doubles, anything else in native byte order."""
     if array.dtype.kind == "b":
         return array.astype(np.uint8)
+    if array.dtype == np.longdouble:
+        return array.astype(np.float64)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,21 +24,39 @@ DEFAULT = "predictions"
 
 
 class Passed:
-    """A batch that has passed through the model; what several outputs need is computed once.
+    """Samples that have passed through the model; what several outputs need is computed once.
 
     Args:
         predictor: The model.
         arrays: The fields of the samples, (n, *field shape).
+        batch: Samples of a pass; None: all. What follows the passes is computed for all at once:
+            a small model is faster than many calls of NumPy.
     """
 
-    def __init__(self, predictor: Predictor, arrays: Arrays) -> None:
+    def __init__(self, predictor: Predictor, arrays: Arrays, batch: int | None = None) -> None:
         self.predictor = predictor
         self.arrays = arrays
+        self._count = len(next(iter(arrays.values())))
+        self._batch = batch or self._count
+
+    def batches(self) -> Iterator[tuple[slice, Arrays]]:
+        """The samples of each pass: their rows and their fields."""
+        for low in range(0, self._count, self._batch):
+            rows = slice(low, min(low + self._batch, self._count))
+            yield rows, {name: array[rows] for name, array in self.arrays.items()}
 
     @cached_property
     def outputs(self) -> NDArray[np.float32]:
         """What the model gives, (n, *shape)."""
-        return self.predictor.outputs(self.arrays)
+        found = np.empty((self._count, *self.predictor.shape), np.float32)
+        for rows, arrays in self.batches():
+            self.predictor.outputs(arrays, found[rows])
+        return found
+
+    def activations(self, layer: str) -> NDArray[np.float32]:
+        """The output of a layer, (n, ...)."""
+        parts = [self.predictor.activations(arrays, layer) for _, arrays in self.batches()]
+        return np.concatenate(parts)
 
     @cached_property
     def predictions(self) -> Columns:
@@ -150,8 +168,7 @@ class Embedding(Output):
             )
 
     def columns(self, passed: Passed) -> Columns:
-        found = self.predictor.activations(passed.arrays, self.argument)
-        return {f"embedding_{self.argument}": found}
+        return {f"embedding_{self.argument}": passed.activations(self.argument)}
 
 
 class LogLikelihood(Output):
@@ -195,13 +212,17 @@ def choose_outputs(wanted: Sequence[str], predictor: Predictor) -> list[Output]:
         predictor: The model.
 
     Raises:
-        ConfigError: There is no such output, or the model does not have it.
+        ConfigError: There is no such output, the model does not have it, or two would write the
+            same arrays.
     """
-    found = []
+    found: list[Output] = []
     for text in dict.fromkeys(wanted or (DEFAULT,)):
         name, _, argument = text.partition(":")
         OUTPUTS.check(name)
-        found.append(OUTPUTS[name](name, argument, predictor))
+        output = OUTPUTS[name](name, argument, predictor)
+        if name == "top_k" and any(other.name == name for other in found):
+            raise output.error("is given twice, for the same arrays", "give one number of classes")
+        found.append(output)
     return found
 
 

@@ -8,11 +8,10 @@ and after an interruption.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +19,21 @@ from numpy.typing import NDArray
 from mpidl.collectives.window import Window
 from mpidl.comm.context import Context
 from mpidl.data.manifest import Arrays
-from mpidl.data.reader import Reader
-from mpidl.data.validate import check_values
 from mpidl.errors import ConfigError
 from mpidl.inference.outputs import Columns, Output, Passed, compute
-from mpidl.inference.predict import Predictor, Samples
-from mpidl.inference.store import Layout, Store
+from mpidl.inference.predict import Predictor
+from mpidl.inference.samples import Samples
+from mpidl.inference.store import Layout, Notes, Store
+from mpidl.models.summary import summarize
 from mpidl.nn import Loss
 from mpidl.task import Evaluation
 from mpidl.train.signals import StopRequest
 
 BATCH = 256  # samples of a pass
-BATCH_BYTES = 64 << 20  # of inputs and outputs of a pass, at most
-BATCHES = 4  # of a chunk
+BATCH_BYTES = 128 << 20  # of inputs, activations and outputs of a pass, at most
+CHUNK_BYTES = 16 << 20  # of inputs and outputs, at most, if a chunk is more than one pass
+BATCHES = (4, 16)  # of a chunk, the more ...
+CHUNKS = 64  # ... where there are more chunks than this, so that uneven ranks end together
 SUM_BYTES = 1 << 30  # of the sums of all chunks, at most
 OVER = 1 << 40  # no number of a chunk
 
@@ -60,13 +61,22 @@ class Result:
 
 
 class Shares:
-    """Hands out numbers below `count`, each to one rank. Collective."""
+    """Hands out numbers, each to one rank; can be opened again. Collective."""
 
-    def __init__(self, count: int, context: Context) -> None:
-        self._count = count
-        self._next = 0
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._count = self._next = 0
         single = context.size == 1
         self._window = None if single else Window(context.comm, int(context.is_root), np.int64)
+
+    def open(self, count: int) -> None:
+        """Hand out the numbers below `count`. Collective."""
+        self._count, self._next = count, 0
+        if self._window is not None:
+            self._context.barrier()
+            if self._context.is_root:
+                self._window.reset(0)
+            self._context.barrier()
 
     def take(self) -> int | None:
         """The next number; None: there are no more."""
@@ -83,44 +93,41 @@ class Shares:
         else:
             self._window.fetch_and_add(0, increment=OVER)
 
-    def close(self) -> None:
-        """Collective."""
-        if self._window is not None:
-            self._window.free()
-
 
 def batch_size(predictor: Predictor) -> int:
     """Samples of a pass: a power of two that depends on the model alone."""
-    elements = math.prod(predictor.model.input_shape) + math.prod(predictor.shape)
+    numbers = 4 * (math.prod(predictor.model.input_shape) + math.prod(predictor.shape))
+    sample = numbers + sum(row.activation_bytes for row in summarize(predictor.model))
     size = BATCH
-    while size > 1 and size * elements * 4 > BATCH_BYTES:
+    while size > 1 and size * sample > BATCH_BYTES:
         size //= 2
     return size
 
 
-def layout_of(
-    predictor: Predictor,
-    outputs: Sequence[Output],
-    samples: Samples,
-    data: dict[str, Any],
-    *,
-    scored: bool,
-) -> Layout:
+def chunk_size(predictor: Predictor, samples: int) -> int:
+    """Samples that a rank takes at once: it depends on the model and the data alone."""
+    batch, (few, many) = batch_size(predictor), BATCHES
+    numbers = math.prod(predictor.model.input_shape) + math.prod(predictor.shape)
+    room = CHUNK_BYTES // (4 * numbers * batch)
+    wanted = min(max(samples // (CHUNKS * batch), few), many)
+    return batch * max(1, min(wanted, room))
+
+
+def layout_of(prediction: Prediction, samples: Samples, data: str) -> Layout:
     """What the file will hold, found out with one sample.
 
     Args:
-        predictor: The model.
-        outputs: What is wanted.
+        prediction: What is wanted.
         samples: The data.
-        data: What identifies them.
-        scored: Whether metrics are wanted.
+        data: What identifies them, see `identify`.
 
     Raises:
         ConfigError: The metrics have too many sums.
     """
-    first = compute(outputs, Passed(predictor, samples.read([(0, 1)])))
+    predictor, outputs = prediction.predictor, prediction.outputs
+    scored = prediction.loss is not None
+    first = compute(outputs, Passed(predictor, samples.read(0, 1)))
     columns = {name: (array.shape[1:], array.dtype.str) for name, array in first.items()}
-    names = predictor.spec.target.class_names
     about = {
         "checkpoint": predictor.digest,
         "data": data,
@@ -128,12 +135,14 @@ def layout_of(
         "samples": len(samples),
         "metrics": scored,
     }
-    notes: dict[str, Any] = {"checkpoint": str(predictor.path), "task": predictor.spec.task}
-    if names:
-        notes["class_names"] = list(names)
-    chunk = BATCHES * batch_size(predictor)
-    sums = predictor.task.sums if scored else 0
-    layout = Layout(len(samples), chunk, columns, sums, about, notes)
+    spec, sums = predictor.spec, predictor.task.sums if scored else 0
+    units = {samples.units.get(field.name, "") for field in spec.target.fields} - {""}
+    notes = Notes(
+        {"checkpoint": str(predictor.path), "task": spec.task},
+        spec.target.class_names or (),
+        {"value": ", ".join(sorted(units))} if units and "value" in columns else {},
+    )
+    layout = Layout(len(samples), chunk_size(predictor, len(samples)), columns, sums, about, notes)
     if layout.chunks * sums * 8 > SUM_BYTES:
         raise ConfigError(
             f"the metrics have {sums:,} numbers for each of {layout.chunks:,} chunks",
@@ -144,125 +153,113 @@ def layout_of(
 
 
 class Prediction:
-    """A prediction on this rank.
+    """What is computed of samples, on this rank. Collective.
 
     Args:
         predictor: The model.
         outputs: What is wanted.
-        samples: The data.
         loss: Of the run, for metrics; None: no metrics.
+        context: The ranks.
     """
 
     def __init__(
         self,
         predictor: Predictor,
         outputs: Sequence[Output],
-        samples: Samples,
         loss: Loss | None,
+        context: Context,
     ) -> None:
         self.predictor = predictor
         self.outputs = outputs
-        self.samples = samples
         self.loss = loss
+        self.context = context
+        self._shares: Shares | None = None
         self._batch = batch_size(predictor)
 
     def run(
         self,
+        samples: Samples,
         store: Store,
-        context: Context,
         stop: StopRequest,
         progress: Callable[[int], None],
     ) -> int:
         """Compute and write chunks until there are no more, or a signal arrives. Collective.
 
         Args:
+            samples: The data.
             store: The file.
-            context: The ranks.
             stop: Says whether a signal has arrived.
             progress: Told of samples that are done.
 
         Returns:
             Chunks that all ranks have done.
         """
-        shares = Shares(len(store.pending), context)
+        shares = self._shares = self._shares or Shares(self.context)
+        shares.open(len(store.pending))
         done = 0
         with (
             ThreadPoolExecutor(1, thread_name_prefix="mpidl-read") as pool,
-            context.fail_together("predicting"),
+            self.context.fail_together("predicting"),
         ):
             try:
-                done = self._work(shares, store, pool, stop, progress)
+                for chunk, arrays in _read_ahead(shares, samples, store, pool):
+                    if stop.stop_requested:
+                        shares.stop()
+                        break
+                    store.write(chunk, *self._chunk(arrays))
+                    done += 1
+                    low, high = store.layout.rows(chunk)
+                    progress(high - low)
             except BaseException:
                 shares.stop()  # the other ranks need not go on to the end
                 raise
             finally:
                 store.close()
-        shares.close()
-        return sum(context.allgather_object(done))
+        return sum(self.context.allgather_object(done))
 
-    def _work(
-        self,
-        shares: Shares,
-        store: Store,
-        pool: ThreadPoolExecutor,
-        stop: StopRequest,
-        progress: Callable[[int], None],
-    ) -> int:
-        done = 0
-        ahead = self._read_next(shares, store, pool)
-        while ahead is not None:
-            chunk, future = ahead
-            arrays = future.result()
-            if stop.stop_requested:
-                shares.stop()
-                break
-            ahead = self._read_next(shares, store, pool)
-            low, high = store.layout.rows(chunk)
-            store.write(chunk, *self._chunk(arrays, low, high))
-            done += 1
-            progress(high - low)
-        return done
+    def _chunk(self, arrays: Arrays) -> tuple[Columns, NDArray[np.float64] | None]:
+        """Predictions of samples, and what they add to the metrics."""
+        passed = Passed(self.predictor, arrays, self._batch)
+        columns = compute(self.outputs, passed)
+        return columns, None if self.loss is None else self._score(passed, self.loss)
 
-    def _read_next(
-        self, shares: Shares, store: Store, pool: ThreadPoolExecutor
-    ) -> tuple[int, Future[Arrays]] | None:
+    def _score(self, passed: Passed, loss: Loss) -> NDArray[np.float64]:
+        """What the samples add to the metrics."""
+        task, inputs, ops = self.predictor.task, self.predictor.inputs, self.predictor.ops
+        sums = np.zeros(task.sums)
+        for rows, arrays in passed.batches():
+            outputs = passed.outputs[rows]
+            result = loss(ops.to_device(outputs), inputs.targets(arrays), 1)
+            task.add(sums, task.scored(outputs, result, arrays))
+        return sums
+
+
+def _read_ahead(
+    shares: Shares, samples: Samples, store: Store, pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, Arrays]]:
+    """Chunks that this rank takes; while one is computed, the next is read."""
+
+    def take() -> tuple[int, Future[Arrays]] | None:
         number = shares.take()
         if number is None:
             return None
         chunk = int(store.pending[number])
-        return chunk, pool.submit(self._read, *store.layout.rows(chunk))
+        return chunk, pool.submit(samples.read, *store.layout.rows(chunk))
 
-    def _read(self, low: int, high: int) -> Arrays:
-        arrays = self.samples.read([(low, high)])
-        if isinstance(self.samples, Reader):
-            check_values(self.samples, arrays, [(low, high)])
-        return arrays
-
-    def _chunk(self, arrays: Arrays, low: int, high: int) -> tuple[Columns, Any]:
-        """Predictions of samples [low, high), and what they add to the metrics."""
-        parts: list[Columns] = []
-        sums = None if self.loss is None else np.zeros(self.predictor.task.sums)
-        for start in range(0, high - low, self._batch):
-            piece = {n: array[start : start + self._batch] for n, array in arrays.items()}
-            passed = Passed(self.predictor, piece)
-            parts.append(compute(self.outputs, passed))
-            if sums is not None:
-                self._score(passed, sums)
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return joined, sums
-
-    def _score(self, passed: Passed, sums: NDArray[np.float64]) -> None:
-        assert self.loss is not None
-        task, inputs, ops = self.predictor.task, self.predictor.inputs, self.predictor.ops
-        result = self.loss(ops.to_device(passed.outputs), inputs.targets(passed.arrays), 1)
-        task.add(sums, task.scored(passed.outputs, result, passed.arrays))
+    ahead = take()
+    while ahead is not None:
+        chunk, future = ahead
+        arrays = future.result()
+        ahead = take()
+        yield chunk, arrays
 
 
 def predict(
     prediction: Prediction,
+    samples: Samples,
     out: Path,
     layout: Layout,
-    context: Context,
+    stop: StopRequest,
     *,
     restart: bool = False,
     progress: Callable[[int], None] = lambda count: None,
@@ -273,19 +270,20 @@ def predict(
 
     Args:
         prediction: What is computed.
+        samples: The data.
         out: The file; while it is incomplete, it has the suffix .partial.
         layout: Of `layout_of`.
-        context: The ranks.
+        stop: Says whether a signal has arrived.
         restart: Leave what an interrupted run has written.
         progress: Told of samples that are done on this rank.
 
     Raises:
         DataError: Samples cannot be read, or the file cannot be written.
     """
+    context = prediction.context
     store = Store(out, layout, context, restart=restart)
     before = layout.chunks - len(store.pending)
-    with StopRequest.installed() as stop:
-        done = before + prediction.run(store, context, stop, progress)
+    done = before + prediction.run(samples, store, stop, progress)
     if done < layout.chunks:
         return Result(layout.samples, done, layout.chunks)
     evaluation = None

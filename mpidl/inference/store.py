@@ -8,11 +8,12 @@ chunk is on disk. The file has its final name when all of them are.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,27 @@ from numpy.typing import NDArray
 from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.data.hdf5 import h5py
-from mpidl.errors import DataError
+from mpidl.errors import DataError, UnreadableError
 from mpidl.files import partial_path, publish, reserve, write_atomically, writing
 
 Columns = Mapping[str, NDArray[Any]]
-DONE, SUMS, ABOUT = "done", "sums", "prediction"
+DONE, SUMS, ABOUT, CLASS_NAMES = "done", "sums", "prediction", "class_names"
 SYNC_SECONDS = 5.0  # a chunk counts as done after it was forced to disk: not more often
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the file says to its readers.
+
+    Attributes:
+        attributes: Of the file.
+        class_names: Of classes that are words, the dataset of that name.
+        units: Of columns, their attribute "units".
+    """
+
+    attributes: Mapping[str, str]
+    class_names: Sequence[str] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class Layout:
         columns: Shape and dtype of each array, without the samples.
         sums: Numbers that each chunk adds to the metrics.
         about: What the predictions are of, compared before a run goes on.
-        notes: Attributes for readers.
+        notes: For readers.
     """
 
     samples: int
@@ -48,7 +64,7 @@ class Layout:
     columns: Mapping[str, tuple[tuple[int, ...], str]]
     sums: int
     about: Mapping[str, Any]
-    notes: Mapping[str, Any]
+    notes: Notes
 
     @property
     def chunks(self) -> int:
@@ -66,6 +82,10 @@ class Layout:
     def rows(self, chunk: int) -> tuple[int, int]:
         """The samples of a chunk."""
         return chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples)
+
+
+class OtherPrediction(DataError):
+    """What an interrupted run has left is another prediction."""
 
 
 class Store:
@@ -95,23 +115,42 @@ class Store:
         )
         with context.fail_together("opening the file of the predictions"), writing(self.path):
             self._handle = os.open(self.path, os.O_RDWR)
+            if context.is_root:
+                _lock(self._handle, self.path)
         done = np.frombuffer(os.pread(self._handle, layout.chunks, self._offsets[DONE]), np.uint8)
         # all ranks see the same ones: rank 0 says which
-        self.pending: NDArray[np.int64] = context.bcast_object(np.flatnonzero(done == 0))
+        self.pending: NDArray[np.int64] = context.bcast_object(np.flatnonzero(done != 1))
         self._unsynced: list[int] = []
         self._synced = time.monotonic()
 
     def _prepare(self, restart: bool) -> dict[str, int]:
         """Make the file, or take up that of an interrupted run; the offsets of its datasets."""
+        if self.path.exists():
+            with open(self.path, "rb+") as file:
+                _lock(file.fileno(), self.path)
         if self.path.exists() and not restart:
             self._check_same()
         else:
             with writing(self.path):
                 self._make()
-        with hdf5.open_file(self.path) as file:
-            return {name: dataset.id.get_offset() for name, dataset in file.items()}
+        with writing(self.path), hdf5.open_file(self.path) as file:
+            return {name: self._offset(file, name) for name in self._shapes()}
 
-    def _make(self) -> None:
+    def _offset(self, file: Any, name: str) -> int:
+        """Where the rows of a dataset begin, if it is what this run has made."""
+        shape, dtype = self._shapes()[name]
+        dataset = hdf5.trusted_dataset(file, name, self.path)
+        offset = dataset.id.get_offset()
+        if offset is None or dataset.shape != shape or dataset.dtype != np.dtype(dtype):
+            raise OtherPrediction(
+                f"the dataset {name!r} of an interrupted prediction is another one",
+                where=str(self.path),
+                remedy="begin anew with --restart",
+            )
+        return int(offset)
+
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of all that ranks write."""
         layout = self.layout
         shapes = {
             name: ((layout.samples, *shape), d) for name, (shape, d) in layout.columns.items()
@@ -119,23 +158,60 @@ class Store:
         shapes[DONE] = (layout.chunks,), "u1"
         if layout.sums:
             shapes[SUMS] = (layout.chunks, layout.sums), "f8"
+        return shapes
+
+    def _make(self) -> None:
         with write_atomically(self.path) as temporary:
             with hdf5.open_file(temporary, "w") as file:
-                for name, (shape, dtype) in shapes.items():
+                for name, (shape, dtype) in self._shapes().items():
                     _allocate(file, name, shape, np.dtype(dtype), zeros=name in (DONE, SUMS))
-                for key, value in layout.notes.items():
-                    file.attrs[key] = value
-                file.attrs[ABOUT] = json.dumps(dict(layout.about), sort_keys=True)
+                self._note(file)
             reserve(temporary, temporary.stat().st_size)
 
+    def _note(self, file: Any) -> None:
+        """Write what is known besides the predictions."""
+        notes = self.layout.notes
+        for key, value in notes.attributes.items():
+            file.attrs[key] = value
+        for name, value in notes.units.items():
+            file[name].attrs["units"] = value
+        if notes.class_names:  # no attribute: those must be small
+            names = np.array([name.encode() for name in notes.class_names])
+            _allocate(file, CLASS_NAMES, names.shape, names.dtype, zeros=True)
+            file[CLASS_NAMES][...] = names
+        file.attrs[ABOUT] = self._about()
+
+    def _about(self) -> str:
+        """What must be the same before an interrupted run goes on."""
+        layout = self.layout
+        columns = {name: [list(shape), dtype] for name, (shape, dtype) in layout.columns.items()}
+        cut = {"chunk": layout.chunk, "columns": columns}
+        return json.dumps(dict(layout.about) | cut, sort_keys=True)
+
+    def _read_about(self) -> dict[str, Any]:
+        """What an interrupted run has written of itself."""
+        try:
+            with hdf5.open_file(self.path) as file:
+                found = file.attrs.get(ABOUT)
+            known = json.loads(found) if isinstance(found, str) else None
+        except UnreadableError:
+            raise
+        except (DataError, OSError, ValueError, RecursionError):
+            known = None
+        if not isinstance(known, dict):
+            raise OtherPrediction(
+                "is not an interrupted prediction, or it is damaged",
+                where=str(self.path),
+                remedy="remove the file, or begin anew with --restart",
+            )
+        return known
+
     def _check_same(self) -> None:
-        with hdf5.open_file(self.path) as file:
-            found = file.attrs.get(ABOUT)
-            known = json.loads(found) if isinstance(found, str) else {}
-        wanted = json.loads(json.dumps(dict(self.layout.about)))
+        known = self._read_about()
+        wanted = json.loads(self._about())
         other = [key for key in wanted if known.get(key) != wanted[key]]
         if other:
-            raise DataError(
+            raise OtherPrediction(
                 f"an interrupted prediction is there, with another {', '.join(other)}",
                 where=str(self.path),
                 remedy="give the same command as before, or begin anew with --restart",
@@ -178,16 +254,21 @@ class Store:
     def close(self) -> None:
         """Mark what this rank has written."""
         with writing(self.path):
-            if self._unsynced:
-                self._mark()
-            os.close(self._handle)
+            try:
+                if self._unsynced:
+                    self._mark()
+            finally:
+                os.close(self._handle)
 
     def sums(self) -> NDArray[np.float64]:
         """The sums of all chunks together, in their order; on every rank. Collective."""
 
         def read() -> NDArray[np.float64]:
             with hdf5.open_file(self.path) as file:
-                return np.asarray(file[SUMS][...].sum(axis=0), np.float64)
+                held, total = file[SUMS], np.zeros(self.layout.sums)
+                for row in range(len(held)):  # as many as memory has room for: one
+                    total += held[row]
+                return total
 
         found: NDArray[np.float64] = self._context.on_root(read, f"reading {self.path}")
         return found
@@ -204,6 +285,24 @@ class Store:
             )
         with writing(self.final):
             publish(self.path, self.final)
+
+
+def _lock(handle: int, path: Path) -> None:
+    """Keep other jobs out, where the file system has locks; until the handle is closed.
+
+    Raises:
+        DataError: Another job writes the file.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(
+            "another prediction writes this file now",
+            where=str(path),
+            remedy="wait for its end, or choose another --out",
+        ) from error
+    except OSError:
+        pass
 
 
 def _allocate(

@@ -202,17 +202,22 @@ class Dispatcher:
         assert lane is not None
         lane.flying -= 1
         outputs: list[NDArray[Any]] = []
+        rows = sum(request.rows for request in flight.batch)
+        if error is None:
+            try:
+                outputs = split(body, lane.outputs, rows)
+            except MpidlError as broken:
+                error = ServingError(broken.what)
         if error is None:
             times = (head.input, head.infer, head.output)
-            self.scheduler.learn(lane, head.rows, sum(times))
-            outputs = split(body, lane.outputs, head.rows)
+            self.scheduler.learn(lane, rows, sum(times))
             if lane.stats is not None:
                 waited = [request.started - request.queued for request in flight.batch]
-                lane.stats.add_batch(head.rows, waited, times)
+                lane.stats.add_batch(rows, waited, times)
         place = 0
         for request in flight.batch:
-            rows = slice(place, place + request.rows)
-            request.finish(error or [array[rows] for array in outputs])
+            own = slice(place, place + request.rows)
+            request.finish(error or [array[own] for array in outputs])
             place += request.rows
         self._tell_idle()
 

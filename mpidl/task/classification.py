@@ -92,9 +92,12 @@ class Classification(ClassTask):
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:
     """Probabilities along the last axis."""
-    exact = logits.astype(np.float64)
-    scores = np.exp(exact - exact.max(axis=-1, keepdims=True))
-    shares: NDArray[np.float32] = (scores / scores.sum(axis=-1, keepdims=True)).astype(np.float32)
+    # classes first: NumPy reduces a short last axis ten times as slowly as a first one
+    scores = np.array(np.moveaxis(logits, -1, 0), np.float64, order="C")
+    scores -= scores.max(axis=0)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=0)
+    shares: NDArray[np.float32] = np.moveaxis(scores, 0, -1).astype(np.float32, order="C")
     return shares
 
 

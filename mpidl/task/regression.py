@@ -104,7 +104,7 @@ class Regression(Task):
         )
 
     @cached_property  # asked for in every batch
-    def _scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation of each channel."""
         fields = self.spec.target.fields
         if len(fields) == 1:
@@ -129,18 +129,18 @@ class Regression(Task):
         stored = self._stored(arrays, np.float64 if self.options.normalize else np.float32)
         if not self.options.normalize:
             return stored
-        mean, std = self._scales
+        mean, std = self.scales
         scaled = (stored - mean) / std if self.shape else (stored - mean[0]) / std[0]
         return scaled.astype(np.float32)
 
     def _restored(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
         """Outputs in the units of the data, (n, *shape)."""
         values = outputs.astype(np.float64).reshape(len(outputs), *self.shape)
-        mean, std = self._scales
+        mean, std = self.scales
         return values * std + mean if self.shape else values * std[0] + mean[0]
 
     def make_metrics(self) -> list[Metric]:
-        mean, _ = self._scales
+        mean, _ = self.scales
         names = [str(index) for index in range(self.channels)]
         fields = self.spec.target.fields
         if len(fields) == self.channels:

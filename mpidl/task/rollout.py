@@ -201,13 +201,13 @@ class Rollout(Task):
     @property
     def input_fields(self) -> Sequence[FieldSpec]:
         (own,) = self.spec.features
-        mean, std = self._scales
+        mean, std = self.scales
         if len(mean) > 1:
             mean, std = (np.tile(numbers, self.options.history) for numbers in (mean, std))
         return [FieldSpec(own.name, self.input_shape, tuple(mean.tolist()), tuple(std.tolist()))]
 
     @cached_property  # asked for in every batch
-    def _scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation of each channel."""
         (own,) = self.spec.features
         mean, std, channels = np.array(own.mean), np.array(own.std), self.frame[-1]
@@ -223,7 +223,7 @@ class Rollout(Task):
         return self._frames(arrays)[:, self.options.history :]
 
     def targets(self, arrays: Arrays) -> NDArray[Any]:
-        mean, std = self._scales
+        mean, std = self.scales
         return ((self._following(arrays) - mean) / std).astype(np.float32)
 
     # --- results ---
@@ -231,7 +231,7 @@ class Rollout(Task):
         return [RolloutErrors(self.ahead)]
 
     def _restored(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
-        mean, std = self._scales
+        mean, std = self.scales
         return outputs.astype(np.float64) * std + mean
 
     def scored(self, outputs: NDArray[Any], result: LossResult, arrays: Arrays) -> Scored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -65,7 +66,7 @@ class TargetSpec(msgspec.Struct, frozen=True):
         return ", ".join(field.name for field in self.fields)
 
 
-class InputSpec(msgspec.Struct, frozen=True):
+class InputSpec(msgspec.Struct, frozen=True, dict=True):
     """What a trained model expects of a data set.
 
     Attributes:
@@ -80,7 +81,7 @@ class InputSpec(msgspec.Struct, frozen=True):
     target: TargetSpec
     layout: Literal["image", "series"] = "image"
 
-    @property
+    @cached_property  # asked for in every batch
     def shape(self) -> Shape:
         """Shape of one sample with all input fields, NHWC for images.
 

@@ -35,17 +35,17 @@ class StopRequest(Observer):
 
     @classmethod
     @contextmanager
-    def installed(cls) -> Iterator[StopRequest]:
-        """For the time of a block, outside of a training run."""
+    def installed(cls, *more: signal.Signals) -> Iterator[StopRequest]:
+        """For the time of a block, outside of a training run; `more`: other signals too."""
         made = cls()
-        made._install()
+        made._install(*more)
         try:
             yield made
         finally:
             made.close()
 
-    def _install(self) -> None:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+    def _install(self, *more: signal.Signals) -> None:
+        self._before = {number: signal.signal(number, self._note) for number in (*SIGNALS, *more)}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._requested = True

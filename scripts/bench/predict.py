@@ -2,8 +2,9 @@
 
 Images of 28 x 28 bytes in a sharded data set, files in the page cache, one thread a rank. In each
 round, one after the other:
-  forward   forward passes over the same batches of normalized inputs in memory, nothing else; the
-            samples are divided evenly among the ranks
+  hot       forward passes over one and the same batch of normalized inputs, which stays in the
+            cache of the processor; the samples are divided evenly among the ranks
+  forward   as hot, over different batches in memory, as every data set has
   predict   reading, normalizing, forward, probabilities, and writing all of them into one HDF5 file
             (the folder --folder, by default a temporary one)
 The slowest rank counts. Printed: medians, and the ratio of the rates. Also the resident memory of a
@@ -29,10 +30,13 @@ from mpidl.config import build_config
 from mpidl.data.formats.source import Source
 from mpidl.data.writer import WriteOptions, write_dataset
 from mpidl.inference.outputs import choose_outputs
-from mpidl.inference.predict import Predictor, identify, open_samples
+from mpidl.inference.predict import Predictor
+from mpidl.inference.samples import identify, open_samples
 from mpidl.inference.sharded import Prediction, batch_size, layout_of, predict
+from mpidl.train.signals import StopRequest
 from mpidl.train.trainer import Trainer
 
+DIFFERENT = 64  # batches that are larger together than the caches
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "hidden": [256, 256]},
     "cnn": {"name": "cnn", "channels": [32, 64], "hidden": [128]},
@@ -64,23 +68,31 @@ def make(folder: Path, samples: int, context: Context) -> None:
 def measure(folder: Path, name: str, samples: int, rounds: int) -> dict[str, list[float]]:
     context = init()
     predictor = Predictor(folder / name, context)
-    data = open_samples([folder / "set"], predictor.task)
+    data = open_samples([folder / "set"], predictor.task, context)
     outputs = choose_outputs([], predictor)
-    layout = layout_of(predictor, outputs, data, identify([folder / "set"], {}), scored=False)
+    prediction = Prediction(predictor, outputs, None, context)
+    layout = layout_of(prediction, data, identify([folder / "set"], {}))
+    stop = StopRequest()
     batch = batch_size(predictor)
-    x = predictor.inputs.features(data.read([(0, batch)])).copy()
+    starts = range(0, samples - batch + 1, batch)[:DIFFERENT]
+    batches = [predictor.inputs.features(data.read(s, s + batch)).copy() for s in starts]
     own = [*range(context.rank * batch, samples, context.size * batch)]
 
-    def forward() -> None:
-        for low in own:
+    def forward(different: bool) -> None:
+        for index, low in enumerate(own):
+            x = batches[index % len(batches) if different else 0]
             predictor.model.forward(x[: min(batch, samples - low)])
 
     def whole() -> None:
         out = folder / f"{name}.h5"
-        predict(Prediction(predictor, outputs, data, None), out, layout, context, restart=True)
+        predict(prediction, data, out, layout, stop, restart=True)
 
-    times: dict[str, list[float]] = {"forward": [], "predict": []}
-    contenders: dict[str, Callable[[], None]] = {"forward": forward, "predict": whole}
+    contenders: dict[str, Callable[[], None]] = {
+        "hot": lambda: forward(False),
+        "forward": lambda: forward(True),
+        "predict": whole,
+    }
+    times: dict[str, list[float]] = {key: [] for key in contenders}
     for round_ in range(rounds + 1):
         for key, run in contenders.items():
             context.barrier()
@@ -112,11 +124,14 @@ def main() -> None:
             most = max(context.comm.allgather(memory))
             if context.is_root:
                 rates = {k: args.samples / statistics.median(v) for k, v in times.items()}
-                pairs = zip(times["forward"], times["predict"], strict=True)
-                ratio = statistics.median(a / b for a, b in pairs)
+                ratios = {
+                    k: statistics.median(a / b for a, b in zip(v, times["predict"], strict=True))
+                    for k, v in times.items()
+                }
                 print(
-                    f"{name}, {context.size} rank(s): forward {rates['forward']:,.0f}, predict "
-                    f"{rates['predict']:,.0f} samples/s, {ratio:.2f} of the rate; at most "
+                    f"{name}, {context.size} rank(s): hot {rates['hot']:,.0f}, forward "
+                    f"{rates['forward']:,.0f}, predict {rates['predict']:,.0f} samples/s: "
+                    f"{ratios['forward']:.2f} of forward, {ratios['hot']:.2f} of hot; at most "
                     f"{most:.0f} MiB a rank",
                     flush=True,
                 )

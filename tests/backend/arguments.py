@@ -105,6 +105,18 @@ def attention(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     return [q, both[:, :, 0], both[:, :, 1], out, lse, sizes, 0.3, k % 2]
 
 
+def cached(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    """Tokens of some sequences whose blocks lie anywhere in a cache."""
+    heads, dim, block, columns, rows = 1 + k % 3, 1 + m % 40, 1 + n % 4, 1 + m % 5, 1 + k
+    tokens, blocks = n % 9, rows * columns + 1
+    q, out = (g.standard_normal((tokens, heads, dim)) for _ in range(2))
+    keys, values = (g.standard_normal((blocks, block, heads, dim)) for _ in range(2))
+    table = g.permutation(blocks)[: rows * columns].reshape(rows, columns)
+    owner, visible = g.integers(0, rows, tokens), g.integers(0, columns * block + 1, tokens)
+    sizes = (tokens, blocks * block, heads, dim, rows, columns, block)
+    return [q, keys, values, out, table, owner, visible, *sizes, 0.7]
+
+
 def attention_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     args = attention(g, n, m, k)
     PLAIN["attention_forward"](*args)

@@ -17,6 +17,7 @@ from tests.backend.arguments import (
     affine,
     attention,
     attention_back,
+    cached,
     class_shares,
     columns,
     conv2d,
@@ -127,6 +128,7 @@ CASES: dict[str, Case] = {
     ],
     "attention_forward": attention,
     "attention_backward": attention_back,
+    "cached_attention": cached,
     "lstm_forward": lambda g, n, m, k: [
         normal(g, n, 4 * m),
         *(normal(g, n, m) for _ in range(3)),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from mpidl.cli.main import main
@@ -272,6 +273,7 @@ def trained(tmp_path: Path, mpidl: Run) -> Path:
     "command",
     [
         ("export", "{0}/run", "{0}/w.safetensors"),
+        ("export", "{0}/run", "{0}/w.onnx"),
         ("predict", "{0}/run", "{0}/a.npz", "--out", "{0}/w.csv"),
         ("predict", "{0}/run", "{0}/a.npz", "--out", "{0}/w.h5"),
         ("plan", "--plot", "{0}/w.png"),
@@ -306,6 +308,26 @@ def test_export_refuses_other_kinds_of_files(trained: Path, mpidl: Run, name: st
         status == 1 and "what to do:" in err and (".safetensors" in err or "make the folder" in err)
     )
     assert not (trained / "w.pt").exists()
+
+
+def test_the_dtype_of_inputs(trained: Path, mpidl: Run) -> None:
+    """As stored, where the training data are at hand; else float32, or as it is chosen."""
+
+    def dtype(*options: str) -> str:
+        assert mpidl("export", trained / "run", trained / "w.onnx", *options)[0] == 0
+        (given,) = onnxruntime.InferenceSession(trained / "w.onnx").get_inputs()
+        assert given.name == "x" and given.shape[0] == "batch"
+        return str(given.type)
+
+    assert dtype() == "tensor(float)"
+    assert dtype("--input-dtype", "uint8") == "tensor(uint8)"
+    edit_manifest(lambda tree: tree["fields"]["x"].update(dtype="float64"))(trained / "data")
+    assert dtype() == "tensor(double)"
+    (trained / "data").rename(trained / "elsewhere")
+    assert dtype() == "tensor(float)"
+    weights = trained / "w.safetensors"
+    status, _, err = mpidl("export", trained / "run", weights, "--input-dtype", "uint8")
+    assert status == 1 and "--input-dtype" in err and not weights.exists()
 
 
 def test_what_is_no_checkpoint_is_not_to_be_sharded_again(trained: Path, mpidl: Run) -> None:

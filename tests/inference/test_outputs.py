@@ -32,7 +32,7 @@ def predictor(spec: InputSpec, layers: list[Any], shape: tuple[int, ...]) -> Any
         through=model,
         shape=model.output_shape,
     )
-    found.outputs = lambda arrays: Predictor.outputs(found, arrays)
+    found.outputs = lambda arrays, out=None: Predictor.outputs(found, arrays, out)
     found.activations = lambda arrays, layer: Predictor.activations(found, arrays, layer)
     return found
 
@@ -80,6 +80,11 @@ def test_what_there_is_not_is_refused(wanted: str, words: str) -> None:
     with pytest.raises(ConfigError, match="output") as caught:
         choose_outputs([wanted], classifier())
     assert words in str(caught.value)
+
+
+def test_arrays_of_the_same_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="is given twice"):
+        choose_outputs(["top_k:2", "top_k:3"], classifier())
 
 
 def test_every_output_says_what_it_is() -> None:

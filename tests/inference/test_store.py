@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from mpidl.comm.context import init
 from mpidl.data.hdf5 import open_file
 from mpidl.errors import DataError
-from mpidl.inference.store import Layout, Store
+from mpidl.inference.store import Layout, Notes, OtherPrediction, Store
 
 LAYOUT = Layout(
     samples=23,
@@ -20,7 +21,7 @@ LAYOUT = Layout(
     columns={"label": ((), "<i8"), "probability": ((3,), "<f4")},
     sums=2,
     about={"checkpoint": "abc", "outputs": ["predictions"]},
-    notes={"task": "classification", "class_names": ["a", "b", "c"]},
+    notes=Notes({"task": "classification"}, ("a", "b", "ü")),
 )
 
 
@@ -56,18 +57,30 @@ def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:
     with open_file(whole) as file:
         np.testing.assert_array_equal(file["label"][...], np.arange(23))
         assert file["probability"][22].tolist() == [22, 22.5, -22]
-        assert file.attrs["class_names"].tolist() == ["a", "b", "c"]
-        assert json.loads(file.attrs["prediction"]) == dict(LAYOUT.about)
+        assert [name.decode() for name in file["class_names"]] == ["a", "b", "ü"]
+        assert LAYOUT.about.items() <= json.loads(file.attrs["prediction"]).items()
 
 
 def test_a_chunk_that_was_not_marked_is_not_done(tmp_path: Path) -> None:
     """As after `kill -9`: the rows are there, but nothing says that they are on disk."""
     store = Store(tmp_path / "p.h5", LAYOUT, init(), restart=False)
     fill(store, [0, 1])
-    assert Store(tmp_path / "p.h5", LAYOUT, init(), restart=False).pending.size == 5
+    for restart in (False, True):
+        with pytest.raises(DataError, match="another prediction writes this file now"):
+            Store(tmp_path / "p.h5", LAYOUT, init(), restart=restart)
+    os.close(store._handle)
+    assert left(tmp_path, restart=False) == 5
+    again = Store(tmp_path / "p.h5", LAYOUT, init(), restart=False)
+    fill(again, [0, 1])
+    again.close()
+    assert left(tmp_path, restart=False) == 3
+    assert left(tmp_path, restart=True) == 5
+
+
+def left(folder: Path, *, restart: bool, layout: Layout = LAYOUT) -> int:
+    store = Store(folder / "p.h5", layout, init(), restart=restart)
     store.close()
-    assert Store(tmp_path / "p.h5", LAYOUT, init(), restart=False).pending.size == 3
-    assert Store(tmp_path / "p.h5", LAYOUT, init(), restart=True).pending.size == 5
+    return store.pending.size
 
 
 def test_another_prediction_is_not_mixed_in(tmp_path: Path) -> None:
@@ -76,10 +89,23 @@ def test_another_prediction_is_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="with another checkpoint") as caught:
         Store(tmp_path / "p.h5", other, init(), restart=False)
     assert "--restart" in caught.value.remedy
-    assert Store(tmp_path / "p.h5", other, init(), restart=True).pending.size == 5
+    assert left(tmp_path, restart=True, layout=other) == 5
+    with pytest.raises(DataError, match="with another chunk"):
+        left(tmp_path, restart=False, layout=replace(other, chunk=4))
+    path = tmp_path / "p.h5.partial"
+    with open_file(path, "r+") as file:
+        del file["label"]
+        file["label"] = np.zeros(3)
+    with pytest.raises(DataError, match="'label' of an interrupted prediction is another one"):
+        left(tmp_path, restart=False, layout=other)
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "p.h5.partial").write_text("no HDF5")
-    with pytest.raises(DataError):
+    with pytest.raises(OtherPrediction, match="or it is damaged") as caught:
+        Store(tmp_path / "p.h5", LAYOUT, init(), restart=False)
+    assert "--restart" in caught.value.remedy and caught.value.where.endswith("p.h5.partial")
+    with open_file(tmp_path / "p.h5.partial", "w") as file:
+        file.attrs["prediction"] = "[" * 10_000
+    with pytest.raises(OtherPrediction):
         Store(tmp_path / "p.h5", LAYOUT, init(), restart=False)

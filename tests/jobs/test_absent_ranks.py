@@ -50,7 +50,9 @@ def test_a_time_limit_that_is_none_is_refused(limit: str) -> None:
 
 
 def test_an_error_that_nobody_waited_for_ends_the_job_at_exit() -> None:
-    ended = job(3, "dist.all_reduce(x, op='nonsense', async_op=True)\nprint('at the end')")
+    code = "dist.all_reduce(x, op='nonsense', async_op=True)\nprint('at the end', flush=True)"
+    # the first rank that exits ends all: on a busy machine before others have come so far
+    ended = job(3, f"import time\n{code}\ntime.sleep(2)")
     assert ended.status != 0 and ended.out.count("at the end") == 3
     assert "nobody has waited for failed: unknown operation 'nonsense'" in ended.err, ended.err
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +48,11 @@ def test_any_number_of_ranks_writes_the_same_file(trained: Path) -> None:
         assert job.result["confusion_matrix"] == evaluated["confusion_matrix"]
         files.append(out.read_bytes())
     assert files[0] == files[1] == files[2]
-    table = trained / "p.csv"
+    table, beside = trained / "p.csv", trained / "p.csv.h5"
+    beside.write_text("of the user")
+    refused = mpidl(2, "predict", run, data, "--out", str(table))
+    assert refused.status != 0 and beside.read_text() == "of the user", refused.err
+    beside.unlink()
     assert mpidl(3, "predict", run, data, "--out", str(table)).status == 0
     rows = np.loadtxt(table, delimiter=",", skiprows=1)
     with open_file(trained / "1.h5") as file:
@@ -91,6 +98,59 @@ def test_an_interrupted_prediction_goes_on(trained: Path, how: str) -> None:
     assert mpidl(1, *command, str(straight)).status == 0
     assert out.read_bytes() == straight.read_bytes()
     assert not list(trained.glob("*.partial"))
+
+
+def test_files_are_scored_as_they_arrive(trained: Path) -> None:
+    """Each once, bad ones are reported; an interrupted one is gone on with by the next job."""
+    run, inbox, out = str(trained / "run"), trained / "in", trained / "out"
+    inbox.mkdir()
+    out.mkdir()
+    command = ("predict", run, "--watch", str(inbox), "--out", str(out), "--json", "--settle", "0")
+    images = blobs(90, 5)["image"]
+    np.savez(inbox / "first.npz", image=images[:40])
+    (inbox / "bad.npz").write_bytes(b"no archive")
+    process = start(2, "mpidl", *command)
+    wait(lambda: (out / "first.npz.predictions.h5").exists())
+    with (inbox / "second.npz.tmp").open("wb") as file:
+        np.savez(file, image=images)
+    (inbox / "second.npz.tmp").rename(inbox / "second.npz")
+    wait(lambda: (out / "second.npz.predictions.h5").exists())
+    wait(lambda: (out / "predictions.jsonl").read_bytes().count(b"\n") >= 3)
+    ranks = [pid for pid in children_of(process.pid) if b"predict" in _command(pid)]
+    os.kill(ranks[-1], signal.SIGTERM)  # one rank is enough
+    job = finish(process)
+    assert job.status == 0, job.err
+    assert job.result["files"] == 2 and job.result["failed"] == 1
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    report = {line["file"]: line for line in lines}
+    assert "bad.npz" in report["bad.npz"]["error"] and report["bad.npz"]["status"] == "failed"
+    assert report["second.npz"]["samples"] == 90
+    with open_file(out / "second.npz.predictions.h5") as file:
+        shares = file["probability"][...]
+    with open_file(out / "first.npz.predictions.h5") as file:
+        np.testing.assert_allclose(file["probability"][...], shares[:40], rtol=1e-5)
+    (inbox / "STOP").touch()
+    again = mpidl(1, *command)
+    assert again.status == 0 and again.result["files"] == again.result["failed"] == 0, again.err
+    assert mpidl(2, "predict", run, "--watch", str(trained / "no")).status != 0
+
+
+def test_two_jobs_do_not_write_one_file(trained: Path) -> None:
+    run, data, out = str(trained / "run"), str(trained / "few"), trained / "p.h5"
+    partial = trained / "p.h5.partial"
+    partial.touch()
+    with partial.open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        job = mpidl(2, "predict", run, data, "--out", str(out))
+    assert job.status != 0 and job.err.count("another prediction writes this file") == 1, job.err
+
+
+def wait(happened: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if happened():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen in 30 s")
 
 
 def _command(pid: int) -> bytes:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mpidl.serving.errors import Unavailable
+from mpidl.serving.messages import Head, Kind, pack, unpack
 from mpidl.serving.server import InferRequest
 from mpidl.serving.settings import ServerSettings
 from tests.serving.helpers import Made, rows_of, with_server
@@ -340,3 +341,18 @@ def test_rows_do_not_get_mixed_up(tmp_path: Path) -> None:
         assert max(made.link.batches) <= 8
 
     with_server(tmp_path, test, max_batch_size=8)
+
+
+def test_an_answer_of_the_wrong_size_fails_its_requests_only(tmp_path: Path) -> None:
+    async def test(made: Made) -> None:
+        made.link.hold = True
+        task = asyncio.create_task(made.infer((1, 1)))
+        await asyncio.sleep(0.02)
+        made.link.hold = False
+        rank, message = made.link.held.pop()
+        head, _ = unpack(message)
+        made.link.received(rank, pack(Head(Kind.DONE, head.handle, head.number, 9)))
+        assert (await task)[0] == 500
+        assert (await made.infer((1, 1)))[0] == 200
+
+    with_server(tmp_path, test)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,22 @@ from mpidl.backend.array import Array
 from mpidl.backend.contract.base import Launcher
 from mpidl.backend.headers import structs
 from mpidl.errors import BackendError
+
+MOST_CACHED = 256  # elements of a head: what a warp holds
+
+
+class CacheView(NamedTuple):
+    """Keys and values of one layer in blocks of tokens.
+
+    Attributes:
+        keys: (blocks, block, heads, dim).
+        values: As keys.
+        table: (sequences, columns) int64: the blocks of each sequence, in order.
+    """
+
+    keys: Array
+    values: Array
+    table: Array
 
 
 class SequenceOps(Launcher):
@@ -45,6 +63,40 @@ class SequenceOps(Launcher):
         """
         g = _geometry(self, {"q": q}, {"k": k, "v": v})
         self.launch("attention_forward", q, k, v, out, lse, g, scale, int(causal))
+
+    def cached_attention(
+        self, q: Array, cache: CacheView, out: Array, owner: Array, visible: Array, scale: float
+    ) -> None:
+        """Attention of tokens over the first tokens of their sequences, which lie in a cache.
+
+        What a token gives depends on its own sequence alone, whatever else is in the batch.
+
+        Args:
+            q: (tokens, heads, dim) queries; dim is at most 256.
+            cache: Keys and values, and where those of each sequence are.
+            out: As q; zeros for a token that sees none.
+            owner: (tokens,) int64, the row of `cache.table` of each token.
+            visible: (tokens,) int64, how many tokens of its sequence each sees.
+            scale: Factor of the scores.
+
+        Raises:
+            BackendError: Heads have too many elements.
+        """
+        tokens, heads, dim = q.shape
+        if dim > MOST_CACHED:
+            raise BackendError(
+                f"heads have {dim} elements; a cache takes at most {MOST_CACHED}",
+                where="attention",
+                remedy="use a model with more heads",
+            )
+        slots, block = cache.keys.shape[0] * cache.keys.shape[1], cache.keys.shape[1]
+        sizes = (tokens, slots, heads, dim, *cache.table.shape, block)
+        self.launch(
+            "cached_attention",
+            *(q, cache.keys, cache.values, out, cache.table, owner, visible),
+            *sizes,
+            scale,
+        )
 
     def attention_backward(
         self,

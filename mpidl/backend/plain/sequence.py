@@ -39,6 +39,33 @@ def attention_forward(q: NDArr, k: NDArr, v: NDArr, out: NDArr, lse: NDArr, *res
         out[...] = np.einsum("nhqk,nkhd->nqhd", np.exp(scores - lse[..., None]), v)
 
 
+def cached_attention(
+    q: NDArr,
+    keys: NDArr,
+    values: NDArr,
+    out: NDArr,
+    table: NDArr,
+    owner: NDArr,
+    visible: NDArr,
+    *rest: Any,
+) -> None:
+    """SequenceOps.cached_attention."""
+    tokens, slots, heads, dim, rows, columns, block, scale = rest
+    q, out = q.reshape(tokens, heads, dim), out.reshape(tokens, heads, dim)
+    keys, values = (array.reshape(slots, heads, dim) for array in (keys, values))
+    table = table.reshape(rows, columns)
+    out[...] = 0
+    for t in range(tokens):
+        c = np.arange(visible[t])
+        if not len(c):
+            continue
+        at = table[owner[t], c // block] * block + c % block
+        scores = np.einsum("hd,chd->hc", q[t], keys[at]) * scale
+        part = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        part /= part.sum(axis=-1, keepdims=True)
+        out[t] = np.einsum("hc,chd->hd", part, values[at])
+
+
 def attention_backward(
     dout: NDArr,
     q: NDArr,

@@ -125,22 +125,9 @@ def source_from_arrays(arrays: Arrays, where: str) -> Source:
     Raises:
         DataError: The lengths differ.
     """
-    single = [name for name, array in arrays.items() if not array.ndim]
-    if single or not arrays:
-        raise DataError(
-            f"{single[0]!r} is a single number" if single else "holds no arrays",
-            where=where,
-            remedy="give arrays with a row for each sample",
-        )
-    counts = {name: len(array) for name, array in arrays.items()}
-    if len(set(counts.values())) != 1:
-        raise DataError(
-            f"the arrays have different numbers of samples: {counts}",
-            where=where,
-            remedy="make them equal",
-        )
+    samples = equal_lengths({name: array.shape for name, array in arrays.items()}, where)
     return Source(
-        next(iter(counts.values())),
+        samples,
         lambda start, stop: {name: array[start:stop] for name, array in arrays.items()},
     )
 
@@ -210,3 +197,32 @@ def infer_role(name: str, array: NDArray[Any], label: str | None) -> Role:
     if name == label or (label is None and name.lower() in LABEL_NAMES):
         return "label"
     return "feature" if array.ndim > 1 or array.dtype.kind == "f" else "other"
+
+
+def equal_lengths(shapes: Mapping[str, tuple[int, ...]], where: str) -> int:
+    """Number of samples of arrays that all have them along their first dimension.
+
+    Args:
+        shapes: By the names of the arrays.
+        where: The files, for messages.
+
+    Raises:
+        DataError: There is no array, one is a single number, or the lengths differ.
+    """
+    if not shapes:
+        raise DataError("holds no arrays", where=where, remedy="name a file with arrays")
+    for name, shape in shapes.items():
+        if not shape:
+            raise DataError(
+                f"{name!r} is a single number, not an array of samples",
+                where=where,
+                remedy="leave it out, or give it a dimension of the samples",
+            )
+    counts = {name: shape[0] for name, shape in shapes.items()}
+    if len(set(counts.values())) != 1:
+        raise DataError(
+            f"the arrays have different numbers of samples: {counts}",
+            where=where,
+            remedy="make them equal",
+        )
+    return next(iter(counts.values()))

@@ -49,7 +49,7 @@ class TextImporter(Importer):
         for path in paths:
             if not path.is_file():
                 raise DataError("is no file", where=str(path), remedy="name text files")
-        tokenizer = _load_tokenizer(Path(options.tokenizer)) if options.tokenizer else None
+        tokenizer = load_tokenizer(Path(options.tokenizer)) if options.tokenizer else None
         # Numbers of tokens may have gaps: not how many there are, but the largest one counts
         vocabulary = max(tokenizer.get_vocab().values(), default=-1) + 1 if tokenizer else 256
         if not 0 < vocabulary <= MAX_CLASSES:
@@ -63,7 +63,13 @@ class TextImporter(Importer):
         return _windows(tokens, ends, options.window, vocabulary, str(paths[0]))
 
 
-def _load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """A tokenizer of the package tokenizers, which cuts nothing off and adds nothing.
+
+    Raises:
+        DataError: The file cannot be read.
+        PlatformError: The package is missing.
+    """
     package = load_extra("tokenizers", "reading text by --tokenizer")
     if not path.is_file():
         raise DataError("the tokenizer does not exist", where=str(path), remedy="check the path")
@@ -94,20 +100,13 @@ def _stream(
         if tokenizer is None:
             tokens.append(np.frombuffer(raw, np.uint8).astype(dtype))
             continue
-        try:
-            raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"is no UTF-8 text: {error.reason} at byte {error.start}",
-                where=str(path),
-                remedy="convert it (iconv -f latin1 -t utf-8), or leave out --tokenizer to "
-                "train on bytes",
-            ) from error
+        at = 0
         for piece in _pieces(raw):
-            found, stops = _encode(tokenizer, piece)
+            found, stops = _encode(tokenizer, _decode(piece, at, path))
             tokens.append(found.astype(dtype))
             ends.append(stops + first)
             first += len(piece)
+            at += len(piece)
     return np.concatenate(tokens), np.concatenate(ends) if ends else None
 
 
@@ -122,13 +121,25 @@ def _pieces(raw: bytes) -> list[bytes]:
     return found
 
 
-def _encode(tokenizer: Any, piece: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens, and the byte of the piece where each ends.
+def _decode(piece: bytes, at: int, path: Path) -> str:
+    """Text of the piece that begins at byte `at` of a file; never the whole file as one str."""
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"is no UTF-8 text: {error.reason} at byte {at + error.start}",
+            where=str(path),
+            remedy="convert it (iconv -f latin1 -t utf-8), or leave out --tokenizer to "
+            "train on bytes",
+        ) from error
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens, and the byte of the text where each ends.
 
     A character of several tokens counts for the first; what a tokenizer skips, such as spaces, for
     the token behind it.
     """
-    text = piece.decode("utf-8")
     encoded = tokenizer.encode(text, add_special_tokens=False)
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     widths = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)

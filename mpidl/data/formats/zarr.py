@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpidl.data.formats.netcdf import VariableOptions, join_datasets
-from mpidl.data.formats.source import Importer, Roles, Source, unusable
+from mpidl.data.formats.source import Importer, Roles, Source, equal_lengths, unusable
 from mpidl.data.manifest import Arrays
 from mpidl.errors import DataError
 from mpidl.extras import load_extra
@@ -106,13 +106,7 @@ def _labeled(
 
 def _plain(path: Path, arrays: Group) -> Source:
     """The samples of arrays of equal length."""
-    counts = {name: array.shape[0] if array.ndim else -1 for name, array in arrays.items()}
-    if not counts or len(set(counts.values())) != 1 or min(counts.values()) < 0:
-        raise DataError(
-            f"the arrays have different numbers of samples: {counts}",
-            where=str(path),
-            remedy="make them equal",
-        )
+    samples = equal_lengths({n: a.shape for n, a in arrays.items()}, str(path))
 
     def read(start: int, stop: int) -> Arrays:
         try:
@@ -120,7 +114,7 @@ def _plain(path: Path, arrays: Group) -> Source:
         except Exception as error:
             raise unusable(error, path, _REMEDY) from error
 
-    return Source(next(iter(counts.values())), read, notes=_missing(arrays))
+    return Source(samples, read, notes=_missing(arrays))
 
 
 def _missing(arrays: Group) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mpidl.cli.main import make_parser
+from mpidl.data.fields import infer_fields
 from mpidl.data.formats import IMPORTERS, detect_format, open_source
 from mpidl.data.formats.idx import read_idx
 from mpidl.data.hdf5 import h5py
@@ -358,3 +359,13 @@ def test_words_are_no_amounts(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a,kind\n1,cat\n2,dog\n")
     with pytest.raises(DataError, match="'label' holds words"):
         open_source([tmp_path / "x.csv"], "kind", real_labels=True)
+
+
+def test_arrays_without_values_or_samples(tmp_path: Path) -> None:
+    for name, array, message in (
+        ("wide", np.ones((6, 0)), "hold no values"),
+        ("single", np.array(3.0), "single number"),
+    ):
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(DataError, match=message):
+            infer_fields(open_source([tmp_path / f"{name}.npy"]))
