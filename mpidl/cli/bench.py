@@ -60,6 +60,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _check(args: argparse.Namespace, size: int) -> None:
     from mpidl.errors import ConfigError
 
+    if args.target:
+        raise ConfigError(
+            f"{args.what} has no {args.target[:100]!r}",
+            where="mpidl bench",
+            remedy="name a server for 'mpidl bench serve' only",
+        )
     if size < 2:
         raise ConfigError(
             "collectives need at least two ranks",

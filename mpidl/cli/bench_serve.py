@@ -9,6 +9,7 @@ import math
 import selectors
 from typing import TYPE_CHECKING, Any
 
+from mpidl.comm import launcher
 from mpidl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ def _check(args: argparse.Namespace) -> None:
     if not args.target:
         remedy = "name the server: mpidl bench serve 127.0.0.1:8000"
         raise ConfigError("there is no address", where=where, remedy=remedy)
+    if launcher.local_size() > 1:
+        remedy = "start it without mpirun (srun -n 1): --clients and --rate say how much load"
+        raise ConfigError("one process makes all the load", where=where, remedy=remedy)
     if not (0 < args.seconds <= 86400 and 0 <= args.warmup <= 86400):
         remedy = "--seconds above 0, --warmup at least 0"
         raise ConfigError("measuring must take some time", where=where, remedy=remedy)

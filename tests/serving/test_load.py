@@ -232,3 +232,16 @@ def test_plot(tmp_path: Path) -> None:
     measured.append(({"loop": "open", "rate": 100.0} | Outcome().summary(), []))
     plot_load(measured, tmp_path / "load.png", "m")
     assert (tmp_path / "load.png").stat().st_size > 10_000
+
+
+def test_only_serve_has_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "network", "127.0.0.1:1"]) == 1
+    assert "'mpidl bench serve' only" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    assert main(["bench", "serve", "127.0.0.1:1"]) == 1
+    assert "one process makes all the load" in capsys.readouterr().err
