@@ -36,6 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="listen beyond this machine although nothing is encrypted and everybody may come",
     )
+    parser.add_argument(
+        "--endpoint",
+        type=Path,
+        metavar="FILE",
+        help="to write for 'mpidl query' (default: endpoint.json beside the model)",
+    )
+    parser.add_argument(
+        "--channel",
+        type=Path,
+        metavar="FOLDER",
+        help="also answer requests that come as files (docs/serving-slurm.md)",
+    )
     add_backend(parser)
 
 
@@ -51,5 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.grpc_port,
         args.backend,
         args.insecure_any_host,
+        args.endpoint,
+        args.channel,
     )
     return {"status": serve(init(), options)}

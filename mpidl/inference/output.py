@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,8 @@ def _write_npz(path: Path, columns: Columns) -> None:
         np.savez(file, allow_pickle=False, **columns)
 
 
-def _write_csv(path: Path, columns: Columns) -> None:
+def write_csv(path: Path | IO[bytes], columns: Columns) -> None:
+    """Write a table with one column for each element of a sample."""
     names: list[str] = []
     formats: list[str] = []
     for name, array in columns.items():
@@ -103,5 +104,5 @@ def _write_csv(path: Path, columns: Columns) -> None:
 
 
 Writer = Callable[[Path, Columns], None]
-WRITERS: dict[str, Writer] = {".npz": _write_npz, ".csv": _write_csv}
+WRITERS: dict[str, Writer] = {".npz": _write_npz, ".csv": write_csv}
 SUFFIXES = (HDF5, *WRITERS)

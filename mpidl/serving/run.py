@@ -17,6 +17,8 @@ import msgspec
 from mpidl.comm.context import Context
 from mpidl.errors import ConfigError, PlatformError, notice
 from mpidl.extras import load_extra
+from mpidl.serving import endpoint
+from mpidl.serving.channel import opened
 from mpidl.serving.dispatch import Dispatcher
 from mpidl.serving.grpc import make_server
 from mpidl.serving.http import Application
@@ -41,6 +43,8 @@ class Options(msgspec.Struct, frozen=True):
         grpc_port: For gRPC; 0: any that is free.
         backend: Where ranks compute.
         insecure_any_host: Whether to listen beyond this machine.
+        endpoint: The file that says where the server is; None: endpoint.json beside the model.
+        channel: A folder of requests as files; None: there is none.
     """
 
     path: Path
@@ -49,6 +53,8 @@ class Options(msgspec.Struct, frozen=True):
     grpc_port: int = 8001
     backend: str = "auto"
     insecure_any_host: bool = False
+    endpoint: Path | None = None
+    channel: Path | None = None
 
     def check(self) -> None:
         """Refuse to listen where everybody could come.
@@ -146,13 +152,17 @@ async def _listen(server: Server, options: Options, stop: asyncio.Event) -> None
     await rpc.start()
     serving = asyncio.create_task(http.serve(sockets=[listener]))
     http_port = listener.getsockname()[1]
+    models = list(server.repository.settings.models)
     print(
-        f"serving {', '.join(server.repository.settings.models)} on "
+        f"serving {', '.join(models)} on "
         f"http://{options.host}:{http_port} and grpc://{options.host}:{grpc_port}",
         flush=True,
     )
     waiting = asyncio.create_task(stop.wait())
-    await asyncio.wait((waiting, serving), return_when=asyncio.FIRST_COMPLETED)
+    found = endpoint.describe(options.host, http_port, grpc_port, models)
+    with endpoint.announced(found, options.path, options.endpoint):
+        async with opened(server, options.channel):
+            await asyncio.wait((waiting, serving), return_when=asyncio.FIRST_COMPLETED)
     notice("stopping: no new requests are taken, those that wait are answered")
     if not await server.drain():
         notice("some requests were not answered within server.drain_timeout", "error")
