@@ -45,7 +45,7 @@ def _positive(text: str) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its own options."""
     group = parser.add_argument_group("serve (no mpirun)")
-    group.add_argument("target", nargs="?", help="address of the server, such as 127.0.0.1:8000")
+    group.add_argument("target", nargs="?", help="host:port of the server, or what it serves")
     group.add_argument("--model", default="", help="its name (default: the only one)")
     group.add_argument(
         "--clients",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -12,6 +13,7 @@ import msgspec
 import numpy as np
 
 from mpidl.errors import ConfigError, PlatformError
+from mpidl.serving import endpoint
 from mpidl.serving.tensors import check_datatype, encode_raw
 
 T = TypeVar("T")
@@ -59,11 +61,19 @@ class _Entry(msgspec.Struct):
 
 
 def read_address(text: str) -> Address:
-    """The address in `host:port` or `http://host:port`.
+    """The address in `host:port` or `http://host:port`, or of what is served in a folder.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: It is none, or no server runs there.
     """
+    if text and Path(text).exists():
+        found = endpoint.read(endpoint.place_of(Path(text)))
+        if found.target is None:
+            what, remedy = f"the server can be reached on {found.host} only", found.tunnel
+            raise ConfigError(
+                what, where=text, remedy=f"{remedy}, then name 127.0.0.1 and the port"
+            )
+        return Address(found.target, found.http_port)
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         host, port = parts.hostname, parts.port
@@ -73,7 +83,7 @@ def read_address(text: str) -> Address:
         raise ConfigError(
             f"{text[:200]!r} is no address of a server",
             where="mpidl bench serve",
-            remedy="name host and port, such as 127.0.0.1:8000 (http, without a path)",
+            remedy="name host and port, such as 127.0.0.1:8000, or the run folder that is served",
         )
     return Address(host, port or 8000)
 

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from mpidl.cli.main import main
 from mpidl.errors import MpidlError
 from mpidl.observe.plot import plot_load
+from mpidl.serving import endpoint
 from mpidl.serving.load import Outcome, arrivals, closed_loop, open_loop, percentiles
 from mpidl.serving.load_client import Address, Connection, Malformed, make_message, read_address
 
@@ -146,6 +148,18 @@ def test_addresses(text: str, expected: Address) -> None:
 def test_no_addresses(text: str) -> None:
     with pytest.raises(MpidlError, match="no address"):
         read_address(text)
+
+
+def test_the_address_of_what_is_served(tmp_path: Path) -> None:
+    with pytest.raises(MpidlError, match="no server runs"):
+        read_address(str(tmp_path))
+    here = endpoint.describe("127.0.0.1", 8123, 8124, ["m"])
+    endpoint.write(here, tmp_path / "endpoint.json")
+    assert read_address(str(tmp_path)) == Address("127.0.0.1", 8123)
+    elsewhere = msgspec.structs.replace(here, host="node7")
+    endpoint.write(elsewhere, tmp_path / "endpoint.json")
+    with pytest.raises(MpidlError, match="on node7 only"):
+        read_address(str(tmp_path))
 
 
 def answered(*answers: bytes) -> list[str | tuple[int, bytes]]:
