@@ -1,4 +1,4 @@
-"""Compare the all-reduce algorithms, or measure the network for 'mpidl plan' (under mpirun)."""
+"""Measure all-reduce algorithms, the network for 'mpidl plan' (both under mpirun), or a server."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpidl.cli import bench_serve
+
 if TYPE_CHECKING:
     from mpidl.collectives import Group
     from mpidl.comm.context import Context
 
 NAME = "bench"
-HELP = "measure collectives or the network (run it under mpirun)"
+HELP = "measure collectives, the network (both under mpirun) or a server"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument("what", choices=("collectives", "network"))
+    parser.add_argument("what", choices=("collectives", "network", "serve"))
     parser.add_argument("--smallest", type=int, default=4, help="bytes (default: %(default)s)")
     parser.add_argument(
         "--largest-mib", type=float, default=256, help="largest message (default: %(default)s)"
@@ -33,14 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=float,
         default=1.0,
-        help="measuring time for each size (default: %(default)s)",
+        help="measuring time for each size or load (default: %(default)s)",
     )
-    parser.add_argument("--plot", type=Path, help="write a plot there (collectives)")
+    parser.add_argument("--plot", type=Path, help="write a plot there (collectives, serve)")
     parser.add_argument("--output", type=Path, help="write the machine description there (network)")
+    bench_serve.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure. Collective."""
+    """Measure. Collective, but for a server."""
+    if args.what == "serve":
+        return bench_serve.run(args)
     from mpidl.collectives import get_group
     from mpidl.comm.context import init
 
@@ -55,6 +60,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _check(args: argparse.Namespace, size: int) -> None:
     from mpidl.errors import ConfigError
 
+    if args.target:
+        raise ConfigError(
+            f"{args.what} has no {args.target[:100]!r}",
+            where="mpidl bench",
+            remedy="name a server for 'mpidl bench serve' only",
+        )
     if size < 2:
         raise ConfigError(
             "collectives need at least two ranks",

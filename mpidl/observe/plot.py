@@ -126,6 +126,53 @@ def plot_plan(steps: Sequence[Any], path: Path, title: str) -> None:
     finish(figure, path, title)
 
 
+def plot_load(
+    measured: Sequence[tuple[dict[str, Any], Sequence[float]]], path: Path, title: str
+) -> None:
+    """Draw the latency of a server by percentile, and against its throughput.
+
+    Args:
+        measured: Row of `mpidl bench serve`, and seconds of each answered request.
+        path: The file.
+        title: Above the plot.
+    """
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(12, 5), layout="constrained")
+    ticker = load_extra("matplotlib.ticker", "drawing plots")
+    for row, seconds in measured:
+        closed = row["loop"] == "closed"
+        label = f"{row['clients']} client(s)" if closed else f"{row['rate']:g} requests/s"
+        shares = [1 - (k + 0.5) / len(seconds) for k in range(len(seconds))]
+        times = [1e3 * t for t in sorted(seconds, reverse=True)]
+        left.plot(shares, times, "-" if closed else "--", label=label)
+    left.set(xlabel="share of requests that are faster", ylabel="latency (ms)", yscale="log")
+    left.set_xscale("function", functions=(_nines, lambda x: 1 - 10.0**-x))
+    left.set_xlim(0, 0.9995)
+    left.set_xticks([0, 0.5, 0.9, 0.95, 0.99, 0.999], ["0", "50 %", "90", "95", "99", "99.9"])
+    for loop, style in (("closed", "o-"), ("open", "s--")):
+        rows = [r for r, seconds in measured if r["loop"] == loop and len(seconds)]
+        for number, name in enumerate(("p50", "p95", "p99")):
+            pairs = [(r["samples_per_second"], r[f"{name}_ms"]) for r in rows]
+            if pairs:
+                x, y = zip(*pairs, strict=True)
+                right.plot(x, y, style, ms=4, color=f"C{number}", label=f"{name}, {loop} loop")
+    right.set(xlabel="answered samples per second", ylabel="latency (ms)", yscale="log")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+        if axis.has_data():
+            axis.legend()
+    finish(figure, path, title)
+
+
+def _nines(share: Any) -> Any:
+    """A scale on which 90 %, 99 % and 99.9 % are equally far apart."""
+    import numpy as np
+
+    return -np.log10(np.maximum(1 - share, 1e-9))
+
+
 def plot_comparison(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Draw test and training loss over time, samples and bytes; and the staleness of updates.
 

@@ -13,6 +13,7 @@ from mpidl.errors import wrap
 from mpidl.serving.errors import InvalidRequest, NotFound, ServingError, TooLarge, Unavailable
 from mpidl.serving.json_body import format_response, parse
 from mpidl.serving.metrics import format_metrics
+from mpidl.serving.page import HEADERS, read_file
 from mpidl.serving.server import Server
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -34,12 +35,14 @@ class Answer(msgspec.Struct):
         status: Of HTTP.
         kind: Content-Type.
         json_size: Bytes of JSON in the body, if others follow.
+        headers: Further ones.
     """
 
     body: bytes = b""
     status: int = 200
     kind: bytes = JSON
     json_size: int | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def _json(value: Any) -> Answer:
@@ -85,6 +88,8 @@ class Application:
     async def _route(self, scope: dict[str, Any], receive: Receive, held: _Held) -> Answer:
         """Find out what is wanted."""
         method, parts = scope["method"], scope["path"].strip("/").split("/")
+        if method == "GET" and parts[0] == "ui":
+            return _page(scope["path"])
         if method == "GET":
             return self._get(parts)
         if method != "POST":
@@ -246,8 +251,20 @@ def _options(body: bytearray) -> dict[str, Any]:
         raise InvalidRequest(f"failed to parse the request JSON: {str(error)[:300]}") from error
 
 
+def _page(path: str) -> Answer:
+    """A file of the page. Its addresses are relative, so that it works behind a proxy's prefix."""
+    if path == "/ui":
+        return Answer(status=307, kind=TEXT, headers=((b"location", b"ui/"),))
+    found = read_file(path.removeprefix("/ui/"))
+    if found is None:
+        raise NotFound(f"there is no GET {path[:200]}")
+    content, kind = found
+    return Answer(content, kind=kind, headers=HEADERS)
+
+
 async def _send(send: Send, answer: Answer) -> None:
     headers = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body))]
+    headers += answer.headers
     if answer.json_size is not None:
         headers.append((HEADER_LENGTH, b"%d" % answer.json_size))
     if answer.status in (413, 503):

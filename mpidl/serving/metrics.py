@@ -14,7 +14,7 @@ REASONS = {"UNAVAILABLE": "REJECTED", "INTERNAL": "BACKEND"}
 
 def format_metrics(server: Server) -> str:
     """All metrics of a server."""
-    return "\n".join([*_models(server), *_server(server), ""])
+    return "\n".join([*_models(server), *_latencies(server), *_server(server), ""])
 
 
 def _metric(name: str, kind: str, text: str, values: list[tuple[dict[str, str], Any]]) -> str:
@@ -68,6 +68,14 @@ def _models(server: Server) -> Iterator[str]:
     yield _metric("mpidl_requests_cancelled", "counter", text, cancelled)
 
 
+def _latencies(server: Server) -> Iterator[str]:
+    name, text = "mpidl_request_duration_seconds", "Time of answered inference requests"
+    yield _metric(name, "histogram", text, [])
+    for version in server.repository.versions():
+        labels = f'model="{version.model}",version="{version.number}"'
+        yield from version.stats.latency.lines(name, labels)
+
+
 def _server(server: Server) -> Iterator[str]:
     workers = server.dispatcher.workers
     gauges = {
@@ -84,5 +92,10 @@ def _server(server: Server) -> Iterator[str]:
         "mpidl_draining": ("Whether the server is stopping", int(server.draining)),
         "mpidl_uptime_seconds": ("Age of the server", f"{time.time() - server.started:.3f}"),
     }
+    up = [({"rank": str(worker.rank)}, int(worker.alive)) for worker in workers]
+    yield _metric("mpidl_rank_up", "gauge", "Whether a rank is there", up)
+    flying = [({"rank": str(worker.rank)}, len(worker.flying)) for worker in workers]
+    text = "Batches and calls that a rank has not answered"
+    yield _metric("mpidl_rank_messages_in_flight", "gauge", text, flying)
     for name, (text, value) in gauges.items():
         yield _metric(name, "gauge", text, [({}, value)])

@@ -182,7 +182,7 @@ class Server:
             arrays = await self._wait(version, request, columns)
             found = dict(zip((spec.name for spec in version.about.outputs), arrays, strict=True))
             outputs = [(spec, found[spec.name]) for spec in specs]
-        version.stats.success.add(time.monotonic_ns() - start)
+        version.stats.add_success(time.monotonic_ns() - start)
         return InferResponse(version.model, version.number, request.id, outputs)
 
     async def _wait(

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from mpidl.serving.latency import Histogram
+
 
 @dataclass
 class Duration:
@@ -52,6 +54,7 @@ class Statistics:
         last: Milliseconds since 1970 of the last request.
         batches: By size.
         reasons: Failed requests by code of gRPC.
+        latency: Of the requests that were answered.
     """
 
     success: Duration = field(default_factory=Duration)
@@ -66,6 +69,7 @@ class Statistics:
     last: int = 0
     batches: dict[int, BatchTimes] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
+    latency: Histogram = field(default_factory=Histogram)
 
     def add_batch(self, rows: int, waited: list[int], times: tuple[int, int, int]) -> None:
         """A batch was computed.
@@ -83,6 +87,11 @@ class Statistics:
         for total, batch, spent in zip(self.parts, own.parts, times, strict=True):
             total.add(spent * len(waited), len(waited))
             batch.add(spent)
+
+    def add_success(self, nanoseconds: int) -> None:
+        """A request was answered."""
+        self.success.add(nanoseconds)
+        self.latency.add(nanoseconds)
 
     def add_failure(self, code: str, nanoseconds: int) -> None:
         """A request was refused or has failed."""
