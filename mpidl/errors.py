@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable
 from typing import Self
 
+STOPPED = 75  # exit status of a job that a signal has stopped, after saving
+
 
 class MpidlError(Exception):
     """Base of all errors that mpidl raises on purpose.

@@ -19,6 +19,7 @@ from mpidl.cli.arguments import (
     add_source_options,
     source_options,
 )
+from mpidl.errors import STOPPED
 
 if TYPE_CHECKING:
     from mpidl.comm.context import Context
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 NAME = "predict"
 HELP = "predictions for new data"
-STOPPED = 75  # exit status after a signal
 LISTED = 100  # classes whose samples are printed
 
 

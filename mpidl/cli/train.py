@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpidl.cli.arguments import add_config
+from mpidl.errors import STOPPED
 
 if TYPE_CHECKING:
     from mpidl.train.events import Result
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 NAME = "train"
 HELP = "train a model from a TOML file"
-STOPPED = 75  # exit status after a signal
 MIB = 1 << 20
 
 

@@ -79,13 +79,6 @@ class Cache:
             self.keys[layer.name] = model.ops.xp.zeros(shape, dtype)
             self.values[layer.name] = model.ops.xp.zeros(shape, dtype)
 
-    @staticmethod
-    def bytes_per_token(model: Model) -> int:
-        """Memory of a token."""
-        layers = [layer for layer in model.walk() if isinstance(layer, SelfAttention)]
-        size = np.dtype(model.parameters.compute_dtype).itemsize
-        return sum(2 * int(layer.value("out.bias").shape[0]) * size for layer in layers)
-
 
 class Decoder:
     """Passes of a model over rows of tokens.

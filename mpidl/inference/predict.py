@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,14 @@ class Predictor:
             self.through = self.task.through_samples(self.model)
             quantized.load(saved, self.model)
         self.path, self.meta = saved.path, saved.meta
-        self.digest = "".join(
-            compute_digest(saved.buffers[name]) for name in quantized.BUFFERS
-            if name in saved.buffers
-        )  # fmt: skip
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells the parameters, and how products are computed with them, from others."""
+        held = (self.model.parameters.values, self.model.parameters.state)
+        how = msgspec.json.encode(self.meta.quantized)
+        parts = [compute_digest(np.asarray(self.ops.to_host(array))) for array in held]
+        return "".join([*parts, hashlib.sha256(how).hexdigest()])
 
     @property
     def shape(self) -> tuple[int, ...]:

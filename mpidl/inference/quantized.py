@@ -23,7 +23,6 @@ from mpidl.inference.fold import drop_folded
 from mpidl.nn import Conv1D, Conv2D, Conv3D, Dense, Layer, Model, SelfAttention
 from mpidl.train import checkpoint as ckpt
 
-BUFFERS = ("parameters", "state", "int8", "scales")
 FEWEST_INPUTS = 16  # of a matrix that is worth int8: not those of a first convolution
 STORAGE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),

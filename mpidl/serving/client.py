@@ -82,6 +82,30 @@ class Model(msgspec.Struct, frozen=True):
     ranks: int
 
 
+def encode_request(inputs: Mapping[str, NDArray[Any]]) -> tuple[bytes, int]:
+    """The body of an inference request, tensors as bytes, and the bytes of JSON in front.
+
+    Args:
+        inputs: Name and tensor of each input, (rows, ...), of a dtype of the protocol.
+    """
+    tails = [encode_raw(array) for array in inputs.values()]
+    head = msgspec.json.encode(
+        {
+            "parameters": {"binary_data_output": True},
+            "inputs": [
+                {
+                    "name": name,
+                    "datatype": NAMES[array.dtype],
+                    "shape": array.shape,
+                    "parameters": {"binary_data_size": len(tail)},
+                }
+                for (name, array), tail in zip(inputs.items(), tails, strict=True)
+            ],
+        }
+    )
+    return b"".join([head, *tails]), len(head)
+
+
 class Client:
     """One connection to a server; it is opened again where it breaks.
 
@@ -158,24 +182,10 @@ class Client:
             ConfigError: The server refuses the request.
             PlatformError: No server answers, or its answer is malformed.
         """
-        tails = [encode_raw(array) for array in inputs.values()]
-        head = msgspec.json.encode(
-            {
-                "parameters": {"binary_data_output": True},
-                "inputs": [
-                    {
-                        "name": one,
-                        "datatype": NAMES[array.dtype],
-                        "shape": array.shape,
-                        "parameters": {"binary_data_size": len(tail)},
-                    }
-                    for (one, array), tail in zip(inputs.items(), tails, strict=True)
-                ],
-            }
-        )
-        headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+        request, head = encode_request(inputs)
+        headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(head)}
         path = f"/v2/models/{quote(name, safe='')}/infer"
-        body, size = self._ask("POST", path, b"".join([head, *tails]), headers)
+        body, size = self._ask("POST", path, request, headers)
         return self._read_outputs(body, size)
 
     def _read_outputs(self, body: bytes, size: int | None) -> dict[str, NDArray[Any]]:

@@ -11,10 +11,12 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from mpidl.errors import ConfigError, PlatformError
 from mpidl.serving import endpoint
-from mpidl.serving.tensors import check_datatype, encode_raw
+from mpidl.serving.client import HEADER_LENGTH, encode_request
+from mpidl.serving.tensors import check_datatype
 
 T = TypeVar("T")
 MOST_HEAD, MOST_BODY = 1 << 16, 1 << 28  # bytes of an answer
@@ -175,7 +177,7 @@ def make_message(
         lines += ["Content-Length: 0"]
     if head:
         lines[2] = "Content-Type: application/octet-stream"
-        lines.append(f"Inference-Header-Content-Length: {head}")
+        lines.append(f"{HEADER_LENGTH}: {head}")
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
@@ -200,8 +202,7 @@ async def make_infer(address: Address, model: str, rows: int, seed: int, timeout
         path = f"/v2/models/{quote(model, safe='')}"
         metadata = await _ask(connection, address, "GET", path, _Metadata)
     rng = np.random.default_rng(seed)
-    described: list[dict[str, Any]] = []
-    tensors: list[bytes] = []
+    inputs: dict[str, NDArray[Any]] = {}
     for one in metadata.inputs:
         dtype = check_datatype(one.name, one.datatype)
         if dtype.kind not in "fiu":
@@ -212,14 +213,8 @@ async def make_infer(address: Address, model: str, rows: int, seed: int, timeout
             )
         shape = (rows, *(max(1, size) for size in one.shape[1:]))
         values = rng.random(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
-        tensors.append(encode_raw(values.astype(dtype)))
-        size = {"binary_data_size": len(tensors[-1])}
-        described.append(
-            {"name": one.name, "datatype": one.datatype, "shape": shape, "parameters": size}
-        )
-    tree = {"inputs": described, "parameters": {"binary_data_output": True}}
-    head = msgspec.json.encode(tree)
-    return make_message("POST", f"{path}/infer", address, b"".join([head, *tensors]), len(head))
+        inputs[one.name] = values.astype(dtype)
+    return make_message("POST", f"{path}/infer", address, *encode_request(inputs))
 
 
 async def _only_model(connection: Connection, address: Address) -> str:

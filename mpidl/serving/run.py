@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from mpidl.comm.context import Context
-from mpidl.errors import ConfigError, PlatformError, notice
+from mpidl.errors import STOPPED, ConfigError, PlatformError, notice
 from mpidl.extras import load_extra
 from mpidl.serving import endpoint
 from mpidl.serving.channel import opened
@@ -28,7 +28,6 @@ from mpidl.serving.server import Server
 from mpidl.serving.settings import Settings, load_settings
 from mpidl.train.signals import SIGNALS
 
-STOPPED = 75  # exit status after a signal
 CONNECTIONS = 4096
 SWITCH = 2e-4  # seconds: the thread of the link must not wait long for the event loop
 
