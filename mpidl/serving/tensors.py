@@ -86,10 +86,10 @@ def count_elements(name: str, shape: Sequence[int]) -> int:
     """
     if len(shape) > MOST_AXES or any(size < 0 for size in shape):
         raise InvalidRequest(f"input {name[:80]!r} has an impossible shape {list(shape)[:20]}")
-    count = math.prod(shape)
-    if count > MOST_ELEMENTS:
+    # Sizes beside a 0 count too: NumPy refuses an empty array of astronomic other axes.
+    if math.prod(max(size, 1) for size in shape) > MOST_ELEMENTS:
         raise InvalidRequest(f"input {name[:80]!r} has too many elements, {list(shape)}")
-    return count
+    return math.prod(shape)
 
 
 def decode_raw(

@@ -13,7 +13,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -78,6 +78,7 @@ def test_bfloat16_and_bytes() -> None:
 
 @given(st.sampled_from([*DTYPES, "FP8"]), st.lists(st.integers(-1, 1 << 50), max_size=20),
        st.binary(max_size=64))  # fmt: skip
+@example("UINT8", [0, 1956, 1956, 2_410_749_170_100], b"")
 def test_sizes_that_lie_are_refused(datatype: str, shape: list[int], data: bytes) -> None:
     try:
         found = decode_raw("x", datatype, shape, data)
