@@ -3,6 +3,7 @@
 import {
   added, areProbabilities, bytes, parseMetrics, percentile, short, single, sum,
 } from "./metrics.js";
+import { promptFields, readEvents, readPrompt } from "./texts.js";
 
 const PERIOD = 1000, WINDOW = 10, POINTS = 120; // ms; polls; polls
 const MOST_NUMBERS = 200000, SHOWN_ROWS = 4, SHOWN_NUMBERS = 64, SHOWN_BARS = 10;
@@ -10,7 +11,7 @@ const SHARES = [0.5, 0.95, 0.99];
 const byId = (id) => document.getElementById(id);
 const history = { rate: [], latency: [[], [], []], queue: [] };
 const snapshots = [];
-let latest = null, shownFor = "";
+let latest = null, shownFor = "", writing = null;
 
 // --- elements ---
 function make(tag, properties = {}, ...children) {
@@ -239,8 +240,13 @@ async function showForm() {
   byId("inputs").replaceChildren();
   if (!key) return;
   try {
-    const metadata = await (await ask(modelPath(...JSON.parse(key)))).json();
-    if (shownFor === key) byId("inputs").replaceChildren(...metadata.inputs.map(field));
+    const path = modelPath(...JSON.parse(key));
+    const [metadata, config] = await Promise.all([ask(path), ask(`${path}/config`)]
+      .map(async (answer) => (await answer).json()));
+    if (shownFor !== key) return;
+    const texts = "generate" in config.parameters;
+    byId("what").textContent = texts ? "Try a prompt" : "Try a sample";
+    byId("inputs").replaceChildren(...(texts ? [promptFields(make)] : metadata.inputs.map(field)));
   } catch (error) {
     byId("took").textContent = error.message;
     shownFor = ""; // asks again
@@ -312,19 +318,54 @@ function showOutput({ name, datatype, shape, data }) {
   return make("div", { className: "output" }, ...parts);
 }
 
+async function sendSample(path) {
+  const inputs = [...document.querySelectorAll("#inputs textarea")].map(readField);
+  const answer = await ask(`${path}/infer`, { method: "POST", body: JSON.stringify({ inputs }),
+    headers: { "content-type": "application/json" } });
+  const found = await answer.json();
+  byId("outputs").replaceChildren(...found.outputs.map(showOutput));
+}
+
+/** Shows a text as it is written; the button stops it. */
+async function sendPrompt(path) {
+  const request = readPrompt(byId("inputs")), shown = make("span", { className: "written" });
+  byId("outputs").replaceChildren(make("pre", {}, request.text_input, shown));
+  writing = new AbortController();
+  byId("send").textContent = "Stop";
+  byId("send").disabled = false;
+  try {
+    const answer = await ask(`${path}/generate_stream`, { method: "POST",
+      body: JSON.stringify(request), headers: { "content-type": "application/json" },
+      signal: writing.signal });
+    for await (const part of readEvents(answer)) {
+      shown.append(part.text_output);
+      if (part.done) {
+        const { finish_reason: reason, tokens, seed } = part.details;
+        byId("outputs").append(make("small", {}, `${tokens} tokens, ${reason}, seed ${seed}`));
+      }
+    }
+  } catch (error) {
+    if (error.name !== "AbortError") throw error;
+    byId("outputs").append(make("small", {}, "stopped"));
+  } finally {
+    writing = null;
+    byId("send").textContent = "Run";
+  }
+}
+
 async function send(event) {
   event.preventDefault();
+  if (writing) {
+    writing.abort();
+    return;
+  }
   byId("send").disabled = true;
   byId("took").className = "";
   byId("took").textContent = "...";
+  const path = modelPath(...JSON.parse(shownFor)), start = performance.now();
   try {
-    const inputs = [...document.querySelectorAll("#inputs textarea")].map(readField);
-    const path = `${modelPath(...JSON.parse(shownFor))}/infer`, start = performance.now();
-    const answer = await ask(path, { method: "POST", body: JSON.stringify({ inputs }),
-      headers: { "content-type": "application/json" } });
-    const found = await answer.json();
+    await (byId("prompt") ? sendPrompt(path) : sendSample(path));
     byId("took").textContent = `${short(performance.now() - start)} ms`;
-    byId("outputs").replaceChildren(...found.outputs.map(showOutput));
   } catch (error) {
     byId("took").textContent = error.message;
     byId("took").className = "bad";
