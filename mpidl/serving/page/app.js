@@ -97,6 +97,7 @@ async function take() {
       limits: buckets.map(({ labels }) => (labels.le === "+Inf" ? Infinity : Number(labels.le))),
       totals: buckets.map(({ value }) => value),
       waiting: mine("nv_inference_pending_request_count")[0]?.value ?? 0,
+      tokens: mine("mpidl_tokens_generated")[0]?.value ?? null,
     });
   }
   return { time: performance.now(), index, metrics, models };
@@ -105,11 +106,14 @@ async function take() {
 /** What a version did between two snapshots. */
 function compare(now, before, key) {
   const own = now.models.get(key), old = before?.models.get(key);
-  const counts = (of) => of && [of.stats.inference_count, of.stats.execution_count];
-  const [samples, batches] = old ? added(counts(own), counts(old)) : [0, 0];
+  const counts = ({ stats }) => stats.batch_stats.reduce(
+    ([samples, batches], { batch_size: size, compute_infer: { count } }) =>
+      [samples + size * count, batches + count], [0, 0]);
+  const [inBatches, batches] = old ? added(counts(own), counts(old)) : [0, 0];
+  const [samples] = old ? added([own.stats.inference_count], [old.stats.inference_count]) : [0];
   const totals = old ? added(own.totals, old.totals) : own.totals.map(() => 0);
   const seconds = before ? (now.time - before.time) / 1000 : 1;
-  return { rate: samples / seconds, batch: batches ? samples / batches : null, totals, own };
+  return { rate: samples / seconds, batch: batches ? inBatches / batches : null, totals, own };
 }
 
 const times = (limits, totals) =>
@@ -173,7 +177,11 @@ function showCharts(now, before, long) {
   chart("rate", [history.rate]);
   chart("latency", history.latency);
   chart("queue", [history.queue]);
-  byId("rate-now").textContent = `${short(rate)} samples/s`;
+  const tokens = keys.map((key) => [now.models.get(key).tokens, long?.models.get(key)?.tokens])
+    .filter(([count]) => count !== null).map(([count, old]) => added([count], [old ?? count])[0]);
+  const written = sum(tokens.map((count) => [count]))[0] / (long ? (now.time - long.time) / 1000 : 1);
+  byId("rate-now").textContent = `${short(rate)} samples/s`
+    + (tokens.length ? `, ${short(written)} tokens/s` : "");
   byId("queue-now").textContent = `${short(waiting)} waiting`;
   byId("latency-now").replaceChildren(...SHARES.flatMap((share, k) => [
     make("span", { className: `t${k}` }, `p${100 * share}`), ` ${short(found[k])} `]), "ms");
