@@ -255,7 +255,7 @@ def test_a_step_that_fails_is_an_error_of_its_texts(tmp_path: Path) -> None:
         made.link.broken = False
         made.link.hold = True
         task = asyncio.create_task(stream(made, "abc", max_tokens=15, seed=5))
-        for _ in range(3):
+        for _ in range(12):
             await asyncio.sleep(0.01)
             made.link.release()
         made.link.broken, made.link.hold = True, False
