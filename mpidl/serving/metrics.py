@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mpidl.serving.repository import Version
 from mpidl.serving.server import Server
 from mpidl.serving.stats import PARTS, Statistics
 
@@ -66,6 +67,10 @@ def _models(server: Server) -> Iterator[str]:
     cancelled = [(labels, version.stats.cancel) for labels, version in found]
     text = "Number of requests whose client went away"
     yield _metric("mpidl_requests_cancelled", "counter", text, cancelled)
+    yield from _texts(found)
+
+
+def _texts(found: list[tuple[dict[str, str], Version]]) -> Iterator[str]:
     tokens = [(labels, v.stats.tokens) for labels, v in found if v.generation]
     yield _metric("mpidl_tokens_generated", "counter", "Tokens of texts", tokens)
     texts = [(labels, v.generation.count) for labels, v in found if v.generation]
