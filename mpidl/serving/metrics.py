@@ -64,13 +64,14 @@ def _models(server: Server) -> Iterator[str]:
     measured = [(labels, f"{v.lane.row_time * 1e-9:.9f}") for labels, v in found]
     text = "Seconds of computing one sample, lately"
     yield _metric("mpidl_sample_seconds", "gauge", text, measured)
+    yield from _own(found)
+
+
+def _own(found: list[tuple[dict[str, str], Version]]) -> Iterator[str]:
+    """What Triton does not have."""
     cancelled = [(labels, version.stats.cancel) for labels, version in found]
     text = "Number of requests whose client went away"
     yield _metric("mpidl_requests_cancelled", "counter", text, cancelled)
-    yield from _texts(found)
-
-
-def _texts(found: list[tuple[dict[str, str], Version]]) -> Iterator[str]:
     tokens = [(labels, v.stats.tokens) for labels, v in found if v.generation]
     yield _metric("mpidl_tokens_generated", "counter", "Tokens of texts", tokens)
     texts = [(labels, v.generation.count) for labels, v in found if v.generation]
