@@ -24,7 +24,7 @@ from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.data.hdf5 import h5py
 from mpidl.errors import DataError, UnreadableError
-from mpidl.files import partial_path, reserve, write_atomically, writing
+from mpidl.files import partial_path, reading, reserve, write_atomically, writing
 from mpidl.inference.output import publish_result
 
 Columns = Mapping[str, NDArray[Any]]
@@ -125,12 +125,16 @@ class Store:
             self._handle = os.open(self.path, os.O_RDWR)
             if context.is_root:
                 _lock(self._handle, self.path)
-        done = np.frombuffer(os.pread(self._handle, layout.chunks, self._offsets[DONE]), np.uint8)
         # all ranks see the same ones: rank 0 says which
-        self.pending: NDArray[np.int64] = context.bcast_object(np.flatnonzero(done != 1))
+        pending = np.flatnonzero(self._read_done(self._handle) != 1)
+        self.pending: NDArray[np.int64] = context.bcast_object(pending)
         self.done = layout.samples - layout.count(self.pending)
         self._unsynced: list[int] = []
         self._synced = time.monotonic()
+
+    def _read_done(self, handle: int) -> NDArray[np.uint8]:
+        """For each chunk 1, where it is done."""
+        return np.frombuffer(os.pread(handle, self.layout.chunks, self._offsets[DONE]), np.uint8)
 
     def _prepare(self, restart: bool) -> dict[str, int]:
         """Make the file, or take up that of an interrupted run; the offsets of its datasets."""
@@ -170,7 +174,8 @@ class Store:
         return shapes
 
     def _make(self) -> None:
-        with write_atomically(self.path) as temporary:
+        # the first chunk that is marked forces all of it to disk: until then nothing is lost
+        with write_atomically(self.path, durable=False) as temporary:
             with hdf5.open_file(temporary, "w") as file:
                 for name, (shape, stored) in self._shapes().items():
                     dtype = np.dtype(stored)
@@ -294,8 +299,8 @@ class Store:
         Raises:
             DataError: Chunks are missing; or there is such a file by now, which is left as it is.
         """
-        with hdf5.open_file(self.path) as file:
-            missing = np.flatnonzero(file[DONE][...] != 1)
+        with reading(self.path), open(self.path, "rb") as file:
+            missing = np.flatnonzero(self._read_done(file.fileno()) != 1)
         if len(missing):
             raise DataError(
                 f"{len(missing)} chunk(s) are not done, the first is {missing[0]}",

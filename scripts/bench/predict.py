@@ -85,7 +85,7 @@ def measure(folder: Path, name: str, samples: int, rounds: int) -> dict[str, lis
 
     def whole() -> None:
         out = folder / f"{name}.h5"
-        predict(prediction, data, out, layout, stop, restart=True)
+        predict(prediction, data, out, layout, stop, restart=True, overwrite=True)
 
     contenders: dict[str, Callable[[], None]] = {
         "hot": lambda: forward(False),
