@@ -34,6 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mpidl.errors import MpidlError
 from mpidl.serving.client import Address, model_path
 from mpidl.serving.load import OK
 from mpidl.serving.load_client import PROTOCOLS, Specs, random_inputs
@@ -374,11 +375,13 @@ def main() -> int:
         served = Served(args.served, args.ranks, Path(made))
         try:
             wrong = examine(args, served)
+        except (OSError, MpidlError) as error:
+            wrong = [f"the server is gone, or refuses clients: {error}"]
         finally:
             status = served.stop()
         errors = served.errors.read_text()
         wrong += [] if status == 75 else [f"it ended with the status {status}"]
-        wrong += [errors] if "Traceback" in errors else []
+        wrong += [errors] if wrong or "Traceback" in errors else []
     print("\n".join(["FAILED:", *wrong]) if wrong else "passed", flush=True)
     return 1 if wrong else 0
 
