@@ -229,9 +229,7 @@ class Engine:
                 continue
             last = self._running[-1]
             if last is sequence or id(last) in busy:
-                if len(self._running) > 1 and not busy:
-                    self._preempt(sequence)
-                return False
+                return False  # an earlier one goes on, or takes the blocks of this one
             self._preempt(last)
         return True
 
