@@ -29,6 +29,10 @@ _HEADS = "g:attention_geometry scale:number causal:code"
 _QUERIES = "real(g.n*g.tq*g.heads*g.dim)"
 _LSE = "acc(g.n*g.heads*g.tq)"
 _ATTENTION = f"dout:{_QUERIES} q:view k:view v:view out:{_QUERIES} lse:{_LSE}"
+_BYTES = (
+    "keys:int8(slots*heads*dim) key_steps:float32(slots*heads) values:int8(slots*heads*dim) "
+    "value_steps:float32(slots*heads)"
+)
 _MOMENTS = "p:real(n) g:real(n) m:real(n) v:real(n)"
 _ROWS = "real(rows*cols)"
 _SEGMENTS = "real(parts*rows*cols)"
@@ -160,6 +164,19 @@ KERNELS: dict[str, Kernel] = {
         "out:real(tokens*heads*dim) table:int64(rows*columns) owner:int64(tokens) "
         "visible:int64(tokens) tokens:size slots:size heads:size dim:size rows:size columns:size "
         "block:size scale:number",
+        warps("tokens", "heads"),
+    ),
+    "cached_attention_int8": Kernel(
+        "attention",
+        f"q:real(tokens*heads*dim) {_BYTES} out:real(tokens*heads*dim) table:int64(rows*columns) "
+        "owner:int64(tokens) visible:int64(tokens) tokens:size slots:size heads:size dim:size "
+        "rows:size columns:size block:size scale:number",
+        warps("tokens", "heads"),
+    ),
+    "cache_int8": Kernel(
+        "attention",
+        f"x:real(tokens*3*heads*dim) at:int64(tokens) {_BYTES} tokens:size slots:size heads:size "
+        "dim:size",
         warps("tokens", "heads"),
     ),
     "attention_backward": Kernel(

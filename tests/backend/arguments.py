@@ -118,6 +118,25 @@ def cached(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     return [q, keys, values, out, table, owner, visible, *sizes, 0.7]
 
 
+def cached_int8(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    q, keys, values, *rest = cached(g, n, m, k)
+    held: Args = []
+    for array in (keys, values):
+        held.append(g.integers(-127, 128, array.shape).astype(np.int8))
+        held.append((g.random(array.shape[:-1]) / 127).astype(np.float32))
+    return [q, *held, *rest]
+
+
+def bytes_of_cache(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    """Keys and values of tokens, some of them zeros, for any places of a cache."""
+    tokens, slots, heads, dim = n % 9, 9 + m % 7, 1 + k % 3, 1 + m % 40
+    x = g.standard_normal((tokens, 3, heads, dim))
+    x[: k % 2] = 0
+    held = [np.zeros((slots, heads, dim), np.int8), np.zeros((slots, heads), np.float32)]
+    at = g.permutation(slots)[:tokens]
+    return [x, at, *held, *(array.copy() for array in held), tokens, slots, heads, dim]
+
+
 def attention_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     args = attention(g, n, m, k)
     PLAIN["attention_forward"](*args)

@@ -13,7 +13,7 @@ NDArr = NDArray[Any]
 SMALLEST = np.float32(1e-36)  # peak that is not taken for 0
 
 
-def _quantize(rows: NDArr) -> tuple[NDArr, NDArr]:
+def quantize_rows(rows: NDArr) -> tuple[NDArr, NDArr]:
     """Whole numbers of each row, and its scale: NaN where the row is not finite."""
     peak = np.abs(rows.astype(np.float32)).max(axis=1, initial=0)
     bad = ~np.isfinite(peak)
@@ -56,7 +56,7 @@ def int8_dense(
     relu: int,
 ) -> None:
     """Int8Ops.int8_dense."""
-    numbers, scale = _quantize(x)
+    numbers, scale = quantize_rows(x)
     _finish(numbers @ _matrix(w)[:k, :cols], scale, scales, bias, out, relu)
 
 
@@ -74,7 +74,7 @@ def int8_conv(
 ) -> None:
     """Int8Ops.int8_conv."""
     n, outputs = int(g["n"]), int(g["outputs"])
-    numbers, scale = _quantize(x.reshape(n, x[:1].size))
+    numbers, scale = quantize_rows(x.reshape(n, x[:1].size))
     k = int(g["kd"] * g["kh"] * g["kw"] * g["c"])
     pixels = int(g["od"] * g["oh"] * g["ow"])
     columns = np.empty((n * pixels, k), np.int64)
