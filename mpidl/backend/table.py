@@ -44,14 +44,14 @@ _DRAWN = "samples:int64(g.n) seed:size epoch:size g:augment_geometry"
 _MOVE = f"out:{_MOVED} {_DRAWN} scale:number shift:number fill:number"
 _MIX = "share:acc(n) table:int64(count) samples:int64(n) seed:size epoch:size"
 _INT8 = "w:int8(panels*groups*32*4) base:int32(panels*32) scales:float32(panels*32)"
-_INT8_SIZES = "panels:size groups:size relu:code"
 _INT8_DENSE = (
     f"x:float32(rows*k) {_INT8} bias:float32?(cols) out:float32(rows*cols) rows:size cols:size "
-    f"k:size {_INT8_SIZES}"
+    "k:size panels:size groups:size relu:code"
 )
 _INT8_CONV = (
     f"x:float32({_STILL}) {_INT8} bias:float32?(g.outputs) "
-    f"out:float32(g.n*g.od*g.oh*g.ow*g.outputs) g:conv_geometry {_INT8_SIZES}"
+    "out:float32(g.n*outs*g.outputs) g:conv_geometry panels:size groups:size pool:size outs:size "
+    "relu:code"
 )
 _PIXELS = ("g.n", "g.od", "g.oh", "g.ow")
 

@@ -194,9 +194,17 @@ def _fill(buffers: ckpt.Buffers, about: ckpt.Quantized, model: Model) -> None:
         if fast:
             layer = owners[name]
             view = layer.value(name.removeprefix(f"{layer.name}."))
-            packed.setdefault(layer, {})[id(view)] = pack_int8(whole, steps)
+            packed.setdefault(layer, {})[id(view)] = pack_int8(whole, steps, _runs(layer))
     for layer, weights in packed.items():
         layer.ops = cast(Ops, Int8Products(layer.ops, weights))
+
+
+def _runs(layer: Layer) -> int:
+    """See `ConvGeometry.runs`."""
+    if not isinstance(layer, Conv1D | Conv2D | Conv3D):
+        return 1
+    lines = layer.kernel_size if layer.dilation[-1] > 1 else layer.kernel_size[:-1]
+    return math.prod(lines)
 
 
 class Int8Products:

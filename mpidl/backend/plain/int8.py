@@ -70,6 +70,8 @@ def int8_conv(
     g: NDArr,
     panels: int,
     groups: int,
+    pool: int,
+    outs: int,
     relu: int,
 ) -> None:
     """Int8Ops.int8_conv."""
@@ -79,6 +81,12 @@ def int8_conv(
     pixels = int(g["od"] * g["oh"] * g["ow"])
     columns = np.empty((n * pixels, k), np.int64)
     im2col(numbers, columns, g)
-    sums = columns @ _matrix(w)[:k, :outputs]
-    scale = np.repeat(scale, pixels)
-    _finish(sums, scale, scales, bias, out.reshape(n * pixels, outputs), relu)
+    run = int(g["c"] * (g["kw"] if g["dw"] == 1 else 1))
+    padded = _matrix(w).reshape(k // run, -1, panels * 32)
+    sums = columns @ padded[:, :run, :outputs].reshape(k, outputs)
+    found = np.empty((n * pixels, outputs), out.dtype)
+    _finish(sums, np.repeat(scale, pixels), scales, bias, found, relu)
+    height, width = int(g["oh"]) // pool * pool, int(g["ow"]) // pool * pool
+    image = found.reshape(-1, int(g["oh"]), int(g["ow"]), outputs)[:, :height, :width]
+    windows = image.reshape(len(image), height // pool, pool, width // pool, pool, outputs)
+    out.reshape(n * outs, outputs)[...] = windows.max(axis=(2, 4)).reshape(n * outs, outputs)
