@@ -84,49 +84,77 @@ VNNI static void vnni_panel(long rows, const uint8_t *q, const long *start, cons
 }
 #endif
 
-/* sum (32) += q by a panel. */
+/* sum (rows, 32) = base + q by a panel, for at most FEW rows. */
+enum { FEW = 3 };
 #ifdef __AVX2__
-static void add_panel(int32_t *sum, const uint8_t *q, const long *at, const int8_t *w,
-                      long groups) {
-    __m256i part[8]; /* of 4 columns each: two halves of each sum */
-    for (int j = 0; j < 8; j++) part[j] = _mm256_setzero_si256();
-    for (long g = 0; g < groups; g++, w += COLUMNS * GROUP) {
-        int32_t four;
-        memcpy(&four, q + at[g], 4);
-        const __m256i x = _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
-#pragma GCC unroll 8
-        for (int j = 0; j < 8; j++) {
-            const __m128i b = _mm_loadu_si128((const __m128i *)(w + 16 * j));
-            part[j] = _mm256_add_epi32(part[j], _mm256_madd_epi16(x, _mm256_cvtepi8_epi16(b)));
+ALWAYS_INLINE void add_half(const int rows, int32_t (*sum)[COLUMNS], const uint8_t *q,
+                            const long *start, const matrix *m, const int8_t *w) {
+    __m256i part[FEW][4]; /* of 4 columns each: two halves of each sum */
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < 4; j++) part[r][j] = _mm256_setzero_si256();
+    for (long g = 0; g < m->groups; g++, w += COLUMNS * GROUP) {
+        __m256i x[FEW];
+#pragma GCC unroll 3
+        for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, q + start[r] + m->at[g], 4);
+            x[r] = _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            const __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16 * j)));
+#pragma GCC unroll 3
+            for (int r = 0; r < rows; r++)
+                part[r][j] = _mm256_add_epi32(part[r][j], _mm256_madd_epi16(x[r], b));
         }
     }
-    for (int j = 0; j < 8; j++) {
-        int32_t halves[8];
-        _mm256_storeu_si256((__m256i *)halves, part[j]);
-        for (int c = 0; c < 4; c++) sum[4 * j + c] += halves[2 * c] + halves[2 * c + 1];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < 4; j += 2) {
+            const __m256i mixed = _mm256_hadd_epi32(part[r][j], part[r][j + 1]);
+            const __m256i ordered = _mm256_permute4x64_epi64(mixed, 0xD8);
+            __m256i *to = (__m256i *)(sum[r] + 4 * j);
+            _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), ordered));
+        }
+}
+
+static void add_panel(long rows, int32_t (*sum)[COLUMNS], const uint8_t *q, const long *start,
+                      const matrix *m, const int8_t *w) {
+    for (int half = 0; half < 2; half++) {
+        int32_t(*to)[COLUMNS] = (int32_t(*)[COLUMNS])(sum[0] + 16 * half);
+        switch (rows) {
+        case 1: add_half(1, to, q, start, m, w + 64 * half); break;
+        case 2: add_half(2, to, q, start, m, w + 64 * half); break;
+        default: add_half(3, to, q, start, m, w + 64 * half);
+        }
     }
 }
 #else
-static void add_panel(int32_t *sum, const uint8_t *q, const long *at, const int8_t *w,
-                      long groups) {
-    for (long g = 0; g < groups; g++, w += COLUMNS * GROUP)
-        for (int c = 0; c < COLUMNS; c++)
-            for (int i = 0; i < GROUP; i++) sum[c] += q[at[g] + i] * w[GROUP * c + i];
+static void add_panel(long rows, int32_t (*sum)[COLUMNS], const uint8_t *q, const long *start,
+                      const matrix *m, const int8_t *w) {
+    for (long g = 0; g < m->groups; g++, w += COLUMNS * GROUP)
+        for (long r = 0; r < rows; r++) {
+            const uint8_t *x = q + start[r] + m->at[g];
+            for (int c = 0; c < COLUMNS; c++)
+                for (int i = 0; i < GROUP; i++) sum[r][c] += x[i] * w[GROUP * c + i];
+        }
 }
 #endif
 
 static void plain_panel(long rows, const uint8_t *q, const long *start, const float *scale,
                         const matrix *m, long column, float *out) {
     const long width = m->cols - column < COLUMNS ? m->cols - column : COLUMNS;
-    for (long r = 0; r < rows; r++) {
-        int32_t sum[COLUMNS];
-        memcpy(sum, m->base + column, sizeof sum);
-        add_panel(sum, q + start[r], m->at, m->w + column * m->groups * GROUP, m->groups);
-        for (long c = column; c < column + width; c++) {
-            const float y = (float)sum[c - column] * (m->scales[c] * scale[r]) +
-                            (m->bias ? m->bias[c] : 0);
-            out[r * m->cols + c] = m->relu && y < 0 ? 0 : y;
-        }
+    const int8_t *w = m->w + column * m->groups * GROUP;
+    for (long low = 0; low < rows; low += FEW) {
+        const long count = rows - low < FEW ? rows - low : FEW;
+        int32_t sum[FEW][COLUMNS];
+        for (long r = 0; r < count; r++) memcpy(sum[r], m->base + column, sizeof sum[r]);
+        add_panel(count, sum, q, start + low, m, w);
+        for (long r = 0; r < count; r++)
+            for (long c = 0; c < width; c++) {
+                const float y = (float)sum[r][c] * (m->scales[column + c] * scale[low + r]) +
+                                (m->bias ? m->bias[column + c] : 0);
+                out[(low + r) * m->cols + column + c] = m->relu && y < 0 ? 0 : y;
+            }
     }
 }
 
