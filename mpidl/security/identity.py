@@ -84,6 +84,12 @@ class Trust:
         """
         folder = folder or site_folder()
         path = folder / "root.pem"
+        if not path.exists():
+            raise SecurityError(
+                "there is no site's root: nobody can be trusted",
+                where=str(folder),
+                remedy="fetch the site's folder from its authority, or set MPIDL_KEYS",
+            )
         chain = load_chain(keystore.read_public(path, MOST_BYTES), str(path))
         check_root(chain[0])
         trust = cls(chain[0], cls._load_list(folder, chain[0]))
