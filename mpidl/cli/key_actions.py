@@ -13,7 +13,7 @@ from cryptography import x509
 
 from mpidl.errors import ConfigError, SecurityError, nearest
 from mpidl.files import check_folder, reading, writing
-from mpidl.security import authority, enrolment, keystore
+from mpidl.security import authority, enrolment, keystore, requests
 from mpidl.security.certificates import fingerprint
 from mpidl.security.identity import (
     Trust,
@@ -63,12 +63,11 @@ def issue(args: argparse.Namespace) -> Result:
     opened = authority.open_authority()
     check_name(opened.name.site, check_kind(kind), name)
     passphrase = None if args.no_passphrase else keystore.ask_passphrase(name, new=True)
-    keys = enrolment.Keys.generate(kind, submits=args.submit)
-    request = enrolment.read_request(_request(keys, args).encode(), "request")
+    keys = requests.Keys.generate(kind, submits=args.submit)
+    request = requests.read_request(_request(keys, args).encode(), "request")
     with writing(folder):
-        chains = enrolment.certify(opened, request, _lifetime(args))
-        keys.save(folder, passphrase)
-        enrolment.install(folder, chains)
+        asked = requests.Asked(keys, request, passphrase, _lifetime(args))
+        chains = enrolment.enroll(opened, folder, asked)
     return _issued(chains, folder)
 
 
@@ -94,8 +93,8 @@ def _issue_request(args: argparse.Namespace) -> Result:
             remedy="name a new folder with --out, for 'mpidl keys install'",
         )
     with reading(args.request):
-        content = args.request.read_bytes()[: enrolment.MOST_REQUEST + 1]
-    request = enrolment.read_request(content, str(args.request))
+        content = args.request.read_bytes()[: requests.MOST_REQUEST + 1]
+    request = requests.read_request(content, str(args.request))
     enrolment.check_empty(args.out)
     with writing(args.out):
         chains = enrolment.certify(authority.open_authority(), request, _lifetime(args))
@@ -113,7 +112,7 @@ def request(args: argparse.Namespace) -> Result:
     enrolment.check_empty(folder)
     check_folder(args.out)
     passphrase = None if args.no_passphrase else keystore.ask_passphrase(name, new=True)
-    keys = enrolment.Keys.generate(kind, submits=args.submit)
+    keys = requests.Keys.generate(kind, submits=args.submit)
     with writing(args.out):
         keys.save(folder, passphrase)
         text = _request(keys, args).encode()
@@ -178,14 +177,14 @@ def rotate(args: argparse.Namespace) -> Result:
             where=str(folder),
             remedy="issue those of a new job",
         )
-    keys = enrolment.Keys.generate(kind, submits=(folder / enrolment.SUBMIT_KEY).exists())
+    keys = requests.Keys.generate(kind, submits=(folder / enrolment.SUBMIT_KEY).exists())
     text = keys.request(kind, name, hosts=_hosts(old), tokens=_has(old, "tokens"))
-    asked = enrolment.read_request(text.encode(), "request")
+    request = requests.read_request(text.encode(), "request")
     opened = authority.open_authority()
     before = {certificate.serial_number for certificate in opened.issued(name)}
     with writing(folder):
-        plan = enrolment.Rotation(folder, asked, keys, passphrase, _lifetime(args))
-        chains = plan.carry_out(opened)
+        asked = requests.Asked(keys, request, passphrase, _lifetime(args))
+        chains = enrolment.rotate(opened, folder, asked)
         number = opened.revoke(before, args.list_days) if args.revoke else None
     result = _issued(chains, folder) | {"revoked": number}
     result["lines"] += [f"  all before are revoked: list number {number}"] if args.revoke else []
@@ -220,7 +219,7 @@ def _shown(folder: Path, trust: Trust) -> Result:
     try:
         trust.verify(chain, _purpose(chain[0]))
         for path in folder.glob("*.pem"):
-            if path.name in enrolment.KEY_FILES:
+            if path.name in requests.KEY_FILES:
                 keystore.read_private(path)
     except SecurityError as error:
         problem = str(error)
@@ -298,7 +297,7 @@ def _check_passphrase(args: argparse.Namespace, kind: str) -> None:
         )
 
 
-def _request(keys: enrolment.Keys, args: argparse.Namespace) -> str:
+def _request(keys: requests.Keys, args: argparse.Namespace) -> str:
     kind, name = _whom(args)
     return keys.request(kind, name, hosts=tuple(args.host), tokens=args.tokens)
 

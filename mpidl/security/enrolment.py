@@ -1,145 +1,41 @@
-"""How keys come to their certificates: made by their holder, requested, certified by an authority.
+"""How keys come to their certificates: certified by an authority, or, of jobs, by who submits them.
 
-A private key never leaves the machine that made it: the authority sees a request, which holds
-public keys and is signed with the new key. Jobs get their certificates from who submits them.
+Here is also how a holder's keys are replaced by new ones.
 """
 
 from __future__ import annotations
 
 import secrets
 import shutil
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
 
-import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from mpidl.errors import ConfigError, SecurityError
-from mpidl.security import jws, keystore
+from mpidl.security import keystore
 from mpidl.security.authority import Authority
-from mpidl.security.certificates import MOST_HOSTS, Issuer, Key, Wanted, dump_chain
+from mpidl.security.certificates import Issuer, Key, Wanted, dump_chain
 from mpidl.security.identity import MATCH, load_certificates
 from mpidl.security.names import RULES, Name, Purpose, check_name
+from mpidl.security.requests import (
+    KEY_FILES,
+    MOST_REQUEST,
+    Asked,
+    Keys,
+    Request,
+    ed25519,
+    public_hex,
+    read_request,
+)
 from mpidl.security.validation import holder
 
-TYPE = "mpidl-request+jwt"
-MOST_REQUEST = 8 << 10
 SUBMIT, SUBMIT_KEY = "submit-certificate", "submit.pem"
-KEY_FILES = ("key.pem", "sealing.pem", SUBMIT_KEY)
 REQUEST = "request"  # kept beside keys that wait for their certificates
-
-PublicKey = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-PublicKeyOrNone = Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{64})?\Z")]
-
-
-class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What a holder asks an authority for.
-
-    Attributes:
-        kind: What it is.
-        name: Its name.
-        key: Public Ed25519 key in hexadecimal; it signs the request.
-        sealing: Public X25519 key, or empty.
-        submit: Public Ed25519 key that is to issue certificates of jobs, or empty.
-        hosts: Names and addresses of a server.
-        tokens: Whether it is to sign tokens.
-    """
-
-    kind: Literal["person", "service", "node"]
-    name: Annotated[str, msgspec.Meta(max_length=64)]
-    key: PublicKey
-    sealing: PublicKeyOrNone = ""
-    submit: PublicKeyOrNone = ""
-    hosts: Annotated[
-        tuple[Annotated[str, msgspec.Meta(max_length=253)], ...],
-        msgspec.Meta(max_length=MOST_HOSTS),
-    ] = ()
-    tokens: bool = False
-
-
-@dataclass(frozen=True)
-class Keys:
-    """New private keys of one holder.
-
-    Attributes:
-        key: Signs and logs in.
-        sealing: Opens what is sealed for it; nodes have none.
-        submit: Issues the certificates of its jobs, if it submits any.
-    """
-
-    key: Ed25519PrivateKey = field(repr=False)
-    sealing: X25519PrivateKey | None = field(repr=False)
-    submit: Ed25519PrivateKey | None = field(repr=False)
-
-    @classmethod
-    def generate(cls, kind: str, *, submits: bool = False) -> Keys:
-        """Make new keys."""
-        sealing = X25519PrivateKey.generate() if kind != "node" else None
-        submit = Ed25519PrivateKey.generate() if submits else None
-        return cls(Ed25519PrivateKey.generate(), sealing, submit)
-
-    def save(self, folder: Path, passphrase: bytes | None) -> None:
-        """Write them to their folder, which must hold none (`check_empty`).
-
-        Raises:
-            OSError: The file system refuses.
-        """
-        keystore.make_folder(folder)
-        for name, key in self._files():
-            keystore.write_private(folder / name, keystore.dump_key(key, passphrase))
-
-    def _files(self) -> list[tuple[str, keystore.PrivateKey]]:
-        keys = (self.key, self.sealing, self.submit)
-        found = zip(KEY_FILES, keys, strict=True)
-        return [(name, key) for name, key in found if key is not None]
-
-    def request(
-        self, kind: str, name: str, *, hosts: tuple[str, ...] = (), tokens: bool = False
-    ) -> str:
-        """The signed request for their certificates.
-
-        Args:
-            kind: "person", "service" or "node".
-            name: Of their holder.
-            hosts: Names and addresses of a server.
-            tokens: Whether the holder is to sign tokens.
-        """
-        asked = {
-            "kind": kind,
-            "name": name,
-            "key": _hex(self.key),
-            "sealing": _hex(self.sealing) if self.sealing else "",
-            "submit": _hex(self.submit) if self.submit else "",
-            "hosts": hosts,
-            "tokens": tokens,
-        }
-        content = msgspec.json.encode(msgspec.convert(asked, Request))
-        return jws.sign(TYPE, content, self.key)
-
-
-def _hex(key: keystore.PrivateKey) -> str:
-    return _public_hex(key.public_key())
-
-
-def read_request(content: bytes, where: str) -> Request:
-    """A request, if it is signed with the key that it asks for.
-
-    Raises:
-        SecurityError: It is malformed, or signed with another key.
-    """
-    message = jws.parse(content.strip(), TYPE, where)
-    try:
-        request = msgspec.json.decode(message.payload, type=Request)
-        key = _ed25519(request.key)
-    except (ValueError, RecursionError) as error:
-        raise jws.malformed(where) from error
-    message.verify(key)
-    return request
-
 
 Chains = dict[str, tuple[x509.Certificate, ...]]
 
@@ -149,7 +45,7 @@ def certify(
     request: Request,
     lifetime: timedelta | None = None,
     *,
-    replace: bool = False,
+    replaces: bool = False,
 ) -> Chains:
     """Issue the certificates of a request, and publish them.
 
@@ -157,7 +53,7 @@ def certify(
         authority: The site's.
         request: As `read_request` gives it; that it comes from whom it names is for people to see.
         lifetime: Of the certificates (default: the usual one of each kind).
-        replace: Whether they take the place of valid ones, which the caller revokes.
+        replaces: Whether they take the place of valid ones, which the caller revokes.
 
     Returns:
         Role ("certificate", "sealing-certificate", "submit-certificate") -> chain.
@@ -169,7 +65,7 @@ def certify(
     """
     site = authority.name.site
     name = check_name(site, request.kind, request.name)
-    _check_free(authority, name, replace)
+    _check_free(authority, name, replaces)
     every = lifetime or RULES[name.kind].usual
     chains: Chains = {}
 
@@ -179,25 +75,21 @@ def certify(
         wanted = Wanted(holder, key, purposes, longest, hosts)
         chains[role] = (authority.issuer.issue(wanted),)
 
-    purposes = set(RULES[name.kind].purposes) - {"seal"}
-    purposes -= set() if request.tokens else {"tokens"}
-    issue("certificate", name, _ed25519(request.key), purposes)
+    purposes = set(RULES[name.kind].purposes) - {"seal", "tokens"}
+    purposes |= {"tokens"} if request.tokens else set()
+    issue("certificate", name, ed25519(request.key), purposes)
     if request.sealing:
         sealing = X25519PublicKey.from_public_bytes(bytes.fromhex(request.sealing))
         issue("sealing-certificate", name, sealing, {"seal"})
     if request.submit:
         submit = Name(site, "submit", name.name)
-        issue(SUBMIT, submit, _ed25519(request.submit), set(RULES["submit"].purposes))
+        issue(SUBMIT, submit, ed25519(request.submit), set(RULES["submit"].purposes))
     for role, chain in chains.items():
         authority.publish(name, role, chain)
     return chains
 
 
-def _ed25519(text: str) -> Ed25519PublicKey:
-    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
-
-
-def _check_free(authority: Authority, name: Name, replace: bool) -> None:
+def _check_free(authority: Authority, name: Name, replaces: bool) -> None:
     """Refuse a name that is somebody's: names are unique in a site, whatever they name.
 
     Raises:
@@ -213,13 +105,39 @@ def _check_free(authority: Authority, name: Name, replace: bool) -> None:
         certificate.not_valid_after_utc > now and certificate.serial_number not in revoked
         for certificate in issued
     )
-    if kinds != {name.kind} or (valid and not replace):
+    if kinds != {name.kind} or (valid and not replaces):
         kind = "".join(kinds - {name.kind}) or name.kind
         raise ConfigError(
             f"a {kind} has the name {name.name!r}",
             where=str(authority.folder),
             remedy="choose another name; 'mpidl keys rotate' gives its holder new keys",
         )
+
+
+def enroll(authority: Authority, folder: Path, asked: Asked) -> Chains:
+    """Write keys and their certificates to a folder; nothing is left of it where that fails.
+
+    Keys are on disk before certificates are published: nobody seals for a key that was lost.
+
+    Raises:
+        ConfigError: There can be no such certificate, or the folder has keys.
+        SecurityError: A public key is none.
+        OSError: The file system refuses.
+    """
+    check_empty(folder)
+    existed = folder.exists()
+    try:
+        asked.keys.save(folder, asked.passphrase)
+        chains = certify(authority, asked.request, asked.lifetime, replaces=asked.replaces)
+    except BaseException:
+        for name in KEY_FILES:
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            if not existed:
+                folder.rmdir()
+        raise
+    install(folder, chains)
+    return chains
 
 
 def check_empty(folder: Path) -> None:
@@ -253,15 +171,9 @@ def check_answer(folder: Path, chains: Chains, source: Path) -> None:
     asked = read_request(keystore.read_public(path, MOST_REQUEST), str(path))
     keys = {"certificate": asked.key, "sealing-certificate": asked.sealing, SUBMIT: asked.submit}
     wanted = {role: key for role, key in keys.items() if key}
-    found = {role: _public_hex(chain[0].public_key()) for role, chain in chains.items()}
+    found = {role: public_hex(chain[0].public_key()) for role, chain in chains.items()}
     if found != wanted or holder(chains["certificate"][0]).name != asked.name:
         raise SecurityError("holds certificates of other keys", where=str(source), remedy=MATCH)
-
-
-def _public_hex(key: object) -> str:
-    if not isinstance(key, Ed25519PublicKey | X25519PublicKey):
-        return ""
-    return key.public_bytes_raw().hex()
 
 
 def install(folder: Path, chains: Chains) -> None:
@@ -320,50 +232,35 @@ def issue_job(by: Path, job: str, lifetime: timedelta | None, folder: Path) -> N
     return name
 
 
-@dataclass(frozen=True)
-class Rotation:
-    """New keys in place of a holder's old ones.
+def rotate(authority: Authority, folder: Path, asked: Asked) -> Chains:
+    """Put new keys in place of a holder's old ones.
 
     Old sealing keys are kept in `retired`, for what is still sealed for them; other old keys are
     removed. Their certificates expire in time: revoked, they would take what they have signed, and
     running jobs, with them.
 
-    Attributes:
+    Args:
+        authority: The site's.
         folder: Of the holder's keys.
-        request: For the new keys.
-        keys: The new keys.
-        passphrase: Of old and new keys; None: they are not encrypted.
-        lifetime: Of the certificates (default: the usual one).
+        asked: The new keys.
+
+    Returns:
+        The new certificates, as `certify`.
+
+    Raises:
+        ConfigError: There can be no such certificate.
+        SecurityError: The files are not right.
+        DataError: They cannot be read.
+        OSError: The file system refuses.
     """
-
-    folder: Path
-    request: Request
-    keys: Keys = field(repr=False)
-    passphrase: bytes | None = field(repr=False)
-    lifetime: timedelta | None = None
-
-    def carry_out(self, authority: Authority) -> Chains:
-        """Make the new folder, and put it in place of the old one.
-
-        Returns:
-            The new certificates, as `certify`.
-
-        Raises:
-            ConfigError: There can be no such certificate.
-            SecurityError: The files are not right.
-            DataError: They cannot be read.
-            OSError: The file system refuses.
-        """
-        following = self.folder.with_name(f"{self.folder.name}.{secrets.token_hex(4)}")
-        self.keys.save(following, self.passphrase)
-        _retire(self.folder, following)
-        chains = certify(authority, self.request, self.lifetime, replace=True)
-        install(following, chains)
-        before = self.folder.with_name(f"{following.name}.before")
-        self.folder.rename(before)
-        following.rename(self.folder)
-        shutil.rmtree(before)
-        return chains
+    following = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+    chains = enroll(authority, following, replace(asked, replaces=True))
+    _retire(folder, following)
+    before = folder.with_name(f"{following.name}.before")
+    folder.rename(before)
+    following.rename(folder)
+    shutil.rmtree(before)
+    return chains
 
 
 def _retire(folder: Path, following: Path) -> None:

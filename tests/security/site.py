@@ -48,14 +48,13 @@ class Site:
 
     def issue(self, kind: str, name: str, **wishes: Any) -> Any:
         """A new identity, as `mpidl keys issue` makes it."""
-        from mpidl.security import enrolment
+        from mpidl.security import enrolment, requests
 
-        keys = enrolment.Keys.generate(kind, submits=wishes.pop("submit", False))
+        keys = requests.Keys.generate(kind, submits=wishes.pop("submit", False))
         text = keys.request(kind, name, **wishes)
-        request = enrolment.read_request(text.encode(), "request")
-        chains = enrolment.certify(self.authority, request)
-        keys.save(self.keys(name), PASSPHRASE)
-        enrolment.install(self.keys(name), chains)
+        request = requests.read_request(text.encode(), "request")
+        asked = requests.Asked(keys, request, PASSPHRASE)
+        enrolment.enroll(self.authority, self.keys(name), asked)
         return self.identity(name)
 
     def job(self, name: str, by: str = "ada", **options: Any) -> Any:
