@@ -125,8 +125,7 @@ def request(args: argparse.Namespace) -> Result:
 def install(args: argparse.Namespace) -> Result:
     """Put certificates beside the keys that they are of."""
     folder = _own(args.name)
-    roles = ("certificate", "sealing-certificate", enrolment.SUBMIT)
-    files = {role: args.folder / f"{role}.pem" for role in roles}
+    files = {role: args.folder / f"{role}.pem" for role in requests.CERTIFICATES}
     chains = {role: load_certificates(path) for role, path in files.items() if path.exists()}
     enrolment.check_answer(folder, chains, args.folder)
     Trust.load().verify(chains["certificate"], _purpose(chains["certificate"][0]))

@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mpidl.cli.arguments import accept_json
+
 NAME = "keys"
 HELP = "keys and certificates of people, services, nodes and jobs"
 SECONDS = {"m": 60, "h": 3600, "d": 86400}
@@ -21,10 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for add in (_init, _issue, _request, _install, _revoke, _rotate, _show, _token):
         add(actions)
-    for action in actions.choices.values():  # --json may stand behind the action too
-        action.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
+    accept_json(actions)
 
 
 Actions = Any  # of argparse, which has no public name for it

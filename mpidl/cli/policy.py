@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpidl.cli.arguments import accept_json
+
 if TYPE_CHECKING:
     from mpidl.security.subject import Subject
 
@@ -34,11 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--draft", type=Path, metavar="FILE", help="a policy that need not be signed yet"
     )
-    check.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
     sign = actions.add_parser("sign", help="sign a policy with the site's root key")
     sign.add_argument("file", type=Path)
+    accept_json(actions)
 
 
 def moment(text: str) -> datetime:

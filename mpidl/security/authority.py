@@ -74,7 +74,7 @@ class Authority:
 
         Args:
             name: Of its holder.
-            role: "certificate", "sealing-certificate" or "submit-certificate".
+            role: One of `mpidl.security.requests.CERTIFICATES`.
             chain: The certificate.
 
         Raises:

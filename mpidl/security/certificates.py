@@ -3,6 +3,9 @@
 Every certificate has: basic constraints, key usage and (but for the root) extended key usage, all
 critical; one URI that names its holder (`mpidl.security.names`); the identifiers of its key and of
 its issuer's. Servers have host names beside. Validation refuses whatever has more or less.
+
+Keys are Ed25519, but for two uses: X25519 to seal for somebody, and ECDSA (P-256) for TLS with
+programs that know no Ed25519 there, as gRPC (BoringSSL) does.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -40,7 +44,7 @@ MALFORMED = (
     x509.UnsupportedGeneralNameType,
 )
 
-Key = Ed25519PublicKey | X25519PublicKey
+Key = Ed25519PublicKey | X25519PublicKey | EllipticCurvePublicKey
 
 
 @dataclass(frozen=True)

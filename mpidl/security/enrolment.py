@@ -14,7 +14,6 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from mpidl.errors import ConfigError, SecurityError
 from mpidl.security import keystore
@@ -28,12 +27,12 @@ from mpidl.security.requests import (
     Asked,
     Keys,
     Request,
-    ed25519,
     public_hex,
     read_request,
 )
-from mpidl.security.validation import holder
+from mpidl.security.validation import TLS, holder
 
+HOSTED = ("certificate", "tls-certificate")
 SUBMIT, SUBMIT_KEY = "submit-certificate", "submit.pem"
 REQUEST = "request"  # kept beside keys that wait for their certificates
 
@@ -56,37 +55,39 @@ def certify(
         replaces: Whether they take the place of valid ones, which the caller revokes.
 
     Returns:
-        Role ("certificate", "sealing-certificate", "submit-certificate") -> chain.
+        Role (one of `CERTIFICATES`) -> chain.
 
     Raises:
         ConfigError: There can be no such certificate.
-        SecurityError: A public key is none.
         OSError: The file system refuses.
     """
     site = authority.name.site
     name = check_name(site, request.kind, request.name)
     _check_free(authority, name, replaces)
-    every = lifetime or RULES[name.kind].usual
     chains: Chains = {}
-
-    def issue(role: str, holder: Name, key: Key, purposes: set[Purpose]) -> None:
-        longest = min(every, RULES[holder.kind].usual) if holder != name else every
-        hosts = request.hosts if role == "certificate" else ()
-        wanted = Wanted(holder, key, purposes, longest, hosts)
+    for role, key in request.public().items():
+        holder_name = Name(site, "submit", name.name) if role == SUBMIT else name
+        usual = RULES[holder_name.kind].usual
+        # who submits jobs gets a certificate of the usual time at most, whatever is asked for
+        time = min(lifetime or usual, usual) if role == SUBMIT else lifetime or usual
+        hosts = request.hosts if role in HOSTED else ()
+        wanted = Wanted(holder_name, key, _purposes(request, role), time, hosts)
         chains[role] = (authority.issuer.issue(wanted),)
-
-    purposes = set(RULES[name.kind].purposes) - {"seal", "tokens"}
-    purposes |= {"tokens"} if request.tokens else set()
-    issue("certificate", name, ed25519(request.key), purposes)
-    if request.sealing:
-        sealing = X25519PublicKey.from_public_bytes(bytes.fromhex(request.sealing))
-        issue("sealing-certificate", name, sealing, {"seal"})
-    if request.submit:
-        submit = Name(site, "submit", name.name)
-        issue(SUBMIT, submit, ed25519(request.submit), set(RULES["submit"].purposes))
     for role, chain in chains.items():
         authority.publish(name, role, chain)
     return chains
+
+
+def _purposes(request: Request, role: str) -> set[Purpose]:
+    """What a certificate of a request is for."""
+    if role == SUBMIT:
+        return set(RULES["submit"].purposes)
+    if role == "sealing-certificate":
+        return {"seal"}
+    most = set(RULES[request.kind].purposes)
+    if role == "tls-certificate":
+        return most & set(TLS)
+    return most - {"seal", "tokens"} | ({"tokens"} if request.tokens else set())
 
 
 def _check_free(authority: Authority, name: Name, replaces: bool) -> None:
@@ -121,7 +122,6 @@ def enroll(authority: Authority, folder: Path, asked: Asked) -> Chains:
 
     Raises:
         ConfigError: There can be no such certificate, or the folder has keys.
-        SecurityError: A public key is none.
         OSError: The file system refuses.
     """
     check_empty(folder)
@@ -169,11 +169,15 @@ def check_answer(folder: Path, chains: Chains, source: Path) -> None:
     """
     path = folder / REQUEST
     asked = read_request(keystore.read_public(path, MOST_REQUEST), str(path))
-    keys = {"certificate": asked.key, "sealing-certificate": asked.sealing, SUBMIT: asked.submit}
-    wanted = {role: key for role, key in keys.items() if key}
-    found = {role: public_hex(chain[0].public_key()) for role, chain in chains.items()}
+    wanted = {role: public_hex(key) for role, key in asked.public().items()}
+    found = {role: _hex(chain[0]) for role, chain in chains.items()}
     if found != wanted or holder(chains["certificate"][0]).name != asked.name:
         raise SecurityError("holds certificates of other keys", where=str(source), remedy=MATCH)
+
+
+def _hex(certificate: x509.Certificate) -> str:
+    key = certificate.public_key()
+    return public_hex(key) if isinstance(key, Key) else ""
 
 
 def install(folder: Path, chains: Chains) -> None:

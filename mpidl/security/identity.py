@@ -4,6 +4,8 @@ Folders, below `~/.config/mpidl` or MPIDL_KEYS:
 
     keys/NAME/certificate.pem           certificates of NAME, its own first, without the root
     keys/NAME/key.pem                   Ed25519: signs, logs in
+    keys/NAME/tls-certificate.pem       certificates of the key for TLS
+    keys/NAME/tls.pem                   ECDSA P-256: for programs whose TLS knows no Ed25519 (gRPC)
     keys/NAME/sealing-certificate.pem   certificates of the sealing key
     keys/NAME/sealing.pem               X25519: opens what is sealed for NAME
     keys/NAME/submit-certificate.pem    of who submits jobs: issues the certificates of jobs
@@ -23,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -48,6 +51,8 @@ class Identity:
         sealing_key: Opens what is sealed for it, if it has one.
         sealing_chain: The certificates of that key.
         submitter: Of a job: who submitted it.
+        tls_key: Its key for TLS, if it has one.
+        tls_chain: The certificates of that key.
     """
 
     name: str
@@ -57,6 +62,8 @@ class Identity:
     sealing_key: X25519PrivateKey | None = field(default=None, repr=False)
     sealing_chain: tuple[x509.Certificate, ...] = ()
     submitter: str = ""
+    tls_key: EllipticCurvePrivateKey | None = field(default=None, repr=False)
+    tls_chain: tuple[x509.Certificate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,21 +165,44 @@ def load_identity(folder: Path, passphrase: bytes | None = None) -> Identity:
     """
     chain = load_certificates(folder / "certificate.pem")
     name = holder(chain[0])
-    sealed = (folder / "sealing.pem").exists()
     if passphrase is None and keystore.is_encrypted(folder / "key.pem"):
         passphrase = keystore.ask_passphrase(str(name))
-    key = keystore.load_key(folder / "key.pem", passphrase)
-    sealing = keystore.load_key(folder / "sealing.pem", passphrase) if sealed else None
-    sealing_chain = load_certificates(folder / "sealing-certificate.pem") if sealed else ()
-    _check_pair(key, chain[0], Ed25519PrivateKey, folder / "key.pem")
-    if sealed:
-        _check_pair(sealing, sealing_chain[0], X25519PrivateKey, folder / "sealing.pem")
-        if holder(sealing_chain[0]) != name:
-            where = str(folder / "sealing-certificate.pem")
-            raise SecurityError(f"is not of {name}", where=where, remedy=MATCH)
+    key = _load_pair(folder, "key.pem", chain, passphrase)
+    found: dict[str, tuple[keystore.PrivateKey | None, tuple[x509.Certificate, ...]]] = {}
+    for use in ("sealing", "tls"):
+        found[use] = (None, ())
+        if (folder / f"{use}.pem").exists():
+            path = folder / f"{use}-certificate.pem"
+            own = load_certificates(path)
+            if holder(own[0]) != name:
+                raise SecurityError(f"is not of {name}", where=str(path), remedy=MATCH)
+            found[use] = _load_pair(folder, f"{use}.pem", own, passphrase), own
+    (sealing, sealing_chain), (tls, tls_chain) = found.values()
     assert isinstance(key, Ed25519PrivateKey)
     assert sealing is None or isinstance(sealing, X25519PrivateKey)
-    return Identity(name.name, name.kind, chain, key, sealing, sealing_chain, name.submitter)
+    assert tls is None or isinstance(tls, EllipticCurvePrivateKey)
+    return Identity(
+        name.name, name.kind, chain, key, sealing, sealing_chain, name.submitter, tls, tls_chain
+    )
+
+
+KINDS: dict[str, type[keystore.PrivateKey]] = {
+    "key.pem": Ed25519PrivateKey,
+    "sealing.pem": X25519PrivateKey,
+    "tls.pem": EllipticCurvePrivateKey,
+}
+
+
+def _load_pair(
+    folder: Path, file: str, chain: tuple[x509.Certificate, ...], passphrase: bytes | None
+) -> keystore.PrivateKey:
+    """A private key, if it is of its kind and that of its certificate."""
+    key = keystore.load_key(folder / file, passphrase)
+    if not isinstance(key, KINDS[file]) or key.public_key() != chain[0].public_key():
+        raise SecurityError(
+            "is not the key of its certificate", where=str(folder / file), remedy=MATCH
+        )
+    return key
 
 
 def retired_sealing_keys(
@@ -224,13 +254,3 @@ def load_certificates(path: Path) -> tuple[x509.Certificate, ...]:
         DataError: It cannot be read.
     """
     return load_chain(keystore.read_public(path, MOST_BYTES), str(path))
-
-
-def _check_pair(
-    key: keystore.PrivateKey | None,
-    certificate: x509.Certificate,
-    kind: type[keystore.PrivateKey],
-    path: Path,
-) -> None:
-    if not isinstance(key, kind) or key.public_key() != certificate.public_key():
-        raise SecurityError("is not the key of its certificate", where=str(path), remedy=MATCH)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -31,7 +32,7 @@ from mpidl import settings
 from mpidl.errors import SecurityError
 from mpidl.files import publish, read_error
 
-PrivateKey = Ed25519PrivateKey | X25519PrivateKey
+PrivateKey = Ed25519PrivateKey | X25519PrivateKey | EllipticCurvePrivateKey
 
 MOST_KEY_BYTES = 4096
 MOST_PASSPHRASE = 1024
@@ -203,7 +204,7 @@ def load_key(path: Path, passphrase: bytes | None = None) -> PrivateKey:
         key = serialization.load_pem_private_key(content, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm, MemoryError):
         key = None
-    if not isinstance(key, Ed25519PrivateKey | X25519PrivateKey):
+    if not isinstance(key, PrivateKey):
         raise SecurityError(
             "the passphrase is wrong, or the file is damaged",
             where=str(path),
@@ -245,8 +246,10 @@ def dump_key(key: PrivateKey, passphrase: bytes | None) -> bytes:
 
 
 def _tlv(tag: int, content: bytes) -> bytes:
-    """A value in DER (ITU-T X.690): tag, length, content of less than 256 bytes."""
-    length = bytes([len(content)]) if len(content) < 128 else bytes([0x81, len(content)])
+    """A value in DER (ITU-T X.690): tag, length, content of less than 65,536 bytes."""
+    count = len(content)
+    short, medium = bytes([count & 127]), bytes([0x81, count & 255])
+    length = short if count < 128 else medium if count < 256 else b"\x82" + count.to_bytes(2, "big")
     return bytes([tag]) + length + content
 
 

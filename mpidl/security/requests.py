@@ -11,16 +11,27 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mpidl.security import jws, keystore
-from mpidl.security.certificates import MOST_HOSTS
+from mpidl.security.certificates import MOST_HOSTS, Key
+from mpidl.security.keystore import PrivateKey
 
 TYPE = "mpidl-request+jwt"
 MOST_REQUEST = 8 << 10
-KEY_FILES = ("key.pem", "sealing.pem", "submit.pem")
+# Roles of certificates, and the files of their keys
+CERTIFICATES = ("certificate", "tls-certificate", "sealing-certificate", "submit-certificate")
+KEY_FILES = ("key.pem", "tls.pem", "sealing.pem", "submit.pem")
 
+PublicPoint = Annotated[str, msgspec.Meta(pattern=r"\A(?:0[23][0-9a-f]{64})?\Z")]
 PublicKey = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 PublicKeyOrNone = Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{64})?\Z")]
 
@@ -32,6 +43,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         kind: What it is.
         name: Its name.
         key: Public Ed25519 key in hexadecimal; it signs the request.
+        tls: Public P-256 key, or empty.
         sealing: Public X25519 key, or empty.
         submit: Public Ed25519 key that is to issue certificates of jobs, or empty.
         hosts: Names and addresses of a server.
@@ -41,6 +53,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     kind: Literal["person", "service", "node"]
     name: Annotated[str, msgspec.Meta(max_length=64)]
     key: PublicKey
+    tls: PublicPoint = ""
     sealing: PublicKeyOrNone = ""
     submit: PublicKeyOrNone = ""
     hosts: Annotated[
@@ -49,6 +62,21 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     ] = ()
     tokens: bool = False
 
+    def public(self) -> dict[str, Key]:
+        """The public keys: role of the certificate -> key.
+
+        Raises:
+            ValueError: One is no key.
+        """
+        wanted: tuple[tuple[type[Key], str], ...] = (
+            (Ed25519PublicKey, self.key),
+            (EllipticCurvePublicKey, self.tls),
+            (X25519PublicKey, self.sealing),
+            (Ed25519PublicKey, self.submit),
+        )
+        found = zip(CERTIFICATES, wanted, strict=True)
+        return {role: public_key(kind, text) for role, (kind, text) in found if text}
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -56,11 +84,13 @@ class Keys:
 
     Attributes:
         key: Signs and logs in.
+        tls: Speaks TLS with programs that know no Ed25519; jobs have none.
         sealing: Opens what is sealed for it; nodes have none.
         submit: Issues the certificates of its jobs, if it submits any.
     """
 
     key: Ed25519PrivateKey = field(repr=False)
+    tls: EllipticCurvePrivateKey | None = field(repr=False)
     sealing: X25519PrivateKey | None = field(repr=False)
     submit: Ed25519PrivateKey | None = field(repr=False)
 
@@ -69,7 +99,8 @@ class Keys:
         """Make new keys."""
         sealing = X25519PrivateKey.generate() if kind != "node" else None
         submit = Ed25519PrivateKey.generate() if submits else None
-        return cls(Ed25519PrivateKey.generate(), sealing, submit)
+        tls = generate_private_key(SECP256R1()) if kind != "job" else None
+        return cls(Ed25519PrivateKey.generate(), tls, sealing, submit)
 
     def save(self, folder: Path, passphrase: bytes | None) -> None:
         """Write them to their folder, which must hold none (`check_empty`).
@@ -82,7 +113,7 @@ class Keys:
             keystore.write_private(folder / name, keystore.dump_key(key, passphrase))
 
     def _files(self) -> list[tuple[str, keystore.PrivateKey]]:
-        keys = (self.key, self.sealing, self.submit)
+        keys = (self.key, self.tls, self.sealing, self.submit)
         found = zip(KEY_FILES, keys, strict=True)
         return [(name, key) for name, key in found if key is not None]
 
@@ -100,9 +131,10 @@ class Keys:
         asked = {
             "kind": kind,
             "name": name,
-            "key": public_hex(self.key.public_key()),
-            "sealing": public_hex(self.sealing.public_key()) if self.sealing else "",
-            "submit": public_hex(self.submit.public_key()) if self.submit else "",
+            "key": public_hex(self.key),
+            "tls": public_hex(self.tls),
+            "sealing": public_hex(self.sealing),
+            "submit": public_hex(self.submit),
             "hosts": hosts,
             "tokens": tokens,
         }
@@ -138,24 +170,31 @@ def read_request(content: bytes, where: str) -> Request:
     message = jws.parse(content.strip(), TYPE, where)
     try:
         request = msgspec.json.decode(message.payload, type=Request)
-        key = ed25519(request.key)
+        key = request.public()["certificate"]
     except (ValueError, RecursionError) as error:
         raise jws.malformed(where) from error
+    assert isinstance(key, Ed25519PublicKey)
     message.verify(key)
     return request
 
 
-def ed25519(text: str) -> Ed25519PublicKey:
+def public_hex(key: PrivateKey | Key | None) -> str:
+    """A public key, or that of a private key, in hexadecimal; empty for none."""
+    if key is None:
+        return ""
+    public = key.public_key() if isinstance(key, PrivateKey) else key
+    if isinstance(public, EllipticCurvePublicKey):
+        return public.public_bytes(Encoding.X962, PublicFormat.CompressedPoint).hex()
+    return public.public_bytes_raw().hex()
+
+
+def public_key(kind: type[Key], text: str) -> Key:
     """A public key from hexadecimal.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is none of that kind.
     """
-    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
-
-
-def public_hex(key: object) -> str:
-    """A public key in hexadecimal; empty for one of another kind."""
-    if not isinstance(key, Ed25519PublicKey | X25519PublicKey):
-        return ""
-    return key.public_bytes_raw().hex()
+    content = bytes.fromhex(text)
+    if issubclass(kind, EllipticCurvePublicKey):
+        return EllipticCurvePublicKey.from_encoded_point(SECP256R1(), content)
+    return kind.from_public_bytes(content)

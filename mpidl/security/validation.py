@@ -13,6 +13,7 @@ from datetime import datetime
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
@@ -28,6 +29,7 @@ from mpidl.security.certificates import (
 from mpidl.security.names import PURPOSES, RULES, Name, Purpose, parse_uri
 
 REISSUE = "ask the site's authority for a certificate ('mpidl keys issue')"
+TLS: tuple[Purpose, ...] = ("login", "server")
 _CRITICAL = {
     ExtensionOID.BASIC_CONSTRAINTS: True,
     ExtensionOID.KEY_USAGE: True,
@@ -249,6 +251,15 @@ def check_key(certificate: x509.Certificate, purpose: Purpose) -> None:
     Raises:
         SecurityError: The key is of another kind.
     """
-    wanted = X25519PublicKey if purpose == "seal" else Ed25519PublicKey
-    if not isinstance(certificate.public_key(), wanted):
+    key = certificate.public_key()
+    if purpose == "seal":
+        fits = isinstance(key, X25519PublicKey)
+    else:
+        fits = isinstance(key, Ed25519PublicKey) or (purpose in TLS and is_p256(key))
+    if not fits:
         raise refuse(f"has a key that cannot be used for {purpose}", certificate)
+
+
+def is_p256(key: object) -> bool:
+    """Whether a public key is one for TLS."""
+    return isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)

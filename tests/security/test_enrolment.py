@@ -37,10 +37,10 @@ def test_a_request_is_certified_and_its_certificates_published(own_site: Site) -
 @pytest.mark.parametrize(
     ("kind", "more", "files"),
     [
-        ("person", {}, 2),
-        ("person", {"submit": True}, 3),
-        ("service", {"hosts": ("a.example.org", "::1"), "tokens": True}, 2),
-        ("node", {}, 1),
+        ("person", {}, 3),
+        ("person", {"submit": True}, 4),
+        ("service", {"hosts": ("a.example.org", "::1"), "tokens": True}, 3),
+        ("node", {}, 2),
     ],
 )
 def test_kinds_have_the_certificates_that_they_need(
@@ -56,9 +56,10 @@ def test_kinds_have_the_certificates_that_they_need(
 
 def test_no_private_key_is_in_a_request() -> None:
     keys, asked = request(submit=True)
-    text = json.dumps([asked.key, asked.sealing, asked.submit])
+    text = json.dumps([asked.key, asked.tls, asked.sealing, asked.submit])
     for key in (keys.key, keys.sealing, keys.submit):
         assert key.private_bytes_raw().hex() not in text
+    assert f"{keys.tls.private_numbers().private_value:064x}" not in text
     assert "key=" not in repr(keys)
 
 
@@ -79,6 +80,9 @@ def test_a_request_is_signed_with_the_key_that_it_asks_for() -> None:
         {"kind": "site"},
         {"key": "00"},
         {"key": "g" * 64},
+        {"tls": "02" + "ff" * 32},
+        {"tls": "04" + "00" * 32},
+        {"sealing": "00"},
         {"name": "x" * 65},
         {"hosts": ["a"] * 17},
         {"hosts": "a"},

@@ -34,6 +34,7 @@ HOUR = timedelta(hours=1)
 SITE = "cluster.example.org"
 KEY = Ed25519PrivateKey.generate()
 PUBLIC = KEY.public_key()
+P256 = ec.generate_private_key(ec.SECP256R1()).public_key()
 EVE = Name(SITE, "person", "eve")
 JOB = Name(SITE, "job", "run-9", "ada")
 
@@ -76,7 +77,19 @@ def test_sealing_certificates_are_for_sealing_only(site: Site, name: str) -> Non
             site.trust().verify(chain, purpose)
 
 
-Attack = Callable[[Site], tuple[list[x509.Certificate], str]]
+@pytest.mark.parametrize(
+    ("name", "purposes"),
+    [("ada", {"login"}), ("portal", {"login", "server"}), ("node7", {"server"}), ("run-7", set())],
+)
+def test_keys_for_tls_are_for_nothing_else(site: Site, name: str, purposes: set[str]) -> None:
+    chain = site.identity(name).tls_chain
+    for purpose in PURPOSES if chain else ():
+        if purpose in purposes:
+            assert site.trust().verify(chain, purpose).name == name
+        else:
+            with pytest.raises(SecurityError, match="is not for"):
+                site.trust().verify(chain, purpose)
+    assert bool(chain) == bool(purposes)
 
 
 def by_root(site: Site, name: Name = EVE, **changes: Any) -> list[x509.Certificate]:
@@ -277,6 +290,21 @@ ATTACKS: dict[str, tuple[Callable[[Site], list[x509.Certificate]], str, str]] = 
         lambda site: by_root(site, purposes=["seal"]),
         "seal",
         "cannot be used for seal",
+    ),
+    "a key for TLS signs": (
+        lambda site: by_root(site, public=P256),
+        "sign",
+        "cannot be used for sign",
+    ),
+    "a key of another curve logs in": (
+        lambda site: by_root(site, public=ec.generate_private_key(ec.SECP384R1()).public_key()),
+        "login",
+        "cannot be used for login",
+    ),
+    "a key for TLS in a job": (
+        lambda site: by_ada(site, public=P256),
+        "job-rank",
+        "cannot be used for job-rank",
     ),
     "certificates in another order": (
         lambda site: by_ada(site)[::-1],
