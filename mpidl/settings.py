@@ -55,5 +55,26 @@ CPU_LEVEL = Variable(
     "",
     "`v2`, `v3`, `v4`: use this level of the C kernels only; `none`: pure NumPy",
 )
+KEYS = Variable(
+    "MPIDL_KEYS",
+    "",
+    "the folder of keys, certificates and the site's root, in place of `~/.config/mpidl`",
+)
+PASSPHRASE_FILE = Variable(
+    "MPIDL_PASSPHRASE_FILE",
+    "",
+    "a file of mode 0600 with the passphrase of private keys, where nobody can be asked",
+)
 
-VARIABLES = (BACKEND, BIND, WATCHDOG, GUARD, TUNE, GPU_AWARE, WINOGRAD, CPU_LEVEL)
+VARIABLES = (
+    BACKEND,
+    BIND,
+    WATCHDOG,
+    GUARD,
+    TUNE,
+    GPU_AWARE,
+    WINOGRAD,
+    CPU_LEVEL,
+    KEYS,
+    PASSPHRASE_FILE,
+)
