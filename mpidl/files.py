@@ -57,6 +57,32 @@ def publish(partial: Path, final: Path) -> None:
     sync(final.parent)
 
 
+def publish_new(partial: Path, final: Path) -> bool:
+    """As `publish`, if there is no `final`, which is checked as it is made.
+
+    Returns:
+        Whether it was published; else both are as they were.
+
+    Raises:
+        OSError: The file system refuses.
+    """
+    sync(partial)
+    try:
+        os.link(partial, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if final.exists():  # a file system without links: what is made just now is replaced
+            return False
+        partial.replace(final)
+    else:
+        partial.unlink()
+    sync(final.parent)
+    return True
+
+
 def sync(path: Path) -> None:
     """Force a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)

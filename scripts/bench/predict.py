@@ -112,8 +112,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--folder", type=Path, help="for data and predictions")
+    parser.add_argument("--make", type=Path, help="only make data and runs in this folder")
     args = parser.parse_args()
     context = init()
+    if args.make:
+        make(args.make, args.samples, context)
+        return
     base = context.on_root(lambda: tempfile.mkdtemp(dir=args.folder), "making a folder")
     folder = Path(base)
     try:
