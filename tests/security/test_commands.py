@@ -221,6 +221,14 @@ def test_policies_are_explained_and_signed(own_site: Site, tmp_path: Path, mpidl
     assert mpidl(*asked, status=DENIED)["object"] == str(tmp_path / "secret")
 
 
+@pytest.mark.parametrize("words", [("keys", "show"), ("policy", "check", "person:ada", "train")])
+def test_they_are_for_one_process(
+    site: Site, mpidl: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert "is for one process, but 2 were started" in mpidl(*words, status=1)["error"]
+
+
 def test_people_read_the_same(own_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keys", "show"]) == 0
     out = capsys.readouterr().out
