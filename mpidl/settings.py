@@ -55,10 +55,11 @@ CPU_LEVEL = Variable(
     "",
     "`v2`, `v3`, `v4`: use this level of the C kernels only; `none`: pure NumPy",
 )
-KEYS = Variable(
-    "MPIDL_KEYS",
-    "",
-    "the folder of keys, certificates and the site's root, in place of `~/.config/mpidl`",
+KEYS = Variable("MPIDL_KEYS", "~/.config/mpidl/keys", "the folder of identities")
+SITE = Variable(
+    "MPIDL_SITE",
+    "~/.config/mpidl/site",
+    "the public folder of a site: its root, its list of revoked certificates, its policy",
 )
 PASSPHRASE_FILE = Variable(
     "MPIDL_PASSPHRASE_FILE",
@@ -76,5 +77,6 @@ VARIABLES = (
     WINOGRAD,
     CPU_LEVEL,
     KEYS,
+    SITE,
     PASSPHRASE_FILE,
 )

@@ -200,7 +200,7 @@ def show(args: argparse.Namespace) -> Result:
         f"list of revoked certificates: number {number}, {len(trust.revocations.serials)} of them, "
         f"until {until:%F %T} UTC",
     ]
-    folders = [_own(args.name)] if args.name else sorted(key_folder("").glob("*"))
+    folders = [_own(args.name)] if args.name else sorted(keystore.keys_folder().glob("[!.]*"))
     shown, notes = [], []
     for folder in (folder for folder in folders if (folder / "certificate.pem").exists()):
         entry = _shown(folder, trust)
@@ -273,10 +273,10 @@ def _own(name: str) -> Path:
     """
     folder = key_folder(name)
     if not WORD.fullmatch(name) or not folder.is_dir():
-        names = sorted(path.name for path in key_folder("").glob("*"))
+        names = sorted(path.name for path in keystore.keys_folder().glob("[!.]*"))
         raise ConfigError(
             f"there are no keys of {name[:80]!r}",
-            where=str(key_folder("")),
+            where=str(keystore.keys_folder()),
             remedy=nearest(name, names) if names else "'mpidl keys issue' or 'request' makes them",
         )
     return folder

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mpidl.cli.arguments import accept_json
+from mpidl.cli.arguments import accept_json, check_alone
 
 NAME = "keys"
 HELP = "keys and certificates of people, services, nodes and jobs"
@@ -149,6 +149,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.errors import notice
     from mpidl.extras import load_extra
 
+    check_alone("mpidl keys")
     load_extra("cryptography", f"'mpidl keys {args.action}'")
     from mpidl.cli import key_actions
 

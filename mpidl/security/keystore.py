@@ -44,9 +44,14 @@ OTHERS_READ = stat.S_IRWXG | stat.S_IRWXO
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def home() -> Path:
-    """The folder of keys, certificates and the site's root."""
-    return Path(settings.KEYS.value or Path.home() / ".config" / "mpidl")
+def keys_folder() -> Path:
+    """The folder of identities."""
+    return Path(settings.KEYS.value).expanduser()
+
+
+def site_folder() -> Path:
+    """The public folder of the site."""
+    return Path(settings.SITE.value).expanduser()
 
 
 def read_private(path: Path, limit: int = MOST_KEY_BYTES) -> bytes:
@@ -164,7 +169,7 @@ def ask_passphrase(what: str, *, new: bool = False) -> bytes:
     """
     file = settings.PASSPHRASE_FILE.value
     if file:
-        found = read_private(Path(file), MOST_PASSPHRASE).removesuffix(b"\n")
+        found = read_private(Path(file), MOST_PASSPHRASE).rstrip(b"\r\n")
     elif sys.stdin is not None and sys.stdin.isatty():
         found = getpass.getpass(f"passphrase of {what}: ").encode()
         if new and getpass.getpass("the same again: ").encode() != found:

@@ -30,6 +30,7 @@ from mpidl.security.names import PURPOSES, RULES, Name, Purpose, parse_uri
 
 REISSUE = "ask the site's authority for a certificate ('mpidl keys issue')"
 TLS: tuple[Purpose, ...] = ("login", "server")
+P256: tuple[Purpose, ...] = (*TLS, "sign")  # for what other programs verify
 _CRITICAL = {
     ExtensionOID.BASIC_CONSTRAINTS: True,
     ExtensionOID.KEY_USAGE: True,
@@ -66,7 +67,7 @@ def check_path(
 
     Args:
         chain: The holder's certificate, then its issuers, without the root.
-        root: Of the site, trusted.
+        root: Of the site, trusted: `check_root` was asked when it was loaded.
         purpose: For which the holder presents it.
         at: The time, with time zone.
 
@@ -79,7 +80,7 @@ def check_path(
             where="chain of certificates",
             remedy=REISSUE,
         )
-    site = check_root(root)
+    site = check_profile(root, authority=True)
     check_time(root, site, at)
     issuer, above = root, site
     for depth, certificate in reversed(list(enumerate(chain))):
@@ -255,11 +256,11 @@ def check_key(certificate: x509.Certificate, purpose: Purpose) -> None:
     if purpose == "seal":
         fits = isinstance(key, X25519PublicKey)
     else:
-        fits = isinstance(key, Ed25519PublicKey) or (purpose in TLS and is_p256(key))
+        fits = isinstance(key, Ed25519PublicKey) or (purpose in P256 and is_p256(key))
     if not fits:
         raise refuse(f"has a key that cannot be used for {purpose}", certificate)
 
 
 def is_p256(key: object) -> bool:
-    """Whether a public key is one for TLS."""
+    """Whether a public key is one of ECDSA on the curve P-256."""
     return isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)

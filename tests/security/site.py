@@ -22,7 +22,7 @@ class Site:
     """A site in a folder.
 
     Attributes:
-        folder: What MPIDL_KEYS names.
+        folder: With keys (MPIDL_KEYS), site (MPIDL_SITE) and the passphrase.
         authority: Its opened authority.
     """
 
@@ -30,7 +30,8 @@ class Site:
     authority: Any
 
     def use(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setenv("MPIDL_KEYS", str(self.folder))
+        patch.setenv("MPIDL_KEYS", str(self.folder / "keys"))
+        patch.setenv("MPIDL_SITE", str(self.folder / "site"))
         patch.setenv("MPIDL_PASSPHRASE_FILE", str(self.folder / "passphrase"))
 
     def trust(self) -> Any:
@@ -77,7 +78,7 @@ def make_site(folder: Path, patch: pytest.MonkeyPatch, name: str = "cluster.exam
     from mpidl.security import authority
     from mpidl.security.names import RULES, check_name
 
-    site = Site(folder / "keys.d", None)
+    site = Site(folder / "all", None)
     site.use(patch)
     site.folder.mkdir(mode=0o700)
     write(site.folder / "passphrase", PASSPHRASE + b"\n")

@@ -37,10 +37,11 @@ def mpidl(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No site yet."""
-    monkeypatch.setenv("MPIDL_KEYS", str(tmp_path / "keys.d"))
+    monkeypatch.setenv("MPIDL_KEYS", str(tmp_path / "keys"))
+    monkeypatch.setenv("MPIDL_SITE", str(tmp_path / "site"))
     monkeypatch.setenv("MPIDL_PASSPHRASE_FILE", str(tmp_path / "passphrase"))
     write(tmp_path / "passphrase", PASSPHRASE)
-    return tmp_path / "keys.d"
+    return tmp_path
 
 
 def test_the_ceremony(empty: Path, tmp_path: Path, mpidl: Run) -> None:
@@ -50,6 +51,7 @@ def test_the_ceremony(empty: Path, tmp_path: Path, mpidl: Run) -> None:
     assert set(issued["serials"]) == {
         "certificate",
         "tls-certificate",
+        "signing-certificate",
         "sealing-certificate",
         "submit-certificate",
     }
@@ -76,24 +78,28 @@ def test_a_request_goes_to_an_authority_and_back(
     own_site: Site, tmp_path: Path, mpidl: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines: eve's has the site's public folder only."""
-    there, here = own_site.folder, tmp_path / "eve.d"
+    here = tmp_path / "eve.d"
     here.mkdir(mode=0o700)
-    monkeypatch.setenv("MPIDL_KEYS", str(here))
+
+    def go(folder: Path) -> None:
+        monkeypatch.setenv("MPIDL_KEYS", str(folder / "keys"))
+        monkeypatch.setenv("MPIDL_SITE", str(folder / "site"))
+
+    go(here)
     mpidl("keys", "request", "--person", "eve", "--submit", "--out", tmp_path / "eve.request")
-    monkeypatch.setenv("MPIDL_KEYS", str(there))
+    go(own_site.folder)
     answer = tmp_path / "answer"
     mpidl("keys", "issue", "--request", tmp_path / "eve.request", "--out", answer)
-    assert not list(answer.glob("*key*")) and not list(answer.glob("s*ing.pem"))
-    monkeypatch.setenv("MPIDL_KEYS", str(here))
+    assert all(path.name.endswith("certificate.pem") for path in answer.iterdir())
+    go(here)
     assert "no site's root" in mpidl("keys", "install", "eve", answer, status=1)["error"]
     (here / "site").mkdir()
     for name in ("root.pem", "revoked.crl"):
-        (here / "site" / name).write_bytes((there / "site" / name).read_bytes())
+        (here / "site" / name).write_bytes((own_site.folder / "site" / name).read_bytes())
     mpidl("keys", "install", "eve", answer)
     assert mpidl("keys", "show", "eve")["identities"][0]["problem"] == ""
     mpidl("keys", "issue", "--job", "run-1", "--by", "eve")
-    other = there / "keys" / "bob"
-    error = mpidl("keys", "install", "eve", other, status=1)["error"]
+    error = mpidl("keys", "install", "eve", own_site.keys("bob"), status=1)["error"]
     assert "certificates of other keys" in error
     assert mpidl("keys", "show", "eve")["identities"][0]["problem"] == ""
 
@@ -213,6 +219,14 @@ def test_policies_are_explained_and_signed(own_site: Site, tmp_path: Path, mpidl
     (tmp_path / "secret").mkdir()
     asked = ("policy", "check", "person:ada", "read", tmp_path / "link")
     assert mpidl(*asked, status=DENIED)["object"] == str(tmp_path / "secret")
+
+
+@pytest.mark.parametrize("words", [("keys", "show"), ("policy", "check", "person:ada", "train")])
+def test_they_are_for_one_process(
+    site: Site, mpidl: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert "is for one process, but 2 were started" in mpidl(*words, status=1)["error"]
 
 
 def test_people_read_the_same(own_site: Site, capsys: pytest.CaptureFixture[str]) -> None:

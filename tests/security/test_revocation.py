@@ -159,7 +159,7 @@ def test_lists_hold_for_a_sensible_time(own_site: Site, days: float) -> None:
 
 
 def test_the_record_of_an_authority_is_no_list_of_others(own_site: Site) -> None:
-    path = own_site.folder / "authority" / "record.json"
+    path = own_site.folder / "keys" / ".authority" / "record.json"
     own_site.authority.revoke(serials(own_site, "bob"))
     for content in (
         b"",

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpidl.errors import ConfigError, SecurityError
-from mpidl.security import jws
+from mpidl.security import jws, tokens
 from mpidl.security.certificates import SKEW
 from mpidl.security.tokens import LONGEST, TYPE, TokenVerifier, make_token
 from tests.security.site import NOW, Site, flips
@@ -63,6 +63,28 @@ def test_it_expires_and_begins(site: Site) -> None:
     assert refused(site, text, end + second) == "has expired"
     assert "is not valid yet" in refused(site, text, NOW - SKEW - 2 * second)
     assert refused(site, claims(site, iat=int(NOW.timestamp()) + 300)) == "is not valid yet"
+
+
+def test_a_token_that_was_accepted_is_not_forever(
+    own_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, checked = token(own_site), verifier(own_site)
+    first = checked.verify(text, NOW)
+    with monkeypatch.context() as patch:  # nothing is verified again
+        patch.setattr(jws, "parse", None)
+        assert checked.verify(text, NOW) is first
+        with pytest.raises(SecurityError, match="has expired"):
+            checked.verify(text, NOW + 2 * HOUR)
+        with pytest.raises(SecurityError, match="is not valid yet"):
+            checked.verify(text, NOW - HOUR)
+    with pytest.raises(SecurityError, match="is stale"):
+        checked.verify(text, NOW + timedelta(days=40))
+    monkeypatch.setattr(tokens, "MOST_KNOWN", 3)
+    for _ in range(5):
+        checked.verify(token(own_site), NOW)
+    assert len(checked.known) <= 3
+    own_site.authority.revoke({int(first.serial, 16)})
+    assert refused(own_site, text, datetime.now(UTC)) == "was revoked"
 
 
 @pytest.mark.parametrize("lifetime", [LONGEST + HOUR, -HOUR, timedelta(0)])

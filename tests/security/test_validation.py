@@ -291,10 +291,10 @@ ATTACKS: dict[str, tuple[Callable[[Site], list[x509.Certificate]], str, str]] = 
         "seal",
         "cannot be used for seal",
     ),
-    "a key for TLS signs": (
-        lambda site: by_root(site, public=P256),
-        "sign",
-        "cannot be used for sign",
+    "a key for TLS signs tokens": (
+        lambda site: by_root(site, Name(SITE, "service", "eve"), public=P256),
+        "tokens",
+        "cannot be used for tokens",
     ),
     "a key of another curve logs in": (
         lambda site: by_root(site, public=ec.generate_private_key(ec.SECP384R1()).public_key()),
