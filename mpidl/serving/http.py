@@ -6,11 +6,13 @@ import asyncio
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from mpidl.errors import wrap
+from mpidl.extras import load_extra
+from mpidl.serving.access import Access, Peer, sees
 from mpidl.serving.errors import InvalidRequest, NotFound, ServingError, TooLarge, Unavailable
 from mpidl.serving.json_body import format_response, parse
 from mpidl.serving.metrics import format_metrics
@@ -19,9 +21,13 @@ from mpidl.serving.server import Server
 from mpidl.serving.text_body import collect, format_events, format_piece, parse_text
 from mpidl.serving.write import write
 
+if TYPE_CHECKING:
+    from mpidl.security.subject import Subject
+
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 JSON, TEXT = b"application/json", b"text/plain; version=0.0.4; charset=utf-8"
+CERTIFICATE = "mpidl.certificate"  # in the state of a connection
 EVENTS = b"text/event-stream; charset=utf-8"
 HEADER_LENGTH = b"inference-header-content-length"
 T = TypeVar("T")
@@ -101,6 +107,7 @@ class Application:
         method, parts = scope["method"], scope["path"].strip("/").split("/")
         if method == "GET" and parts[0] == "ui":
             return _page(scope["path"])
+        subject = None if self.server.access.is_open else admit(self.server.access, scope, parts)
         if method == "GET":
             return self._get(parts)
         if method != "POST":
@@ -124,7 +131,8 @@ class Application:
             case ["v2", "repository", "index"]:
                 body = await held.read(scope, receive)
                 ready = _options(body).get("ready") is True
-                return _json(list(self.server.repository.index(ready=ready)))
+                found, access = self.server.repository.index(ready=ready), self.server.access
+                return _json([one for one in found if sees(access, subject, one["name"])])
             case ["v2", "repository", "models", name, ("load" | "unload") as what]:
                 body = await held.read(scope, receive)
                 if _options(body).get("parameters") not in (None, {}) and what == "load":
@@ -281,6 +289,57 @@ class _Held:
             raise InvalidRequest("the compressed request is cut off")
         self._add(len(found))
         return bytearray(found)
+
+
+def admit(access: Access, scope: dict[str, Any], parts: list[str]) -> Subject | None:
+    """Whom a request is from, if it may ask for what it asks for; before its body is read.
+
+    Args:
+        access: Of the server.
+        scope: Of ASGI; `Protocol` has put the client's certificate there.
+        parts: Of the path.
+
+    Raises:
+        ServingError: It may not.
+    """
+    if parts[:2] == ["v2", "health"]:
+        return None
+    header = _header(scope, b"authorization")
+    client = scope.get("client") or ("",)
+    certificate = scope.get("state", {}).get(CERTIFICATE)
+    subject = access.admit(
+        Peer(client[0], certificate, None if header is None else header.decode("latin-1"))
+    )
+    match parts:
+        case ["metrics"] | ["v2", "models", "stats"] | ["v2", "models", _, *_, "stats"]:
+            access.require(subject, "metrics")
+        case ["v2", "models", name, *_, ("infer" | "generate" | "generate_stream")]:
+            access.require(subject, "infer", name)
+        case ["v2", "repository", "models", name, *_]:
+            access.require(subject, "load", name)
+        case ["v2", "models", name, *_]:
+            if not sees(access, subject, name):
+                access.require(subject, "infer", name)
+    return subject
+
+
+def make_protocol() -> type[asyncio.Protocol]:
+    """uvicorn's protocol, which also tells the application the certificate of its client."""
+    base: Any = load_extra("uvicorn.protocols.http.httptools_impl", "serving over REST")
+
+    class Protocol(base.HttpToolsProtocol):  # type: ignore[misc]
+        """One connection."""
+
+        app_state: dict[str, Any]
+
+        def connection_made(self, transport: Any) -> None:
+            """The handshake is over."""
+            found = transport.get_extra_info("ssl_object")
+            if found is not None:
+                self.app_state = {**self.app_state, CERTIFICATE: found.getpeercert(True)}
+            super().connection_made(transport)
+
+    return Protocol
 
 
 def _header(scope: dict[str, Any], name: bytes) -> bytes | None:

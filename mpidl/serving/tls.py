@@ -11,7 +11,6 @@ from mpidl.extras import load_extra
 
 if TYPE_CHECKING:
     from mpidl.security.identity import Identity, Trust
-    from mpidl.serving.access import SecuredAccess
 
 # gRPC's Python API cannot ask for TLS 1.3. Of TLS 1.2 it is left with suites that need an RSA key,
 # and the keys here are ECDSA: no handshake succeeds but one of TLS 1.3.
@@ -33,21 +32,24 @@ def _use(context: ssl.SSLContext, folder: Path, passphrase: bytes | None) -> Non
     context.load_cert_chain(folder / "tls-certificate.pem", folder / "tls.pem", passphrase)
 
 
-def server_context(access: SecuredAccess, folder: Path, passphrase: bytes | None) -> ssl.SSLContext:
+def server_context(
+    trust: Trust, clients: str, folder: Path, passphrase: bytes | None
+) -> ssl.SSLContext:
     """The context of the server of REST.
 
     Args:
-        access: Says whom the server believes, and what clients show.
+        trust: The site's root.
+        clients: What they show, see `SecuritySettings`.
         folder: Of the server's identity.
         passphrase: Of its keys.
     """
-    made = _context(ssl.PROTOCOL_TLS_SERVER, access.trust)
+    made = _context(ssl.PROTOCOL_TLS_SERVER, trust)
     _use(made, folder, passphrase)
     made.verify_mode = {
         "certificates": ssl.CERT_REQUIRED,
         "tokens": ssl.CERT_NONE,
         "either": ssl.CERT_OPTIONAL,
-    }[access.settings.clients]
+    }[clients]
     made.set_alpn_protocols(["http/1.1"])
     return made
 
@@ -67,7 +69,7 @@ def client_context(trust: Trust, folder: Path | None, passphrase: bytes | None) 
     return made
 
 
-def server_credentials(access: SecuredAccess) -> Any:
+def server_credentials(identity: Identity, trust: Trust, clients: str) -> Any:
     """The credentials of the server of gRPC.
 
     Where clients may show either, gRPC takes tokens: it cannot ask for a certificate without
@@ -75,9 +77,8 @@ def server_credentials(access: SecuredAccess) -> Any:
     """
     os.environ.setdefault(SUITES, ONLY_RSA)
     grpc = load_extra("grpc", "serving over gRPC")
-    key, chain, root = pem_files(access.identity, access.trust)
-    insists = access.settings.clients == "certificates"
-    return grpc.ssl_server_credentials([(key, chain)], root, insists)
+    key, chain, root = pem_files(identity, trust)
+    return grpc.ssl_server_credentials([(key, chain)], root, clients == "certificates")
 
 
 def pem_files(identity: Identity, trust: Trust) -> tuple[bytes, bytes, bytes]:
