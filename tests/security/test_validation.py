@@ -21,6 +21,7 @@ from mpidl.security.certificates import (
     make_root,
 )
 from mpidl.security.names import PURPOSES, RULES, Name, check_name
+from mpidl.security.revocation import load_list, make_list
 from mpidl.security.validation import check_path, check_root
 from tests.security.attacks import ATTACKS, EVE, HOUR, JOB, PUBLIC, SITE, by_ada, by_root
 from tests.security.site import NOW, Site, flips, forge
@@ -124,13 +125,36 @@ def test_no_bit_of_a_certificate_can_change(site: Site, name: str) -> None:
             trust.verify(load_chain(changed, "file"), "sign")
 
 
+@pytest.mark.parametrize("kind", ["certificate", "list"])
+def test_a_signature_has_no_spare_bits(site: Site, kind: str) -> None:
+    """Where its last bits are 0, a library takes it as one of fewer bits, too."""
+    root, spoiled = site.authority.root, False
+    for number in range(40):
+        if kind == "certificate":
+            made = by_root(site)[0].public_bytes(Encoding.DER)
+        else:
+            pem = make_list(root, site.authority.key, number, {}, HOUR)
+            made = x509.load_pem_x509_crl(pem).public_bytes(Encoding.DER)
+        if made[-1] & 1 == 0:
+            changed = made[:-65] + b"\x01" + made[-64:]
+            spoiled = True
+            with pytest.raises(SecurityError, match="was changed"):
+                if kind == "certificate":
+                    chain = [x509.load_der_x509_certificate(changed)]
+                    check_path(chain, root, "login", datetime.now(UTC))
+                else:
+                    crl = x509.load_der_x509_crl(changed)
+                    load_list(crl.public_bytes(Encoding.PEM), root, "file")
+    assert spoiled
+
+
 def test_no_bit_of_its_content_can_change(site: Site) -> None:
     """As it stands in messages, where no text is around it."""
     trust, der = site.trust(), site.identity("ada").chain[0].public_bytes(Encoding.DER)
     for changed in flips(der):
         try:
             chain = [x509.load_der_x509_certificate(changed)]
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             continue
         with pytest.raises(SecurityError):
             trust.verify(chain, "sign")
