@@ -21,8 +21,8 @@ from mpidl.security.policy import parse_policy
 from mpidl.security.revocation import load_list, make_list
 from mpidl.security.signed_policy import load_policy, sign_policy
 from mpidl.security.tokens import TokenVerifier, make_token
+from tests.security.attacks import ATTACKS
 from tests.security.site import NOW, PASSPHRASE, Site
-from tests.security.test_validation import ATTACKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 HOUR = timedelta(hours=1)
