@@ -6,14 +6,14 @@ import asyncio
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from mpidl.errors import wrap
-from mpidl.extras import load_extra
-from mpidl.serving.access import Access, Peer, sees
+from mpidl.serving.access import sees
 from mpidl.serving.errors import InvalidRequest, NotFound, ServingError, TooLarge, Unavailable
+from mpidl.serving.http_access import admit, find_header
 from mpidl.serving.json_body import format_response, parse
 from mpidl.serving.metrics import format_metrics
 from mpidl.serving.page import HEADERS, read_file
@@ -21,13 +21,9 @@ from mpidl.serving.server import Server
 from mpidl.serving.text_body import collect, format_events, format_piece, parse_text
 from mpidl.serving.write import write
 
-if TYPE_CHECKING:
-    from mpidl.security.subject import Subject
-
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 JSON, TEXT = b"application/json", b"text/plain; version=0.0.4; charset=utf-8"
-CERTIFICATE = "mpidl.certificate"  # in the state of a connection
 EVENTS = b"text/event-stream; charset=utf-8"
 HEADER_LENGTH = b"inference-header-content-length"
 T = TypeVar("T")
@@ -252,7 +248,7 @@ class _Held:
             ServingError: It is too large or too slow, or cannot be decompressed.
             ClientGone: The client has gone.
         """
-        length = _header(scope, b"content-length")
+        length = find_header(scope, b"content-length")
         if length is not None and length.isdigit():
             self._server.check_size(int(length[:20]))
         body = bytearray()
@@ -271,7 +267,7 @@ class _Held:
             limit = self._server.settings.body_timeout
             what = f"the request was not complete within {limit:g} s"
             raise Unavailable(what) from error
-        coding = _header(scope, b"content-encoding")
+        coding = find_header(scope, b"content-encoding")
         return body if coding in (None, b"identity") else self._decompress(body, coding)
 
     def _decompress(self, body: bytearray, coding: bytes | None) -> bytearray:
@@ -291,64 +287,9 @@ class _Held:
         return bytearray(found)
 
 
-def admit(access: Access, scope: dict[str, Any], parts: list[str]) -> Subject | None:
-    """Whom a request is from, if it may ask for what it asks for; before its body is read.
-
-    Args:
-        access: Of the server.
-        scope: Of ASGI; `Protocol` has put the client's certificate there.
-        parts: Of the path.
-
-    Raises:
-        ServingError: It may not.
-    """
-    if parts[:2] == ["v2", "health"]:
-        return None
-    header = _header(scope, b"authorization")
-    client = scope.get("client") or ("",)
-    certificate = scope.get("state", {}).get(CERTIFICATE)
-    subject = access.admit(
-        Peer(client[0], certificate, None if header is None else header.decode("latin-1"))
-    )
-    match parts:
-        case ["metrics"] | ["v2", "models", "stats"] | ["v2", "models", _, *_, "stats"]:
-            access.require(subject, "metrics")
-        case ["v2", "models", name, *_, ("infer" | "generate" | "generate_stream")]:
-            access.require(subject, "infer", name)
-        case ["v2", "repository", "models", name, *_]:
-            access.require(subject, "load", name)
-        case ["v2", "models", name, *_]:
-            if not sees(access, subject, name):
-                access.require(subject, "infer", name)
-    return subject
-
-
-def make_protocol() -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which also tells the application the certificate of its client."""
-    base: Any = load_extra("uvicorn.protocols.http.httptools_impl", "serving over REST")
-
-    class Protocol(base.HttpToolsProtocol):  # type: ignore[misc]
-        """One connection."""
-
-        app_state: dict[str, Any]
-
-        def connection_made(self, transport: Any) -> None:
-            """The handshake is over."""
-            found = transport.get_extra_info("ssl_object")
-            if found is not None:
-                self.app_state = {**self.app_state, CERTIFICATE: found.getpeercert(True)}
-            super().connection_made(transport)
-
-    return Protocol
-
-
-def _header(scope: dict[str, Any], name: bytes) -> bytes | None:
-    return next((value for key, value in scope["headers"] if key == name), None)
-
-
 def _header_size(scope: dict[str, Any]) -> int | None:
     """Bytes of JSON in front of the tensors."""
-    value = _header(scope, HEADER_LENGTH)
+    value = find_header(scope, HEADER_LENGTH)
     if value is None:
         return None
     if not value.isdigit() or len(value) > 15:

@@ -23,11 +23,13 @@ from mpidl.serving.access import Door, open_door
 from mpidl.serving.channel import opened
 from mpidl.serving.dispatch import Dispatcher
 from mpidl.serving.grpc import make_server
-from mpidl.serving.http import Application, make_protocol
+from mpidl.serving.http import Application
+from mpidl.serving.http_access import make_protocol
 from mpidl.serving.link import Link, MpiLink, ThreadLink, work
 from mpidl.serving.repository import Repository
 from mpidl.serving.server import Server
 from mpidl.serving.settings import Settings, load_settings
+from mpidl.serving.tls import refuse_old_tls
 from mpidl.train.signals import SIGNALS
 
 CONNECTIONS = 4096
@@ -97,7 +99,9 @@ def serve(context: Context, options: Options) -> int:
     """
     with context.fail_together("reading the settings"):
         settings = options.load() if context.is_root else None
-        if context.is_root:
+        if settings is not None:
+            if settings.security.identity:
+                refuse_old_tls()
             for module in ("grpc", "google.protobuf", "uvicorn", "httptools", "uvloop"):
                 load_extra(module, "serving")
     error: Exception | None = None

@@ -18,6 +18,11 @@ SUITES = "GRPC_SSL_CIPHER_SUITES"
 ONLY_RSA = "ECDHE-RSA-AES128-GCM-SHA256"
 
 
+def refuse_old_tls() -> None:
+    """Let gRPC speak TLS 1.3 only; before it is imported, and for the whole process."""
+    os.environ[SUITES] = ONLY_RSA
+
+
 def _context(protocol: int, trust: Trust) -> ssl.SSLContext:
     from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -75,7 +80,6 @@ def server_credentials(identity: Identity, trust: Trust, clients: str) -> Any:
     Where clients may show either, gRPC takes tokens: it cannot ask for a certificate without
     insisting on it.
     """
-    os.environ.setdefault(SUITES, ONLY_RSA)
     grpc = load_extra("grpc", "serving over gRPC")
     key, chain, root = pem_files(identity, trust)
     return grpc.ssl_server_credentials([(key, chain)], root, clients == "certificates")
