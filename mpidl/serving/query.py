@@ -195,7 +195,7 @@ def find_server(
 
 def _connect(place: Path, address: tuple[str, int] | None, login: Login | None) -> Client:
     """A connection to a server; its file says whether it speaks TLS."""
-    if address is not None and not place.exists():
+    if address is not None and not place.is_file():
         return Client(*address)
     found = read(place)
     return Client(*(address or reach(found)), login=login, fingerprint=found.fingerprint)
