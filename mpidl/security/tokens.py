@@ -156,7 +156,7 @@ class TokenVerifier:
     def _verify(self, text: str | bytes, now: datetime) -> Known:
         message = jws.parse(text, TYPE, WHERE)
         chain = message.chain()
-        signer = self.trust.verify(chain, "tokens", now)
+        signer = self.trust.verify(chain, "tokens", now=now)
         key = chain[0].public_key()
         assert isinstance(key, Ed25519PublicKey)  # `Trust.verify` has seen to it
         try:

@@ -54,18 +54,30 @@ def test_a_job_falls_with_its_submitter_or_alone(own_site: Site) -> None:
 def test_a_stale_list_is_refused(own_site: Site) -> None:
     own_site.authority.revoke(set(), days=2)
     trust, chain = own_site.trust(), own_site.identity("ada").chain
-    trust.verify(chain, "sign", NOW + 2 * DAY)
+    trust.verify(chain, "sign", now=NOW + 2 * DAY)
     with pytest.raises(SecurityError, match="is stale"):
-        trust.verify(chain, "sign", NOW + 2 * DAY + SKEW + timedelta(minutes=1))
+        trust.verify(chain, "sign", NOW, now=NOW + 2 * DAY + SKEW + timedelta(minutes=1))
+
+
+def test_what_was_signed_before_is_judged_by_the_list_of_today(own_site: Site) -> None:
+    """A certificate that has expired was valid then; one that was revoked never was."""
+    own_site.job("short", lifetime=timedelta(hours=1))
+    trust, chain = own_site.trust(), own_site.identity("short").chain
+    later = NOW + timedelta(hours=5)
+    with pytest.raises(SecurityError, match="expired"):
+        trust.verify(chain, "sign", now=later)
+    assert trust.verify(chain, "sign", NOW, now=later).name == "short"
+    own_site.authority.revoke({chain[0].serial_number})
+    with pytest.raises(SecurityError, match="was revoked"):
+        own_site.trust().verify(chain, "sign", NOW, now=later)
 
 
 def test_a_list_from_the_future_is_refused(own_site: Site) -> None:
     chain = own_site.identity("ada").chain
-    before = chain[0].not_valid_before_utc - SKEW
-    own_site.trust().verify(chain, "sign", before)
-    revocations = own_site.trust().revocations
+    trust = own_site.trust()
+    trust.verify(chain, "sign", now=trust.revocations.made - SKEW)
     with pytest.raises(SecurityError, match="from the future"):
-        revocations.check(chain, before - timedelta(hours=1))
+        trust.verify(chain, "sign", NOW, now=NOW - timedelta(hours=1))
 
 
 def test_an_old_list_put_back_is_refused(own_site: Site) -> None:

@@ -190,7 +190,7 @@ def stranger(site: Site) -> None:
 
 
 def stale(site: Site) -> None:
-    site.trust().verify(site.identity("ada").chain, "login", NOW + timedelta(days=40))
+    site.trust().verify(site.identity("ada").chain, "login", now=NOW + timedelta(days=40))
 
 
 UNKNOWN = GRANT.replace("researcher", "rsearcher")
