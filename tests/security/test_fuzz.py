@@ -22,7 +22,7 @@ from mpidl.security.certificates import dump_chain, load_chain
 from mpidl.security.policy import parse_policy
 from mpidl.security.revocation import load_list
 from mpidl.security.tokens import TokenVerifier, make_token
-from tests.security.site import NOW, Site
+from tests.security.site import Site, now
 from tests.security.test_commands import POLICY
 from tests.security.test_tokens import HOUR
 
@@ -64,22 +64,22 @@ def parsers(site: Site) -> dict[str, tuple[bytes, Parser]]:
     trust, verifier = site.trust(), TokenVerifier(site.trust(), "serve")
     ada, portal = site.identity("ada"), site.identity("portal")
     root = site.authority.root
-    text = make_token(portal, "lab", "serve", ["client"], HOUR, NOW)
+    text = make_token(portal, "lab", "serve", ["client"], HOUR, now())
     request = requests.Keys.generate("person", submits=True).request("person", "eve")
     crl = (site.folder / "site" / "revoked.crl").read_bytes()
     head, body, _ = text.split(".")
 
     def chain(content: bytes) -> Any:
-        return trust.verify(load_chain(content, "file"), "sign", NOW)
+        return trust.verify(load_chain(content, "file"), "sign", now())
 
     def claims(content: bytes) -> Any:
         """Whatever the claims are, who may sign tokens has signed them."""
         signed = jws.sign("mpidl+jwt", content, portal.key, portal.chain)
-        return verifier.verify(signed, NOW).name
+        return verifier.verify(signed, now()).name
 
     def header(content: bytes) -> Any:
         signed = jws._encode(content) + "." + body
-        return verifier.verify(f"{signed}.{jws._encode(portal.key.sign(signed.encode()))}", NOW)
+        return verifier.verify(f"{signed}.{jws._encode(portal.key.sign(signed.encode()))}", now())
 
     return {
         "certificates": (dump_chain(ada.chain), chain),
@@ -92,7 +92,7 @@ def parsers(site: Site) -> dict[str, tuple[bytes, Parser]]:
             base64.b64decode(b"".join(crl.splitlines()[1:-1])),
             lambda der: load_list(pem("X509 CRL", der), root, "file"),
         ),
-        "token": (text.encode(), lambda content: verifier.verify(content, NOW)),
+        "token": (text.encode(), lambda content: verifier.verify(content, now())),
         "header": (jws._decode(head.encode()), header),
         "claims": (jws._decode(body.encode()), claims),
         "request": (request.encode(), lambda content: requests.read_request(content, "file")),

@@ -19,7 +19,7 @@ from mpidl.security import revocation
 from mpidl.security.certificates import SKEW, make_root
 from mpidl.security.names import Name
 from mpidl.security.revocation import Seen, load_list, make_list
-from tests.security.site import NOW, Site, flips
+from tests.security.site import Site, flips, now
 
 DAY = timedelta(days=1)
 
@@ -54,22 +54,22 @@ def test_a_job_falls_with_its_submitter_or_alone(own_site: Site) -> None:
 def test_a_stale_list_is_refused(own_site: Site) -> None:
     own_site.authority.revoke(set(), days=2)
     trust, chain = own_site.trust(), own_site.identity("ada").chain
-    trust.verify(chain, "sign", now=NOW + 2 * DAY)
+    trust.verify(chain, "sign", now=now() + 2 * DAY)
     with pytest.raises(SecurityError, match="is stale"):
-        trust.verify(chain, "sign", NOW, now=NOW + 2 * DAY + SKEW + timedelta(minutes=1))
+        trust.verify(chain, "sign", now(), now=now() + 2 * DAY + SKEW + timedelta(minutes=1))
 
 
 def test_what_was_signed_before_is_judged_by_the_list_of_today(own_site: Site) -> None:
     """A certificate that has expired was valid then; one that was revoked never was."""
     own_site.job("short", lifetime=timedelta(hours=1))
     trust, chain = own_site.trust(), own_site.identity("short").chain
-    later = NOW + timedelta(hours=5)
+    later = now() + timedelta(hours=5)
     with pytest.raises(SecurityError, match="expired"):
         trust.verify(chain, "sign", now=later)
-    assert trust.verify(chain, "sign", NOW, now=later).name == "short"
+    assert trust.verify(chain, "sign", now(), now=later).name == "short"
     own_site.authority.revoke({chain[0].serial_number})
     with pytest.raises(SecurityError, match="was revoked"):
-        own_site.trust().verify(chain, "sign", NOW, now=later)
+        own_site.trust().verify(chain, "sign", now(), now=later)
 
 
 def test_a_list_from_the_future_is_refused(own_site: Site) -> None:
@@ -77,7 +77,7 @@ def test_a_list_from_the_future_is_refused(own_site: Site) -> None:
     trust = own_site.trust()
     trust.verify(chain, "sign", now=trust.revocations.made - SKEW)
     with pytest.raises(SecurityError, match="from the future"):
-        trust.verify(chain, "sign", NOW, now=NOW - timedelta(hours=1))
+        trust.verify(chain, "sign", now(), now=now() - timedelta(hours=1))
 
 
 def test_an_old_list_put_back_is_refused(own_site: Site) -> None:
@@ -131,12 +131,12 @@ def test_a_list_of_part_of_what_was_revoked_is_refused(site: Site) -> None:
     """A "delta" list, or an entry that takes a certificate off the list: signed, but not ours."""
     root, key = site.authority.root, site.authority.key
     plain = x509.CertificateRevocationListBuilder().issuer_name(root.subject)
-    plain = plain.last_update(NOW).next_update(NOW + DAY)
+    plain = plain.last_update(now()).next_update(now() + DAY)
     number = plain.add_extension(x509.CRLNumber(5), False)
     identifier = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     above = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
     whole = number.add_extension(above, False)
-    entry = x509.RevokedCertificateBuilder().serial_number(7).revocation_date(NOW)
+    entry = x509.RevokedCertificateBuilder().serial_number(7).revocation_date(now())
     taken = entry.add_extension(x509.CRLReason(x509.ReasonFlags.remove_from_crl), False)
 
     def load(builder: x509.CertificateRevocationListBuilder) -> Any:
