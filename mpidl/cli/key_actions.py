@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mpidl.security.tokens import make_token
 from mpidl.security.validation import holder
 
 Result = dict[str, Any]
+SOON = timedelta(days=7)
 KINDS = ("person", "service", "node")
 
 
@@ -207,8 +208,18 @@ def show(args: argparse.Namespace) -> Result:
         shown.append(entry)
         lines.append(f"{entry['name']}: {entry['state']}; {folder}")
         notes += [f"{folder}: {entry['problem']}"] if entry["problem"] else []
+    problems = len(notes)
+    notes += _soon("the list of revoked certificates", trust.revocations.until.isoformat())
+    for entry in shown:
+        notes += [] if entry["problem"] else _soon(entry["name"], entry["until"])
     result = {"site": trust.site, "number": number, "until": until.isoformat(), "identities": shown}
-    return result | {"lines": lines, "notes": notes, "status": 1 if notes else 0}
+    return result | {"lines": lines, "notes": notes, "status": 1 if problems else 0}
+
+
+def _soon(what: str, until: str) -> list[str]:
+    """A note of what ends within a week."""
+    left = datetime.fromisoformat(until) - datetime.now(UTC)
+    return [f"{what} ends in {max(left, timedelta(0))}"] if left < SOON else []
 
 
 def _shown(folder: Path, trust: Trust) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,28 @@ def test_a_request_goes_to_an_authority_and_back(
     error = mpidl("keys", "install", "eve", own_site.keys("bob"), status=1)["error"]
     assert "certificates of other keys" in error
     assert mpidl("keys", "show", "eve")["identities"][0]["problem"] == ""
+
+
+def test_what_ends_soon_is_said(own_site: Site, mpidl: Run) -> None:
+    own_site.job("run-8")
+    assert "job:run-8 of ada ends in 23:" in mpidl("keys", "show", "run-8")["error"]
+    assert "ends in" not in mpidl("keys", "show", "ada")["error"]
+    own_site.authority.revoke(set(), days=3)
+    assert "list of revoked certificates ends in 2 days" in mpidl("keys", "show", "ada")["error"]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_the_umask_does_not_matter(empty: Path, tmp_path: Path, mpidl: Run, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        mpidl("keys", "init", "lab.example.org")
+        mpidl("keys", "issue", "--person", "ada", "--submit")
+        mpidl("keys", "issue", "--job", "x", "--by", "ada", "--out", tmp_path / "a" / "b")
+        assert mpidl("keys", "show", "ada")["identities"][0]["problem"] == ""
+    finally:
+        os.umask(before)
+    for path in [*(empty / "keys").rglob("*"), *(empty / "site").rglob("*"), tmp_path / "a"]:
+        assert path.stat().st_mode & 0o022 == 0, path
 
 
 def test_rotation(own_site: Site, mpidl: Run) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +125,17 @@ def test_passphrases_come_from_files_of_their_owner(
     file.chmod(0o644)
     with pytest.raises(SecurityError, match="others can read it"):
         keystore.ask_passphrase("x")
+
+
+def test_passphrases_are_typed_twice_when_they_are_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MPIDL_PASSPHRASE_FILE", raising=False)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    typed = ["long enough, really", "long enough, really", "one", "another", "once"]
+    monkeypatch.setattr(keystore.getpass, "getpass", lambda prompt: typed.pop(0))
+    assert keystore.ask_passphrase("x", new=True) == b"long enough, really"
+    with pytest.raises(SecurityError, match="the two differ"):
+        keystore.ask_passphrase("x", new=True)
+    assert keystore.ask_passphrase("x") == b"once" and typed == []
 
 
 @pytest.mark.parametrize("generate", GENERATE.values(), ids=GENERATE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,27 @@ def test_anything_else_is_refused_with_our_error(site: Site, content: bytes) -> 
 def test_lists_hold_for_a_sensible_time(own_site: Site, days: float) -> None:
     with pytest.raises(ConfigError):
         own_site.authority.revoke(set(), days)
+
+
+def test_lists_that_are_signed_at_the_same_time_are_one_after_the_other(own_site: Site) -> None:
+    def revoke(serial: int) -> int:
+        return int(own_site.authority.revoke({serial}))
+
+    with ThreadPoolExecutor(4) as pool:
+        numbers = list(pool.map(revoke, range(100, 112)))
+    assert sorted(numbers) == list(range(2, 14))
+    assert set(range(100, 112)) <= own_site.trust().revocations.serials
+
+
+def test_numbers_that_are_seen_at_the_same_time_are_not_lost(tmp_path: Path) -> None:
+    def see(number: int) -> None:
+        with suppress(SecurityError):  # a higher one may have come first
+            Seen(tmp_path / "seen.json", "root").check("revoked", number, "file")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(see, range(1, 21)))
+    with pytest.raises(SecurityError, match="20 was seen"):
+        Seen(tmp_path / "seen.json", "root").check("revoked", 19, "file")
 
 
 def test_the_record_of_an_authority_is_no_list_of_others(own_site: Site) -> None:
