@@ -26,7 +26,7 @@ from mpidl.security.subject import Subject
 TYPE = "mpidl+jwt"
 LONGEST = timedelta(hours=24)
 MOST_ROLES = 16
-MOST_KNOWN = 4096  # accepted tokens that are kept
+MOST_KNOWN = 1024  # accepted tokens that are kept
 WHERE = "token"
 RENEW = "ask for a new token ('mpidl keys token')"
 

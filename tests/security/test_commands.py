@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,6 +252,23 @@ def test_they_are_for_one_process(
 ) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     assert "is for one process, but 2 were started" in mpidl(*words, status=1)["error"]
+
+
+def test_without_the_library_it_says_what_to_install(own_site: Site) -> None:
+    """And a draft can be checked without it; nothing else of mpidl loads it."""
+    path = own_site.folder / "draft.toml"
+    path.write_text(POLICY)
+    text = """
+import sys
+sys.modules["cryptography"] = None
+from mpidl.cli.main import main
+print(main(["keys", "show"]), main(["policy", "check", "person:ada", "train"]))
+sys.exit(main(["policy", "check", "person:ada", "train", "--draft", sys.argv[1]]))
+"""
+    command = [sys.executable, "-c", text, str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == ["1 1", "person:ada may train: grant 1 (role researcher)"]
+    assert found.stderr.count("pip install 'mpidl[security]'") == 2
 
 
 def test_people_read_the_same(own_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
