@@ -269,14 +269,30 @@ def rotate(authority: Authority, folder: Path, asked: Asked) -> Chains:
         DataError: They cannot be read.
         OSError: The file system refuses.
     """
-    following = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+    following = folder.with_name(f".new-{folder.name}.{secrets.token_hex(4)}")
     chains = enroll(authority, following, replace(asked, replaces=True))
+    put_in_place(folder, following)
+    return chains
+
+
+def next_folder(folder: Path) -> Path:
+    """Where new keys wait for their certificates while a holder's old ones are in use."""
+    return folder.with_name(f".next-{folder.name}")
+
+
+def put_in_place(folder: Path, following: Path) -> None:
+    """Let the folder of new keys take the place of that of old ones, see `rotate`.
+
+    Raises:
+        SecurityError: The old files are not right.
+        DataError: They cannot be read.
+        OSError: The file system refuses.
+    """
     _retire(folder, following)
-    before = folder.with_name(f"{following.name}.before")
+    before = folder.with_name(f".before-{folder.name}.{secrets.token_hex(4)}")
     folder.rename(before)
     following.rename(folder)
     shutil.rmtree(before)
-    return chains
 
 
 def _retire(folder: Path, following: Path) -> None:

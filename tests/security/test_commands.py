@@ -15,6 +15,7 @@ import pytest
 from mpidl.cli.keys import seconds
 from mpidl.cli.main import main
 from mpidl.cli.policy import DENIED
+from mpidl.security.identity import load_identity, retired_sealing_keys
 from mpidl.security.tokens import TokenVerifier
 from tests.security.site import PASSPHRASE, Site, write
 
@@ -105,6 +106,25 @@ def test_a_request_goes_to_an_authority_and_back(
     error = mpidl("keys", "install", "eve", own_site.keys("bob"), status=1)["error"]
     assert "certificates of other keys" in error
     assert mpidl("keys", "show", "eve")["identities"][0]["problem"] == ""
+    # a year later: new keys, while the old ones are in use
+    old = load_identity(here / "keys" / "eve")
+    for _ in range(2):  # the first request is lost
+        mpidl("keys", "rotate", "eve", "--out", tmp_path / "again.request")
+    assert load_identity(here / "keys" / "eve").chain == old.chain
+    go(own_site.folder)
+    again = ("keys", "issue", "--request", tmp_path / "again.request", "--out", tmp_path / "b")
+    assert "a person has the name 'eve'" in mpidl(*again, status=1)["error"]
+    mpidl(*again, "--replace")
+    go(here)
+    assert (
+        "certificates of other keys" in mpidl("keys", "install", "eve", answer, status=1)["error"]
+    )
+    mpidl("keys", "install", "eve", tmp_path / "b")
+    new = load_identity(here / "keys" / "eve")
+    assert new.key.public_key() != old.key.public_key()
+    (kept,) = retired_sealing_keys(here / "keys" / "eve").values()
+    assert old.sealing_key is not None and kept.public_key() == old.sealing_key.public_key()
+    assert sorted(path.name for path in (here / "keys").iterdir()) == [".seen.json", "eve", "run-1"]
 
 
 def test_what_ends_soon_is_said(own_site: Site, mpidl: Run) -> None:
@@ -184,6 +204,7 @@ WRONG = [
     (("revoke", "--serial", "xyz"), "no number of a certificate"),
     (("revoke", "--list-days", "1000"), "cannot hold for"),
     (("rotate", "eve"), "no keys of 'eve'"),
+    (("rotate", "ada", "--revoke", "--out", "x"), "revoked where the authority is"),
     (("show", "eve"), "no keys of 'eve'"),
 ]
 
