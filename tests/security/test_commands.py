@@ -78,21 +78,25 @@ def test_the_ceremony(empty: Path, tmp_path: Path, mpidl: Run) -> None:
     assert "was revoked" in shown["error"]
 
 
-def test_a_request_goes_to_an_authority_and_back(
-    own_site: Site, tmp_path: Path, mpidl: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two machines: eve's has the site's public folder only."""
-    here = tmp_path / "eve.d"
-    here.mkdir(mode=0o700)
+@pytest.fixture
+def go(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Goes to another machine."""
 
     def go(folder: Path) -> None:
         monkeypatch.setenv("MPIDL_KEYS", str(folder / "keys"))
         monkeypatch.setenv("MPIDL_SITE", str(folder / "site"))
 
+    return go
+
+
+@pytest.fixture
+def elsewhere(own_site: Site, tmp_path: Path, mpidl: Run, go: Any) -> Path:
+    """A machine with the site's public folder only, and the keys of eve, certified there."""
+    here, answer = tmp_path / "eve.d", tmp_path / "answer"
+    here.mkdir(mode=0o700)
     go(here)
     mpidl("keys", "request", "--person", "eve", "--submit", "--out", tmp_path / "eve.request")
     go(own_site.folder)
-    answer = tmp_path / "answer"
     mpidl("keys", "issue", "--request", tmp_path / "eve.request", "--out", answer)
     assert all(path.name.endswith("certificate.pem") for path in answer.iterdir())
     go(here)
@@ -101,30 +105,40 @@ def test_a_request_goes_to_an_authority_and_back(
     for name in ("root.pem", "revoked.crl"):
         (here / "site" / name).write_bytes((own_site.folder / "site" / name).read_bytes())
     mpidl("keys", "install", "eve", answer)
+    return here
+
+
+def test_a_request_goes_to_an_authority_and_back(
+    own_site: Site, elsewhere: Path, mpidl: Run
+) -> None:
     assert mpidl("keys", "show", "eve")["identities"][0]["problem"] == ""
     mpidl("keys", "issue", "--job", "run-1", "--by", "eve")
     error = mpidl("keys", "install", "eve", own_site.keys("bob"), status=1)["error"]
     assert "certificates of other keys" in error
     assert mpidl("keys", "show", "eve")["identities"][0]["problem"] == ""
-    # a year later: new keys, while the old ones are in use
-    old = load_identity(here / "keys" / "eve")
+
+
+def test_so_do_new_keys_while_the_old_ones_are_in_use(
+    own_site: Site, elsewhere: Path, tmp_path: Path, mpidl: Run, go: Any
+) -> None:
+    eve = elsewhere / "keys" / "eve"
+    old, asked = load_identity(eve), tmp_path / "again.request"
     for _ in range(2):  # the first request is lost
-        mpidl("keys", "rotate", "eve", "--out", tmp_path / "again.request")
-    assert load_identity(here / "keys" / "eve").chain == old.chain
+        mpidl("keys", "rotate", "eve", "--out", asked)
+    assert load_identity(eve).chain == old.chain
     go(own_site.folder)
-    again = ("keys", "issue", "--request", tmp_path / "again.request", "--out", tmp_path / "b")
+    again = ("keys", "issue", "--request", asked, "--out", tmp_path / "b")
     assert "a person has the name 'eve'" in mpidl(*again, status=1)["error"]
     mpidl(*again, "--replace")
-    go(here)
-    assert (
-        "certificates of other keys" in mpidl("keys", "install", "eve", answer, status=1)["error"]
-    )
+    go(elsewhere)
+    wrong = mpidl("keys", "install", "eve", tmp_path / "answer", status=1)
+    assert "certificates of other keys" in wrong["error"]
     mpidl("keys", "install", "eve", tmp_path / "b")
-    new = load_identity(here / "keys" / "eve")
+    new = load_identity(eve)
     assert new.key.public_key() != old.key.public_key()
-    (kept,) = retired_sealing_keys(here / "keys" / "eve").values()
+    (kept,) = retired_sealing_keys(eve).values()
     assert old.sealing_key is not None and kept.public_key() == old.sealing_key.public_key()
-    assert sorted(path.name for path in (here / "keys").iterdir()) == [".seen.json", "eve", "run-1"]
+    assert sorted(path.name for path in eve.parent.iterdir()) == [".seen.json", "eve"]
 
 
 def test_what_ends_soon_is_said(own_site: Site, mpidl: Run) -> None:
