@@ -133,7 +133,10 @@ def install(args: argparse.Namespace) -> Result:
     following = enrolment.next_folder(folder)
     rotates = following.is_dir()
     enrolment.check_answer(following if rotates else folder, chains, args.folder)
-    Trust.load().verify(chains["certificate"], _purpose(chains["certificate"][0]))
+    trust = Trust.load()
+    trust.verify(chains["certificate"], _purpose(chains["certificate"][0]))
+    for role in enrolment.SINGLE.keys() & chains.keys():
+        trust.verify(chains[role], enrolment.SINGLE[role])
     with writing(folder):
         enrolment.install(following if rotates else folder, chains)
         if rotates:
@@ -255,7 +258,9 @@ def _soon(what: str, until: str) -> list[str]:
 def _shown(folder: Path, trust: Trust) -> Result:
     """The state of one folder of keys."""
     chain = load_certificates(folder / "certificate.pem")
-    end, problem = chain[0].not_valid_after_utc, ""
+    others = [load_certificates(path) for path in folder.glob("*-certificate.pem")]
+    end = min(each[0].not_valid_after_utc for each in (chain, *others))
+    problem = ""
     try:
         trust.verify(chain, _purpose(chain[0]))
         for path in folder.glob("*.pem"):

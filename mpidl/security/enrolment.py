@@ -78,11 +78,11 @@ def _issue(
     chains: Chains = {}
     for role, key in request.public().items():
         holder_name = Name(name.site, "submit", name.name) if role == SUBMIT else name
-        usual = RULES[holder_name.kind].usual
-        # who submits jobs gets a certificate of the usual time at most, whatever is asked for
-        time = min(lifetime or usual, usual) if role == SUBMIT else lifetime or usual
+        rules = RULES[holder_name.kind]
+        # who submits jobs gets a certificate of a shorter time, if a longer one is asked for
+        time = min(lifetime, rules.longest) if role == SUBMIT and lifetime else lifetime
         hosts = request.hosts if role in HOSTED else ()
-        wanted = Wanted(holder_name, key, _purposes(request, role), time, hosts)
+        wanted = Wanted(holder_name, key, _purposes(request, role), time or rules.usual, hosts)
         chains[role] = (authority.issuer.issue(wanted),)
     return chains
 
