@@ -242,7 +242,7 @@ def load_published(name: str, role: str = "sealing-certificate") -> tuple[x509.C
         role: "certificate" or "sealing-certificate" (to seal something for `name`).
 
     Raises:
-        SecurityError: There are none, or others could change them.
+        SecurityError: There are none, they are of somebody else, or others could change them.
         DataError: They cannot be read.
     """
     path = keystore.site_folder() / "certificates" / name / f"{role}.pem"
@@ -252,7 +252,14 @@ def load_published(name: str, role: str = "sealing-certificate") -> tuple[x509.C
             where=str(keystore.site_folder()),
             remedy="correct the name, or fetch the site's certificates from its authority",
         )
-    return load_certificates(path)
+    chain = load_certificates(path)
+    if holder(chain[0]).name != name:
+        raise SecurityError(
+            f"is of {holder(chain[0])}, not of {name}",
+            where=str(path),
+            remedy="find out who put it there; fetch the site's certificates again",
+        )
+    return chain
 
 
 def load_certificates(path: Path) -> tuple[x509.Certificate, ...]:

@@ -208,6 +208,15 @@ def test_published_certificates_are_found_by_names_only(site: Site, name: str) -
         load_published(name)
 
 
+def test_published_certificates_of_somebody_else_are_refused(own_site: Site) -> None:
+    """Valid ones, in the place of another's: what is sealed for ada would be open to bob."""
+    folder = own_site.folder / "site" / "certificates"
+    name = "sealing-certificate.pem"
+    (folder / "ada" / name).write_bytes((folder / "bob" / name).read_bytes())
+    with pytest.raises(SecurityError, match="is of person:bob, not of ada"):
+        load_published("ada")
+
+
 def test_retired_keys_that_are_none_are_refused(copy: Path) -> None:
     assert retired_sealing_keys(copy, PASSPHRASE) == {}
     (copy / "retired").mkdir(mode=0o700)
