@@ -15,7 +15,7 @@ import pytest
 from mpidl.errors import MpidlError
 from mpidl.security import enrolment, jws, requests
 from mpidl.security.certificates import make_root
-from mpidl.security.identity import load_identity
+from mpidl.security.identity import load_identity, load_published
 from mpidl.security.names import Name
 from mpidl.security.policy import parse_policy
 from mpidl.security.revocation import load_list, make_list
@@ -197,6 +197,14 @@ def stale(site: Site) -> None:
     site.trust().verify(site.identity("ada").chain, "login", now=now() + timedelta(days=40))
 
 
+def published(site: Site) -> None:
+    """What is sealed for ada would be open to bob."""
+    folder = site.folder / "site" / "certificates"
+    name = "sealing-certificate.pem"
+    (folder / "ada" / name).write_bytes((folder / "bob" / name).read_bytes())
+    load_published("ada")
+
+
 UNKNOWN = GRANT.replace("researcher", "rsearcher")
 PATHS = GRANT + 'data = ["/project/../**"]\n'
 OTHERS: dict[str, tuple[Callable[[Site], Any], str]] = {
@@ -211,6 +219,7 @@ OTHERS: dict[str, tuple[Callable[[Site], Any], str]] = {
     "a key behind a link": (link, "is a symbolic link"),
     "a folder that others can write": (folder, "others can replace it"),
     "another certificate beside a key": (swapped, "is not the key of its certificate"),
+    "another's certificate under a name": (published, "is of person:bob, not of ada"),
     "a wrong passphrase": (
         lambda site: load_identity(site.keys("ada"), b"guess"),
         "the passphrase is wrong",
