@@ -46,6 +46,9 @@ def _issue(actions: Actions) -> None:
     whom.add_argument(
         "--request", type=Path, metavar="FILE", help="what 'mpidl keys request' wrote"
     )
+    parser.add_argument(
+        "--replace", action="store_true", help="of a request: also where the name has valid ones"
+    )
     parser.add_argument("--by", metavar="NAME", help="of a job: who submits it")
     _add_wishes(parser)
     parser.add_argument("--out", type=Path, help="folder to write to (default: that of the name)")
@@ -84,6 +87,9 @@ def _rotate(actions: Actions) -> None:
         action="store_true",
         help="the old ones may be known to others: revoke them, and with them what they have "
         "signed and running jobs",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="write a request there, for an authority on another machine"
     )
     parser.add_argument("--lifetime", type=seconds, help="as in issue")
     _add_list(parser)

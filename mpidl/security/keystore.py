@@ -121,9 +121,11 @@ def make_folder(path: Path, mode: int = 0o700) -> None:
     Raises:
         OSError: The file system refuses.
     """
-    if not path.exists():
-        path.mkdir(mode=mode, parents=True)
-        path.chmod(mode)
+    if path.exists():
+        return
+    make_folder(path.parent, mode)
+    path.mkdir(exist_ok=True)
+    path.chmod(mode)
 
 
 def write_private(path: Path, content: bytes) -> None:

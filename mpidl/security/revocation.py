@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtensionOID
 from mpidl.errors import SecurityError
 from mpidl.security import der
 from mpidl.security.certificates import MALFORMED, SKEW
-from mpidl.security.keystore import read_public, write_private
+from mpidl.security.keystore import make_folder, read_public, write_private
 
 MOST_BYTES = 4 << 20
 MOST_STATE = 1 << 16
@@ -207,7 +207,7 @@ class Seen:
     def _keep(self, what: str, number: int) -> None:
         """Under a lock: others may keep numbers at the same time."""
         try:
-            self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.file.parent)
             lock = os.open(self.file.parent, os.O_RDONLY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)

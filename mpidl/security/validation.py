@@ -44,7 +44,7 @@ _CRITICAL = {
 
 
 def refuse(reason: str, certificate: x509.Certificate, remedy: str = REISSUE) -> SecurityError:
-    """The error of a certificate; it is named by its serial number, which cannot be made up."""
+    """The error of a certificate, by its number: an unchecked name could be any text."""
     where = f"certificate {certificate.serial_number:040x}"
     return SecurityError(reason, where=where, remedy=remedy)
 

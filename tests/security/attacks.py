@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from mpidl.security.certificates import Issuer, general_names, key_usage, make_root
 from mpidl.security.names import PURPOSES, Name
-from tests.security.site import NOW, Site, forge
+from tests.security.site import Site, forge, now
 
 HOUR = timedelta(hours=1)
 SITE = "cluster.example.org"
@@ -82,8 +82,8 @@ NOT_OURS = "not issued by this site"
 ATTACKS: dict[str, tuple[Callable[[Site], list[x509.Certificate]], str, str]] = {
     "no certificate": (lambda site: [], "login", "0 certificates"),
     "too many": (lambda site: [*by_root(site)] * 5, "login", "5 certificates"),
-    "expired": (lambda site: by_root(site, start=NOW - 3 * HOUR), "login", "expired at"),
-    "not yet valid": (lambda site: by_root(site, start=NOW + HOUR), "login", "not valid yet"),
+    "expired": (lambda site: by_root(site, start=now() - 3 * HOUR), "login", "expired at"),
+    "not yet valid": (lambda site: by_root(site, start=now() + HOUR), "login", "not valid yet"),
     "lives too long": (
         lambda site: by_root(site, lifetime=1000 * 24 * HOUR),
         "login",

@@ -15,7 +15,11 @@ import pytest
 
 FLIPS = int(os.environ.get("MPIDL_TEST_FLIPS", "100"))  # per object; make fuzz takes more
 PASSPHRASE = b"correct horse battery staple"
-NOW = datetime.now(UTC)
+
+
+def now() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)
 
 
 @dataclass

@@ -15,14 +15,14 @@ import pytest
 from mpidl.errors import MpidlError
 from mpidl.security import enrolment, jws, requests
 from mpidl.security.certificates import make_root
-from mpidl.security.identity import load_identity
+from mpidl.security.identity import load_identity, load_published
 from mpidl.security.names import Name
 from mpidl.security.policy import parse_policy
 from mpidl.security.revocation import load_list, make_list
 from mpidl.security.signed_policy import load_policy, sign_policy
 from mpidl.security.tokens import TokenVerifier, make_token
 from tests.security.attacks import ATTACKS
-from tests.security.site import NOW, PASSPHRASE, Site
+from tests.security.site import PASSPHRASE, Site, now
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 HOUR = timedelta(hours=1)
@@ -138,13 +138,17 @@ def asks(right: str, *thing: str, text: str = GRANT) -> Callable[[Site], None]:
 
 def token(site: Site, **changes: Any) -> str:
     wanted = {"subject": "lab", "audience": "serve", "roles": ["client"], "lifetime": HOUR}
-    wanted |= {"signer": site.identity(changes.pop("by", "portal")), "at": NOW} | changes
+    wanted |= {"signer": site.identity(changes.pop("by", "portal")), "at": now()} | changes
     return make_token(**wanted)
 
 
 def shows(after: timedelta = HOUR * 0, **changes: Any) -> Callable[[Site], None]:
+    """Shows a token that long after it begins."""
+
     def attempt(site: Site) -> None:
-        TokenVerifier(site.trust(), "serve").verify(token(site, **changes), NOW + after)
+        start = now()
+        text = token(site, at=start - after, **changes)
+        TokenVerifier(site.trust(), "serve").verify(text, start)
 
     return attempt
 
@@ -190,7 +194,15 @@ def stranger(site: Site) -> None:
 
 
 def stale(site: Site) -> None:
-    site.trust().verify(site.identity("ada").chain, "login", NOW + timedelta(days=40))
+    site.trust().verify(site.identity("ada").chain, "login", now=now() + timedelta(days=40))
+
+
+def published(site: Site) -> None:
+    """What is sealed for ada would be open to bob."""
+    folder = site.folder / "site" / "certificates"
+    name = "sealing-certificate.pem"
+    (folder / "ada" / name).write_bytes((folder / "bob" / name).read_bytes())
+    load_published("ada")
 
 
 UNKNOWN = GRANT.replace("researcher", "rsearcher")
@@ -207,6 +219,7 @@ OTHERS: dict[str, tuple[Callable[[Site], Any], str]] = {
     "a key behind a link": (link, "is a symbolic link"),
     "a folder that others can write": (folder, "others can replace it"),
     "another certificate beside a key": (swapped, "is not the key of its certificate"),
+    "another's certificate under a name": (published, "is of person:bob, not of ada"),
     "a wrong passphrase": (
         lambda site: load_identity(site.keys("ada"), b"guess"),
         "the passphrase is wrong",
@@ -225,7 +238,7 @@ OTHERS: dict[str, tuple[Callable[[Site], Any], str]] = {
     "a request shown as a token": (request_as_token, "is malformed"),
     "a token of another audience": (shows(audience="other"), "is for other, not for serve"),
     "a token after its time": (shows(after=2 * HOUR), "has expired"),
-    "a token before its time": (shows(at=NOW + HOUR), "is not valid yet"),
+    "a token before its time": (shows(after=-HOUR), "is not valid yet"),
     "a revoked token": (revoked_token, "was revoked"),
     "a token signed by a person": (shows(by="ada"), "is not for tokens"),
     "a token signed by a job": (shows(by="run-7"), "is not for tokens"),

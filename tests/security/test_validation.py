@@ -9,6 +9,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mpidl.errors import ConfigError, SecurityError
 from mpidl.security.certificates import (
@@ -20,11 +22,11 @@ from mpidl.security.certificates import (
     load_chain,
     make_root,
 )
-from mpidl.security.names import PURPOSES, RULES, Name, check_name
+from mpidl.security.names import PURPOSES, RULES, WORD, Name, check_name, parse_uri
 from mpidl.security.revocation import load_list, make_list
 from mpidl.security.validation import check_path, check_root
 from tests.security.attacks import ATTACKS, EVE, HOUR, JOB, PUBLIC, SITE, by_ada, by_root
-from tests.security.site import NOW, Site, flips, forge
+from tests.security.site import Site, flips, forge, now
 
 ALLOWED = [
     ("ada", "login"),
@@ -103,7 +105,7 @@ def test_clocks_may_differ_a_little(site: Site) -> None:
     for when in (start - SKEW - timedelta(seconds=1), end + SKEW + timedelta(seconds=1)):
         with pytest.raises(SecurityError):
             check_path(chain, root, "login", when)
-    assert trust.verify(chain, "login", NOW).name == "ada"
+    assert trust.verify(chain, "login", now()).name == "ada"
 
 
 def test_a_certificate_is_no_root(site: Site) -> None:
@@ -188,8 +190,25 @@ def test_names_have_one_spelling(word: str) -> None:
         check_name(SITE, "person", word)
 
 
+WORDS = st.from_regex(WORD, fullmatch=True).filter(lambda word: ".." not in word)
+
+
+@given(site=WORDS, kind=st.sampled_from(sorted(RULES)), name=WORDS, submitter=WORDS)
+def test_names_come_back(site: str, kind: Any, name: str, submitter: str) -> None:
+    made = check_name(
+        site, kind, "" if kind == "site" else name, submitter if kind == "job" else ""
+    )
+    assert parse_uri(made.uri) == made
+    assert parse_uri(made.uri + "/") is None and parse_uri(made.uri.upper()) is None
+
+
+@given(text=st.text() | st.from_regex(r"spiffe://[a-z./-]{0,30}", fullmatch=True))
+def test_uris_have_one_spelling(text: str) -> None:
+    found = parse_uri(text)
+    assert found is None or found.uri == text
+
+
 def test_every_kind_has_rules() -> None:
     assert all(rules.usual <= rules.longest for rules in RULES.values())
     assert RULES["job"].purposes == RULES["submit"].purposes
     assert not RULES["job"].purposes & {"login", "server", "tokens"}
-    assert datetime.now(UTC) >= NOW
