@@ -49,6 +49,8 @@ class ModelSettings(Section, frozen=True):
             bytes. Relative to models.toml.
         cache_tokens: Of a language model, tokens of the texts that a rank writes at once, prompts
             included; 0: 16 texts of full length.
+        cache: Of a language model, how keys and values are kept: "int8" takes a quarter of the
+            memory.
     """
 
     path: str = ""
@@ -70,6 +72,7 @@ class ModelSettings(Section, frozen=True):
     instances: Number = 0
     tokenizer: str = ""
     cache_tokens: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0
+    cache: Literal["float", "int8"] = "float"
 
     def check(self, place: Place) -> None:
         """Refuse settings that do not fit together."""
