@@ -47,15 +47,20 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @cache
 def _bound(name: str) -> tuple[Binder, Any] | None:
-    """The checks of a call and the function; None without a C library."""
+    return bind(name, CALLS[name])
+
+
+def bind(name: str, kernel: Kernel) -> tuple[Binder, Any] | None:
+    """The checks of a call and the function `mpidl_NAME`; None without a C library."""
     loaded = load_library()
     if loaded is None:
         return None
     function = getattr(loaded[0], f"mpidl_{name}")
     function.restype = ctypes.c_int64 if name != "shuffle_rows" else None
-    arguments = CALLS[name].arguments
-    function.argtypes = [ctypes.c_void_p if a.is_array else ctypes.c_int64 for a in arguments]
-    return Binder(name, CALLS[name], np.dtype(np.float32)), function
+    function.argtypes = [
+        ctypes.c_void_p if a.is_array else ctypes.c_int64 for a in kernel.arguments
+    ]
+    return Binder(name, kernel, np.dtype(np.float32)), function
 
 
 def _mix(z: Keys) -> Keys:
@@ -134,7 +139,7 @@ def read_rows(
     binder, function = bound
     sizes = (len(ranges), len(offsets), chunk_rows, row_bytes)
     flat = np.ascontiguousarray(ranges).reshape(-1)
-    _raise(int(function(*binder.pointers((file, flat, offsets, out, *sizes)))))
+    raise_failed(int(function(*binder.pointers((file, flat, offsets, out, *sizes)))))
 
 
 def place_rows(
@@ -179,7 +184,7 @@ def place_rows(
     binder, function = bound
     arrays = (np.ascontiguousarray(ranges).reshape(-1), offsets, np.ascontiguousarray(place), out)
     counts = (len(ranges), len(offsets), chunk_rows, row_bytes, rows, threads)
-    _raise(int(function(*binder.pointers((file, *arrays, *counts)))))
+    raise_failed(int(function(*binder.pointers((file, *arrays, *counts)))))
 
 
 def runs(
@@ -210,7 +215,7 @@ def count_rows(ranges: Indices, most: int) -> int:
     return int((ranges[:, 1] - ranges[:, 0]).sum())
 
 
-def _raise(failed: int) -> None:
+def raise_failed(failed: int) -> None:
     """The error for what a reading function returned."""
     if failed < 0:
         raise OSError(-failed, os.strerror(-failed))

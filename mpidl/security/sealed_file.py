@@ -19,7 +19,7 @@ from mpidl.security.key_files import ACTIVITY, crypto
 from mpidl.security.sealed_format import MAC, MAGIC, ROOM, TAG, Header, damaged, decode
 from mpidl.security.sealing_keys import FileKeys, keyring
 
-MOST_CACHED = 4  # segments of a file, for readers of small pieces
+MOST_CACHED = 16  # segments of a file, for readers of small pieces
 READ_BYTES = 4 << 20  # of ciphertext, read at a time
 
 

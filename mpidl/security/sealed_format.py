@@ -28,7 +28,7 @@ from mpidl.errors import DataError
 MAGIC = b"\x93MPIDLS1"
 ROOM = 16 << 10  # bytes of the header
 TAG, MAC, PREFIX = 16, 32, 7  # bytes
-SEGMENT = 64 << 10  # bytes of plaintext
+SEGMENT = 16 << 10  # bytes of plaintext: small reads decrypt little that nobody asked for
 MOST_RECIPIENTS = 32
 MOST_REWRITTEN = 512  # segments
 LARGEST = (1 << 32) * SEGMENT - 1  # a nonce has four bytes for the number of a segment
@@ -80,7 +80,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     version: Literal[1] = 1
     cipher: Literal["AES-256-GCM"] = "AES-256-GCM"
-    segment: Literal[65536] = 65536
+    segment: Literal[16384] = 16384
     size: Annotated[int, Meta(ge=0, le=LARGEST)]
     identity: Key
     salt: Key

@@ -28,7 +28,7 @@ from mpidl.security.sealed_format import (
 )
 from mpidl.security.sealing_keys import Envelope, FileKeys
 
-MOST_PARTIAL = 1024  # segments in memory: 64 MiB
+MOST_PARTIAL = 4096  # segments in memory: 64 MiB
 TOGETHER = 64  # segments of one write to the disk
 
 
