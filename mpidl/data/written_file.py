@@ -58,7 +58,9 @@ class _PlainFile:
         """Nothing is left to do."""
 
     def close(self) -> None:
-        os.close(self.file)
+        if self.file >= 0:
+            os.close(self.file)
+        self.file = -1
 
 
 class WrittenFile(io.RawIOBase):

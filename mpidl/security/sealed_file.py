@@ -132,6 +132,8 @@ class SealedFile(io.RawIOBase):
 
     def __init__(self, path: Path | str) -> None:
         self.path = path
+        self._file = -1
+        self._cached: OrderedDict[int, bytearray] = OrderedDict()
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -143,12 +145,11 @@ class SealedFile(io.RawIOBase):
                 what = f"is truncated or extended: it has {stored:,} bytes, and "
                 raise damaged(path, f"{what}{self.header.stored:,} were sealed")
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
         self.cipher = Cipher(self.header, self.keys)
         self.size = self.header.size
         self._position = 0
-        self._cached: OrderedDict[int, bytearray] = OrderedDict()
         self._lock = Lock()
 
     def read_into(self, memory: Any, offset: int) -> None:
@@ -263,7 +264,8 @@ class SealedFile(io.RawIOBase):
         """Close the file."""
         if not self.closed:
             super().close()
-            os.close(self._file)
+            if self._file >= 0:
+                os.close(self._file)
             self._cached.clear()
 
 
