@@ -34,7 +34,7 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
         raise
 
 
-def write_file(path: Path | str, content: bytes) -> None:
+def write_file(path: Path | str, content: bytes | memoryview) -> None:
     """Write `content` to `path`, see `write_atomically`."""
     with write_atomically(path) as partial:
         partial.write_bytes(content)

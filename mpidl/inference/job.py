@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ class Settings:
         metrics: Compare with the targets.
         overwrite: Replace existing files.
         source: Options of `open_source`, for raw files.
+        seal_for: Recipients of the sealed files; none: those of the model's checkpoints.
     """
 
     outputs: Sequence[str] = ()
     metrics: bool = False
     overwrite: bool = False
     source: Mapping[str, Any] = field(default_factory=dict)
+    seal_for: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Job:
     ) -> Outcome:
         with self.context.fail_together("preparing the prediction"):
             data = identify(paths, self.settings.source)
-            layout = layout_of(self._prediction, samples, data)
+            seal_for = self.settings.seal_for or self.predictor.config.security.seal_for
+            layout = replace(layout_of(self._prediction, samples, data), seal_for=seal_for)
             check_size(out, layout.samples * layout.row_bytes)
         file = hdf5_beside(out)
         result = predict(
@@ -130,9 +133,8 @@ class Job:
         )
         if not result.complete:
             return Outcome(result)
-        columns = list(layout.columns)
         per_class = self.context.on_root(
-            lambda: self._conclude(out, file, columns), f"finishing {out}"
+            lambda: self._conclude(out, file, layout), f"finishing {out}"
         )
         return Outcome(result, per_class)
 
@@ -147,11 +149,11 @@ class Job:
                     remedy="choose another --out, or add --overwrite",
                 )
 
-    def _conclude(self, out: Path, file: Path, columns: list[str]) -> list[int] | None:
+    def _conclude(self, out: Path, file: Path, layout: Layout) -> list[int] | None:
         """Count the predicted classes, and turn the file into a table where one is wanted."""
         per_class = count_labels(file, self.predictor.spec.target.classes or 0)
         if file != out:
-            convert(file, out, columns)
+            convert(file, out, list(layout.columns), layout.seal_for)
             file.unlink()
         return per_class
 

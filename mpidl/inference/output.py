@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from mpidl.data import hdf5
 from mpidl.errors import ConfigError
-from mpidl.files import check_folder, write_atomically, writing
+from mpidl.files import check_folder, writing
+from mpidl.security.sealing import write_sealed
+from mpidl.security.sealing_keys import envelope_for
 
 Columns = dict[str, NDArray[Any]]
 HDF5 = ".h5"
@@ -50,21 +53,24 @@ def check_size(path: Path, size: int) -> None:
         )
 
 
-def convert(source: Path, path: Path, names: Sequence[str]) -> None:
+def convert(source: Path, path: Path, names: Sequence[str], seal_for: Sequence[str] = ()) -> None:
     """Write some datasets of an HDF5 file as a table or an archive.
 
     Args:
         source: The HDF5 file.
         path: The file; its suffix is one of `WRITERS`. A table has one column for each element.
         names: Of the datasets.
+        seal_for: Recipients of the sealed file; none: it is not sealed.
 
     Raises:
         DataError: The file cannot be written.
     """
     with hdf5.open_file(source) as file:
         columns = {name: file[name][...] for name in names}
-    with writing(path), write_atomically(path) as partial:
-        WRITERS[path.suffix](partial, columns)
+    held = io.BytesIO()  # of at most `MOST_BYTES`, or about
+    WRITERS[path.suffix](held, columns)
+    with writing(path):
+        write_sealed(path, held.getbuffer(), envelope_for(seal_for) if seal_for else None)
 
 
 def count_labels(source: Path, classes: int) -> list[int] | None:
@@ -83,12 +89,11 @@ def count_labels(source: Path, classes: int) -> list[int] | None:
         return [int(count) for count in counts]
 
 
-def _write_npz(path: Path, columns: Columns) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, **columns)
+def _write_npz(file: IO[bytes], columns: Columns) -> None:
+    np.savez(file, allow_pickle=False, **columns)
 
 
-def write_csv(path: Path | IO[bytes], columns: Columns) -> None:
+def write_csv(file: IO[bytes], columns: Columns) -> None:
     """Write a table with one column for each element of a sample."""
     names: list[str] = []
     formats: list[str] = []
@@ -100,9 +105,9 @@ def write_csv(path: Path | IO[bytes], columns: Columns) -> None:
         [array.reshape(len(array), math.prod(array.shape[1:])) for array in columns.values()]
     )
     header = ",".join(names)
-    np.savetxt(path, table, fmt=formats, delimiter=",", header=header, comments="")
+    np.savetxt(file, table, fmt=formats, delimiter=",", header=header, comments="")
 
 
-Writer = Callable[[Path, Columns], None]
+Writer = Callable[[IO[bytes], Columns], None]
 WRITERS: dict[str, Writer] = {".npz": _write_npz, ".csv": write_csv}
 SUFFIXES = (HDF5, *WRITERS)

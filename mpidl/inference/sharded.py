@@ -23,6 +23,7 @@ from mpidl.errors import ConfigError
 from mpidl.inference.outputs import Columns, Output, Passed, compute
 from mpidl.inference.predict import Predictor
 from mpidl.inference.samples import Samples
+from mpidl.inference.sealed_store import SealedStore
 from mpidl.inference.store import Layout, Notes, Store
 from mpidl.models.summary import summarize
 from mpidl.nn import Loss
@@ -281,7 +282,8 @@ def predict(
         DataError: Samples cannot be read, or the file cannot be written.
     """
     context = prediction.context
-    store = Store(out, layout, context, restart=restart)
+    kind = SealedStore if layout.seal_for else Store
+    store = kind(out, layout, context, restart=restart)
     before = layout.chunks - len(store.pending)
     done = before + prediction.run(samples, store, stop, progress)
     if done < layout.chunks:

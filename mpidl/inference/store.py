@@ -57,6 +57,7 @@ class Layout:
         sums: Numbers that each chunk adds to the metrics.
         about: What the predictions are of, compared before a run goes on.
         notes: For readers.
+        seal_for: Recipients of the sealed file; none: it is not sealed.
     """
 
     samples: int
@@ -65,6 +66,7 @@ class Layout:
     sums: int
     about: Mapping[str, Any]
     notes: Notes
+    seal_for: Sequence[str] = ()
 
     @property
     def chunks(self) -> int:
@@ -161,10 +163,11 @@ class Store:
         return shapes
 
     def _make(self) -> None:
+        columns = self.layout.columns
         with write_atomically(self.path) as temporary:
             with hdf5.open_file(temporary, "w") as file:
                 for name, (shape, dtype) in self._shapes().items():
-                    _allocate(file, name, shape, np.dtype(dtype), zeros=name in (DONE, SUMS))
+                    allocate(file, name, shape, np.dtype(dtype), zeros=name not in columns)
                 self._note(file)
             reserve(temporary, temporary.stat().st_size)
 
@@ -177,7 +180,7 @@ class Store:
             file[name].attrs["units"] = value
         if notes.class_names:  # no attribute: those must be small
             names = np.array([name.encode() for name in notes.class_names])
-            _allocate(file, CLASS_NAMES, names.shape, names.dtype, zeros=True)
+            allocate(file, CLASS_NAMES, names.shape, names.dtype, zeros=True)
             file[CLASS_NAMES][...] = names
         file.attrs[ABOUT] = self._about()
 
@@ -185,7 +188,7 @@ class Store:
         """What must be the same before an interrupted run goes on."""
         layout = self.layout
         columns = {name: [list(shape), dtype] for name, (shape, dtype) in layout.columns.items()}
-        cut = {"chunk": layout.chunk, "columns": columns}
+        cut = {"chunk": layout.chunk, "columns": columns, "sealed": bool(layout.seal_for)}
         return json.dumps(dict(layout.about) | cut, sort_keys=True)
 
     def _read_about(self) -> dict[str, Any]:
@@ -230,12 +233,16 @@ class Store:
             for name, (shape, dtype) in self.layout.columns.items():
                 array = np.ascontiguousarray(columns[name], dtype).reshape(high - low, *shape)
                 row = array.nbytes // max(high - low, 1)
-                self._write(array, self._offsets[name] + low * row)
+                self._put(name, chunk, array, self._offsets[name] + low * row)
             if sums is not None:
-                self._write(sums, self._offsets[SUMS] + chunk * sums.nbytes)
+                self._put(SUMS, chunk, sums, self._offsets[SUMS] + chunk * sums.nbytes)
             self._unsynced.append(chunk)
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self._mark()
+
+    def _put(self, name: str, chunk: int, array: NDArray[Any], offset: int) -> None:
+        """Write what a chunk has of a dataset."""
+        self._write(array, offset)
 
     def _write(self, array: NDArray[Any], offset: int) -> None:
         memory = array.reshape(-1).view(np.uint8).data
@@ -265,13 +272,19 @@ class Store:
 
         def read() -> NDArray[np.float64]:
             with hdf5.open_file(self.path) as file:
-                held, total = file[SUMS], np.zeros(self.layout.sums)
-                for row in range(len(held)):  # as many as memory has room for: one
-                    total += held[row]
+                total = np.zeros(self.layout.sums)
+                for chunk in range(self.layout.chunks):  # as many as memory has room for: one
+                    total += self._get(file, SUMS, chunk)
                 return total
 
         found: NDArray[np.float64] = self._context.on_root(read, f"reading {self.path}")
         return found
+
+    def _get(self, file: Any, name: str, chunk: int) -> NDArray[Any]:
+        """Read what a chunk has of a dataset."""
+        low, high = (chunk, chunk + 1) if name == SUMS else self.layout.rows(chunk)
+        held: NDArray[Any] = file[name][low:high]
+        return held[0] if name == SUMS else held
 
     def finish(self) -> None:
         """Give the file its final name. For rank 0, once all ranks have closed it."""
@@ -284,7 +297,10 @@ class Store:
                 remedy="give the same command again",
             )
         with writing(self.final):
-            publish(self.path, self.final)
+            self._publish()
+
+    def _publish(self) -> None:
+        publish(self.path, self.final)
 
 
 def _lock(handle: int, path: Path) -> None:
@@ -305,10 +321,10 @@ def _lock(handle: int, path: Path) -> None:
         pass
 
 
-def _allocate(
+def allocate(
     file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, zeros: bool
 ) -> None:
-    """A contiguous dataset whose space is allocated now."""
+    """Make a contiguous dataset whose space is allocated now."""
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_obj_track_times(False)  # files of the same predictions have the same bytes
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

@@ -52,6 +52,21 @@ class _Segment:
         return self.ranges == [(0, len(self.data))]
 
 
+def new_header(envelope: Envelope) -> tuple[Header, FileKeys]:
+    """The header of a new file, still of no size, and the keys of the file."""
+    data = secrets.token_bytes(32)
+    header = Header(
+        size=0,
+        identity=secrets.token_bytes(32),
+        salt=secrets.token_bytes(32),
+        prefix=secrets.token_bytes(PREFIX),
+        generation=1,
+        data_key=envelope.wrap(data),
+        recipients=envelope.recipients,
+    )
+    return header, FileKeys.derive(data, header)
+
+
 class SealedWriter:
     """The sealed file that is written: positioned reads and writes of its plaintext.
 
@@ -67,19 +82,9 @@ class SealedWriter:
     """
 
     def __init__(self, path: Path | str, envelope: Envelope) -> None:
-        data = secrets.token_bytes(32)
         self.path = path
         self.size = 0
-        self._header = Header(
-            size=0,
-            identity=secrets.token_bytes(32),
-            salt=secrets.token_bytes(32),
-            prefix=secrets.token_bytes(PREFIX),
-            generation=1,
-            data_key=envelope.wrap(data),
-            recipients=envelope.recipients,
-        )
-        self._keys = FileKeys.derive(data, self._header)
+        self._header, self._keys = new_header(envelope)
         self._cipher = Cipher(self._header, self._keys)
         self._open: OrderedDict[int, _Segment] = OrderedDict()  # in memory
         self._stored: set[int] = set()  # on disk

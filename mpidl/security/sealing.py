@@ -23,7 +23,7 @@ from mpidl.security.sealed_writer import SealedWriter
 from mpidl.security.sealing_keys import Envelope, find_recipient, keyring, rewrapped
 
 
-def write_sealed(path: Path | str, content: bytes, envelope: Envelope | None) -> None:
+def write_sealed(path: Path | str, content: bytes | memoryview, envelope: Envelope | None) -> None:
     """Write a file at once, as `mpidl.files.write_file`; sealed, where there is an envelope."""
     if envelope is None:
         write_file(path, content)
