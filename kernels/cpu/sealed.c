@@ -23,8 +23,9 @@ struct evp { /* in the order of mpidl.data.sealed_rows */
 
 struct sealed {
     const struct evp *evp;
-    const uint8_t *keys, *prefixes; /* key, identity and prefix of the file; of rewritten segments */
-    const int64_t *numbers;         /* of rewritten segments, ascending */
+    const uint8_t *keys;     /* key, identity and prefix of the file */
+    const uint8_t *prefixes; /* of rewritten segments */
+    const int64_t *numbers;  /* of rewritten segments, ascending */
     int64_t rewritten, size, room;  /* size: of the plaintext */
     int file;
 };

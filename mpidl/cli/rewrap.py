@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     def one(path: Path, target: Path) -> tuple[str, ...]:
         return change(path, add=args.add, remove=args.remove) if is_sealed(path) else ()
 
-    done = each_file("re-wrapping", args.paths, None, one)
+    done = each_file("re-wrapping", args.paths, None, one, quiet=args.json)
     if args.remove and not args.new_key:
         notice(
             f"{', '.join(args.remove)} may have kept the data key or a copy: what is written from "

@@ -48,6 +48,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seal_file(path, target, envelope)
         return True
 
-    done = each_file("sealing", args.paths, args.out, seal)
+    done = each_file("sealing", args.paths, args.out, seal, quiet=args.json)
     sealed = [str(path) for path, changed in done if changed]
     return {"sealed": sealed, "unchanged": len(done) - len(sealed)}

@@ -13,7 +13,12 @@ T = TypeVar("T")
 
 
 def each_file(
-    doing: str, paths: Sequence[Path], out: Path | None, action: Callable[[Path, Path], T]
+    doing: str,
+    paths: Sequence[Path],
+    out: Path | None,
+    action: Callable[[Path, Path], T],
+    *,
+    quiet: bool,
 ) -> list[tuple[Path, T]]:
     """Do something with each file. Collective.
 
@@ -22,6 +27,7 @@ def each_file(
         paths: Files, or folders of which all files are meant, without links and hidden ones.
         out: Folder of the results, which has the same folders below; None: each file's own place.
         action: Called with a file and the place of its result, on one rank.
+        quiet: Print nothing.
 
     Returns:
         The files of all ranks, and what became of them.
@@ -38,8 +44,8 @@ def each_file(
             target.parent.mkdir(parents=True, exist_ok=True)
             done.append((path, action(path, target)))
     every = sorted(item for part in context.allgather_object(done) for item in part)
-    for path, result in every if context.is_root else ():
-        if result:
+    for path, result in every:
+        if result and context.is_root and not quiet:
             print(path if result is True else f"{path}: {result}")
     return every
 

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             unseal_file(path, target)
         return True
 
-    done = each_file("checking" if args.check else "unsealing", args.paths, args.out, unseal)
+    doing = "checking" if args.check else "unsealing"
+    done = each_file(doing, args.paths, args.out, unseal, quiet=args.json)
     opened = [str(path) for path, sealed in done if sealed]
     return {"checked" if args.check else "unsealed": opened, "not_sealed": len(done) - len(opened)}
