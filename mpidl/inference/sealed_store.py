@@ -10,6 +10,7 @@ the sealed file.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.errors import DataError
 from mpidl.extras import load_extra
-from mpidl.files import sync, write_atomically, writing
+from mpidl.files import sync, writing
+from mpidl.inference.output import publish_result
 from mpidl.inference.store import ABOUT, DONE, SUMS, Layout, Store, allocate
 from mpidl.security.key_files import ACTIVITY, crypto
 from mpidl.security.sealed_file import open_header
@@ -100,28 +102,33 @@ class SealedStore(Store):
             ) from error
         return np.frombuffer(plain, held.dtype).reshape(held.shape)
 
-    def _publish(self) -> None:
+    def _publish(self, *, overwrite: bool) -> None:
         """Write the sealed file, and remove the one that ranks have filled."""
-        layout = self.layout
-        with (
-            write_atomically(self.final.with_name(f"{self.final.name}.sealed")) as temporary,
-            hdf5.open_file(self.path) as file,
-        ):
-            seal = envelope_for(layout.seal_for)
-            with hdf5.open_file(temporary, "w", seal=seal) as out:
-                for name, (shape, dtype) in super()._shapes().items():
-                    allocate(out, name, shape, np.dtype(dtype), zeros=False)
-                out[DONE][...] = 1
-                super()._note(out)
-                out.flush()
-                for chunk in range(layout.chunks):
-                    low, high = layout.rows(chunk)
-                    for name in layout.columns:
-                        out[name][low:high] = self._get(file, name, chunk)
-                    if layout.sums:
-                        out[SUMS][chunk] = self._get(file, SUMS, chunk)
-                    hdf5.check_written(out)
-        sync(self.final.parent)
-        self.final.with_name(f"{self.final.name}.sealed").replace(self.final)
+        temporary = self.final.with_name(f"{self.final.name}.sealed")
+        try:
+            with hdf5.open_file(self.path) as file:
+                seal = envelope_for(self.layout.seal_for)
+                with hdf5.open_file(temporary, "w", seal=seal) as out:
+                    self._copy(file, out)
+            publish_result(temporary, self.final, self.path, overwrite=overwrite)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         self.path.unlink()
         sync(self.final.parent)
+
+    def _copy(self, file: Any, out: Any) -> None:
+        """Write what the ranks have filled as a plain run has it."""
+        layout = self.layout
+        for name, (shape, dtype) in super()._shapes().items():
+            allocate(out, name, shape, np.dtype(dtype), zeros=False)
+        out[DONE][...] = 1
+        super()._note(out)
+        out.flush()
+        for chunk in range(layout.chunks):
+            low, high = layout.rows(chunk)
+            for name in layout.columns:
+                out[name][low:high] = self._get(file, name, chunk)
+            if layout.sums:
+                out[SUMS][chunk] = self._get(file, SUMS, chunk)
+            hdf5.check_written(out)

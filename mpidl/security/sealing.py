@@ -29,7 +29,19 @@ def write_sealed(path: Path | str, content: bytes | memoryview, envelope: Envelo
         write_file(path, content)
         return
     with write_atomically(path) as partial:
-        _write([content], partial, envelope)
+        write_whole(partial, content, envelope)
+
+
+def write_whole(path: Path, content: bytes | memoryview, envelope: Envelope | None) -> None:
+    """Write a file at once; sealed, where there is an envelope.
+
+    Raises:
+        OSError: The file system refuses.
+    """
+    if envelope is None:
+        path.write_bytes(content)
+    else:
+        _write([content], path, envelope)
 
 
 def seal_file(path: Path, target: Path, envelope: Envelope) -> None:

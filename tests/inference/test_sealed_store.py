@@ -27,7 +27,7 @@ def test_a_sealed_prediction_is_that_of_the_plain_file(tmp_path: Path, keys: Pat
     plain = Store(tmp_path / "plain.h5", replace(LAYOUT, notes=SECRET), init(), restart=False)
     fill(plain, [0, 1, 2, 3, 4])
     plain.close()
-    plain.finish()
+    plain.finish(overwrite=False)
     path = tmp_path / "sealed.h5"
     first = SealedStore(path, SEALED, init(), restart=False)
     fill(first, [3, 1])
@@ -43,7 +43,7 @@ def test_a_sealed_prediction_is_that_of_the_plain_file(tmp_path: Path, keys: Pat
     assert not any(labels[low : low + 2].tobytes() in raw for low in range(22))
     assert b"influenza" in (tmp_path / "plain.h5").read_bytes()
     assert second.sums().tolist() == [5.0, 10.0]
-    second.finish()
+    second.finish(overwrite=False)
     assert is_sealed(path)
     left = sorted(file.name for file in tmp_path.iterdir() if file.is_file())
     assert left == ["plain.h5", "sealed.h5"]
@@ -55,7 +55,13 @@ def test_a_sealed_prediction_is_that_of_the_plain_file(tmp_path: Path, keys: Pat
         assert {key: a.attrs[key] for key in told} == {key: b.attrs[key] for key in told}
     for suffix in (".csv", ".npz"):
         for source, names in ((tmp_path / "plain.h5", ()), (path, ("alice",))):
-            convert(source, source.with_suffix(suffix), ["label", "probability"], names)
+            convert(
+                source,
+                source.with_suffix(suffix),
+                ["label", "probability"],
+                overwrite=False,
+                seal_for=names,
+            )
         made = path.with_suffix(suffix)
         assert is_sealed(made)
         assert read_bytes(made) == (tmp_path / f"plain{suffix}").read_bytes()
@@ -69,7 +75,7 @@ def test_chunks_fit_at_their_place_only(tmp_path: Path, keys: Path) -> None:
         for name in ("label", "probability"):
             file[name][0:5], file[name][5:10] = file[name][5:10], file[name][0:5]
         file["seals"][0], file["seals"][1] = file["seals"][1], file["seals"][0]
-    for finish in (store.finish, store.sums):
+    for finish in (lambda: store.finish(overwrite=True), store.sums):
         with pytest.raises(DataError, match="is not authentic"):
             finish()
     assert not (tmp_path / "p.h5").exists()
