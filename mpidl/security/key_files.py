@@ -1,7 +1,8 @@
 """Files of keys, in the layout of identities.
 
 `KEYS`/NAME/sealing.pem is a person's or service's X25519 key, sealing-certificate.pem what others
-need to seal for it. `KEYS`/sealed-generations keeps which changes of recipients this user has made.
+need to seal for it, and retired/*.pem are its keys of before. `KEYS`/sealed-generations keeps which
+changes of recipients this user has made.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
     from cryptography.x509 import Certificate
 
-PRIVATE, CERTIFICATE, GENERATIONS = "sealing.pem", "sealing-certificate.pem", "sealed-generations"
+PRIVATE, CERTIFICATE, RETIRED = "sealing.pem", "sealing-certificate.pem", "retired"
+GENERATIONS = "sealed-generations"
 MOST_BYTES = 1 << 16  # of a key or a certificate
 MOST_NOTES = 64 << 20  # bytes of the file of generations
 ACTIVITY = "sealed files"

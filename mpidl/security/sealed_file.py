@@ -20,7 +20,8 @@ from mpidl.security.sealed_format import MAC, MAGIC, ROOM, TAG, Header, damaged,
 from mpidl.security.sealing_keys import FileKeys, keyring
 
 MOST_CACHED = 16  # segments of a file, for readers of small pieces
-READ_BYTES = 4 << 20  # of ciphertext, read at a time
+READ_BYTES = 4 << 20  # of the plaintext of a whole file, at a time
+TOGETHER = 16  # segments that are read together: their ciphertext stays in the cache
 
 
 def is_sealed(path: Path | str) -> bool:
@@ -151,6 +152,8 @@ class SealedFile(io.RawIOBase):
         self.size = self.header.size
         self._position = 0
         self._lock = Lock()
+        self._bounce = bytearray(TOGETHER * (self.header.segment + TAG))
+        self._bounce_lock = Lock()
 
     def read_into(self, memory: Any, offset: int) -> None:
         """Read exactly as many bytes as `memory` has.
@@ -182,28 +185,34 @@ class SealedFile(io.RawIOBase):
         """How many segments from `number` on lie in the next `count` bytes, at most at a time."""
         end = number * self.header.segment + count
         last = self.header.segments if end >= self.size else end // self.header.segment
-        return min(last - number, READ_BYTES // self.header.segment)
+        return min(last - number, TOGETHER)
 
     def _decrypt(self, number: int, out: memoryview) -> None:
         """Decrypt the segments from `number` on that fill `out`."""
         each = self.header.segment
         count = -(-len(out) // each)
-        sealed = memoryview(self._stored(number, len(out) + count * TAG))
-        for index in range(count):
-            own = out[index * each : (index + 1) * each]
-            start = index * (each + TAG)
-            self.cipher.decrypt_into(number + index, sealed[start : start + len(own) + TAG], own)
+        # Memory that was used before has its pages; another thread takes fresh one
+        mine = self._bounce_lock.acquire(blocking=False)
+        try:
+            room = self._bounce if mine else bytearray(TOGETHER * (each + TAG))
+            sealed = memoryview(room)[: len(out) + count * TAG]
+            self._read_stored(number, sealed)
+            for index in range(count):
+                own = out[index * each : (index + 1) * each]
+                here = sealed[index * (each + TAG) :][: len(own) + TAG]
+                self.cipher.decrypt_into(number + index, here, own)
+        finally:
+            if mine:
+                self._bounce_lock.release()
 
-    def _stored(self, number: int, count: int) -> bytearray:
+    def _read_stored(self, number: int, out: memoryview) -> None:
         """Ciphertext from a segment on."""
-        held = bytearray(count)
-        view, offset = memoryview(held), ROOM + number * (self.header.segment + TAG)
-        while view:
-            got = os.preadv(self._file, [view], offset)
+        offset = ROOM + number * (self.header.segment + TAG)
+        while out:
+            got = os.preadv(self._file, [out], offset)
             if not got:
                 raise NotAuthentic(number)
-            view, offset = view[got:], offset + got
-        return held
+            out, offset = out[got:], offset + got
 
     def _segment(self, number: int) -> bytearray:
         """A whole segment; the last ones are kept."""

@@ -20,6 +20,7 @@ from mpidl.security.key_files import (
     ACTIVITY,
     CERTIFICATE,
     PRIVATE,
+    RETIRED,
     append_generation,
     crypto,
     load_private,
@@ -140,6 +141,7 @@ class Keyring:
         self.folder = folder.expanduser()
         self._paths = {self._id(path): path for path in self._find()}
         self._keys: dict[bytes, X25519PrivateKey] = {}
+        self._has_retired = False
         self._generations = read_generations(self.folder)
 
     def _find(self) -> Iterator[Path]:
@@ -163,6 +165,17 @@ class Keyring:
         known = certificate.exists()
         public = load_public(certificate)[1] if known else load_private(path).public_key()
         return public.public_bytes_raw()
+
+    def _add_retired(self) -> bool:
+        """Know the keys of before too, for what is still sealed for them; True the first time."""
+        if self._has_retired:
+            return False
+        self._has_retired = True
+        for current in [*self._paths.values()]:
+            for path in sorted((current.parent / RETIRED).glob("*.pem"))[:MOST_IDENTITIES]:
+                public = load_private(path).public_key().public_bytes_raw()
+                self._paths.setdefault(public, path)
+        return True
 
     def _private(self, key: bytes) -> X25519PrivateKey:
         """The private key of an id that is in this ring."""
@@ -197,6 +210,8 @@ class Keyring:
             if one.sealed in _known:
                 return _known[one.sealed]
         own = [one for one in header.recipients if one.key in self._paths]
+        if not own and self._add_retired():
+            own = [one for one in header.recipients if one.key in self._paths]
         if not own:
             names = ", ".join(one.name for one in header.recipients)
             raise SecurityError(

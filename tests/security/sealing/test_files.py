@@ -322,3 +322,18 @@ def test_keys_are_in_no_text(sealed: Path) -> None:
     texts += [repr(envelope), str(envelope)]
     for key in (*secret, envelope.key):
         assert not any(key.hex() in text or repr(key)[2:-1] in text for text in texts)
+
+
+def test_keys_of_before_open_what_is_sealed_for_them(
+    sealed: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keys / "alice"
+    before.rename(keys.parent / "before")
+    new = make_identity(keys, "alice")
+    only(monkeypatch, new)
+    with pytest.raises(SecurityError, match="sealed for alice, bob"):
+        content(sealed)
+    (new / "retired").mkdir()
+    (keys.parent / "before" / "sealing.pem").rename(new / "retired" / "1.pem")
+    only(monkeypatch, new)
+    assert content(sealed) == CONTENT
