@@ -53,18 +53,20 @@ def test_a_sealed_prediction_is_that_of_the_plain_file(tmp_path: Path, keys: Pat
             np.testing.assert_array_equal(a[name][...], b[name][...])
         told = set(a.attrs) - {"prediction"}  # it says whether it is sealed
         assert {key: a.attrs[key] for key in told} == {key: b.attrs[key] for key in told}
+    compare_tables(tmp_path)
+
+
+def compare_tables(folder: Path) -> None:
+    """Tables of a sealed file are sealed, and those of the plain one."""
     for suffix in (".csv", ".npz"):
-        for source, names in ((tmp_path / "plain.h5", ()), (path, ("alice",))):
-            convert(
-                source,
-                source.with_suffix(suffix),
-                ["label", "probability"],
-                overwrite=False,
-                seal_for=names,
-            )
-        made = path.with_suffix(suffix)
-        assert is_sealed(made)
-        assert read_bytes(made) == (tmp_path / f"plain{suffix}").read_bytes()
+        for name, names in (("plain", ()), ("sealed", ("alice",))):
+            source = folder / f"{name}.h5"
+            columns = ["key", "label", "probability"]
+            made = source.with_suffix(suffix)
+            convert(source, made, columns, overwrite=False, seal_for=names)
+        assert is_sealed(folder / f"sealed{suffix}")
+        plain = (folder / f"plain{suffix}").read_bytes()
+        assert read_bytes(folder / f"sealed{suffix}") == plain
 
 
 def test_chunks_fit_at_their_place_only(tmp_path: Path, keys: Path) -> None:
