@@ -72,7 +72,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         shown = context.is_root and len(requests) == 1 and not args.json
         for number, tokens in _work(engine, coder, prompts[0] if shown else None):
             texts[own[number]] = coder.decode(tokens)
-    found = {n: text for part in context.allgather_object(texts) for n, text in part.items()}
+    found = {
+        n: text
+        for part in context.allgather_object(texts, dict[int, str])
+        for n, text in part.items()
+    }
     results = [
         {"prompt": prompts[n // args.texts], "text": found[n], "seed": args.seed + n}
         for n in sorted(found)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mpidl.collectives.engine.plans import PlanCache, Scratch
 from mpidl.collectives.engine.shared import FOLDER, SharedNode, has_room
-from mpidl.comm import mpi
+from mpidl.comm import mpi, objects
 from mpidl.comm.activity import Activity, watched
 from mpidl.comm.transport import gpu_aware
 from mpidl.errors import CollectiveError, notice
@@ -62,19 +62,19 @@ class Group(Activity):
         self.comm = watched(MPI.Intracomm(comm).Clone(), self)
         self.nobody = MPI.PROC_NULL
         self.node_comm = self.comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
-        first_ranks = self.comm.allgather(self.node_comm.bcast(self.rank, root=0))
+        first = objects.bcast(self.node_comm, self.rank, int)
+        first_ranks = objects.allgather(self.comm, first, int)
         order = {first: index for index, first in enumerate(dict.fromkeys(first_ranks))}
         self.nodes = tuple(order[first] for first in first_ranks)
         self.node_count = len(order)
         several = self._may_share() and self.node_comm.Get_size() > 1
         self.shared: Any = SharedNode(self.node_comm, self) if several else None
-        self.shares = bool(self.comm.allreduce(int(self.shared is not None), op=MPI.MAX))
+        self.shares = bool(objects.largest(self.comm, self.shared is not None))
         kernels = self.shared is not None and self.shared.compiled
         self.fast = self.shared if self.node_count == 1 and kernels else None
 
     def _may_share(self) -> bool:
-        MPI = mpi.load()
-        room = self.comm.allreduce(int(has_room(self.node_comm.Get_size())), op=MPI.MIN)
+        room = objects.smallest(self.comm, int(has_room(self.node_comm.Get_size())))
         if not room and self.rank == 0:
             _notice_once(
                 f"{FOLDER} has no room for shared windows on some node: slower collectives by "

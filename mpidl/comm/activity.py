@@ -136,12 +136,9 @@ def activities() -> list[Activity]:
 def watched(comm: MPITypes.Intracomm, activity: Activity) -> Any:
     """The same communicator, whose collectives record themselves in `activity`.
 
-    A call within another recorded operation is part of that one. Collective: mpi4py's first
-    `allreduce` of a communicator waits for all ranks with Python's lock held, so that no watchdog
-    could run; it is done here, where they meet anyway.
+    A call within another recorded operation is part of that one.
     """
     made = _watched_type()(comm)
-    made.allreduce(0)
     made.activity = activity
     return made
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
-from mpidl.comm import binding, launcher, mpi
+from mpidl.comm import binding, launcher, mpi, objects
 from mpidl.comm.activity import Activity, watched
 from mpidl.comm.binding import Cores
+from mpidl.comm.objects import ErrorRecord
 from mpidl.errors import MpidlError, notice, wrap
 
 if TYPE_CHECKING:
@@ -67,15 +67,13 @@ class Context:
         """Wait for all ranks."""
         self.comm.Barrier()
 
-    def bcast_object(self, value: T, root: int = 0) -> T:
-        """`value` of rank `root`, pickled, on every rank."""
-        result: T = self.comm.bcast(value, root=root)
-        return result
+    def bcast_object(self, value: Any, kind: type[T], root: int = 0) -> T:
+        """`value` of rank `root`, of type `kind`, on every rank (see `mpidl.comm.objects`)."""
+        return objects.bcast(self.comm, value, kind, root)
 
-    def allgather_object(self, value: T) -> list[T]:
-        """The values of all ranks, in rank order, on every rank."""
-        result: list[T] = self.comm.allgather(value)
-        return result
+    def allgather_object(self, value: Any, kind: type[T]) -> list[T]:
+        """The values of all ranks, each of type `kind`, in rank order, on every rank."""
+        return objects.allgather(self.comm, value, kind)
 
     def raise_on_all(self, error: Exception | None, activity: str) -> None:
         """Raise on every rank if any rank passes an error. Collective.
@@ -87,17 +85,15 @@ class Context:
         Raises:
             MpidlError: The error of the lowest failing rank.
         """
-        MPI = mpi.load()
-        first = self.comm.allreduce(self.size if error is None else self.rank, op=MPI.MIN)
+        first = objects.smallest(self.comm, self.size if error is None else self.rank)
         if first == self.size:
             return
         if error is not None and not isinstance(error, (MpidlError, OSError, MemoryError)):
             traceback.print_exception(error)
-        payload = b""
+        record = None
         if error is not None:
-            payload = pickle.dumps(_shared_error(wrap(error, activity), self.rank))
-        first_error: MpidlError = pickle.loads(self.comm.bcast(payload, root=first))
-        raise first_error from error
+            record = ErrorRecord.of(_shared_error(wrap(error, activity), self.rank))
+        raise self.bcast_object(record, ErrorRecord, root=first).error() from error
 
     @contextmanager
     def fail_together(self, activity: str) -> Iterator[None]:
@@ -115,14 +111,28 @@ class Context:
             error = caught
         self.raise_on_all(error, activity)
 
-    def on_root(self, function: Callable[[], T], activity: str) -> T:
-        """Run `function` on rank 0 only; its result, or its error, reaches every rank."""
+    @overload
+    def on_root(self, function: Callable[[], object], activity: str) -> None: ...
+
+    @overload
+    def on_root(self, function: Callable[[], T], activity: str, kind: Any) -> T: ...
+
+    def on_root(self, function: Callable[[], Any], activity: str, kind: Any = None) -> Any:
+        """Run `function` on rank 0 only; its error reaches every rank.
+
+        Args:
+            function: What to do.
+            activity: As in `raise_on_all`.
+            kind: The type of its result; None: the result does not travel.
+
+        Returns:
+            The result, on every rank.
+        """
         result: Any = None
         with self.fail_together(activity):
             if self.is_root:
                 result = function()
-        shared: T = self.bcast_object(result)
-        return shared
+        return None if kind is None else self.bcast_object(result, kind)
 
     def abort(self, status: int = 1) -> NoReturn:
         """End the whole job immediately; for errors that the other ranks cannot know of."""
@@ -173,9 +183,9 @@ def _make_context(comm: MPITypes.Intracomm | None) -> Context:
     own = (comm or MPI.COMM_WORLD).Clone()
     own = watched(own, Activity(own, "job"))
     node_comm = own.Split_type(MPI.COMM_TYPE_SHARED, own.Get_rank())
-    allowed = node_comm.allgather(binding.allowed_cores())
+    allowed = objects.allgather(node_comm, binding.allowed_cores(), tuple[int, ...])
     cores, threads = binding.bind(node_comm.Get_rank(), allowed)
-    ranks = own.allgather((node_comm.Get_rank() == 0, cores))
+    ranks = objects.allgather(own, (node_comm.Get_rank() == 0, cores), tuple[bool, Cores])
     leaders = [rank for rank, (leads, _) in enumerate(ranks) if leads]
     context = Context(
         comm=own,
@@ -183,7 +193,7 @@ def _make_context(comm: MPITypes.Intracomm | None) -> Context:
         size=own.Get_size(),
         local_rank=node_comm.Get_rank(),
         local_size=node_comm.Get_size(),
-        node=leaders.index(node_comm.bcast(own.Get_rank(), root=0)),
+        node=leaders.index(objects.bcast(node_comm, own.Get_rank(), int)),
         nodes=len(leaders),
         threads=threads,
         cores=min((cores for _, cores in ranks), key=lambda cores: cores.used / cores.allotted),

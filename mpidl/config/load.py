@@ -114,7 +114,9 @@ def load_on_root(
 ) -> Config:
     """`load_config` on rank 0, for all ranks. Collective."""
     tree = context.on_root(
-        lambda: load_config(path, overrides, note=note).to_tree(), "reading the configuration"
+        lambda: load_config(path, overrides, note=note).to_tree(),
+        "reading the configuration",
+        dict[str, Any],
     )
     return build_config(tree, str(path))
 

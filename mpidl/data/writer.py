@@ -100,7 +100,9 @@ def write_parts(
         The manifest of each part, on every rank.
     """
     plans = {
-        name: context.on_root(partial(_plan, part, options), "reading the first sample")
+        name: context.on_root(
+            partial(_plan, part, options), "reading the first sample", dict[str, Field]
+        )
         for name, part in parts.items()
     }
     unfinished = partial_path(folder)
@@ -180,10 +182,10 @@ class _Writer:
     def write(self) -> None:
         """Write all files. Collective."""
         shards = self._write_shared() if self.options.shared else self._write_shards()
-        everywhere = self.context.allgather_object(shards)
+        everywhere = self.context.allgather_object(shards, list[tuple[int, Shard]])
         ordered = sorted((item for part in everywhere for item in part), key=lambda item: item[0])
         self.shards = tuple(shard for _, shard in ordered)
-        self.everywhere = self.context.allgather_object(self.tallies)
+        self.everywhere = self.context.allgather_object(self.tallies, dict[str, Tally])
 
     def describe(self, writers: Mapping[str, _Writer], note: Note) -> Manifest:
         """The manifest, after all writers wrote: its classes are those of all. Collective."""

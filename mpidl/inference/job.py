@@ -132,7 +132,7 @@ class Job:
             return Outcome(result)
         columns = list(layout.columns)
         per_class = self.context.on_root(
-            lambda: self._conclude(out, file, columns), f"finishing {out}"
+            lambda: self._conclude(out, file, columns), f"finishing {out}", list[int] | None
         )
         return Outcome(result, per_class)
 

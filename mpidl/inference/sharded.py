@@ -215,7 +215,7 @@ class Prediction:
                 raise
             finally:
                 store.close()
-        return sum(self.context.allgather_object(done))
+        return sum(self.context.allgather_object(done, int))
 
     def _chunk(self, arrays: Arrays) -> tuple[Columns, NDArray[np.float64] | None]:
         """Predictions of samples, and what they add to the metrics."""

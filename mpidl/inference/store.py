@@ -111,7 +111,7 @@ class Store:
         self.layout = layout
         self._context = context
         self._offsets: dict[str, int] = context.on_root(
-            lambda: self._prepare(restart), f"preparing {final}"
+            lambda: self._prepare(restart), f"preparing {final}", dict[str, int]
         )
         with context.fail_together("opening the file of the predictions"), writing(self.path):
             self._handle = os.open(self.path, os.O_RDWR)
@@ -119,7 +119,9 @@ class Store:
                 _lock(self._handle, self.path)
         done = np.frombuffer(os.pread(self._handle, layout.chunks, self._offsets[DONE]), np.uint8)
         # all ranks see the same ones: rank 0 says which
-        self.pending: NDArray[np.int64] = context.bcast_object(np.flatnonzero(done != 1))
+        self.pending: NDArray[np.int64] = context.bcast_object(
+            np.flatnonzero(done != 1), np.ndarray
+        )
         self._unsynced: list[int] = []
         self._synced = time.monotonic()
 
@@ -270,7 +272,7 @@ class Store:
                     total += held[row]
                 return total
 
-        found: NDArray[np.float64] = self._context.on_root(read, f"reading {self.path}")
+        found: NDArray[np.float64] = self._context.on_root(read, f"reading {self.path}", np.ndarray)
         return found
 
     def finish(self) -> None:

@@ -221,7 +221,7 @@ class Trainer:
         strategy.end_epoch()
         sums.stop = float(self._stop_requested)
         stopped = bool(strategy.meet(sums).stop)
-        finished = sum(self.context.allgather_object(done)) // strategy.workers
+        finished = sum(self.context.allgather_object(done, int)) // strategy.workers
         self.at.step = first + (min(finished, steps) if stopped else steps)
         return stopped
 

@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for data and predictions")
     args = parser.parse_args()
     context = init()
-    base = context.on_root(lambda: tempfile.mkdtemp(dir=args.folder), "making a folder")
+    base = context.on_root(lambda: tempfile.mkdtemp(dir=args.folder), "making a folder", str)
     folder = Path(base)
     try:
         make(folder, args.samples, context)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mpidl.collectives import all_reduce
 from mpidl.collectives.algorithms import ALL_REDUCE
-from mpidl.comm import mpi
+from mpidl.comm import objects
 from mpidl.comm.context import Context
 from mpidl.compression import Compressor
 from mpidl.compression.choice import CompressionChoice
@@ -152,7 +152,7 @@ class AllReduce(SynchronousStrategy):
 
     def _tune(self, tuner: BucketTuner) -> None:
         now = time.monotonic()
-        slowest = self.context.comm.allreduce(now - self._started, op=mpi.load().MAX)
+        slowest = objects.largest(self.context.comm, now - self._started)
         undecided = tuner.best is None
         if tuner.record(slowest):
             self._cut(tuner.current)
