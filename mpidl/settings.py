@@ -55,5 +55,25 @@ CPU_LEVEL = Variable(
     "",
     "`v2`, `v3`, `v4`: use this level of the C kernels only; `none`: pure NumPy",
 )
+CHANNEL = Variable(
+    "MPIDL_CHANNEL",
+    "off",
+    "`nodes` or `all`: encrypt messages between ranks from the start on, as "
+    '`security.channel = "tls-like"` with that scope',
+)
+JOB_CERTIFICATE = Variable(
+    "MPIDL_JOB_CERTIFICATE", "", "as `security.channel.certificate`, where that is not set"
+)
 
-VARIABLES = (BACKEND, BIND, WATCHDOG, GUARD, TUNE, GPU_AWARE, WINOGRAD, CPU_LEVEL)
+VARIABLES = (
+    BACKEND,
+    BIND,
+    WATCHDOG,
+    GUARD,
+    TUNE,
+    GPU_AWARE,
+    WINOGRAD,
+    CPU_LEVEL,
+    CHANNEL,
+    JOB_CERTIFICATE,
+)

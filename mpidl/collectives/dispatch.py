@@ -30,6 +30,9 @@ def algorithm_for(name: str, buffer: Any, group: Group, exact: bool = False) -> 
         buffer: (n,) array, for its length, dtype and kind of memory.
         group: For the placement of its ranks.
         exact: With "auto": only algorithms that sum along one binary tree over the ranks.
+
+    Raises:
+        SecurityError: The messages of these ranks are encrypted, and MPI's own would not be.
     """
     half = is_half(buffer.dtype)
     shares = group.shares and not is_device(buffer)
@@ -38,6 +41,9 @@ def algorithm_for(name: str, buffer: Any, group: Group, exact: bool = False) -> 
     if name == "auto":
         table = load_table(table_path())
         name = choose(buffer.nbytes, group.nodes, half=half, shared=shares, table=table)
+        if name == "native" and group.protected:
+            name = "doubling"
+    checks.encryptable(name, group)
     chosen = ALL_REDUCE[name]
     if (half and not chosen.half) or (chosen.shared_memory and not shares):
         chosen = ALL_REDUCE[chosen.fallback]

@@ -7,15 +7,17 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from mpidl.comm import binding, launcher, mpi, objects
 from mpidl.comm.activity import Activity, watched
 from mpidl.comm.binding import Cores
+from mpidl.comm.channels import CHANNELS
 from mpidl.comm.objects import ErrorRecord
 from mpidl.errors import MpidlError, notice, wrap
+from mpidl.settings import CHANNEL
 
 if TYPE_CHECKING:
     from mpi4py import MPI as MPITypes
@@ -40,6 +42,7 @@ class Context:
         threads: Of this rank's BLAS and kernels.
         cores: Of the rank of the whole job that may use the smallest part of its share.
         thread_level: The level of thread support that MPI has granted.
+        channel: What is encrypted: "off", "nodes" or "all".
     """
 
     comm: MPITypes.Intracomm
@@ -52,6 +55,7 @@ class Context:
     threads: int
     cores: Cores
     thread_level: int
+    channel: str = "off"
 
     @property
     def is_root(self) -> bool:
@@ -168,6 +172,9 @@ def init(comm: MPITypes.Intracomm | None = None) -> Context:
     if _context is not None and comm is None:
         return _context
     context = _make_context(comm)
+    if CHANNEL.value != CHANNEL.default:
+        # before any value of the job travels
+        context = CHANNELS["tls-like"].from_environment().open(context)
     if context.is_root and (problem := context.cores.problem()):
         notice(str(problem))
     if comm is None:
@@ -175,6 +182,21 @@ def init(comm: MPITypes.Intracomm | None = None) -> Context:
         if context.size > 1:
             sys.excepthook = _abort_job
     return context
+
+
+def protect(context: Context, comm: Any, channel: str) -> Context:
+    """The same ranks with another communicator, also for those who call `init` later.
+
+    Args:
+        context: The ranks.
+        comm: Protects their messages.
+        channel: What of them, as `Context.channel`.
+    """
+    global _context
+    protected = replace(context, comm=comm, channel=channel)
+    if _context is context:
+        _context = protected
+    return protected
 
 
 def _make_context(comm: MPITypes.Intracomm | None) -> Context:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.comm import mpi
-from mpidl.comm.activity import Activity
+from mpidl.comm.activity import recorded
 from mpidl.errors import CollectiveError, MpidlError
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def bcast(comm: MPITypes.Intracomm, value: Any, kind: type[T], root: int = 0) ->
     mine = comm.Get_rank() == root
     packed = pack(value) if mine else b""
     length = np.array([len(packed)], np.int64)
-    with _recorded(comm, "bcast"):
+    with recorded(comm, "bcast"):
         comm.Bcast(length, root=root)
         raw = np.frombuffer(packed, np.uint8) if mine else np.empty(_checked(length[0]), np.uint8)
         for start in range(0, raw.size, STEP):
@@ -133,23 +132,26 @@ def bcast(comm: MPITypes.Intracomm, value: Any, kind: type[T], root: int = 0) ->
     return decoded
 
 
-def allgather(comm: MPITypes.Intracomm, value: Any, kind: type[T]) -> list[T]:
+def allgather(
+    comm: MPITypes.Intracomm, value: Any, kind: type[T], *, limit: int = LARGEST
+) -> list[T]:
     """The values of all ranks, in rank order, on every rank. Collective.
 
     Args:
         comm: The ranks.
         value: This rank's.
         kind: The type of each.
+        limit: Bytes that each may have.
 
     Raises:
-        CollectiveError: A value has another type, or is larger than 4 GiB.
+        CollectiveError: A value has another type, or is larger.
     """
     packed = pack(value)
     lengths = np.empty(comm.Get_size(), np.int64)
     own = np.frombuffer(packed, np.uint8)
-    with _recorded(comm, "allgather"):
+    with recorded(comm, "allgather"):
         comm.Allgather(np.array([len(packed)], np.int64), lengths)
-        parts = _gather_bytes(comm, own, [_checked(length) for length in lengths])
+        parts = _gather_bytes(comm, own, [_checked(length, limit) for length in lengths])
     return [unpack(part, kind) for part in parts]
 
 
@@ -173,7 +175,7 @@ def _gather_bytes(
 def smallest(comm: MPITypes.Intracomm, value: int) -> int:
     """The smallest of the ranks' numbers, on every rank. Collective."""
     found = np.array([value], np.int64)
-    with _recorded(comm, "allreduce"):
+    with recorded(comm, "allreduce"):
         comm.Allreduce(mpi.load().IN_PLACE, found, op=mpi.load().MIN)
     return int(found[0])
 
@@ -181,25 +183,17 @@ def smallest(comm: MPITypes.Intracomm, value: int) -> int:
 def largest(comm: MPITypes.Intracomm, value: float) -> float:
     """The largest of the ranks' numbers, on every rank. Collective."""
     found = np.array([value], np.float64)
-    with _recorded(comm, "allreduce"):
+    with recorded(comm, "allreduce"):
         comm.Allreduce(mpi.load().IN_PLACE, found, op=mpi.load().MAX)
     return float(found[0])
 
 
-def _recorded(comm: Any, what: str) -> AbstractContextManager[None]:
-    """Tells the watchdog, unless this is part of a recorded operation."""
-    activity: Activity | None = getattr(comm, "activity", None)
-    if activity is None or activity.in_progress is not None:
-        return nullcontext()
-    return activity.during(what)
-
-
-def _checked(length: Any) -> int:
+def _checked(length: Any, limit: int = LARGEST) -> int:
     """The length of a value, within limits."""
-    if not 0 <= length <= LARGEST:
+    if not 0 <= length <= limit:
         raise CollectiveError(
             f"a value of {int(length)} bytes between ranks",
-            remedy=f"values may have {LARGEST} bytes; send arrays by mpidl.collectives",
+            remedy=f"values may have {limit} bytes; send arrays by mpidl.collectives",
         )
     return int(length)
 

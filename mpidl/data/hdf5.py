@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from mpidl.comm import mpi
+from mpidl.comm.protected import is_protected, plain
 from mpidl.errors import DataError, errno_of, os_remedy, strerror, unreadable
 from mpidl.files import COPY, read_error
 
@@ -35,9 +36,12 @@ REBUILD = (
 )
 
 
-def is_parallel() -> bool:
-    """Whether this h5py has the `mpio` driver."""
-    return bool(h5py.get_config().mpi)
+def is_parallel(comm: Any = None) -> bool:
+    """Whether this h5py has the `mpio` driver, which encrypts nothing that the ranks exchange."""
+    return bool(h5py.get_config().mpi) and not is_protected(comm)
+
+
+POSIX = "set data.driver = posix"
 
 
 class _DeferredErrors(io.RawIOBase):
@@ -195,7 +199,9 @@ def open_file(
             open files.
         DataError: It is missing, damaged or not HDF5, or cannot be written.
     """
-    options: dict[str, Any] = {"driver": "mpio", "comm": comm} if comm is not None else {}
+    options: dict[str, Any] = {}
+    if comm is not None:
+        options = {"driver": "mpio", "comm": plain(comm, "the mpio driver", POSIX)}
     if not chunk_cache:
         options["rdcc_nbytes"] = 0
     if LOCKING and mode == "r":

@@ -228,7 +228,7 @@ class _Writer:
         Where h5py is serial rank 0 writes alone.
         """
         path = self.folder / SHARED_FILE
-        parallel = hdf5.is_parallel() and self.context.size > 1
+        parallel = hdf5.is_parallel(self.context.comm) and self.context.size > 1
         writers = self.context.size if parallel else 1
         self.context.on_root(lambda: self._create_shared(path), f"creating {path}")
         file = hdf5.open_file(path, "r+", comm=self.context.comm) if parallel else None

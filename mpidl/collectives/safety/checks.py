@@ -12,7 +12,7 @@ from mpidl.collectives.engine.reduction import FLOAT16, MEAN, NUMBERS, OP_CODES,
 from mpidl.collectives.engine.shared import disagreement
 from mpidl.comm import mpi, objects
 from mpidl.comm.transport import array_module
-from mpidl.errors import CollectiveError, nearest
+from mpidl.errors import CollectiveError, SecurityError, nearest
 
 if TYPE_CHECKING:
     from mpidl.collectives.group import Group
@@ -98,6 +98,16 @@ def known(algorithm: str, registry: Registry[Any], where: str) -> None:
             f"unknown {registry.kind} {algorithm!r}",
             where=where,
             remedy=nearest(str(algorithm), registry),
+        )
+
+
+def encryptable(algorithm: str, group: Group) -> None:
+    """Raise SecurityError for MPI's own all-reduce among ranks that encrypt their messages."""
+    if algorithm == "native" and group.protected:
+        raise SecurityError(
+            "MPI's own all-reduce cannot be encrypted",
+            where="algorithm = native",
+            remedy='set sync.algorithm = "auto" or another one, or security.channel = "off"',
         )
 
 

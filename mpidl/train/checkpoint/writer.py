@@ -162,7 +162,7 @@ def _write_parts(
     Returns:
         The checksums of all ranks.
     """
-    parallel = hdf5.is_parallel() and context.size > 1
+    parallel = hdf5.is_parallel(context.comm) and context.size > 1
     pieces = _choose_pieces(whole, state, own, context, context.size if parallel else 1)
     parts: list[Part] = []
     if parallel:
