@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if context.is_root:
             print(text, file=sys.stderr, flush=True)
 
-    config = load_on_root(
+    config, context = load_on_root(
         context, args.config, args.overrides, note=lambda text: say(f"note: {text}")
     )
     if args.subfolder:

@@ -12,6 +12,7 @@ import numpy as np
 from mpidl.collectives.algorithms import ALL_REDUCE, pairwise
 from mpidl.collectives.algorithms.hierarchical import fixed_order, hierarchical
 from mpidl.collectives.algorithms.rabenseifner import rabenseifner
+from mpidl.collectives.algorithms.ring import ring, sealed_ring
 from mpidl.collectives.engine.execute import execute, message_tag
 from mpidl.collectives.engine.reduction import FLOAT16, MEAN, NUMBERS, call_hash, is_half
 from mpidl.collectives.engine.select import choose, load_table, table_path
@@ -47,7 +48,8 @@ def algorithm_for(name: str, buffer: Any, group: Group, exact: bool = False) -> 
     chosen = ALL_REDUCE[name]
     if (half and not chosen.half) or (chosen.shared_memory and not shares):
         chosen = ALL_REDUCE[chosen.fallback]
-    return chosen.make(group.nodes)
+    made = chosen.make(group.nodes)
+    return sealed_ring if made is ring and group.protected else made
 
 
 def run(algorithm: Algorithm, call: Call, group: Group, op: str, *, compare: bool) -> None:

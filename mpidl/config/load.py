@@ -22,6 +22,8 @@ from mpidl.config.sections import (
 )
 from mpidl.errors import ConfigError, os_remedy
 from mpidl.options import Place, Section
+from mpidl.security.channel import open_channel
+from mpidl.security.section import SecurityConfig
 from mpidl.sync import RunInfo
 from mpidl.task import AUTO, check_loss
 
@@ -42,6 +44,7 @@ class Config(Section, frozen=True):
         checkpoint: When to save.
         backend: Where to compute.
         augment: Random changes of the training samples.
+        security: What protects the run.
     """
 
     data: DataConfig
@@ -54,6 +57,7 @@ class Config(Section, frozen=True):
     checkpoint: CheckpointConfig = CheckpointConfig()
     backend: BackendConfig = BackendConfig()
     augment: AugmentConfig = AugmentConfig()
+    security: SecurityConfig = SecurityConfig()
 
     def check(self, place: Place) -> None:
         """Refuse a loss or a strategy that cannot work in this run."""
@@ -111,14 +115,20 @@ def load_config(
 
 def load_on_root(
     context: Context, path: Path | str, overrides: list[str], *, note: Note = lambda text: None
-) -> Config:
-    """`load_config` on rank 0, for all ranks. Collective."""
+) -> tuple[Config, Context]:
+    """`load_config` on rank 0, for all ranks, which from here on protect what they send. Collective.
+
+    Returns:
+        The configuration, and the ranks as it wants them.
+    """
     tree = context.on_root(
         lambda: load_config(path, overrides, note=note).to_tree(),
         "reading the configuration",
         dict[str, Any],
     )
-    return build_config(tree, str(path))
+    config = build_config(tree, str(path))
+    # what came before the channel is compared in it: nobody has changed the configuration
+    return config, open_channel(context, config.security.channel, agreed=config.to_tree())
 
 
 def build_config(

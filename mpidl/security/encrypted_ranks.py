@@ -40,7 +40,7 @@ class EncryptedRanks:
                 as ever; "all": every message.
             certificate: The job's certificate and key: a folder, or the name of one in the folder
                 of keys; by default `MPIDL_JOB_CERTIFICATE`.
-            rekey_records: Messages (of 256 KiB at most) after which a key is replaced.
+            rekey_records: Messages (of 4 MiB at most) after which a key is replaced.
         """
 
         scope: Scope = "nodes"
@@ -87,6 +87,7 @@ class EncryptedRanks:
         session = Session(self._agree(context, binding), context.rank, scope, limits)
         if not any(session.protects(rank) for rank in range(context.size)):
             return protect(context, context.comm, scope)
+        mpi.before_finalize(session.outbox.flush)
         name = hashlib.sha256(b"mpidl ranks").digest()[:NAME]
         raw = mpi.load().Intracomm(context.comm).Clone()
         comm = SecureComm(raw, name, session, list(range(context.size)))

@@ -20,8 +20,8 @@ from mpidl.security.aead import KEY, TAG, Key, make_key
 
 HEADER = struct.Struct(">IQQ")  # epoch, counter, bytes of the whole message
 PLACE = struct.Struct(">8siQQ")  # communicator, tag, number in the stream, bytes of the message
+NUMBERS = struct.Struct(">IQ")  # the nonce: as the header begins
 HEAD = HEADER.size
-NONCE = 12  # the first bytes of the header
 OVERHEAD = HEAD + TAG
 KEPT = 16  # keys of the past, for records that are opened late
 AHEAD = 1 << 16  # keys that a record may be ahead
@@ -116,9 +116,8 @@ class Sender:
             self._count += 1
             epoch = self._chain.epoch
             key = self._chain.keys[epoch]
-        header = HEADER.pack(epoch, count, total)
-        out[:HEAD] = memoryview(header)
-        key.run(header[:NONCE], PLACE.pack(*place, total), plain, out[HEAD:])
+        HEADER.pack_into(out, 0, epoch, count, total)
+        key.run(NUMBERS.pack(epoch, count), PLACE.pack(*place, total), plain, out[HEAD:])
 
 
 class Receiver:
@@ -156,18 +155,16 @@ class Receiver:
         """
         if sealed.size != out.size + OVERHEAD:
             raise forged(self._peer)
-        epoch, _, claimed = HEADER.unpack_from(sealed)
+        epoch, count, claimed = HEADER.unpack_from(sealed)
         key = self._key(epoch)
-        nonce = sealed[:NONCE].tobytes()
-        if (
-            key is None
-            or claimed != total
-            or not key.run(nonce, PLACE.pack(*place, total), sealed[HEAD:], out)
-        ):
+        nonce, aad = NUMBERS.pack(epoch, count), PLACE.pack(*place, total)
+        if key is None or claimed != total or not key.run(nonce, aad, sealed[HEAD:], out):
             raise forged(self._peer)
 
     def _key(self, epoch: int) -> Key | None:
         chain = self._chain
+        if epoch == chain.epoch:
+            return chain.keys[epoch]
         with self._lock:
             if epoch > chain.epoch + AHEAD:
                 return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -17,6 +19,7 @@ from mpidl.security.handshake import Secrets
 from mpidl.security.records import Limits, Receiver, Sender
 
 T = TypeVar("T")
+UNDER_WAY = 16  # small messages whose sending was not waited for
 POOLED = 128 << 20  # bytes of memory that is kept for the next messages
 
 
@@ -49,6 +52,37 @@ class Pool:
                 self._free.setdefault(whole.size, []).append(whole)
 
 
+class Outbox:
+    """Small messages that were sent, and whose memory MPI may still read.
+
+    Args:
+        pool: Where the memory goes back to.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._sent: deque[tuple[Any, NDArray[np.uint8]]] = deque()
+        self._lock = threading.Lock()
+
+    def add(self, request: Any, memory: NDArray[np.uint8]) -> None:
+        """Keep the memory of a message until it has left."""
+        with self._lock:
+            self._sent.append((request, memory))
+            full = len(self._sent) > UNDER_WAY
+            oldest, used = self._sent.popleft() if full else (request, memory)
+        if full:
+            oldest.Wait()
+            self._pool.give(used)
+
+    def flush(self) -> None:
+        """Give the messages that are left a second to leave."""
+        end = time.monotonic() + 1.0
+        with self._lock:
+            while self._sent and time.monotonic() < end:
+                if self._sent[0][0].Test():
+                    self._sent.popleft()
+
+
 class Session:
     """The keys of one rank.
 
@@ -63,6 +97,7 @@ class Session:
         rank: See above.
         scope: See above.
         pool: Memory for sealed messages.
+        outbox: Small messages that may not have left yet.
     """
 
     def __init__(
@@ -76,6 +111,7 @@ class Session:
         self.rank = rank
         self.scope = scope
         self.pool = Pool()
+        self.outbox = Outbox(self.pool)
         self._secrets = secrets
         self._limits = limits
         self._abort = abort or _abort

@@ -42,7 +42,9 @@ def credentials(named: str = "") -> Credentials:
     return Credentials((made.sign(key, None),), key, "bench", lambda chain: "bench")
 
 
-def median(calls: dict[str, Callable[[], None]], context: Context, repeats: int) -> dict[str, float]:
+def median(
+    calls: dict[str, Callable[[], None]], context: Context, repeats: int
+) -> dict[str, float]:
     """Seconds of each call, in turns."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 2):
@@ -105,7 +107,9 @@ def main() -> None:
         "more_us_a_message": 1e6 * (pongs["secure"] - pongs["plain"]) / (2 * count),
     }
     if context.is_root:
-        shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items())
+        shown = "  ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()
+        )
         print(json.dumps(found) if args.json else shown)
 
 
