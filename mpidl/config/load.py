@@ -116,7 +116,7 @@ def load_config(
 def load_on_root(
     context: Context, path: Path | str, overrides: list[str], *, note: Note = lambda text: None
 ) -> tuple[Config, Context]:
-    """`load_config` on rank 0, for all ranks, which from here on protect what they send. Collective.
+    """`load_config` on rank 0, for all ranks, which then protect what they send. Collective.
 
     Returns:
         The configuration, and the ranks as it wants them.
