@@ -64,6 +64,16 @@ CHANNEL = Variable(
 JOB_CERTIFICATE = Variable(
     "MPIDL_JOB_CERTIFICATE", "", "as `security.channel.certificate`, where that is not set"
 )
+KEYS = Variable(
+    "MPIDL_KEYS",
+    "",
+    "the folder of keys, certificates and the site's root, in place of `~/.config/mpidl`",
+)
+PASSPHRASE_FILE = Variable(
+    "MPIDL_PASSPHRASE_FILE",
+    "",
+    "a file of mode 0600 with the passphrase of private keys, where nobody can be asked",
+)
 
 VARIABLES = (
     BACKEND,
@@ -76,4 +86,6 @@ VARIABLES = (
     CPU_LEVEL,
     CHANNEL,
     JOB_CERTIFICATE,
+    KEYS,
+    PASSPHRASE_FILE,
 )
