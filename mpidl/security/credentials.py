@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mpidl.errors import SecurityError
+from mpidl.extras import load_extra
 from mpidl.security.handshake import Credentials
 from mpidl.settings import JOB_CERTIFICATE
 
@@ -30,12 +30,15 @@ def load_credentials(named: str = "") -> Credentials:
         raise SecurityError(
             "encrypted ranks need a certificate of the job, and none is named",
             where="security.channel.certificate",
-            remedy=f"make one with 'mpidl keys job', and set {JOB_CERTIFICATE.name} to its folder",
+            remedy=f"make one with 'mpidl keys issue --job', and set {JOB_CERTIFICATE.name} to its "
+            "folder",
         )
-    identity: Any = importlib.import_module("mpidl.security.identity")
+    load_extra("cryptography", "encrypted ranks")
+    from mpidl.security.identity import Trust, key_folder, load_identity
+
     folder = Path(named)
-    own = identity.load_identity(folder if folder.is_dir() else identity.key_folder(named))
-    trust = identity.Trust.load()
+    own = load_identity(folder if folder.is_dir() else key_folder(named))
+    trust = Trust.load()
 
     def verify(chain: Sequence[x509.Certificate]) -> str:
         subject = trust.verify(chain, "job-rank")

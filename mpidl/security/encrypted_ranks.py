@@ -45,7 +45,7 @@ class EncryptedRanks:
 
         scope: Scope = "nodes"
         certificate: str = ""
-        rekey_records: Annotated[int, Meta(ge=2, le=1 << 32)] = 1 << 20
+        rekey_records: Annotated[int, Meta(ge=1 << 10, le=1 << 32)] = 1 << 20
 
     def __init__(self, options: Options) -> None:
         self.options = options

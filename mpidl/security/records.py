@@ -9,6 +9,7 @@ from which the earlier ones cannot be computed.
 
 from __future__ import annotations
 
+import copy
 import struct
 import threading
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ NUMBERS = struct.Struct(">IQ")  # the nonce: as the header begins
 HEAD = HEADER.size
 OVERHEAD = HEAD + TAG
 KEPT = 16  # keys of the past, for records that are opened late
-AHEAD = 1 << 16  # keys that a record may be ahead
+AHEAD = 64  # keys that a record may be ahead
 FORGED = (
     "a message between ranks is not genuine: it was changed, repeated, left out or reordered on "
     "the way"
@@ -73,6 +74,16 @@ class _Chain:
         )
         self._next = _expand(secret, b"mpidl next secret")
         self.keys.pop(self.epoch - KEPT, None)
+
+    def at(self, epoch: int) -> _Chain:
+        """This, or a copy that has gone on to a later epoch."""
+        if epoch <= self.epoch or epoch > self.epoch + AHEAD:
+            return self
+        ahead = copy.copy(self)
+        ahead.keys = dict(self.keys)
+        while ahead.epoch < epoch:
+            ahead.advance()
+        return ahead
 
 
 def _expand(secret: bytes, info: bytes) -> bytes:
@@ -156,18 +167,12 @@ class Receiver:
         if sealed.size != out.size + OVERHEAD:
             raise forged(self._peer)
         epoch, count, claimed = HEADER.unpack_from(sealed)
-        key = self._key(epoch)
+        chain = self._chain.at(epoch)
+        key = chain.keys.get(epoch)
         nonce, aad = NUMBERS.pack(epoch, count), PLACE.pack(*place, total)
         if key is None or claimed != total or not key.run(nonce, aad, sealed[HEAD:], out):
             raise forged(self._peer)
-
-    def _key(self, epoch: int) -> Key | None:
-        chain = self._chain
-        if epoch == chain.epoch:
-            return chain.keys[epoch]
-        with self._lock:
-            if epoch > chain.epoch + AHEAD:
-                return None
-            while chain.epoch < epoch:
-                chain.advance()
-            return chain.keys.get(epoch)
+        if epoch > self._chain.epoch:  # only a genuine record ends a key
+            with self._lock:
+                if chain.epoch > self._chain.epoch:
+                    self._chain = chain
