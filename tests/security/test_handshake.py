@@ -193,7 +193,7 @@ def test_every_flipped_bit_is_noticed() -> None:
         changed = bytearray(hellos[1] + signatures[1])
         changed[position // 8] ^= 1 << position % 8
         one = ranks[0]
-        with pytest.raises(SecurityError, match="not trusted|not of this site"):
+        with pytest.raises(SecurityError, match=r"not trusted|not of this site"):
             one.sign([hellos[0], bytes(changed[:-64])])
             one.finish([signatures[0], bytes(changed[-64:])])
     one.sign(hellos)

@@ -84,9 +84,7 @@ def seal(sender: Sender, number: int, plain: bytes, tag: int = 5, comm: bytes = 
     return out
 
 
-def opened(
-    receiver: Receiver, number: int, sealed: Any, tag: int = 5, comm: bytes = COMM
-) -> bytes:
+def opened(receiver: Receiver, number: int, sealed: Any, tag: int = 5, comm: bytes = COMM) -> bytes:
     out = np.empty(max(0, sealed.size - OVERHEAD), np.uint8)
     receiver.open((comm, tag, number), out.size, sealed, out)
     return out.tobytes()

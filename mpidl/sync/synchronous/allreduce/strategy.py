@@ -10,6 +10,7 @@ import numpy as np
 
 from mpidl.collectives import all_reduce
 from mpidl.collectives.algorithms import ALL_REDUCE
+from mpidl.collectives.safety import checks
 from mpidl.comm import objects
 from mpidl.comm.context import Context
 from mpidl.compression import Compressor
@@ -80,6 +81,7 @@ class AllReduce(SynchronousStrategy):
     ) -> None:
         super().__init__(parameters, context, options, run)
         chosen = self.options
+        checks.encryptable(chosen.algorithm, self.group)
         if chosen.guard != "auto":
             self.group.guard = chosen.guard
         on_host = parameters.ops.xp is np
