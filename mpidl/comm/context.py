@@ -16,7 +16,7 @@ from mpidl.comm.activity import Activity, watched
 from mpidl.comm.binding import Cores
 from mpidl.comm.channels import CHANNELS
 from mpidl.comm.objects import ErrorRecord
-from mpidl.errors import MpidlError, notice, wrap
+from mpidl.errors import MpidlError, SecurityError, notice, wrap
 from mpidl.settings import CHANNEL
 
 if TYPE_CHECKING:
@@ -207,8 +207,10 @@ def _make_context(comm: MPITypes.Intracomm | None) -> Context:
     node_comm = own.Split_type(MPI.COMM_TYPE_SHARED, own.Get_rank())
     allowed = objects.allgather(node_comm, binding.allowed_cores(), tuple[int, ...])
     cores, threads = binding.bind(node_comm.Get_rank(), allowed)
-    ranks = objects.allgather(own, (node_comm.Get_rank() == 0, cores), tuple[bool, Cores])
-    leaders = [rank for rank, (leads, _) in enumerate(ranks) if leads]
+    mine = node_comm.Get_rank() == 0, cores, CHANNEL.value
+    ranks = objects.allgather(own, mine, tuple[bool, Cores, str])
+    _check_channels([channel for _, _, channel in ranks])
+    leaders = [rank for rank, (leads, _, _) in enumerate(ranks) if leads]
     context = Context(
         comm=own,
         rank=own.Get_rank(),
@@ -218,11 +220,23 @@ def _make_context(comm: MPITypes.Intracomm | None) -> Context:
         node=leaders.index(objects.bcast(node_comm, own.Get_rank(), int)),
         nodes=len(leaders),
         threads=threads,
-        cores=min((cores for _, cores in ranks), key=lambda cores: cores.used / cores.allotted),
+        cores=min((cores for _, cores, _ in ranks), key=lambda cores: cores.used / cores.allotted),
         thread_level=MPI.Query_thread(),
     )
     node_comm.Free()
     return context
+
+
+def _check_channels(channels: list[str]) -> None:
+    """Refuse ranks that would encrypt differently: they would wait for each other for ever."""
+    for rank, channel in enumerate(channels):
+        if channel != channels[0]:
+            raise SecurityError(
+                f"rank 0 has {CHANNEL.name}={channels[0]}, rank {rank} has {channel}",
+                where=CHANNEL.name,
+                remedy="give all ranks the same environment (mpirun -x, sbatch --export)",
+                agreed=True,
+            )
 
 
 def _abort_job(
