@@ -49,7 +49,8 @@ def algorithm_for(name: str, buffer: Any, group: Group, exact: bool = False) -> 
     if (half and not chosen.half) or (chosen.shared_memory and not shares):
         chosen = ALL_REDUCE[chosen.fallback]
     made = chosen.make(group.nodes)
-    return sealed_ring if made is ring and group.protected else made
+    sealed = made is ring and group.protected and group.node_count == 1
+    return sealed_ring if sealed else made
 
 
 def run(algorithm: Algorithm, call: Call, group: Group, op: str, *, compare: bool) -> None:

@@ -41,9 +41,6 @@ def is_parallel(comm: Any = None) -> bool:
     return bool(h5py.get_config().mpi) and not is_protected(comm)
 
 
-POSIX = "set data.driver = posix"
-
-
 class _DeferredErrors(io.RawIOBase):
     """The file that HDF5 writes to; writing never fails.
 
@@ -201,7 +198,8 @@ def open_file(
     """
     options: dict[str, Any] = {}
     if comm is not None:
-        options = {"driver": "mpio", "comm": plain(comm, "the mpio driver", POSIX)}
+        ranks = plain(comm, "the mpio driver", "set data.driver = posix")
+        options = {"driver": "mpio", "comm": ranks}
     if not chunk_cache:
         options["rdcc_nbytes"] = 0
     if LOCKING and mode == "r":

@@ -29,6 +29,7 @@ from mpidl.security.encrypted_ranks import EncryptedRanks
 from mpidl.security.handshake import Credentials
 
 SMALL = 4096  # bytes
+PONGS = 200
 
 
 def credentials(named: str = "") -> Credentials:
@@ -68,6 +69,38 @@ def ping_pong(group: Any, count: int) -> None:
             comm.Send(buffer, 0, 5)
 
 
+def measure(context: Context, scope: str, mib: float, repeats: int) -> dict[str, Any]:
+    """The figures of both kinds of ranks."""
+    encrypted_ranks.load_credentials = credentials
+    start = time.perf_counter()
+    secure = EncryptedRanks(EncryptedRanks.Options(scope=scope)).open(context)
+    opening = time.perf_counter() - start
+    groups = {"plain": Group(context.comm, name="plain"), "secure": Group(secure.comm, name="s")}
+    buffer = np.ones(int(mib * (1 << 18)), np.float32)
+
+    def ring(group: Group) -> Callable[[], None]:
+        return lambda: all_reduce(buffer, comm=group, op="max", algorithm="ring")
+
+    def pong(group: Group) -> Callable[[], None]:
+        return lambda: ping_pong(group, PONGS)
+
+    rings = median({name: ring(group) for name, group in groups.items()}, context, repeats)
+    pongs = median({name: pong(group) for name, group in groups.items()}, context, repeats)
+    each = {name: 1e6 * seconds / (2 * PONGS) for name, seconds in pongs.items()}
+    return {
+        "ranks": context.size,
+        "mib": mib,
+        "scope": scope,
+        "handshake_ms": 1e3 * opening,
+        "plain_ms": 1e3 * rings["plain"],
+        "secure_ms": 1e3 * rings["secure"],
+        "part_of_speed": rings["plain"] / rings["secure"],
+        "plain_us": each["plain"],
+        "secure_us": each["secure"],
+        "more_us_a_message": each["secure"] - each["plain"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=float, default=64)
@@ -76,41 +109,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     context = init()
-    encrypted_ranks.load_credentials = credentials
-    channel = EncryptedRanks(EncryptedRanks.Options(scope=args.scope))
-    start = time.perf_counter()
-    secure = channel.open(context)
-    opening = time.perf_counter() - start
-    groups = {"plain": Group(context.comm, name="plain"), "secure": Group(secure.comm, name="s")}
-    buffer = np.ones(int(args.mib * (1 << 18)), np.float32)
-
-    def ring(group: Group) -> Callable[[], None]:
-        return lambda: all_reduce(buffer, comm=group, op="max", algorithm="ring")
-
-    rings = median({name: ring(group) for name, group in groups.items()}, context, args.repeats)
-    count = 200
-    pongs = median(
-        {name: lambda group=group: ping_pong(group, count) for name, group in groups.items()},
-        context,
-        args.repeats,
-    )
-    found = {
-        "ranks": context.size,
-        "mib": args.mib,
-        "scope": args.scope,
-        "handshake_ms": 1e3 * opening,
-        "plain_ms": 1e3 * rings["plain"],
-        "secure_ms": 1e3 * rings["secure"],
-        "part_of_speed": rings["plain"] / rings["secure"],
-        "plain_us": 1e6 * pongs["plain"] / (2 * count),
-        "secure_us": 1e6 * pongs["secure"] / (2 * count),
-        "more_us_a_message": 1e6 * (pongs["secure"] - pongs["plain"]) / (2 * count),
-    }
+    found = measure(context, args.scope, args.mib, args.repeats)
     if context.is_root:
-        shown = "  ".join(
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()
-        )
-        print(json.dumps(found) if args.json else shown)
+        shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items())
+        print(json.dumps(found) if args.json else "  ".join(shown))
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ class Capture:
 TRAFFIC = f"""
 import os, numpy as np
 import mpidl.distributed as dist
+from mpidl.collectives import all_reduce
 from mpidl.comm.context import init
 context = init()
 dist.init()
@@ -119,7 +120,8 @@ mark = b"{MARK[:5]}" + b"{MARK[5:]}"
 def marked(what):
     return np.frombuffer((mark + what + b"        ")[:32] * 4000, np.float32).copy()
 gradients = marked(b"grad")
-dist.all_reduce(gradients, op="max")
+group = dist.groups.world().group()
+all_reduce(gradients, comm=group, op="max", algorithm="ring")
 labels = context.allgather_object(marked(b"label"), np.ndarray)
 assert len(labels) == 2
 context.bcast_object({{"name": "{MARK[:4]}" + "{MARK[4:]}config"}}, dict)
@@ -151,7 +153,7 @@ def test_nothing_readable_is_on_the_wire(keys: dict[str, str], job_site: Site) -
         assert sum(map(len, capture.packets)) > 100_000
         found[channel] = {what for what, needle in needles.items() if capture.has(needle)}
     assert found["all"] == set()
-    assert {"label", "config"} <= found["off"], "else this test could not fail"
+    assert found["off"] == {"grad", "label", "config", "param"}, "else this test could not fail"
 
 
 # --- attacks: the job ends, on all ranks ---
@@ -178,18 +180,15 @@ print("went on")
 CHANGES = {
     "a flipped bit": "out[out.size // 2] ^= 1",
     "a replay": "last.setdefault(out.size, out.copy()); out[:] = last[out.size]",
-    "a record of another rank": "out[:] = 7",
-    "a length of its own": "out[12:20] = 1",
     "clear text": "out[20:-16] = plain",
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_message_that_is_not_genuine_ends_the_job(change: str, keys: dict[str, str]) -> None:
-    ended = script(3, ATTACK % CHANGES[change], MPIDL_CHANNEL="all", **keys)
+    ended = script(2, ATTACK % CHANGES[change], MPIDL_CHANNEL="all", **keys)
     assert ended.status != 0 and "went on" not in ended.out
-    assert "is not genuine" in ended.err or "are expected" in ended.err, ended.err
-    assert "rank 1" in ended.err
+    assert "message of rank 1: a message between ranks is not genuine" in ended.err, ended.err
 
 
 def test_a_rank_without_the_channel_ends_the_job(keys: dict[str, str]) -> None:
@@ -205,26 +204,13 @@ print("went on")
     assert "rank 0 has MPIDL_CHANNEL=all, rank 1 has off" in ended.err, ended.err
 
 
-@pytest.mark.parametrize("which", ["expired", "of a person", "of another job", "readable key"])
+@pytest.mark.parametrize("which", ["of a person", "of another job"])
 def test_a_certificate_that_does_not_fit_ends_the_job(
     which: str, keys: dict[str, str], job_site: Site
 ) -> None:
-    wrong = {
-        "expired": job_site.keys("j-old"),
-        "of a person": job_site.keys("ada"),
-        "of another job": job_site.keys("j2"),
-        "readable key": job_site.keys("j3"),
-    }[which]
-    if which == "expired":
-        from datetime import timedelta
-
-        job_site.job("j-old", lifetime=timedelta(seconds=1))
-        time.sleep(1.5)
-    elif which == "of another job":
+    if which == "of another job":
         job_site.job("j2")
-    elif which == "readable key":
-        job_site.job("j3")
-        (wrong / "key.pem").chmod(0o644)
+    wrong = job_site.keys("j2" if which == "of another job" else "ada")
     code = f"""
 import os
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":

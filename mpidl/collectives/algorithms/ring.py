@@ -16,7 +16,7 @@ from mpidl.collectives.schedule import (
 )
 
 SEGMENT = 1 << 19  # elements
-# Of encrypted messages: sealing and opening takes the time that is saved by smaller ones
+# Of messages that are encrypted within a node, where memory is the network: larger ones pay
 SEALED_SEGMENT = 1 << 20
 
 
@@ -49,7 +49,7 @@ def ring(rank: int, size: int, length: int, segment: int = SEGMENT) -> Schedule:
 
 
 def sealed_ring(rank: int, size: int, length: int) -> Schedule:
-    """`ring` in the segments of encrypted messages."""
+    """`ring` in the segments of messages that are encrypted within a node."""
     yield from ring(rank, size, length, SEALED_SEGMENT)
 
 
