@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mpidl.collectives.window import Window
 from mpidl.comm.context import Context
+from mpidl.comm.protected import is_protected
 from mpidl.data.manifest import Arrays
 from mpidl.errors import ConfigError
 from mpidl.inference.outputs import Columns, Output, Passed, compute
@@ -61,17 +62,21 @@ class Result:
 
 
 class Shares:
-    """Hands out numbers, each to one rank; can be opened again. Collective."""
+    """Hands out numbers, each to one rank; can be opened again. Collective.
+
+    The next number goes to whoever asks; ranks whose messages are encrypted cannot share a counter,
+    and take turns.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._count = self._next = 0
-        single = context.size == 1
-        self._window = None if single else Window(context.comm, int(context.is_root), np.int64)
+        fixed = context.size == 1 or is_protected(context.comm)
+        self._window = None if fixed else Window(context.comm, int(context.is_root), np.int64)
 
     def open(self, count: int) -> None:
         """Hand out the numbers below `count`. Collective."""
-        self._count, self._next = count, 0
+        self._count, self._next = count, self._context.rank
         if self._window is not None:
             self._context.barrier()
             if self._context.is_root:
@@ -81,7 +86,7 @@ class Shares:
     def take(self) -> int | None:
         """The next number; None: there are no more."""
         if self._window is None:
-            number, self._next = self._next, self._next + 1
+            number, self._next = self._next, self._next + self._context.size
         else:
             number = self._window.fetch_and_add(0)
         return number if number < self._count else None

@@ -136,8 +136,8 @@ class Messages:
         self._sealed = [session.protects(member) for member in members]
         self._sent: defaultdict[tuple[int, int], int] = defaultdict(int)
         self._received: defaultdict[tuple[int, int], int] = defaultdict(int)
-        # first records that a probe has taken: (source, tag) -> the sealed record
-        self._taken: dict[tuple[int, int], Raw] = {}
+        # messages whose begin a probe has taken: (source, tag) -> their length, the first part
+        self._taken: dict[tuple[int, int], tuple[int, Raw]] = {}
 
     # --- sending ---
     def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Any:
@@ -246,50 +246,70 @@ class Messages:
             return
         known = MPI.Status() if status is None else status
         first = self._first(source, tag, known)
+        source, tag = known.Get_source(), known.Get_tag()
         if first is None:
-            self.comm.Recv(buffer, known.Get_source(), known.Get_tag(), known)
+            self.comm.Recv(buffer, source, tag, known)
             return
-        total = self._receive(first, target, known.Get_source(), known.Get_tag())
+        total, head = first
+        if total > target.size:
+            self.session.fail(_too_long(source, total, target.size))
+        target[: head.size] = head
+        self._rest(target, head.size, total, source, tag)
         known.Set_elements(self._byte, total)
 
-    def _first(self, source: int, tag: int, status: MPITypes.Status) -> Raw | None:
-        """The first record of the next message; None if that one is not sealed. Blocking."""
+    def _first(self, source: int, tag: int, status: MPITypes.Status) -> tuple[int, Raw] | None:
+        """Length and first part of the next message; None if that one is not sealed. Blocking."""
         key = next((key for key in self._taken if _fits(key, source, tag)), None)
         if key is not None:
             status.Set_source(key[0])
             status.Set_tag(key[1])
             return self._taken.pop(key)
         self.comm.Probe(source, tag, status)
-        if not self._sealed[status.Get_source()]:
+        source, tag = status.Get_source(), status.Get_tag()
+        if not self._sealed[source]:
             return None  # it stays where it is
         sealed = np.empty(status.Get_count(self._byte), np.uint8)
-        self.comm.Recv(sealed, status.Get_source(), status.Get_tag(), status)
-        return sealed
+        self.comm.Recv(sealed, source, tag, status)
+        total = self._total(sealed, source)
+        part = np.empty(min(sealed.size - OVERHEAD, RECORD), np.uint8)
+        self._open(sealed, part, total, source, tag)
+        return total, part
+
+    def _total(self, sealed: Raw, source: int) -> int:
+        """The length of a message as its first record claims it; opening that verifies it."""
+        return self.session.guarded(self.session.receiver(self.members[source]).total, sealed)
+
+    def _open(self, sealed: Raw, piece: Raw, total: int, source: int, tag: int) -> None:
+        """Open the next record of a stream."""
+        number = self._received[source, tag]
+        self._received[source, tag] = number + 1
+        receiver = self.session.receiver(self.members[source])
+        self.session.guarded(receiver.open, (self.name, tag, number), total, sealed, piece)
 
     def _receive(self, sealed: Raw, target: Raw, source: int, tag: int) -> int:
         """Open a message that begins with the record `sealed`, with room behind; its length."""
-        receiver = self.session.receiver(self.members[source])
-        total = self.session.guarded(receiver.total, sealed)
+        total = self._total(sealed, source)
         if total > target.size:
-            raise _too_long(source, total, target.size)
-        for start in range(0, max(1, total), RECORD):
-            piece = target[start : min(start + RECORD, total)]
-            if start:
-                sealed = np.empty(piece.size + OVERHEAD, np.uint8)
-                self.comm.Recv(sealed, source, tag)
-            number = self._received[source, tag]
-            self._received[source, tag] = number + 1
-            place = self.name, tag, number
-            self.session.guarded(
-                receiver.open, place, total, sealed[: piece.size + OVERHEAD], piece
-            )
+            self.session.fail(_too_long(source, total, target.size))
+        size = min(total, RECORD)
+        self._open(sealed[: size + OVERHEAD], target[:size], total, source, tag)
+        self._rest(target, size, total, source, tag)
         return total
+
+    def _rest(self, target: Raw, start: int, total: int, source: int, tag: int) -> None:
+        """Receive the records behind the first one."""
+        for at in range(start, total, RECORD):
+            piece = target[at : min(at + RECORD, total)]
+            sealed = self.session.pool.take(piece.size + OVERHEAD)
+            self.comm.Recv(sealed, source, tag)
+            self._open(sealed, piece, total, source, tag)
+            self.session.pool.give(sealed)
 
     def opening(self, record: tuple[int, int, int, int, Raw, Raw]) -> None:
         """Open a record that has come: (source, tag, number, total, sealed, where it goes)."""
         source, tag, number, total, sealed, piece = record
         receiver = self.session.receiver(self.members[source])
-        claimed = self.session.guarded(receiver.total, sealed)
+        claimed = self._total(sealed, source)
         if claimed != total:
             self.session.fail(_too_long(source, claimed, total))
         place = self.name, tag, number
@@ -334,13 +354,10 @@ class Messages:
     def Probe(self, source: int = -1, tag: int = -1, status: MPITypes.Status | None = None) -> bool:
         """Wait for a message; `status` has its length."""
         known = mpi.load().Status() if status is None else status
-        key = next((key for key in self._taken if _fits(key, source, tag)), None)
-        sealed = self._first(*(key or (source, tag)), known)  # it is put back below
-        if sealed is not None:
-            key = known.Get_source(), known.Get_tag()
-            self._taken[key] = sealed
-            receiver = self.session.receiver(self.members[key[0]])
-            known.Set_elements(self._byte, self.session.guarded(receiver.total, sealed))
+        first = self._first(source, tag, known)
+        if first is not None:
+            self._taken[known.Get_source(), known.Get_tag()] = first
+            known.Set_elements(self._byte, first[0])
         return True
 
 
