@@ -130,6 +130,10 @@ setup(
             include_dirs=numpy_headers(),
             optional=True,
         ),
+        # without OpenSSL's headers the library cryptography seals messages instead
+        Extension(
+            "mpidl._kernels.seal", ["kernels/python/seal.c"], libraries=["crypto"], optional=True
+        ),
     ],
     cmdclass={"build_ext": BuildKernels},
 )

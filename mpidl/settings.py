@@ -61,6 +61,15 @@ SITE = Variable(
     "~/.config/mpidl/site",
     "the public folder of a site: its root, its list of revoked certificates, its policy",
 )
+CHANNEL = Variable(
+    "MPIDL_CHANNEL",
+    "off",
+    "`nodes` or `all`: encrypt messages between ranks from the start on, as "
+    '`security.channel = "tls-like"` with that scope',
+)
+JOB_CERTIFICATE = Variable(
+    "MPIDL_JOB_CERTIFICATE", "", "as `security.channel.certificate`, where that is not set"
+)
 PASSPHRASE_FILE = Variable(
     "MPIDL_PASSPHRASE_FILE",
     "",
@@ -76,6 +85,8 @@ VARIABLES = (
     GPU_AWARE,
     WINOGRAD,
     CPU_LEVEL,
+    CHANNEL,
+    JOB_CERTIFICATE,
     KEYS,
     SITE,
     PASSPHRASE_FILE,

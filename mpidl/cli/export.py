@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         exporter = choose_exporter(args.output, args.input_dtype)
     context.on_root(exporter.check, "checking the output")
     predictor = Predictor(args.checkpoint, context, backend="numpy")
-    written = context.on_root(lambda: exporter.write(predictor), f"writing {args.output}")
+    written = context.on_root(lambda: exporter.write(predictor), f"writing {args.output}", str)
     parameters = predictor.model.parameters.count
     if context.is_root and not args.json:
         print(f"{written}, {parameters:,} parameters: {args.output}")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from mpidl.comm.context import init
 from mpidl.errors import DataError
 
-T = TypeVar("T")
+Done = bool | str | tuple[str, ...]  # what became of a file
 
 
 def each_file(
     doing: str,
     paths: Sequence[Path],
     out: Path | None,
-    action: Callable[[Path, Path], T],
+    action: Callable[[Path, Path], Done],
     *,
     quiet: bool,
-) -> list[tuple[Path, T]]:
+) -> list[tuple[Path, Done]]:
     """Do something with each file. Collective.
 
     Args:
@@ -36,14 +35,20 @@ def each_file(
         MpidlError: On all ranks: one failed.
     """
     context = init()
-    files = context.on_root(lambda: [*_files(paths)], "looking for files")
+    files = context.on_root(
+        lambda: [(str(path), str(below)) for path, below in _files(paths)],
+        "looking for files",
+        list[tuple[str, str]],
+    )
     done = []
     with context.fail_together(doing):
-        for path, below in files[context.rank :: context.size]:
+        for name, below in files[context.rank :: context.size]:
+            path = Path(name)
             target = path if out is None else out / below
             target.parent.mkdir(parents=True, exist_ok=True)
-            done.append((path, action(path, target)))
-    every = sorted(item for part in context.allgather_object(done) for item in part)
+            done.append((name, action(path, target)))
+    parts = context.allgather_object(done, list[tuple[str, Done]])
+    every = sorted((Path(name), result) for part in parts for name, result in part)
     for path, result in every:
         if result and context.is_root and not quiet:
             print(path if result is True else f"{path}: {result}")

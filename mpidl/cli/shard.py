@@ -118,7 +118,7 @@ def _parts(
                 source.samples * rank // context.size for rank in (context.rank, context.rank + 1)
             )
             classes = read_classes(source, *own)
-        groups = by_class(np.concatenate(context.allgather_object(classes)))
+        groups = by_class(np.concatenate(context.allgather_object(classes, np.ndarray)))
     with context.fail_together("dividing the samples"):
         found = divide(groups, fractions, args.seed)
         return {name: subset(source, numbers) for name, numbers in found.items()}

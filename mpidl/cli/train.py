@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if context.is_root:
             print(text, file=sys.stderr, flush=True)
 
-    config = load_on_root(
+    config, context = load_on_root(
         context, args.config, args.overrides, note=lambda text: say(f"note: {text}")
     )
     if args.subfolder:
@@ -107,8 +107,14 @@ def _describe_run(trainer: Trainer) -> str:
         f"{len(parts.reader):,} samples in {len(parts.reader.manifest.shards)} shard(s); "
         f"{context.size} rank(s) on {context.nodes} node(s), {context.threads} thread(s) each, "
         f"on {context.cores.used} of {context.cores.allotted} allotted core(s); "
-        f"{parts.model.ops.describe()}"
+        f"{parts.model.ops.describe()}{_describe_channel(context.channel)}"
     )
+
+
+def _describe_channel(channel: str) -> str:
+    """Which messages are encrypted, if any are."""
+    words = {"nodes": "messages between nodes", "all": "all messages"}
+    return f"; {words[channel]} encrypted" if channel in words else ""
 
 
 def _describe_result(result: Result, output: Path) -> str:

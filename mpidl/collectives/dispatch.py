@@ -12,6 +12,7 @@ import numpy as np
 from mpidl.collectives.algorithms import ALL_REDUCE, pairwise
 from mpidl.collectives.algorithms.hierarchical import fixed_order, hierarchical
 from mpidl.collectives.algorithms.rabenseifner import rabenseifner
+from mpidl.collectives.algorithms.ring import ring, sealed_ring
 from mpidl.collectives.engine.execute import execute, message_tag
 from mpidl.collectives.engine.reduction import FLOAT16, MEAN, NUMBERS, call_hash, is_half
 from mpidl.collectives.engine.select import choose, load_table, table_path
@@ -30,6 +31,9 @@ def algorithm_for(name: str, buffer: Any, group: Group, exact: bool = False) -> 
         buffer: (n,) array, for its length, dtype and kind of memory.
         group: For the placement of its ranks.
         exact: With "auto": only algorithms that sum along one binary tree over the ranks.
+
+    Raises:
+        SecurityError: The messages of these ranks are encrypted, and MPI's own would not be.
     """
     half = is_half(buffer.dtype)
     shares = group.shares and not is_device(buffer)
@@ -38,10 +42,15 @@ def algorithm_for(name: str, buffer: Any, group: Group, exact: bool = False) -> 
     if name == "auto":
         table = load_table(table_path())
         name = choose(buffer.nbytes, group.nodes, half=half, shared=shares, table=table)
+        if name == "native" and group.protected:
+            name = "doubling"
+    checks.encryptable(name, group)
     chosen = ALL_REDUCE[name]
     if (half and not chosen.half) or (chosen.shared_memory and not shares):
         chosen = ALL_REDUCE[chosen.fallback]
-    return chosen.make(group.nodes)
+    made = chosen.make(group.nodes)
+    sealed = made is ring and group.protected and group.node_count == 1
+    return sealed_ring if sealed else made
 
 
 def run(algorithm: Algorithm, call: Call, group: Group, op: str, *, compare: bool) -> None:

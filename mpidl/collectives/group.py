@@ -9,8 +9,9 @@ import numpy as np
 
 from mpidl.collectives.engine.plans import PlanCache, Scratch
 from mpidl.collectives.engine.shared import FOLDER, SharedNode, has_room
-from mpidl.comm import mpi
+from mpidl.comm import mpi, objects
 from mpidl.comm.activity import Activity, watched
+from mpidl.comm.protected import Protected, clone, is_protected
 from mpidl.comm.transport import gpu_aware
 from mpidl.errors import CollectiveError, notice
 from mpidl.settings import GUARD
@@ -41,6 +42,8 @@ class Group(Activity):
             node, and for all where one node has no room for that memory.
         shares: Some node has common memory.
         fast: `shared`, where all ranks are on one node and there are C kernels.
+        protected: Messages are encrypted; nothing goes over MPI's own collectives.
+        requests: Completes the requests of `comm`.
         gpu_aware: MPI reads device memory.
         guard: "on", "off" or "auto": whether ranks compare their calls before they exchange.
         plan: Algorithm and length -> this rank's rounds.
@@ -51,7 +54,7 @@ class Group(Activity):
         super().__init__(comm, name)
         with self.during("making the group"):
             self._connect(comm)
-        self.gpu_aware = gpu_aware()
+        self.gpu_aware = not self.protected and gpu_aware()
         self.guard = GUARD.value
         self.guard_buffer = np.zeros(4, np.int64)
         self.plan = PlanCache(self.rank, self.size)
@@ -59,22 +62,25 @@ class Group(Activity):
 
     def _connect(self, comm: MPITypes.Comm) -> None:
         MPI = mpi.load()
-        self.comm = watched(MPI.Intracomm(comm).Clone(), self)
+        self.comm = watched(clone(comm), self)
+        self.protected = is_protected(comm)
+        self.requests = self.comm.requests if self.protected else MPI.Request
         self.nobody = MPI.PROC_NULL
         self.node_comm = self.comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
-        first_ranks = self.comm.allgather(self.node_comm.bcast(self.rank, root=0))
+        first = objects.bcast(self.node_comm, self.rank, int)
+        first_ranks = objects.allgather(self.comm, first, int)
         order = {first: index for index, first in enumerate(dict.fromkeys(first_ranks))}
         self.nodes = tuple(order[first] for first in first_ranks)
         self.node_count = len(order)
-        several = self._may_share() and self.node_comm.Get_size() > 1
+        shareable = not self.protected or self.comm.shares_memory
+        several = shareable and self._may_share() and self.node_comm.Get_size() > 1
         self.shared: Any = SharedNode(self.node_comm, self) if several else None
-        self.shares = bool(self.comm.allreduce(int(self.shared is not None), op=MPI.MAX))
+        self.shares = bool(objects.largest(self.comm, self.shared is not None))
         kernels = self.shared is not None and self.shared.compiled
         self.fast = self.shared if self.node_count == 1 and kernels else None
 
     def _may_share(self) -> bool:
-        MPI = mpi.load()
-        room = self.comm.allreduce(int(has_room(self.node_comm.Get_size())), op=MPI.MIN)
+        room = objects.smallest(self.comm, int(has_room(self.node_comm.Get_size())))
         if not room and self.rank == 0:
             _notice_once(
                 f"{FOLDER} has no room for shared windows on some node: slower collectives by "
@@ -108,7 +114,7 @@ def get_group(comm: MPITypes.Intracomm | Group) -> Group:
     if isinstance(comm, Group):
         return comm
     MPI = mpi.load()
-    if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
+    if not isinstance(comm, (MPI.Intracomm, Protected)) or comm == MPI.COMM_NULL:
         raise CollectiveError(
             f"a collective needs a communicator, got {type(comm).__name__}",
             remedy="pass a Group or an mpi4py communicator "

@@ -9,9 +9,16 @@ from numpy.typing import DTypeLike, NDArray
 
 from mpidl.collectives.schedule import segments
 from mpidl.comm import mpi, transport
+from mpidl.comm.protected import plain
 
 if TYPE_CHECKING:
     from mpi4py import MPI as MPITypes
+
+# What uses windows, and what does the same by messages
+ENCRYPTED = (
+    "set sync.strategy = gossip, parameter_server or another one that sends messages, or encrypt "
+    "between nodes only, with all ranks of the window on one node"
+)
 
 
 class Window:
@@ -31,6 +38,7 @@ class Window:
         self, comm: MPITypes.Intracomm, count: int, dtype: DTypeLike, *, shared: bool = False
     ) -> None:
         MPI = mpi.load()
+        comm = plain(comm, "one-sided access to memory", ENCRYPTED)
         self.comm = comm
         self.dtype = np.dtype(dtype)
         allocate = MPI.Win.Allocate_shared if shared else MPI.Win.Allocate

@@ -10,10 +10,12 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpidl.comm import mpi
+from mpidl.comm.protected import is_protected
 
 if TYPE_CHECKING:
     from mpi4py import MPI as MPITypes
@@ -133,15 +135,15 @@ def activities() -> list[Activity]:
         return list(_activities)
 
 
-def watched(comm: MPITypes.Intracomm, activity: Activity) -> Any:
+def watched(comm: Any, activity: Activity) -> Any:
     """The same communicator, whose collectives record themselves in `activity`.
 
-    A call within another recorded operation is part of that one. Collective: mpi4py's first
-    `allreduce` of a communicator waits for all ranks with Python's lock held, so that no watchdog
-    could run; it is done here, where they meet anyway.
+    A call within another recorded operation is part of that one.
     """
+    if is_protected(comm):
+        comm.activity = activity
+        return comm
     made = _watched_type()(comm)
-    made.allreduce(0)
     made.activity = activity
     return made
 
@@ -151,6 +153,17 @@ def _watched_type() -> Any:
     plain = mpi.load().Intracomm
     methods = {name: _recording(name, getattr(plain, name)) for name in RECORDED}
     return type("Watched", (plain,), {"activity": None, **methods})
+
+
+def recorded(comm: Any, what: str) -> AbstractContextManager[None]:
+    """Context manager: tells the watchdog of an operation on a watched communicator.
+
+    Nothing on another one, or within a recorded operation.
+    """
+    activity: Activity | None = getattr(comm, "activity", None)
+    if activity is None or activity.in_progress is not None:
+        return nullcontext()
+    return activity.during(what)
 
 
 def _recording(name: str, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
-from mpidl.comm import binding, launcher, mpi
+from mpidl.comm import binding, launcher, mpi, objects
 from mpidl.comm.activity import Activity, watched
 from mpidl.comm.binding import Cores
-from mpidl.errors import MpidlError, notice, wrap
+from mpidl.comm.channels import CHANNELS
+from mpidl.comm.objects import ErrorRecord
+from mpidl.errors import MpidlError, SecurityError, notice, wrap
+from mpidl.settings import CHANNEL
 
 if TYPE_CHECKING:
     from mpi4py import MPI as MPITypes
@@ -40,6 +42,7 @@ class Context:
         threads: Of this rank's BLAS and kernels.
         cores: Of the rank of the whole job that may use the smallest part of its share.
         thread_level: The level of thread support that MPI has granted.
+        channel: What is encrypted: "off", "nodes" or "all".
     """
 
     comm: MPITypes.Intracomm
@@ -52,6 +55,7 @@ class Context:
     threads: int
     cores: Cores
     thread_level: int
+    channel: str = "off"
 
     @property
     def is_root(self) -> bool:
@@ -67,15 +71,13 @@ class Context:
         """Wait for all ranks."""
         self.comm.Barrier()
 
-    def bcast_object(self, value: T, root: int = 0) -> T:
-        """`value` of rank `root`, pickled, on every rank."""
-        result: T = self.comm.bcast(value, root=root)
-        return result
+    def bcast_object(self, value: Any, kind: type[T], root: int = 0) -> T:
+        """`value` of rank `root`, of type `kind`, on every rank (see `mpidl.comm.objects`)."""
+        return objects.bcast(self.comm, value, kind, root)
 
-    def allgather_object(self, value: T) -> list[T]:
-        """The values of all ranks, in rank order, on every rank."""
-        result: list[T] = self.comm.allgather(value)
-        return result
+    def allgather_object(self, value: Any, kind: type[T]) -> list[T]:
+        """The values of all ranks, each of type `kind`, in rank order, on every rank."""
+        return objects.allgather(self.comm, value, kind)
 
     def raise_on_all(self, error: Exception | None, activity: str) -> None:
         """Raise on every rank if any rank passes an error. Collective.
@@ -87,17 +89,15 @@ class Context:
         Raises:
             MpidlError: The error of the lowest failing rank.
         """
-        MPI = mpi.load()
-        first = self.comm.allreduce(self.size if error is None else self.rank, op=MPI.MIN)
+        first = objects.smallest(self.comm, self.size if error is None else self.rank)
         if first == self.size:
             return
         if error is not None and not isinstance(error, (MpidlError, OSError, MemoryError)):
             traceback.print_exception(error)
-        payload = b""
+        record = None
         if error is not None:
-            payload = pickle.dumps(_shared_error(wrap(error, activity), self.rank))
-        first_error: MpidlError = pickle.loads(self.comm.bcast(payload, root=first))
-        raise first_error from error
+            record = ErrorRecord.of(_shared_error(wrap(error, activity), self.rank))
+        raise self.bcast_object(record, ErrorRecord, root=first).error() from error
 
     @contextmanager
     def fail_together(self, activity: str) -> Iterator[None]:
@@ -115,14 +115,28 @@ class Context:
             error = caught
         self.raise_on_all(error, activity)
 
-    def on_root(self, function: Callable[[], T], activity: str) -> T:
-        """Run `function` on rank 0 only; its result, or its error, reaches every rank."""
+    @overload
+    def on_root(self, function: Callable[[], object], activity: str) -> None: ...
+
+    @overload
+    def on_root(self, function: Callable[[], T], activity: str, kind: Any) -> T: ...
+
+    def on_root(self, function: Callable[[], Any], activity: str, kind: Any = None) -> Any:
+        """Run `function` on rank 0 only; its error reaches every rank.
+
+        Args:
+            function: What to do.
+            activity: As in `raise_on_all`.
+            kind: The type of its result; None: the result does not travel.
+
+        Returns:
+            The result, on every rank.
+        """
         result: Any = None
         with self.fail_together(activity):
             if self.is_root:
                 result = function()
-        shared: T = self.bcast_object(result)
-        return shared
+        return None if kind is None else self.bcast_object(result, kind)
 
     def abort(self, status: int = 1) -> NoReturn:
         """End the whole job immediately; for errors that the other ranks cannot know of."""
@@ -158,6 +172,9 @@ def init(comm: MPITypes.Intracomm | None = None) -> Context:
     if _context is not None and comm is None:
         return _context
     context = _make_context(comm)
+    if CHANNEL.value != CHANNEL.default:
+        # before any value of the job travels
+        context = CHANNELS["tls-like"].from_environment().open(context)
     if context.is_root and (problem := context.cores.problem()):
         notice(str(problem))
     if comm is None:
@@ -167,30 +184,59 @@ def init(comm: MPITypes.Intracomm | None = None) -> Context:
     return context
 
 
+def protect(context: Context, comm: Any, channel: str) -> Context:
+    """The same ranks with another communicator, also for those who call `init` later.
+
+    Args:
+        context: The ranks.
+        comm: Protects their messages.
+        channel: What of them, as `Context.channel`.
+    """
+    global _context
+    protected = replace(context, comm=comm, channel=channel)
+    if _context is context:
+        _context = protected
+    return protected
+
+
 def _make_context(comm: MPITypes.Intracomm | None) -> Context:
     MPI = mpi.initialize()
     launcher.check(MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())
     own = (comm or MPI.COMM_WORLD).Clone()
     own = watched(own, Activity(own, "job"))
     node_comm = own.Split_type(MPI.COMM_TYPE_SHARED, own.Get_rank())
-    allowed = node_comm.allgather(binding.allowed_cores())
+    allowed = objects.allgather(node_comm, binding.allowed_cores(), tuple[int, ...])
     cores, threads = binding.bind(node_comm.Get_rank(), allowed)
-    ranks = own.allgather((node_comm.Get_rank() == 0, cores))
-    leaders = [rank for rank, (leads, _) in enumerate(ranks) if leads]
+    mine = node_comm.Get_rank() == 0, cores, CHANNEL.value
+    ranks = objects.allgather(own, mine, tuple[bool, Cores, str])
+    _check_channels([channel for _, _, channel in ranks])
+    leaders = [rank for rank, (leads, _, _) in enumerate(ranks) if leads]
     context = Context(
         comm=own,
         rank=own.Get_rank(),
         size=own.Get_size(),
         local_rank=node_comm.Get_rank(),
         local_size=node_comm.Get_size(),
-        node=leaders.index(node_comm.bcast(own.Get_rank(), root=0)),
+        node=leaders.index(objects.bcast(node_comm, own.Get_rank(), int)),
         nodes=len(leaders),
         threads=threads,
-        cores=min((cores for _, cores in ranks), key=lambda cores: cores.used / cores.allotted),
+        cores=min((cores for _, cores, _ in ranks), key=lambda cores: cores.used / cores.allotted),
         thread_level=MPI.Query_thread(),
     )
     node_comm.Free()
     return context
+
+
+def _check_channels(channels: list[str]) -> None:
+    """Refuse ranks that would encrypt differently: they would wait for each other for ever."""
+    for rank, channel in enumerate(channels):
+        if channel != channels[0]:
+            raise SecurityError(
+                f"rank 0 has {CHANNEL.name}={channels[0]}, rank {rank} has {channel}",
+                where=CHANNEL.name,
+                remedy="give all ranks the same environment (mpirun -x, sbatch --export)",
+                agreed=True,
+            )
 
 
 def _abort_job(

@@ -22,7 +22,8 @@ from mpidl.config.sections import (
 )
 from mpidl.errors import ConfigError, os_remedy
 from mpidl.options import Place, Section
-from mpidl.security.sealing_section import SecurityConfig
+from mpidl.security.channel import open_channel
+from mpidl.security.section import SecurityConfig
 from mpidl.sync import RunInfo
 from mpidl.task import AUTO, check_loss
 
@@ -43,7 +44,7 @@ class Config(Section, frozen=True):
         checkpoint: When to save.
         backend: Where to compute.
         augment: Random changes of the training samples.
-        security: What is sealed, and with which keys.
+        security: What protects the run.
     """
 
     data: DataConfig
@@ -114,12 +115,20 @@ def load_config(
 
 def load_on_root(
     context: Context, path: Path | str, overrides: list[str], *, note: Note = lambda text: None
-) -> Config:
-    """`load_config` on rank 0, for all ranks. Collective."""
+) -> tuple[Config, Context]:
+    """`load_config` on rank 0, for all ranks, which then protect what they send. Collective.
+
+    Returns:
+        The configuration, and the ranks as it wants them.
+    """
     tree = context.on_root(
-        lambda: load_config(path, overrides, note=note).to_tree(), "reading the configuration"
+        lambda: load_config(path, overrides, note=note).to_tree(),
+        "reading the configuration",
+        dict[str, Any],
     )
-    return build_config(tree, str(path))
+    config = build_config(tree, str(path))
+    # what came before the channel is compared in it: nobody has changed the configuration
+    return config, open_channel(context, config.security.channel, agreed=config.to_tree())
 
 
 def build_config(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from mpidl.comm import mpi
+from mpidl.comm.protected import is_protected, plain
 from mpidl.data.written_file import WrittenFile
 from mpidl.errors import DataError, errno_of, os_remedy, strerror, unreadable
 from mpidl.files import COPY, read_error
@@ -37,9 +38,9 @@ REBUILD = (
 )
 
 
-def is_parallel() -> bool:
-    """Whether this h5py has the `mpio` driver."""
-    return bool(h5py.get_config().mpi)
+def is_parallel(comm: Any = None) -> bool:
+    """Whether this h5py has the `mpio` driver, which encrypts nothing that the ranks exchange."""
+    return bool(h5py.get_config().mpi) and not is_protected(comm)
 
 
 class _WritableFile(h5py.File):  # type: ignore[misc]
@@ -142,7 +143,10 @@ def open_file(
             open files.
         DataError: It is missing, damaged or not HDF5, or cannot be written.
     """
-    options: dict[str, Any] = {"driver": "mpio", "comm": comm} if comm is not None else {}
+    options: dict[str, Any] = {}
+    if comm is not None:
+        ranks = plain(comm, "the mpio driver", "set data.driver = posix")
+        options = {"driver": "mpio", "comm": ranks}
     if not chunk_cache:
         options["rdcc_nbytes"] = 0
     if mode == "r":

@@ -95,7 +95,7 @@ def index_files(
     Raises:
         DataError: On every rank: a file, the options or the file system do not allow it.
     """
-    plan = context.on_root(lambda: _plan(paths, folder, options), "looking into the files")
+    plan = context.on_root(lambda: _plan(paths, folder, options), "looking into the files", _Plan)
     for text in plan.notes:
         note(text)
     partial = partial_path(folder)
@@ -313,7 +313,7 @@ class _Pass:
                     good = own[name].add(array, self.plan.fills.get(name))
                     tallies[name].add(good, reader.fields[name].role)
                 self.progress(sum(stop - start for start, stop in pieces), self.total)
-        everywhere = self.context.allgather_object(own)
+        everywhere = self.context.allgather_object(own, dict[str, Missing])
         found = {name: Missing() for name in names}
         for part in everywhere:
             found = {name: found[name].merged(part[name]) for name in names}
@@ -341,7 +341,7 @@ class _Pass:
         empty = [name for name in fields if name not in missing or not missing[name].good]
         tallies |= {name: Tally() for name in empty}
         known = fields | {name: replace(fields[name], role="other") for name in empty}
-        parts = self.context.allgather_object(tallies)
+        parts = self.context.allgather_object(tallies, dict[str, Tally])
         source = Source(self.plan.manifest.samples, lambda start, stop: {})
         with self.context.fail_together("describing the fields"):
             completed = complete_fields(known, parts, source, note)
@@ -358,6 +358,6 @@ class _Pass:
             for index in range(self.context.rank, len(shards), self.context.size):
                 with reading(shards[index].file):
                     own[index] = content_sha256(Path(shards[index].file))
-        sums = {key: value for part in self.context.allgather_object(own) for key, value in
-                part.items()}  # fmt: skip
+        everywhere = self.context.allgather_object(own, dict[int, str])
+        sums = {key: value for part in everywhere for key, value in part.items()}
         return tuple(replace(shard, sha256=sums[index]) for index, shard in enumerate(shards))

@@ -82,7 +82,8 @@ class Reader:
         shared = self.manifest.layout == "shared" and len(self.manifest.shards) == 1
         several = self.context is not None and self.context.size > 1
         if driver == "auto":
-            return "mpio" if shared and several and is_parallel() else "posix"
+            comm = self.context.comm if self.context is not None else None
+            return "mpio" if shared and several and is_parallel(comm) else "posix"
         if driver.startswith("mpio"):
             if not is_parallel():
                 raise DataError(

@@ -122,7 +122,9 @@ def write_parts(
     with context.fail_together("sealing for the recipients"):
         seal = options.envelope()
     plans = {
-        name: context.on_root(partial(_plan, part, options), "reading the first sample")
+        name: context.on_root(
+            partial(_plan, part, options), "reading the first sample", dict[str, Field]
+        )
         for name, part in parts.items()
     }
     unfinished = partial_path(folder)
@@ -208,10 +210,10 @@ class _Writer:
     def write(self) -> None:
         """Write all files. Collective."""
         shards = self._write_shared() if self.options.shared else self._write_shards()
-        everywhere = self.context.allgather_object(shards)
+        everywhere = self.context.allgather_object(shards, list[tuple[int, Shard]])
         ordered = sorted((item for part in everywhere for item in part), key=lambda item: item[0])
         self.shards = tuple(shard for _, shard in ordered)
-        self.everywhere = self.context.allgather_object(self.tallies)
+        self.everywhere = self.context.allgather_object(self.tallies, dict[str, Tally])
 
     def describe(self, writers: Mapping[str, _Writer], note: Note) -> Manifest:
         """The manifest, after all writers wrote: its classes are those of all. Collective."""
@@ -255,7 +257,7 @@ class _Writer:
         Where h5py is serial rank 0 writes alone.
         """
         path = self.folder / SHARED_FILE
-        parallel = hdf5.is_parallel() and self.context.size > 1
+        parallel = hdf5.is_parallel(self.context.comm) and self.context.size > 1
         writers = self.context.size if parallel else 1
         self.context.on_root(lambda: self._create_shared(path), f"creating {path}")
         file = hdf5.open_file(path, "r+", comm=self.context.comm) if parallel else None

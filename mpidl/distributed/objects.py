@@ -12,10 +12,12 @@ from mpidl import collectives
 from mpidl.collectives import Group
 from mpidl.collectives.safety import checks
 from mpidl.collectives.schedule import segments
-from mpidl.comm import transport
+from mpidl.comm import objects, transport
+from mpidl.comm.objects import ErrorRecord
 from mpidl.distributed.groups import ProcessGroup, resolve_group
 from mpidl.errors import CollectiveError
 
+Kind = tuple[str, str, ErrorRecord | None]  # shape, dtype, or why it cannot be sent
 FAILED = -1  # instead of the length of an object that cannot be pickled
 
 
@@ -36,7 +38,8 @@ def broadcast_object(value: Any, root: int = 0, *, group: ProcessGroup | None = 
         if members.guard != "off":
             checks.agreement(members)
         packed, reason = _packed(value) if members.rank == root else (b"", "")
-        length, reason = members.comm.bcast((FAILED if reason else len(packed), reason), root=root)
+        head = FAILED if reason else len(packed), reason
+        length, reason = objects.bcast(members.comm, head, tuple[int, str], root)
         if length == FAILED:
             raise _refused(f"rank {root}", reason)
         return pickle.loads(_broadcast_bytes(packed, length, root, members))
@@ -51,10 +54,10 @@ def all_gather_object(value: Any, *, group: ProcessGroup | None = None) -> list[
     members = resolve_group(group).group()
     with members.during("all_gather_object"):
         packed, reason = _packed(value)
-        lengths = members.comm.allgather(FAILED if reason else len(packed))
+        lengths = objects.allgather(members.comm, FAILED if reason else len(packed), int)
         if FAILED in lengths:
             rank = lengths.index(FAILED)
-            raise _refused(f"rank {rank}", members.comm.bcast(reason, root=rank))
+            raise _refused(f"rank {rank}", objects.bcast(members.comm, reason, str, rank))
         return [
             pickle.loads(_broadcast_bytes(packed, length, rank, members))
             for rank, length in enumerate(lengths)
@@ -132,21 +135,22 @@ def broadcast_optimizer_state(
     broadcast_parameters(getattr(optimizer, "state", optimizer), root, group=group)
 
 
-def _kind(array: Any, name: str) -> tuple[str, str, CollectiveError | None]:
+def _kind(array: Any, name: str) -> Kind:
     """Shape, dtype, and why it cannot be broadcast."""
     try:
         checks.array(array, "broadcast_parameters", name)
     except CollectiveError as error:
-        return type(array).__name__, "", error
+        return type(array).__name__, "", ErrorRecord.of(error)
     return str(tuple(array.shape)), str(array.dtype), None
 
 
-def _check_equal(own: dict[str, tuple[str, str, CollectiveError | None]], members: Group) -> None:
+def _check_equal(own: dict[str, Kind], members: Group) -> None:
     """Raise on every rank for the first name that one of them lacks or holds otherwise."""
-    everyone = members.comm.allgather(own)
+    everyone = objects.allgather(members.comm, own, dict[str, Kind])
     for name in sorted({name for held in everyone for name in held}):
         for rank, held in enumerate(everyone):
-            error = held[name][2] if name in held else None
+            record = held[name][2] if name in held else None
+            error = record.error() if record is not None else None
             if error is None and held.get(name) != everyone[0].get(name):
                 kinds = [
                     " x ".join(one[name][:2]) if name in one else "no such array"

@@ -10,6 +10,8 @@ import numpy as np
 from mpidl import collectives
 from mpidl.collectives import Group
 from mpidl.collectives.safety import checks
+from mpidl.comm import objects
+from mpidl.comm.objects import ErrorRecord
 from mpidl.comm.transport import array_module
 from mpidl.distributed.channel import Reduction, checksum
 from mpidl.distributed.groups import ProcessGroup, resolve_group
@@ -234,14 +236,16 @@ def _announce_shape(array: Any, members: Group, root: int) -> tuple[tuple[int, .
         try:
             _flat(array, "scatter", writable=False)
             _check_divisible(array, members.size, "scatter")
-            told = tuple(array.shape), array.dtype
+            told = tuple(array.shape), array.dtype.name
         except CollectiveError as error:
-            told = error.replace(where=error.where or f"rank {root}", agreed=True)
-    told = members.comm.bcast(told, root=root)
-    if isinstance(told, CollectiveError):
-        raise told
+            shown = error.replace(where=error.where or f"rank {root}", agreed=True)
+            told = ErrorRecord.of(shown)
+    announced: Any = tuple[tuple[int, ...], str] | ErrorRecord
+    told = objects.bcast(members.comm, told, announced, root)
+    if isinstance(told, ErrorRecord):
+        raise told.error()
     shape, dtype = told
-    return shape, dtype
+    return shape, np.dtype(dtype)
 
 
 def gather(array: Any, root: int = 0, *, group: ProcessGroup | None = None) -> Any:

@@ -139,7 +139,7 @@ class Job:
         if not result.complete:
             return Outcome(result)
         per_class = self.context.on_root(
-            lambda: self._conclude(out, file, layout), f"finishing {out}"
+            lambda: self._conclude(out, file, layout), f"finishing {out}", list[int] | None
         )
         return Outcome(result, per_class)
 

@@ -39,7 +39,7 @@ class SealedStore(Store):
     def __init__(self, final: Path, layout: Layout, context: Context, *, restart: bool) -> None:
         self._secret = b"", b""  # key and identity
         super().__init__(final, layout, context, restart=restart)
-        self._secret = context.bcast_object(self._secret)
+        self._secret = context.bcast_object(self._secret, tuple[bytes, bytes])
         self._aead = crypto("ciphers.aead").AESGCM(self._secret[0])
 
     def _prepare(self, restart: bool) -> dict[str, int]:

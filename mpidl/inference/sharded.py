@@ -208,7 +208,7 @@ class Prediction:
                 raise
             finally:
                 store.close()
-        return sum(self.context.allgather_object(done))
+        return sum(self.context.allgather_object(done, int))
 
     def _chunks(
         self, arrays: Arrays, count: int, chunk: int

@@ -14,22 +14,28 @@ from numpy.typing import NDArray
 
 from mpidl.collectives.window import Window
 from mpidl.comm.context import Context
+from mpidl.comm.protected import is_protected
 
 OVER = 1 << 40  # no number of a chunk
 
 
 class Shares:
-    """Hands out numbers, each to one rank; can be opened again. Collective."""
+    """Hands out numbers, each to one rank; can be opened again. Collective.
+
+    The next numbers go to whoever asks; ranks whose messages are encrypted cannot share a counter,
+    and take turns, one number each.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._count = self._next = 0
-        single = context.size == 1
-        self._window = None if single else Window(context.comm, int(context.is_root), np.int64)
+        self._turns = is_protected(context.comm)
+        fixed = context.size == 1 or self._turns
+        self._window = None if fixed else Window(context.comm, int(context.is_root), np.int64)
 
     def open(self, count: int) -> None:
         """Hand out the numbers below `count`. Collective."""
-        self._count, self._next = count, 0
+        self._count, self._next = count, self._context.rank if self._turns else 0
         if self._window is not None:
             self._context.barrier()
             if self._context.is_root:
@@ -42,6 +48,9 @@ class Shares:
         Args:
             most: At most so many; fewer towards the end, as far as this rank knows it.
         """
+        if self._turns:
+            number, self._next = self._next, self._next + self._context.size
+            return range(min(number, self._count), min(number + 1, self._count))
         count = how_many(self._count - self._next, self._context.size, most)
         number = self._next
         if self._window is not None:

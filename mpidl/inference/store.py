@@ -121,7 +121,7 @@ class Store:
         self.layout = layout
         self._context = context
         self._offsets: dict[str, int] = context.on_root(
-            lambda: self._prepare(restart), f"preparing {final}"
+            lambda: self._prepare(restart), f"preparing {final}", dict[str, int]
         )
         with context.fail_together("opening the file of the predictions"), writing(self.path):
             self._handle = os.open(self.path, os.O_RDWR)
@@ -129,7 +129,7 @@ class Store:
                 _lock(self._handle, self.path)
         # all ranks see the same ones: rank 0 says which
         pending = np.flatnonzero(self._read_done(self._handle) != 1)
-        self.pending: NDArray[np.int64] = context.bcast_object(pending)
+        self.pending: NDArray[np.int64] = context.bcast_object(pending, np.ndarray)
         self.done = layout.samples - layout.count(self.pending)
         self._unsynced: list[int] = []
         self._synced = time.monotonic()
@@ -294,7 +294,7 @@ class Store:
                     total += self._get(file, SUMS, chunk)
                 return total
 
-        found: NDArray[np.float64] = self._context.on_root(read, f"reading {self.path}")
+        found: NDArray[np.float64] = self._context.on_root(read, f"reading {self.path}", np.ndarray)
         return found
 
     def _get(self, file: Any, name: str, chunk: int) -> NDArray[Any]:

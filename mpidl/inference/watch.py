@@ -207,7 +207,7 @@ class Watch:
             Whether a file was left unfinished; the next job goes on with it.
         """
         while not self._stops(stop):
-            ready = self.context.on_root(self._look, "looking for files")
+            ready = self.context.on_root(self._look, "looking for files", list[Ready])
             for one in ready:
                 result = self._score(one, stop)
                 if result is not None and not result.complete:
@@ -223,7 +223,7 @@ class Watch:
 
     def _stops(self, stop: StopRequest) -> bool:
         told = self._inbox is not None and self._inbox.told_to_stop
-        return any(self.context.allgather_object(told or stop.stop_requested))
+        return any(self.context.allgather_object(told or stop.stop_requested, bool))
 
     def _score(self, one: Ready, stop: StopRequest) -> Result | None:
         """Predict one file; a bad one is recorded and does not end the watch."""

@@ -13,7 +13,7 @@ import numpy as np
 from mpidl.collectives import all_reduce
 from mpidl.collectives.algorithms import ALL_REDUCE
 from mpidl.collectives.group import Group
-from mpidl.comm import mpi
+from mpidl.comm import mpi, objects
 from mpidl.performance.machine import Machine
 
 TAG = 9001
@@ -62,8 +62,7 @@ def _slowest(call: Call, group: Group, repeats: int) -> float:
     for _ in range(repeats):
         call()
     elapsed = (time.perf_counter() - start) / repeats
-    slowest: float = group.comm.allreduce(elapsed, op=mpi.load().MAX)
-    return slowest
+    return objects.largest(group.comm, elapsed)
 
 
 def fit(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
@@ -128,8 +127,7 @@ def _measure_shared(group: Group) -> dict[str, float]:
         rates["shared_latency_us"] = taken["small"] * 1e6
         rates["shared_gb_s"] = large.nbytes / taken["large"] / 1e9
     node.free()
-    shared: dict[str, float] = group.comm.bcast(rates, root=0)
-    return shared
+    return objects.bcast(group.comm, rates, dict[str, float])
 
 
 def _exchange_time(group: Group, nbytes: int, *, remote: bool) -> float:

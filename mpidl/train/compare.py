@@ -162,14 +162,11 @@ def compare(
     Returns:
         One outcome for each strategy.
     """
-    configs = [
-        load_on_root(
-            context,
-            path,
-            [*overrides, *spec.overrides, f"train.output={out}/{index}-{spec.strategy}"],
-        )
-        for index, spec in enumerate(specs)
-    ]
+    configs = []
+    for index, spec in enumerate(specs):
+        sets = [*overrides, *spec.overrides, f"train.output={out}/{index}-{spec.strategy}"]
+        config, context = load_on_root(context, path, sets)
+        configs.append(config)
     outcomes = []
     for spec, config in zip(specs, configs, strict=True):
         outcome = _run(spec, config, context, 1.0)
@@ -198,8 +195,8 @@ def _run(spec: Spec, config: Config, context: Context, factor: float) -> Outcome
         metric=trainer.parts.task.best,
         evaluated_on=result.evaluated_on,
         seconds=result.seconds,
-        samples=sum(context.allgather_object(meter.samples)),
-        speeds=context.allgather_object(meter.speed),
+        samples=sum(context.allgather_object(meter.samples, int)),
+        speeds=context.allgather_object(meter.speed, float),
         kept=None,
         slowest_kept=None,
         report=trainer.parts.strategy.report(),

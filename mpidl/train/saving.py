@@ -87,7 +87,7 @@ class Saver:
     def exists(self) -> bool:
         """Whether there is a checkpoint to resume from."""
         return self.context.on_root(
-            lambda: bool(ckpt.list_checkpoints(self.folder)), f"looking into {self.folder}"
+            lambda: bool(ckpt.list_checkpoints(self.folder)), f"looking into {self.folder}", bool
         )
 
     # --- a new run ---

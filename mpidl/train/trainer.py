@@ -11,6 +11,7 @@ from mpidl.comm.context import Context
 from mpidl.config import Config
 from mpidl.models.weights import load_weights
 from mpidl.optim import RunState
+from mpidl.security.channel import check_open
 from mpidl.sync import AsynchronousStrategy, StepScalars, SynchronousStrategy
 from mpidl.train.assemble import assemble
 from mpidl.train.evaluate import EpochAverage, evaluate, step_metrics
@@ -68,6 +69,7 @@ class Trainer:
         say: Callable[[str], None] = lambda text: None,
         observers: list[Observer] | None = None,
     ) -> None:
+        check_open(context, config.security.channel)
         self.config = config
         self.context = context
         self.output = Path(config.train.output)
@@ -221,7 +223,7 @@ class Trainer:
         strategy.end_epoch()
         sums.stop = float(self._stop_requested)
         stopped = bool(strategy.meet(sums).stop)
-        finished = sum(self.context.allgather_object(done)) // strategy.workers
+        finished = sum(self.context.allgather_object(done, int)) // strategy.workers
         self.at.step = first + (min(finished, steps) if stopped else steps)
         return stopped
 

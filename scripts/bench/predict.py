@@ -118,7 +118,7 @@ def main() -> None:
     if args.make:
         make(args.make, args.samples, context)
         return
-    base = context.on_root(lambda: tempfile.mkdtemp(dir=args.folder), "making a folder")
+    base = context.on_root(lambda: tempfile.mkdtemp(dir=args.folder), "making a folder", str)
     folder = Path(base)
     try:
         make(folder, args.samples, context)

@@ -83,7 +83,7 @@ def torch_stepper(context: Context, model: Model, lr: float) -> Step:
     torch.set_num_threads(1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = context.bcast_object(probe.getsockname()[1])
+        port = context.bcast_object(probe.getsockname()[1], int)
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=context.rank, world_size=context.size
     )
@@ -227,14 +227,17 @@ def measure_times(
     """Milliseconds of a step on the slowest rank, in rounds of `steps` steps of each contender."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     started = time.perf_counter()
-    while len(times["ours"]) < 5 or context.bcast_object(time.perf_counter() - started) < seconds:
+    while (
+        len(times["ours"]) < 5
+        or context.bcast_object(time.perf_counter() - started, float) < seconds
+    ):
         for name, step in contenders.items():
             context.barrier()
             begin = time.perf_counter()
             for number in range(steps):
                 step(*batches[number % 8])
             taken = (time.perf_counter() - begin) / steps * 1e3
-            times[name].append(max(context.allgather_object(taken)))
+            times[name].append(max(context.allgather_object(taken, float)))
     return times
 
 
@@ -246,7 +249,7 @@ def main() -> None:
         return
     context = init()
     memory = {
-        contender: max(context.allgather_object(peak_mib(args.model, contender, batch)))
+        contender: max(context.allgather_object(peak_mib(args.model, contender, batch), float))
         for contender in ("ours", "peer")
     }
     batches = make_batches(args.model, batch, context.rank)

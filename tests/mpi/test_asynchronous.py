@@ -93,7 +93,7 @@ def test_ranks_whose_queues_differ_fuse_alike(
             handles[-1].wait()  # a queue that is often empty
     for index, handle in enumerate(handles):
         np.testing.assert_array_equal(handle.wait(), index * context.size)
-    assert len(set(context.allgather_object(tuple(messages)))) == 1
+    assert len(set(context.allgather_object(tuple(messages), tuple[int, ...]))) == 1
 
 
 def test_the_order_is_kept_across_kinds_and_arrays_used_twice(context: Any, group: Any) -> None:

@@ -88,7 +88,7 @@ def test_floats_come_out_bit_equal_on_all_ranks_and_in_tree_order(context: Any) 
             assert (
                 buffer.tobytes() == tree_reduce([part.copy() for part in parts], "sum").tobytes()
             ), algorithm
-        assert len(set(context.allgather_object(buffer.tobytes()))) == 1
+        assert len(set(context.allgather_object(buffer.tobytes(), bytes))) == 1
 
 
 def test_rooted_collectives(context: Any) -> None:

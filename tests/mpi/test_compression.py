@@ -43,7 +43,7 @@ def test_with_error_feedback_nothing_is_lost(context: Any, group: Any, name: str
         given += np.sum(parts, axis=0)
     error = np.linalg.norm(received - given) / np.linalg.norm(given)
     assert error < {"fp16": 1e-3, "bf16": 5e-3, "int8": 5e-3}.get(name, 0.35), error
-    assert len(set(context.allgather_object(received.tobytes()))) == 1
+    assert len(set(context.allgather_object(received.tobytes(), bytes))) == 1
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
@@ -81,13 +81,13 @@ def test_the_long_run_mean_of_16_bit_sums_is_unbiased(context: Any, group: Any, 
     compressor = create(name)
     step = {"fp16": 2.0**-10, "bf16": 2.0**-7}[name]
     given = (1 + step * np.linspace(0.05, 0.95, LENGTH) * (1 + context.rank)).astype(np.float32)
-    wanted = np.sum(context.allgather_object(given.astype(np.float64)), axis=0)
+    wanted = np.sum(context.allgather_object(given.astype(np.float64), np.ndarray), axis=0)
     received, steps = np.zeros(LENGTH), 200
     for _ in range(steps):
         values = given.copy()
         compressor.reduce(values, group, "bucket")
         received += values
-    assert len(set(context.allgather_object(received.tobytes()))) == 1
+    assert len(set(context.allgather_object(received.tobytes(), bytes))) == 1
     error = np.abs(received / steps - wanted).max()
     assert error < 4 * context.size * step / steps, error
 

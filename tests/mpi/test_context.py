@@ -12,9 +12,9 @@ pytestmark = pytest.mark.mpi
 
 
 def test_ranks_and_nodes(context: Any) -> None:
-    assert context.allgather_object(context.rank) == list(range(context.size))
+    assert context.allgather_object(context.rank, int) == list(range(context.size))
     assert context.nodes == 1 and context.node == 0
-    assert context.allgather_object(context.local_rank) == list(range(context.size))
+    assert context.allgather_object(context.local_rank, int) == list(range(context.size))
     assert context.local_size == context.size and context.threads >= 1
 
 
@@ -39,7 +39,7 @@ def test_foreign_exceptions_are_wrapped(context: Any) -> None:
 def test_no_error_means_no_error(context: Any) -> None:
     with context.fail_together("testing"):
         pass
-    assert context.on_root(lambda: 42, "testing") == 42
+    assert context.on_root(lambda: 42, "testing", int) == 42
 
 
 def test_on_root_shares_the_error(context: Any) -> None:

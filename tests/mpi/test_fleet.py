@@ -54,7 +54,7 @@ def test_a_loop_of_ones_own(
         optimizer.step(0.05, loss=result.total, count=len(x))
     optimizer.synchronize()
     whole = np.array(optimizer.values())
-    for other in context.allgather_object(whole):
+    for other in context.allgather_object(whole, np.ndarray):
         np.testing.assert_allclose(other, whole, rtol=1e-5, atol=1e-6)
     x = np.random.default_rng(99).standard_normal((200, 6)).astype(np.float32)
     hits = float((model.forward(x)[0].argmax(axis=1) == x[:, :3].argmax(axis=1)).mean())

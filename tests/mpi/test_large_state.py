@@ -24,7 +24,7 @@ LENGTH = 250_001
 
 def test_checkpoints_are_loaded_in_pieces(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "MOST", 70_000)
-    folder = Path(context.on_root(tempfile.mkdtemp, "making a folder"))
+    folder = Path(context.on_root(tempfile.mkdtemp, "making a folder", str))
     buffers = {
         "parameters": np.arange(LENGTH, dtype=np.float32),
         "optimizer.momentum": np.arange(LENGTH) / 7,

@@ -78,7 +78,7 @@ def folder() -> Iterator[Path]:
     from mpidl.comm.context import init
 
     context = init()
-    made = Path(context.on_root(tempfile.mkdtemp, "making a folder"))
+    made = Path(context.on_root(tempfile.mkdtemp, "making a folder", str))
     rng = np.random.default_rng(0)
     arrays = {
         "image": rng.integers(0, 120, (SAMPLES, 8, 8), np.uint8),

@@ -200,7 +200,7 @@ def test_a_server_uses_every_gradient_once(
     budget = 30 * strategy.workers
     done = work(strategy, np.ones(parameters.length, np.float32), budget, pause)
     strategy.synchronize()
-    counted = context.allgather_object(done)
+    counted = context.allgather_object(done, int)
     report = strategy.report()
     assert report["applied"] == sum(counted)
     rounds = sum(counted) / strategy.workers
@@ -254,7 +254,7 @@ def test_one_sided_servers_use_every_step_once(
     report = strategy.report()
     assert (
         report["applied"] == 60 * strategy.workers
-        and sum(context.allgather_object(done)) == 30 * strategy.workers
+        and sum(context.allgather_object(done, int)) == 30 * strategy.workers
     )
     np.testing.assert_allclose(parameters.values[:100], -0.1 * 60, rtol=1e-4)
     if staleness is not None and ahead:
@@ -270,10 +270,12 @@ def test_hogwild_loses_nothing_where_ranks_touch_different_elements(context: Any
     gradient[own] = 1
     done = work(strategy, gradient, 200 * context.size)
     strategy.synchronize()
-    wanted = np.repeat(context.allgather_object(done), 64) * -0.1 / context.size
+    wanted = np.repeat(context.allgather_object(done, int), 64) * -0.1 / context.size
     np.testing.assert_allclose(parameters.values, wanted, rtol=1e-3)
-    assert sum(context.allgather_object(done)) == 200 * context.size
-    assert sum(context.allgather_object(sum(strategy.staleness.values()))) == 200 * context.size
+    assert sum(context.allgather_object(done, int)) == 200 * context.size
+    assert (
+        sum(context.allgather_object(sum(strategy.staleness.values()), int)) == 200 * context.size
+    )
 
 
 def test_asynchronous_gossip_changes_the_mean_by_gradients_only(context: Any) -> None:
@@ -283,7 +285,7 @@ def test_asynchronous_gossip_changes_the_mean_by_gradients_only(context: Any) ->
     strategy.start()
     done = work(strategy, np.ones(parameters.length, np.float32), 60 * context.size)
     strategy.synchronize()
-    assert sum(context.allgather_object(done)) == 60 * context.size
+    assert sum(context.allgather_object(done, int)) == 60 * context.size
     np.testing.assert_allclose(
         parameters.values[:40], -0.1 * 60, rtol=1e-4
     )  # the mean of all ranks' steps

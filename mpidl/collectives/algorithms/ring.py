@@ -16,6 +16,8 @@ from mpidl.collectives.schedule import (
 )
 
 SEGMENT = 1 << 19  # elements
+# Of messages that are encrypted within a node, where memory is the network: larger ones pay
+SEALED_SEGMENT = 1 << 20
 
 
 def _circulate(
@@ -44,6 +46,11 @@ def ring(rank: int, size: int, length: int, segment: int = SEGMENT) -> Schedule:
     """All-reduce of `length` elements, in segments of at most `segment` elements."""
     yield from reduce_scatter(rank, size, length, segment)
     yield from all_gather(rank, size, length, segment)
+
+
+def sealed_ring(rank: int, size: int, length: int) -> Schedule:
+    """`ring` in the segments of messages that are encrypted within a node."""
+    yield from ring(rank, size, length, SEALED_SEGMENT)
 
 
 RING = anywhere(ring)

@@ -156,9 +156,9 @@ class _Execution:
         step, requests, values = self.pending
         self.pending = None
         if self.group.node_count > 1:
-            _wait_sleeping(self.MPI.Request, requests)
+            _wait_sleeping(self.group.requests, requests)
         else:
-            self.MPI.Request.Waitall(requests)
+            self.group.requests.Waitall(requests)
         if step.reduce:
             self.reducer.reduce(step.receive, values)
 

@@ -22,7 +22,7 @@ from mpidl.collectives.engine.reduction import (
     is_half,
     tree_reduce,
 )
-from mpidl.comm import binding, mpi
+from mpidl.comm import binding, mpi, objects
 from mpidl.comm.activity import Call
 from mpidl.errors import CollectiveError
 
@@ -97,7 +97,7 @@ class SharedNode:
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
         self.owner = owner
-        self.ranks: list[int] = comm.allgather(owner.rank)
+        self.ranks: list[int] = objects.allgather(comm, owner.rank, int)
         MPI = mpi.load()
         self._window = MPI.Win.Allocate_shared(LINES + 2 * SLOT, 1, comm=comm)
         self._memory = [
@@ -107,7 +107,7 @@ class SharedNode:
         library = load_library()
         # also a barrier: afterwards all memory is zero
         usable = library is not None and self.size <= MAX_RANKS
-        self.compiled = bool(comm.allreduce(int(usable), op=MPI.MIN))
+        self.compiled = bool(objects.smallest(comm, int(usable)))
         if self.compiled and library is not None:
             self._prepare(library[0])
 
@@ -119,7 +119,8 @@ class SharedNode:
             pointers(*(address + LINES for address in addresses)),
         )
         self._scratch: NDArray[Any] = np.zeros(self.size * SEGMENT, np.uint8)
-        crowded = self.size > len(set().union(*self.comm.allgather(binding.allowed_cores())))
+        allowed = objects.allgather(self.comm, binding.allowed_cores(), tuple[int, ...])
+        crowded = self.size > len(set().union(*allowed))
         self._node = _Node(
             *(self.rank, self.size, SLOT, SMALL, DIRECT, 0 if crowded else SPINS, 0),
             ctypes.cast(self._lines, ctypes.c_void_p),
@@ -136,9 +137,8 @@ class SharedNode:
         ]
         self.node_address = ctypes.addressof(self._node)
         self.kernel_address = ctypes.cast(self._kernel, ctypes.c_void_p).value
-        MPI = mpi.load()
         readable = library.mpidl_shared_probe(ctypes.c_void_p(self.node_address))
-        if not self.comm.allreduce(readable, op=MPI.MIN):
+        if not objects.smallest(self.comm, readable):
             self._node.direct_bytes = 1 << 62
 
     @property
@@ -190,14 +190,15 @@ class SharedNode:
         )
 
     def _mismatch(self) -> CollectiveError:
-        return disagreement(self.ranks, self.comm.allgather(str(self.owner.call or "")))
+        return disagreement(
+            self.ranks, objects.allgather(self.comm, str(self.owner.call or ""), str)
+        )
 
     def _without_kernels(
         self, buffer: NDArray[Any], op: str, what: str, root: int, mark: int
     ) -> None:
-        calls = self.comm.allgather(
-            (buffer.size, str(buffer.dtype), mark, str(self.owner.call or ""))
-        )
+        own = buffer.size, str(buffer.dtype), mark, str(self.owner.call or "")
+        calls = objects.allgather(self.comm, own, tuple[int, str, int, str])
         if any(call[:3] != calls[0][:3] for call in calls):
             raise disagreement(self.ranks, [call[3] for call in calls])
         raw, step = buffer.view(np.uint8), SLOT

@@ -10,9 +10,9 @@ import numpy as np
 
 from mpidl.collectives.engine.reduction import FLOAT16, MEAN, NUMBERS, OP_CODES, call_hash, is_half
 from mpidl.collectives.engine.shared import disagreement
-from mpidl.comm import mpi
+from mpidl.comm import mpi, objects
 from mpidl.comm.transport import array_module
-from mpidl.errors import CollectiveError, nearest
+from mpidl.errors import CollectiveError, SecurityError, nearest
 
 if TYPE_CHECKING:
     from mpidl.collectives.group import Group
@@ -101,6 +101,16 @@ def known(algorithm: str, registry: Registry[Any], where: str) -> None:
         )
 
 
+def encryptable(algorithm: str, group: Group) -> None:
+    """Raise SecurityError for MPI's own all-reduce among ranks that encrypt their messages."""
+    if algorithm == "native" and group.protected:
+        raise SecurityError(
+            "MPI's own all-reduce cannot be encrypted",
+            where="algorithm = native",
+            remedy='set sync.algorithm = "auto" or another one, or security.channel = "off"',
+        )
+
+
 def peer(rank: int, group: Group, what: str) -> None:
     """Raise CollectiveError unless `rank` is a rank of the group."""
     if not isinstance(rank, int | np.integer) or not 0 <= rank < group.size:
@@ -140,7 +150,9 @@ def agreement(group: Group, value: Any = None) -> None:
     both[:] = number, -number, mark, -mark
     group.comm.Allreduce(mpi.load().IN_PLACE, both, op=mpi.load().MAX)
     if both[0] != -both[1] or both[2] != -both[3]:
-        raise disagreement(range(group.size), group.comm.allgather(str(group.call or "")))
+        raise disagreement(
+            range(group.size), objects.allgather(group.comm, str(group.call or ""), str)
+        )
 
 
 def mean(value: Any, group: Group, name: str, add: Callable[[Any], None], count: int) -> None:
@@ -182,7 +194,7 @@ def _refuse_overflow(value: Any, group: Group, name: str) -> None:
         # before an exchange that ranks with another operation do not take part in
         agreement(group, value)
     peak = max(abs(int(value.max())), abs(int(value.min())))
-    peaks = group.comm.allgather(peak)
+    peaks = objects.allgather(group.comm, peak, int)
     if sum(peaks) > np.iinfo(value.dtype).max:
         rank = int(np.argmax(np.array(peaks, object)))
         raise CollectiveError(
@@ -232,9 +244,9 @@ def refuse_overflowed(
         CollectiveError: On every rank.
     """
     broken = ~np.isfinite(value)
-    if not (broken.any() if everywhere else any(group.comm.allgather(bool(broken.any())))):
+    if not (broken.any() if everywhere else objects.largest(group.comm, broken.any())):
         return
-    peaks = group.comm.allgather(peak)
+    peaks = objects.allgather(group.comm, peak, float)
     if np.isfinite(peaks).all():
         at = f" at element {int(broken.argmax())}" if broken.any() else ""
         raise CollectiveError(

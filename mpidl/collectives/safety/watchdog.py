@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mpidl.comm import mpi
+import numpy as np
+
+from mpidl.comm import mpi, objects
 from mpidl.comm.activity import Activity, activities
 from mpidl.errors import ConfigError, notice
 from mpidl.settings import WATCHDOG
@@ -29,6 +31,7 @@ DEFAULT_LIMIT = 300.0  # seconds
 ABORT_LIMIT = 10.0  # seconds that MPI has to end the job
 LONGEST = 1e6  # seconds; more than faulthandler takes is no limit anyway
 ASK, ANSWER = 11, 12
+Key = tuple[str, tuple[int, ...], int]  # of an activity
 _watchdog: Watchdog | None = None  # one thread watches all groups of a process
 
 
@@ -154,27 +157,36 @@ class Watchdog(threading.Thread):
         group = next((group for group in activities() if group.key == key), None)
         return State(group.count, str(group.call or ""), stack) if group else State(-1, "", stack)
 
+    def _send(self, value: Any, rank: int, tag: int) -> None:
+        message = np.frombuffer(objects.pack(value), np.uint8)
+        self._sends.append((self.comm.Isend(message, rank, tag), message))
+
+    def _take(self, tag: int, kind: Any, status: Any) -> Any:
+        """A message that has come; `status` of the probe that has found it."""
+        message = np.empty(status.Get_count(mpi.load().BYTE), np.uint8)
+        self.comm.Recv(message, status.Get_source(), tag)
+        return objects.unpack(message, kind)
+
     def _answer(self) -> None:
         MPI = mpi.load()
-        while self.comm.Iprobe(MPI.ANY_SOURCE, ASK):
-            status = MPI.Status()
-            key = self.comm.recv(source=MPI.ANY_SOURCE, tag=ASK, status=status)
-            self._sends.append(
-                self.comm.isend(tuple(self._state(key)), status.Get_source(), ANSWER)
-            )
+        status = MPI.Status()
+        while self.comm.Iprobe(MPI.ANY_SOURCE, ASK, status):
+            key = self._take(ASK, Key, status)
+            self._send(self._state(key), status.Get_source(), ANSWER)
 
     def _ask(self, group: Activity) -> dict[int, State]:
         """The states of the ranks that answer in time, by their number in the group."""
         MPI = mpi.load()
         answers: dict[int, State] = {}
         others = {world: rank for rank, world in enumerate(group.world) if world != self.rank}
-        self._sends += [self.comm.isend(group.key, world, ASK) for world in others]
+        for world in others:
+            self._send(group.key, world, ASK)
         deadline = time.monotonic() + max(2.0, 3 * self.tick)
         while time.monotonic() < deadline and len(answers) < len(others):
             self._answer()
             status = MPI.Status()
             if self.comm.Iprobe(MPI.ANY_SOURCE, ANSWER, status):
-                state = State(*self.comm.recv(source=status.Get_source(), tag=ANSWER))
+                state = self._take(ANSWER, State, status)
                 answers[others[status.Get_source()]] = state
             else:
                 time.sleep(0.01)

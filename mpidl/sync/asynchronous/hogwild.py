@@ -65,7 +65,8 @@ class Hogwild(AsynchronousStrategy):
     ) -> None:
         super().__init__(parameters, context, options, run)
         MPI = mpi.load()
-        self.node = MPI.Intracomm(context.comm.Split_type(MPI.COMM_TYPE_SHARED, context.rank))
+        self.node: Any
+        self.node = context.comm.Split_type(MPI.COMM_TYPE_SHARED, context.rank)
         self.leads = self.node.Get_rank() == 0
         leaders = context.comm.Split(0 if self.leads else MPI.UNDEFINED, context.rank)
         several = self.leads and context.nodes > 1

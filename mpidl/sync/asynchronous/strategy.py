@@ -125,12 +125,13 @@ class AsynchronousStrategy(Strategy):
     def meet(self, scalars: StepScalars) -> StepScalars:
         """Sums over all ranks. Collective."""
         total = StepScalars()
-        for other in self.context.allgather_object(scalars):
+        for other in self.context.allgather_object(scalars, StepScalars):
             total.add(other)
         return total
 
     def report(self) -> dict[str, Any]:
-        everyone = self.context.allgather_object((dict(self.staleness), self.sent))
+        own = dict(self.staleness), self.sent
+        everyone = self.context.allgather_object(own, tuple[dict[int, int], int])
         total: Counter[int] = Counter()
         for counted, _ in everyone:
             total.update(counted)

@@ -18,6 +18,7 @@ from mpidl.sync.synchronous.averaging import ParameterAveraging
 from mpidl.sync.synchronous.strategy import Update
 from mpidl.sync.topology import GraphOptions
 
+TAG = 1  # of messages
 MEET = 16  # steps between checks of whether a rank has failed
 
 
@@ -103,7 +104,8 @@ class Gossip(ParameterAveraging):
         """
         comm, boxes = self.group.comm, self._inbox
         requests = [
-            comm.Irecv(boxes[index], source=source) for index, source in enumerate(receives)
+            comm.Irecv(boxes[index], source=source, tag=TAG)
+            for index, source in enumerate(receives)
         ]
         outgoing = []  # MPI reads the messages until the requests are complete
         for dest, weight in sends:
@@ -111,7 +113,7 @@ class Gossip(ParameterAveraging):
             np.multiply(host, host.dtype.type(weight * self.weight), out=message[:-1])
             message[-1] = weight * self.weight
             outgoing.append(message)
-            requests.append(comm.Isend(message, dest=dest))
+            requests.append(comm.Isend(message, dest=dest, tag=TAG))
         for request in requests:
             request.Wait()
         host *= host.dtype.type(own * self.weight)

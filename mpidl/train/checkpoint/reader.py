@@ -115,9 +115,8 @@ def load_for(
     with context.fail_together(doing):
         if context.is_root:
             loaded = find()
-    head = context.bcast_object((loaded.path, loaded.meta) if loaded else None)
-    assert head is not None
-    path, meta = head
+    head = (loaded.path, loaded.meta) if loaded else None
+    path, meta = context.bcast_object(head, tuple[Path, Meta])
     buffers = _broadcast_arrays(loaded.buffers if loaded else None, context)
     state = RunState(_broadcast_arrays(loaded.state.shared if loaded else None, context))
     if own and meta.ranks == context.size:
@@ -128,12 +127,8 @@ def load_for(
 
 def _broadcast_arrays(held: Buffers | None, context: Context) -> Buffers:
     """Rank 0's arrays on every rank, in messages that MPI can count. Collective."""
-    shapes = context.bcast_object(
-        {name: (array.shape, array.dtype.str) for name, array in held.items()}
-        if held is not None
-        else None
-    )
-    assert shapes is not None
+    own = {name: (array.shape, array.dtype.str) for name, array in (held or {}).items()}
+    shapes = context.bcast_object(own, dict[str, tuple[tuple[int, ...], str]])
     if held is not None:
         arrays = held
     else:

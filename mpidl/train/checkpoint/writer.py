@@ -120,7 +120,8 @@ def _describe_own(state: RunState, context: Context) -> dict[str, OwnArrays]:
         {
             name: (array.dtype.str, array.shape, _bytes_if_shared(state, name))
             for name, array in state.own.items()
-        }
+        },
+        dict[str, tuple[str, tuple[int, ...], bytes | None]],
     )
     every = dict.fromkeys(name for one in held for name in one)
     first = held[0]
@@ -178,7 +179,7 @@ def _write_parts(
     Returns:
         The checksums of all ranks.
     """
-    parallel = hdf5.is_parallel() and context.size > 1
+    parallel = hdf5.is_parallel(context.comm) and context.size > 1
     pieces = _choose_pieces(whole, state, own, context, context.size if parallel else 1)
     parts: list[Part] = []
     if parallel:
@@ -196,7 +197,7 @@ def _write_parts(
                 if turn == context.rank and pieces:
                     with hdf5.open_file(partial, "r+") as file:
                         parts = [_write_piece(file, *piece) for piece in pieces]
-    return [part for own_parts in context.allgather_object(parts) for part in own_parts]
+    return [part for own_parts in context.allgather_object(parts, list[Part]) for part in own_parts]
 
 
 def _choose_pieces(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+TAG = 1  # of MPI
 HEAD = 3  # numbers of 8 bytes; float64 is exact for counts up to 2^53
 
 

@@ -13,7 +13,7 @@ from mpidl.comm import mpi
 from mpidl.nn import ParameterShard
 from mpidl.optim import Optimizer
 from mpidl.sync.asynchronous.parameter_server.clocks import Clocks
-from mpidl.sync.asynchronous.parameter_server.messages import Kind, Message
+from mpidl.sync.asynchronous.parameter_server.messages import TAG, Kind, Message
 
 
 class Server:
@@ -72,7 +72,7 @@ class Server:
         message = self._incoming
         while left:
             with self.group.during("gradients from the workers"):
-                self.group.comm.Recv(message.words, source=MPI.ANY_SOURCE, status=status)
+                self.group.comm.Recv(message.words, MPI.ANY_SOURCE, TAG, status)
             worker = status.Get_source()
             if message.kind is Kind.PUSH:
                 self._use(worker, message, optimizer)
@@ -124,5 +124,5 @@ class Server:
         answer.body[...] = values
         self._pulled[worker] = (self._version, values.copy() if self.delay_compensation else None)
         with self.group.during(f"worker {worker} to take its parameters"):
-            self.group.comm.Send(answer.words, dest=worker)
+            self.group.comm.Send(answer.words, dest=worker, tag=TAG)
         self.sent += answer.words.nbytes

@@ -127,7 +127,7 @@ class ParameterServer(ServerStrategy):
     def report(self) -> dict[str, Any]:
         applied = sum(self.server.clocks.applied.values()) if self.server is not None else 0
         everyone = self.context.allgather_object(
-            (dict(self.staleness), applied, self.report_sent())
+            (dict(self.staleness), applied, self.report_sent()), tuple[dict[int, int], int, int]
         )
         staleness, applied, _ = everyone[self.workers]  # every server sees the same gradients
         return {

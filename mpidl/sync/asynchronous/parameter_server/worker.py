@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mpidl.collectives import Group
 from mpidl.comm.transport import host_view
 from mpidl.nn import FlatParameters
-from mpidl.sync.asynchronous.parameter_server.messages import Kind, Message
+from mpidl.sync.asynchronous.parameter_server.messages import TAG, Kind, Message
 
 
 class Worker:
@@ -74,7 +74,7 @@ class Worker:
                 if kind is Kind.PUSH:
                     message.body[...] = gradients[start:stop]
                 outgoing = message.words if kind is Kind.PUSH else message.head
-                requests.append(self.group.comm.Isend(outgoing, dest=self.first + index))
+                requests.append(self.group.comm.Isend(outgoing, dest=self.first + index, tag=TAG))
                 self.sent += outgoing.nbytes
             for request in requests:
                 request.Wait()
@@ -85,7 +85,7 @@ class Worker:
         comm = self.group.comm
         with self.group.during("parameters from the servers"):
             requests = [
-                comm.Irecv(message.words, source=self.first + index)
+                comm.Irecv(message.words, source=self.first + index, tag=TAG)
                 for index, message in enumerate(self._inbox)
             ]
             for request in requests:

@@ -10,7 +10,8 @@ import numpy as np
 
 from mpidl.collectives import all_reduce
 from mpidl.collectives.algorithms import ALL_REDUCE
-from mpidl.comm import mpi
+from mpidl.collectives.safety import checks
+from mpidl.comm import objects
 from mpidl.comm.context import Context
 from mpidl.compression import Compressor
 from mpidl.compression.choice import CompressionChoice
@@ -102,6 +103,7 @@ class AllReduce(SynchronousStrategy):
     ) -> None:
         super().__init__(parameters, context, options, run)
         chosen = self.options
+        checks.encryptable(chosen.algorithm, self.group)
         if chosen.guard != "auto":
             self.group.guard = chosen.guard
         on_host = parameters.ops.xp is np
@@ -176,7 +178,7 @@ class AllReduce(SynchronousStrategy):
 
     def _tune(self, tuner: BucketTuner) -> None:
         now = time.monotonic()
-        slowest = self.context.comm.allreduce(now - self._started, op=mpi.load().MAX)
+        slowest = objects.largest(self.context.comm, now - self._started)
         undecided = tuner.best is None
         if tuner.record(slowest):
             self._cut(tuner.current)

@@ -1,12 +1,13 @@
-"""The settings of sealing, in the section `[security]`."""
+"""The section `[security]`: what protects a run."""
 
 from __future__ import annotations
 
 from mpidl.options import Place, Section
+from mpidl.security.channel import ChannelConfig
 
 
 class SecurityConfig(Section, frozen=True):
-    """What is sealed, and with which keys.
+    """What protects a run.
 
     Attributes:
         key_folder: Folder of identities, or of one, whose keys open sealed files; by default that
@@ -15,11 +16,13 @@ class SecurityConfig(Section, frozen=True):
             sealing certificates. A resumed run then takes sealed checkpoints only. By default
             checkpoints are not sealed.
         require_sealed: Refuse data and checkpoints that are not sealed.
+        channel: How messages between ranks are protected.
     """
 
     key_folder: str = ""
     seal_for: tuple[str, ...] = ()
     require_sealed: bool = False
+    channel: ChannelConfig = ChannelConfig.read({}, Place())
 
     def check(self, place: Place) -> None:
         """A recipient is named once."""
