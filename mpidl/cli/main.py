@@ -25,8 +25,10 @@ from mpidl.cli import (
     generate,
     index,
     init,
+    keys,
     look,
     plan,
+    policy,
     predict,
     quantize,
     query,
@@ -61,6 +63,8 @@ COMMANDS = (
     tune,
     bench,
     doctor,
+    keys,
+    policy,
 )
 
 

@@ -211,8 +211,8 @@ class Repository:
         """Open a version on its ranks, one after the other: the others go on meanwhile."""
         handle = next(self._handles)
         outputs, size = settings.outputs, settings.max_batch_size
-        kept = settings.cache_tokens, settings.cache
-        load = Load(identity[0], outputs, size, self._backend, *kept)
+        cache = settings.cache_tokens, settings.cache
+        load = Load(identity[0], outputs, size, self._backend, *cache)
         workers = self._choose(settings.instances)
         about = await self._open_on(workers[0], handle, load)
         for worker in workers[1:]:

@@ -19,8 +19,8 @@ class Texts:
 
     Args:
         predictor: A language model.
-        cache_tokens: See `ModelSettings`, as the next.
-        cache: How keys and values are kept.
+        cache_tokens: See `ModelSettings`.
+        cache: See `ModelSettings`.
 
     Attributes:
         context: Tokens of the longest text.
@@ -33,8 +33,8 @@ class Texts:
         self, predictor: Predictor, cache_tokens: int = 0, cache: CacheKind = "float"
     ) -> None:
         self._model = predictor.model
-        self._blocks = -(-cache_tokens // BLOCK)
         self._cache: CacheKind = cache
+        self._blocks = -(-cache_tokens // BLOCK)
         self.reset()
         self.context = self._engine.length
 
