@@ -6,6 +6,7 @@ it; the backends, their tests and kernels/README.md are made from it.
 
 from __future__ import annotations
 
+from mpidl.backend.augment_table import AUGMENT
 from mpidl.backend.signature import (
     CUDA,
     PLAIN,
@@ -39,10 +40,6 @@ _SEGMENTS = "real(parts*rows*cols)"
 _STATISTIC = "acc(parts*cols)"
 _CELLS = "real(rows*units)"
 _STILL = "g.n*g.d*g.h*g.w*g.c"
-_MOVED = "real(g.n*g.od*g.oh*g.ow*g.c)"
-_DRAWN = "samples:int64(g.n) seed:size epoch:size g:augment_geometry"
-_MOVE = f"out:{_MOVED} {_DRAWN} scale:number shift:number fill:number"
-_MIX = "share:acc(n) table:int64(count) samples:int64(n) seed:size epoch:size"
 _INT8 = "w:int8(panels*groups*32*4) base:int32(panels*32) scales:float32(panels*32)"
 _INT8_DENSE = (
     f"x:float32(rows*k) {_INT8} bias:float32?(cols) out:float32(rows*cols) rows:size cols:size "
@@ -53,7 +50,6 @@ _INT8_CONV = (
     "out:float32(g.n*outs*g.outputs) g:conv_geometry panels:size groups:size pool:size outs:size "
     "relu:code"
 )
-_PIXELS = ("g.n", "g.od", "g.oh", "g.ow")
 
 KERNELS: dict[str, Kernel] = {
     "bias_act": Kernel(
@@ -280,42 +276,7 @@ KERNELS: dict[str, Kernel] = {
         f"dy:{_POOL_OUT} out:{_POOL_IN} g:pool_geometry",
         each("g.n", "g.h", "g.w", "g.c"),
     ),
-    "augment_gather": Kernel("augment", f"x:real({_STILL}) {_MOVE}", each(*_PIXELS)),
-    "augment_gather_u8": Kernel("augment", f"x:uint8({_STILL}) {_MOVE}", each(*_PIXELS)),
-    "augment_vectors": Kernel(
-        "augment",
-        f"x:{_MOVED} samples:int64(g.n) vectors:int64(2*count) count:size seed:size epoch:size "
-        "g:augment_geometry shift:number",
-        each(*_PIXELS),
-    ),
-    "augment_cutout": Kernel(
-        "augment",
-        "x:real(n*h*w*c) samples:int64(n) seed:size epoch:size n:size h:size w:size c:size "
-        "size:size chance:size",
-        each("n", "size", "size"),
-    ),
-    "augment_jitter": Kernel(
-        "augment",
-        "x:real(n*pixels*c) samples:int64(n) seed:size epoch:size n:size pixels:size c:size "
-        "black:number brightness:number contrast:number saturation:number",
-        warps("n"),
-    ),
-    "augment_noise": Kernel(
-        "augment",
-        "x:real(n*size) samples:int64(n) seed:size epoch:size n:size size:size std:number",
-        each("n", "size"),
-    ),
-    "augment_mixup": Kernel(
-        "augment",
-        f"x:real(n*size) other:real(n*size) {_MIX} n:size size:size count:size chance:size",
-        blocks("n"),
-    ),
-    "augment_cutmix": Kernel(
-        "augment",
-        f"x:real(n*h*w*c) other:real(n*h*w*c) {_MIX} n:size h:size w:size c:size count:size "
-        "chance:size",
-        blocks("n"),
-    ),
+    **AUGMENT,
     "sgd_step": Kernel(
         "optim",
         "p:real(n) g:real(n) v:real(n) n:size lr:number momentum:number weight_decay:number "

@@ -74,25 +74,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         own = range(context.rank, len(requests), context.size)
         for number in own:
             engine.submit(requests[number])
-    texts: dict[int, str] = {}
-    start, count = time.perf_counter(), 0
+    written: dict[int, tuple[int, ...]] = {}
+    start = time.perf_counter()
     with context.fail_together("generating"):
         shown = context.is_root and len(requests) == 1 and not args.json
         for number, tokens in _work(engine, coder, prompts[0] if shown else None):
-            texts[own[number]] = coder.decode(tokens)
-            count += len(tokens)
-    own_part = texts, count, time.perf_counter() - start
-    parts = context.allgather_object(own_part, tuple[dict[int, str], int, float])
-    found = {n: text for part, *_ in parts for n, text in part.items()}
-    rate = sum(part[1] for part in parts) / max(part[2] for part in parts)
+            written[own[number]] = tokens
+    own_part = written, time.perf_counter() - start
+    parts = context.allgather_object(own_part, tuple[dict[int, tuple[int, ...]], float])
+    found = {n: tokens for part, _ in parts for n, tokens in part.items()}
+    rate = sum(map(len, found.values())) / max(seconds for _, seconds in parts)
     results = [
-        {"prompt": prompts[n // args.texts], "text": found[n], "seed": args.seed + n}
+        {"prompt": prompts[n // args.texts], "text": coder.decode(found[n]), "seed": args.seed + n}
         for n in sorted(found)
     ]
-    if context.is_root and not args.json and not shown:
-        for each in results:
-            print(f"--- seed {each['seed']}\n{each['prompt']}{each['text']}")
     if context.is_root:
+        for each in results if not args.json and not shown else ():
+            print(f"--- seed {each['seed']}\n{each['prompt']}{each['text']}")
         print(f"{rate:,.0f} tokens/s", file=sys.stderr)
     return {"texts": results, "tokens_per_second": rate}
 

@@ -62,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Quantize. Collective."""
     from mpidl.comm.context import init
-    from mpidl.errors import ConfigError
     from mpidl.inference.predict import Predictor
     from mpidl.inference.quantize import Recipe, measure, quantize, score
 
@@ -71,19 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     before = Predictor(args.checkpoint, context, backend=args.backend)
     source = Predictor(args.checkpoint, context, backend="numpy")
     with context.fail_together("choosing the data"):
-        folder = args.data or before.config.data.test
-        if source.meta.quantized is not None:
-            raise ConfigError(
-                "is quantized already",
-                where=str(args.checkpoint),
-                remedy="name the run that it was made from",
-            )
-        if folder is None:
-            raise ConfigError(
-                "the run has no test data",
-                where=str(args.checkpoint),
-                remedy="name a data set with --data",
-            )
+        folder = _choose_data(args, source)
     recipe = Recipe(args.mode, args.storage, args.fold, args.prune)
     about = quantize(source, recipe, args.out, context)
     after = Predictor(args.out, context, backend=args.backend)
@@ -106,6 +93,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for name, (perplexity, rate) in texts.items():
             print(f"texts, {name}: perplexity {perplexity:.4g}; {rate:,.0f} tokens/s")
     return result
+
+
+def _choose_data(args: argparse.Namespace, source: Predictor) -> str:
+    from mpidl.errors import ConfigError
+
+    folder = args.data or source.config.data.test
+    where, what, remedy = str(args.checkpoint), "", ""
+    if source.meta.quantized is not None:
+        what, remedy = "is quantized already", "name the run that it was made from"
+    elif folder is None:
+        what, remedy = "the run has no test data", "name a data set with --data"
+    if what or folder is None:
+        raise ConfigError(what, where=where, remedy=remedy)
+    return folder
 
 
 def _texts(before: Predictor, after: Predictor, folder: str) -> dict[str, tuple[float, float]]:
