@@ -90,8 +90,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.output is not None:
         from mpidl.files import write_atomically, writing
 
-        with writing(args.output), write_atomically(args.output) as partial:
-            WRITERS[args.output.suffix](partial, outputs)
+        with (
+            writing(args.output),
+            write_atomically(args.output) as partial,
+            open(partial, "wb") as file,
+        ):
+            WRITERS[args.output.suffix](file, outputs)
         if not args.json:
             print(f"outputs of {model.name} for {samples:,} samples written to {args.output}")
         return found | {"output": str(args.output)}

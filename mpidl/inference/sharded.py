@@ -25,6 +25,7 @@ from mpidl.errors import ConfigError
 from mpidl.inference.outputs import Columns, Output, Passed, compute
 from mpidl.inference.predict import Predictor
 from mpidl.inference.samples import Samples
+from mpidl.inference.sealed_store import SealedStore
 from mpidl.inference.shares import Shares, runs
 from mpidl.inference.store import Layout, Notes, Store
 from mpidl.models.summary import summarize
@@ -287,7 +288,8 @@ def predict(
             final name by now.
     """
     context = prediction.context
-    store = Store(out, layout, context, restart=restart)
+    kind = SealedStore if layout.seal_for else Store
+    store = kind(out, layout, context, restart=restart)
     before = layout.chunks - len(store.pending)
     progress = begin(layout, store.done)
     done = before + prediction.run(samples, store, stop, progress)

@@ -85,6 +85,8 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
         MpidlError: Something is missing or does not fit; on all ranks together.
     """
     data = config.data
+    with context.fail_together("preparing the keys"):
+        config.security.apply()
     reader = open_training(data.folders, context=context, driver=data.driver, verify=data.verify)
     with context.fail_together("setting up the model"):
         task = choose_task(reader.manifest, config, lambda text: say(f"note: {text}"))

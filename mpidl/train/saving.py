@@ -14,6 +14,7 @@ from mpidl.config import Config, SyncConfig
 from mpidl.errors import CheckpointError, ConfigError, NumericsError
 from mpidl.optim import RunState, Stateful
 from mpidl.options import Place
+from mpidl.security.sealed_file import check_sealed
 from mpidl.task import Evaluation, InputSpec
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.assemble import Parts
@@ -131,7 +132,10 @@ class Saver:
         """
 
         def find() -> ckpt.Checkpoint:
-            return ckpt.read(file) if file is not None else ckpt.load_latest(self.folder, self.say)
+            found = ckpt.read(file) if file else ckpt.load_latest(self.folder, self.say)
+            if self.config.security.seal_for:
+                check_sealed(found.path)
+            return found
 
         saved = ckpt.load_for(self.context, find, "resuming", own=True)
         meta = saved.meta
@@ -279,6 +283,7 @@ class Saver:
             keep=self.config.checkpoint.keep,
             best=best,
             state=state,
+            seal_for=self.config.security.seal_for,
         )
         self._current = (step, position.evaluated)
 
