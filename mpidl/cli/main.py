@@ -25,8 +25,10 @@ from mpidl.cli import (
     generate,
     index,
     init,
+    keys,
     look,
     plan,
+    policy,
     predict,
     quantize,
     query,
@@ -67,6 +69,8 @@ COMMANDS = (
     tune,
     bench,
     doctor,
+    keys,
+    policy,
 )
 
 

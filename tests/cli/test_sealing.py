@@ -41,7 +41,7 @@ def test_a_data_set_is_sealed_opened_and_handed_on(tmp_path: Path, mpidl: Run, k
 def test_what_is_asked_for_must_be_possible(tmp_path: Path, mpidl: Run, keys: Path) -> None:
     (tmp_path / "a").write_bytes(b"text")
     for arguments, words in (
-        (("seal", tmp_path / "a", "--for", "nobody"), "certificate of the recipient"),
+        (("seal", tmp_path / "a", "--for", "nobody"), "no sealing-certificate of 'nobody'"),
         (("seal", tmp_path / "b", "--for", "alice"), "does not exist"),
         (("rewrap", tmp_path / "a"), "nothing is to be changed"),
         (("rewrap", tmp_path / "b", "--add", "bob"), "does not exist"),
