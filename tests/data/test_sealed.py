@@ -142,7 +142,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SealedFile]
     folder = tmp_path_factory.mktemp("rows")
     make_identity(folder, "alice")
     sealing_keys.use(folder)
-    envelope = sealing_keys.envelope_for(["alice"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPIDL_SITE", str(folder / "no site"))
+        envelope = sealing_keys.envelope_for(["alice"])
     opened = []
     for number, data in enumerate((WIDE, LONG)):
         path = folder / str(number)
