@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from mpidl.comm.context import init
 from mpidl.errors import DataError
+from mpidl.security.sealing import JOURNAL
 
 T = TypeVar("T")
 
@@ -24,7 +25,8 @@ def each_file(
 
     Args:
         doing: The activity, for messages.
-        paths: Files, or folders of which all files are meant, without links and hidden ones.
+        paths: Files, or folders of which all files are meant, without links, hidden ones, and what
+            is being written.
         out: Folder of the results, which has the same folders below; None: each file's own place.
         action: Called with a file and the place of its result, on one rank.
         quiet: Print nothing.
@@ -57,7 +59,8 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
             for file in sorted(path.rglob("*")):
                 below = file.relative_to(path)
                 hidden = any(part.startswith(".") for part in below.parts)
-                if file.is_file() and not file.is_symlink() and not hidden:
+                unfinished = file.suffix in (JOURNAL, ".partial")
+                if file.is_file() and not (file.is_symlink() or hidden or unfinished):
                     yield file, below
         elif path.is_file():
             yield path, Path(path.name)
