@@ -71,7 +71,16 @@ class SealedStore(Store):
         """The associated data: a chunk fits at its place only."""
         return self._secret[1] + f"{chunk} {name}".encode()
 
-    def _put(self, name: str, chunk: int, array: NDArray[Any], offset: int) -> None:
+    def _put(self, name: str, chunks: NDArray[np.int64], array: NDArray[Any], offset: int) -> None:
+        first = self.layout.rows(int(chunks[0]))[0]
+        for index, chunk in enumerate(map(int, chunks)):
+            low, high = (row - first for row in self.layout.rows(chunk))
+            part = array[index : index + 1] if name == SUMS else array[low:high]
+            self._seal(name, chunk, part, offset)
+            offset += part.nbytes
+
+    def _seal(self, name: str, chunk: int, array: NDArray[Any], offset: int) -> None:
+        """Encrypt what a chunk has of a dataset, and write it."""
         if not array.nbytes:
             return
         nonce = os.urandom(NONCE)
