@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mpidl.comm.context import init
 from mpidl.errors import DataError
+from mpidl.security.sealing import JOURNAL
 
 Done = bool | str | tuple[str, ...]  # what became of a file
 
@@ -23,7 +24,8 @@ def each_file(
 
     Args:
         doing: The activity, for messages.
-        paths: Files, or folders of which all files are meant, without links and hidden ones.
+        paths: Files, or folders of which all files are meant, without links, hidden ones, and what
+            is being written.
         out: Folder of the results, which has the same folders below; None: each file's own place.
         action: Called with a file and the place of its result, on one rank.
         quiet: Print nothing.
@@ -62,7 +64,8 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
             for file in sorted(path.rglob("*")):
                 below = file.relative_to(path)
                 hidden = any(part.startswith(".") for part in below.parts)
-                if file.is_file() and not file.is_symlink() and not hidden:
+                unfinished = file.suffix in (JOURNAL, ".partial")
+                if file.is_file() and not (file.is_symlink() or hidden or unfinished):
                     yield file, below
         elif path.is_file():
             yield path, Path(path.name)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpidl import settings
 from mpidl.errors import SecurityError
 from mpidl.extras import load_extra
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 PRIVATE, CERTIFICATE, RETIRED = "sealing.pem", "sealing-certificate.pem", "retired"
 GENERATIONS = "sealed-generations"
-MOST_BYTES = 1 << 16  # of a key or a certificate
 MOST_NOTES = 64 << 20  # bytes of the file of generations
 ACTIVITY = "sealed files"
 _NOTE = re.compile(rb"([0-9a-f]{64}) ([1-9][0-9]{0,15})")
@@ -39,19 +37,13 @@ def load_private(path: Path) -> X25519PrivateKey:
 
     Raises:
         SecurityError: Others can read it, or it is none, or its passphrase is wrong.
+        DataError: It cannot be read.
     """
-    content = read_secret(path)
-    serialization, x25519 = crypto("serialization"), crypto("asymmetric.x25519")
-    encrypted = b"ENCRYPTED" in content
-    try:
-        key = serialization.load_pem_private_key(content, passphrase() if encrypted else None)
-    except (ValueError, TypeError) as error:
-        raise SecurityError(
-            "cannot be read: it is no key, or the passphrase is wrong",
-            where=str(path),
-            remedy="check MPIDL_PASSPHRASE_FILE",
-        ) from error
-    if not isinstance(key, x25519.X25519PrivateKey):
+    kind = crypto("asymmetric.x25519").X25519PrivateKey
+    from mpidl.security import keystore
+
+    key = keystore.load_key(path)
+    if not isinstance(key, kind):
         raise SecurityError(
             "is not an X25519 key", where=str(path), remedy="issue the identity anew"
         )
@@ -59,67 +51,75 @@ def load_private(path: Path) -> X25519PrivateKey:
     return found
 
 
-def passphrase() -> bytes | None:
-    """That of MPIDL_PASSPHRASE_FILE."""
-    name = settings.PASSPHRASE_FILE.value
-    return read_secret(Path(name).expanduser()).rstrip(b"\r\n") if name else None
-
-
-def read_secret(path: Path, most: int = MOST_BYTES) -> bytes:
-    """A file that only its owner can read, of at most `most` bytes.
+def load_public(path: Path) -> X25519PublicKey:
+    """The key of a sealing certificate, which is not validated.
 
     Raises:
-        SecurityError: Others can, or it is no plain file of this user.
+        SecurityError: It is none, or others can change it.
+        DataError: It cannot be read.
     """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise SecurityError(
-            f"cannot be read: {error.strerror}", where=str(path), remedy="check path and owner"
-        ) from error
-    with open(handle, "rb") as file:
-        found = os.fstat(handle)
-        private = stat.S_ISREG(found.st_mode) and found.st_mode & 0o077 == 0
-        if not private or found.st_uid not in (os.geteuid(), 0):
-            raise SecurityError(
-                "can be read by others, or is not a plain file of yours",
-                where=str(path),
-                remedy=f"chmod 600 {path}; if others could read it, rotate the key",
-            )
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise SecurityError("is too large", where=str(path), remedy="check the path")
-    return content
+    crypto("serialization")
+    from mpidl.security import identity
+
+    return public_key(identity.load_certificates(path)[0], path)
 
 
-def load_public(path: Path) -> tuple[Certificate, X25519PublicKey]:
-    """A sealing certificate and its key.
+def public_key(certificate: Certificate, where: Path) -> X25519PublicKey:
+    """The key of a sealing certificate.
 
     Raises:
-        SecurityError: It cannot be read, or is none.
+        SecurityError: It has another kind of key.
     """
-    x509 = load_extra("cryptography.x509", ACTIVITY)
-    unknown = load_extra("cryptography.exceptions", ACTIVITY).UnsupportedAlgorithm
-    try:
-        with path.open("rb") as file:
-            certificate = x509.load_pem_x509_certificate(file.read(MOST_BYTES))
-        public = certificate.public_key()
-    except OSError as error:
+    key = certificate.public_key()
+    if not isinstance(key, crypto("asymmetric.x25519").X25519PublicKey):
         raise SecurityError(
-            f"the certificate of the recipient cannot be read: {error.strerror}",
-            where=str(path),
-            remedy="name an identity below MPIDL_KEYS, or the path of a sealing-certificate.pem",
-        ) from error
-    except (ValueError, unknown) as error:
-        raise no_certificate(path, "is no certificate") from error
-    if not isinstance(public, crypto("asymmetric.x25519").X25519PublicKey):
-        raise no_certificate(path, "is not the certificate of an X25519 key")
-    return certificate, public
+            "is not the certificate of an X25519 key",
+            where=str(where),
+            remedy="name a valid sealing-certificate.pem",
+        )
+    found: X25519PublicKey = key
+    return found
 
 
-def no_certificate(path: Path, what: str) -> SecurityError:
-    """The error for a certificate that cannot be used."""
-    return SecurityError(what, where=str(path), remedy="name a valid sealing-certificate.pem")
+def load_recipient(name: str, folder: Path) -> tuple[str, X25519PublicKey]:
+    """Name and key of somebody to seal for.
+
+    Where there is a site (root.pem below MPIDL_SITE), it must know the certificate.
+
+    Args:
+        name: Of an identity below `folder` or in the site, or the path of a certificate (with a /
+            or ending in .pem).
+        folder: Of identities.
+
+    Raises:
+        SecurityError: There is no such certificate, or it is not valid now.
+        DataError: It cannot be read.
+    """
+    crypto("serialization")
+    from mpidl.security import identity, keystore
+
+    is_path = "/" in name or name.endswith(".pem")
+    path = Path(name) if is_path else folder / name / CERTIFICATE
+    known = is_path or path.exists()
+    chain = identity.load_certificates(path) if known else identity.load_published(name)
+    if (keystore.site_folder() / "root.pem").exists():
+        found = identity.Trust.load().verify(chain, "seal").name
+    else:
+        found = _check_alone(chain[0], path)
+    if not is_path and found != name:
+        raise SecurityError(f"is of {found}, not of {name}", where=str(path), remedy="look")
+    return found, public_key(chain[0], path)
+
+
+def _check_alone(certificate: Certificate, path: Path) -> str:
+    """The name of a certificate that is valid now, for users without a site."""
+    now = datetime.now(UTC)
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        remedy = "name a valid sealing-certificate.pem"
+        raise SecurityError("is not valid now", where=str(path), remedy=remedy)
+    common = load_extra("cryptography.x509", ACTIVITY).NameOID.COMMON_NAME
+    names = [str(one.value) for one in certificate.subject.get_attributes_for_oid(common)]
+    return names[0] if names else path.parent.name
 
 
 def read_generations(folder: Path) -> dict[str, int]:
@@ -131,7 +131,10 @@ def read_generations(folder: Path) -> dict[str, int]:
     path, found = folder / GENERATIONS, dict[str, int]()
     if not path.exists():
         return found
-    for line in read_secret(path, MOST_NOTES).splitlines():
+    crypto("serialization")
+    from mpidl.security import keystore
+
+    for line in keystore.read_private(path, MOST_NOTES).splitlines():
         match = _NOTE.fullmatch(line)
         if match is None:
             raise SecurityError("is damaged", where=str(path), remedy="restore it from a backup")

@@ -22,6 +22,8 @@ from mpidl.security.sealed_format import ROOM, encode
 from mpidl.security.sealed_writer import SealedWriter
 from mpidl.security.sealing_keys import Envelope, find_recipient, keyring, rewrapped
 
+JOURNAL = ".rewrap"  # a new header beside its file, until it is in place
+
 
 def write_sealed(path: Path | str, content: bytes | memoryview, envelope: Envelope | None) -> None:
     """Write a file at once, as `mpidl.files.write_file`; sealed, where there is an envelope."""
@@ -121,7 +123,7 @@ def rewrap(path: Path, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -
         SecurityError: This process cannot open it, a recipient is unknown, or none would be left.
         DataError: It is damaged, or cannot be written.
     """
-    journal = path.with_name(path.name + ".rewrap")
+    journal = path.with_name(path.name + JOURNAL)
     with reading(path):
         handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:

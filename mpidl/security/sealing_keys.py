@@ -7,7 +7,6 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from mpidl.security.key_files import (
     crypto,
     load_private,
     load_public,
-    no_certificate,
+    load_recipient,
     read_generations,
 )
 from mpidl.security.sealed_format import MOST_RECIPIENTS, Header, Wrapped, damaged
@@ -163,7 +162,7 @@ class Keyring:
         """Which key a file has, by the certificate beside it: no passphrase is asked for."""
         certificate = path.with_name(CERTIFICATE)
         known = certificate.exists()
-        public = load_public(certificate)[1] if known else load_private(path).public_key()
+        public = load_public(certificate) if known else load_private(path).public_key()
         return public.public_bytes_raw()
 
     def _add_retired(self) -> bool:
@@ -286,22 +285,16 @@ def find_recipient(name: str) -> Recipient:
     """The recipient of a sealing certificate.
 
     Args:
-        name: Of an identity in `KEYS`, or the path of a certificate (with a / or ending in .pem).
+        name: Of an identity in `KEYS` or in the site, or the path of a certificate (with a / or
+            ending in .pem).
 
     Raises:
         SecurityError: There is none, or it is not valid now.
+        DataError: It cannot be read.
     """
-    is_path = "/" in name or name.endswith(".pem")
     folder = _chosen[0] if _chosen else Path(settings.KEYS.value)
-    path = Path(name) if is_path else folder.expanduser() / name / CERTIFICATE
-    certificate, public = load_public(path)
-    now = datetime.now(UTC)
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        raise no_certificate(path, "is not valid now")
-    common = load_extra("cryptography.x509", ACTIVITY).NameOID.COMMON_NAME
-    names = [one.value for one in certificate.subject.get_attributes_for_oid(common)]
-    shown = _plain(str(names[0]) if names else path.parent.name)
-    return Recipient(shown, public.public_bytes_raw())
+    found, public = load_recipient(name, folder.expanduser())
+    return Recipient(_plain(found), public.public_bytes_raw())
 
 
 def _plain(name: str) -> str:

@@ -163,6 +163,7 @@ def main() -> None:
         root = Path(name)
         make_identity(root / "keys", "bench")
         sealing_keys.use(root / "keys")
+        os.environ["MPIDL_SITE"] = str(root / "no site")
         for what, kinds in contenders(root, args.megabytes, args.checkpoint).items():
             if not what.startswith(args.only):
                 continue

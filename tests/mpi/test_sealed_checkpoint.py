@@ -23,11 +23,12 @@ pytestmark = pytest.mark.mpi
 
 
 @pytest.fixture
-def folder(context: Any) -> Iterator[Path]:
+def folder(context: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that all ranks see, with keys of alice."""
     made = Path(context.on_root(tempfile.mkdtemp, "making a folder"))
     context.on_root(lambda: bool(make_identity(made / "keys", "alice")), "making keys")
     sealing_keys.use(made / "keys")
+    monkeypatch.setenv("MPIDL_SITE", str(made / "no site"))
     yield made
     sealing_keys.forget()
     context.barrier()
@@ -61,11 +62,11 @@ def test_an_error_on_the_first_rank_reaches_all(
     folder: Path, context: Any, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """Also while the others send what is theirs: nobody waits for ever."""
-    if context.is_root and where == "digest":
-        monkeypatch.setattr("mpidl.train.checkpoint.sealed.compute_digest", lambda array: 1 / 0)
-    with pytest.raises(CheckpointError, match="could not be written"):
-        save(folder / "run", context, "alice" if where == "digest" else "nobody")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        if context.is_root and where == "digest":
+            patch.setattr("mpidl.train.checkpoint.sealed.compute_digest", lambda array: 1 / 0)
+        with pytest.raises(CheckpointError, match="could not be written"):
+            save(folder / "run", context, "alice" if where == "digest" else "nobody")
     left = context.on_root(lambda: len([*(folder / "run").glob("*.h5*")]), "looking")
     assert left == 0
     assert is_sealed(save(folder / "run", context, "alice"))

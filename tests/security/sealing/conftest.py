@@ -18,6 +18,7 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     make_identity(folder, "alice")
     make_identity(folder, "bob")
     monkeypatch.setenv("MPIDL_KEYS", str(folder))
+    monkeypatch.setenv("MPIDL_SITE", str(tmp_path / "no site"))
     sealing_keys.forget()
     yield folder
     sealing_keys.forget()
