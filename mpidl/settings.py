@@ -64,10 +64,11 @@ CHANNEL = Variable(
 JOB_CERTIFICATE = Variable(
     "MPIDL_JOB_CERTIFICATE", "", "as `security.channel.certificate`, where that is not set"
 )
-KEYS = Variable(
-    "MPIDL_KEYS",
-    "",
-    "the folder of keys, certificates and the site's root, in place of `~/.config/mpidl`",
+KEYS = Variable("MPIDL_KEYS", "~/.config/mpidl/keys", "the folder of identities")
+SITE = Variable(
+    "MPIDL_SITE",
+    "~/.config/mpidl/site",
+    "the public folder of a site: its root, its list of revoked certificates, its policy",
 )
 PASSPHRASE_FILE = Variable(
     "MPIDL_PASSPHRASE_FILE",
@@ -87,5 +88,6 @@ VARIABLES = (
     CHANNEL,
     JOB_CERTIFICATE,
     KEYS,
+    SITE,
     PASSPHRASE_FILE,
 )

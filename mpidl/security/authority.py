@@ -1,7 +1,7 @@
 """The site's authority: its root key certifies people, services and nodes, and revokes them.
 
-Its folder (`authority` below the folder of keys) is for its administrators alone, best on a machine
-without network. What others need of it, `site/` holds: root.pem, revoked.crl, certificates/.
+Its folder (`.authority` in that of its administrator's keys) is best on a machine without network.
+What others need of it, MPIDL_SITE holds: root.pem, revoked.crl, certificates/.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mpidl.errors import ConfigError, SecurityError, nearest
 from mpidl.security import keystore, revocation
 from mpidl.security.certificates import Issuer, dump_chain, make_root
-from mpidl.security.identity import MATCH, load_certificates, site_folder
+from mpidl.security.identity import MATCH, load_certificates
+from mpidl.security.keystore import site_folder
 from mpidl.security.names import WORD, Name
 from mpidl.security.validation import check_root, holder
 
@@ -68,6 +69,16 @@ class Authority:
     def name(self) -> Name:
         """Name of the site."""
         return holder(self.root)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let one process at a time issue or revoke."""
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def publish(self, name: Name, role: str, chain: tuple[x509.Certificate, ...]) -> None:
         """Keep a copy of a certificate, and put another where all find it.
@@ -129,7 +140,7 @@ class Authority:
                 f"a list of revoked certificates cannot hold for {days} days",
                 remedy=f"choose at most {MOST_LIST_DAYS} days; a week or a month is usual",
             )
-        with _locked(self.folder):
+        with self.locked():
             record = _read_record(self.folder)
             record.number += 1
             now = datetime.now(UTC).timestamp()
@@ -151,7 +162,7 @@ class Authority:
 
 def authority_folder() -> Path:
     """The folder of the authority."""
-    return keystore.home() / "authority"
+    return keystore.keys_folder() / ".authority"
 
 
 def published_folder(site: Path, name: str) -> Path:
@@ -178,7 +189,7 @@ def create(name: Name, passphrase: bytes, lifetime: timedelta, list_days: float)
             raise ConfigError(
                 "there is a root already, and what it has signed would be lost",
                 where=str(path),
-                remedy="set MPIDL_KEYS to another folder for another site",
+                remedy="set MPIDL_KEYS and MPIDL_SITE to other folders for another site",
             )
     key = Ed25519PrivateKey.generate()
     root = make_root(name, key, lifetime)
@@ -230,14 +241,3 @@ def _read_record(folder: Path) -> Record:
             where=str(path),
             remedy="restore it from a backup, so that nothing revoked becomes valid again",
         ) from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time change the record."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -4,8 +4,8 @@ Every certificate has: basic constraints, key usage and (but for the root) exten
 critical; one URI that names its holder (`mpidl.security.names`); the identifiers of its key and of
 its issuer's. Servers have host names beside. Validation refuses whatever has more or less.
 
-Keys are Ed25519, but for two uses: X25519 to seal for somebody, and ECDSA (P-256) for TLS with
-programs that know no Ed25519 there, as gRPC (BoringSSL) does.
+Keys are Ed25519, but for two uses: X25519 to seal for somebody, and ECDSA (P-256) for programs
+that know no Ed25519: TLS of gRPC (BoringSSL), signatures of model-signing.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from mpidl.security.requests import (
 )
 from mpidl.security.validation import TLS, holder
 
+SINGLE: dict[str, Purpose] = {"sealing-certificate": "seal", "signing-certificate": "sign"}
 HOSTED = ("certificate", "tls-certificate")
 SUBMIT, SUBMIT_KEY = "submit-certificate", "submit.pem"
 REQUEST = "request"  # kept beside keys that wait for their certificates
@@ -61,20 +62,28 @@ def certify(
         ConfigError: There can be no such certificate.
         OSError: The file system refuses.
     """
-    site = authority.name.site
-    name = check_name(site, request.kind, request.name)
-    _check_free(authority, name, replaces)
+    name = check_name(authority.name.site, request.kind, request.name)
+    with authority.locked():
+        _check_free(authority, name, replaces)
+        chains = _issue(authority, name, request, lifetime)
+        for role, chain in chains.items():
+            authority.publish(name, role, chain)
+    return chains
+
+
+def _issue(
+    authority: Authority, name: Name, request: Request, lifetime: timedelta | None
+) -> Chains:
+    """The certificates of a request."""
     chains: Chains = {}
     for role, key in request.public().items():
-        holder_name = Name(site, "submit", name.name) if role == SUBMIT else name
-        usual = RULES[holder_name.kind].usual
-        # who submits jobs gets a certificate of the usual time at most, whatever is asked for
-        time = min(lifetime or usual, usual) if role == SUBMIT else lifetime or usual
+        holder_name = Name(name.site, "submit", name.name) if role == SUBMIT else name
+        rules = RULES[holder_name.kind]
+        # who submits jobs gets a certificate of a shorter time, if a longer one is asked for
+        time = min(lifetime, rules.longest) if role == SUBMIT and lifetime else lifetime
         hosts = request.hosts if role in HOSTED else ()
-        wanted = Wanted(holder_name, key, _purposes(request, role), time, hosts)
+        wanted = Wanted(holder_name, key, _purposes(request, role), time or rules.usual, hosts)
         chains[role] = (authority.issuer.issue(wanted),)
-    for role, chain in chains.items():
-        authority.publish(name, role, chain)
     return chains
 
 
@@ -82,8 +91,8 @@ def _purposes(request: Request, role: str) -> set[Purpose]:
     """What a certificate of a request is for."""
     if role == SUBMIT:
         return set(RULES["submit"].purposes)
-    if role == "sealing-certificate":
-        return {"seal"}
+    if role in SINGLE:
+        return {SINGLE[role]}
     most = set(RULES[request.kind].purposes)
     if role == "tls-certificate":
         return most & set(TLS)
@@ -223,13 +232,16 @@ def issue_job(by: Path, job: str, lifetime: timedelta | None, folder: Path) -> N
         where = str(by / SUBMIT_KEY)
         raise SecurityError("is not the key of its certificate", where=where, remedy=MATCH)
     issuer, keys = Issuer(chain, key), Keys.generate("job")
-    assert keys.sealing is not None
+    assert keys.sealing is not None and keys.signing is not None
+    publics: dict[str, tuple[Key, set[Purpose]]] = {
+        "certificate": (keys.key.public_key(), {"job-rank", "sign"}),
+        "signing-certificate": (keys.signing.public_key(), {"sign"}),
+        "sealing-certificate": (keys.sealing.public_key(), {"seal"}),
+    }
     every = lifetime or RULES["job"].usual
-    wanted = Wanted(name, keys.key.public_key(), {"job-rank", "sign"}, every)
-    sealing = Wanted(name, keys.sealing.public_key(), {"seal"}, every)
     chains = {
-        "certificate": (issuer.issue(wanted), *chain),
-        "sealing-certificate": (issuer.issue(sealing), *chain),
+        role: (issuer.issue(Wanted(name, public, purposes, every)), *chain)
+        for role, (public, purposes) in publics.items()
     }
     keys.save(folder, None)
     install(folder, chains)
@@ -257,14 +269,30 @@ def rotate(authority: Authority, folder: Path, asked: Asked) -> Chains:
         DataError: They cannot be read.
         OSError: The file system refuses.
     """
-    following = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+    following = folder.with_name(f".new-{folder.name}.{secrets.token_hex(4)}")
     chains = enroll(authority, following, replace(asked, replaces=True))
+    put_in_place(folder, following)
+    return chains
+
+
+def next_folder(folder: Path) -> Path:
+    """Where new keys wait for their certificates while a holder's old ones are in use."""
+    return folder.with_name(f".next-{folder.name}")
+
+
+def put_in_place(folder: Path, following: Path) -> None:
+    """Let the folder of new keys take the place of that of old ones, see `rotate`.
+
+    Raises:
+        SecurityError: The old files are not right.
+        DataError: They cannot be read.
+        OSError: The file system refuses.
+    """
     _retire(folder, following)
-    before = folder.with_name(f"{following.name}.before")
+    before = folder.with_name(f".before-{folder.name}.{secrets.token_hex(4)}")
     folder.rename(before)
     following.rename(folder)
     shutil.rmtree(before)
-    return chains
 
 
 def _retire(folder: Path, following: Path) -> None:

@@ -1,20 +1,27 @@
 """Who one is (`Identity`: certificates and private keys), and whom one believes (`Trust`).
 
-Folders, below `~/.config/mpidl` or MPIDL_KEYS:
+Files in the folder of identities, `~/.config/mpidl/keys` or MPIDL_KEYS:
 
-    keys/NAME/certificate.pem           certificates of NAME, its own first, without the root
-    keys/NAME/key.pem                   Ed25519: signs, logs in
-    keys/NAME/tls-certificate.pem       certificates of the key for TLS
-    keys/NAME/tls.pem                   ECDSA P-256: for programs whose TLS knows no Ed25519 (gRPC)
-    keys/NAME/sealing-certificate.pem   certificates of the sealing key
-    keys/NAME/sealing.pem               X25519: opens what is sealed for NAME
-    keys/NAME/submit-certificate.pem    of who submits jobs: issues the certificates of jobs
-    keys/NAME/submit.pem                its key
-    keys/NAME/retired/SERIAL.pem        sealing keys of before, for what is still sealed for them
-    site/root.pem                       the site's root certificate
-    site/revoked.crl                    its list of revoked certificates
-    site/certificates/                  public copies of the certificates of all
-    seen.json                           the highest numbers of lists and policies seen so far
+    NAME/certificate.pem           certificates of NAME, its own first, without the root
+    NAME/key.pem                   Ed25519: signs, logs in
+    NAME/tls-certificate.pem       certificates of the key for TLS
+    NAME/tls.pem                   ECDSA P-256: for programs whose TLS knows no Ed25519 (gRPC)
+    NAME/signing-certificate.pem   certificates of the key for signatures
+    NAME/signing.pem               ECDSA P-256: for programs that verify no Ed25519 (model-signing)
+    NAME/sealing-certificate.pem   certificates of the sealing key
+    NAME/sealing.pem               X25519: opens what is sealed for NAME
+    NAME/submit-certificate.pem    of who submits jobs: issues the certificates of jobs
+    NAME/submit.pem                its key
+    NAME/retired/SERIAL.pem        sealing keys of before, for what is still sealed for them
+    .seen.json                     the highest numbers of lists and policies seen so far
+    .authority/                    of an administrator, see `mpidl.security.authority`
+
+and in that of the site, `~/.config/mpidl/site` or MPIDL_SITE:
+
+    root.pem                       the site's root certificate
+    revoked.crl                    its list of revoked certificates
+    policy.toml, policy.toml.sig   its policy
+    certificates/NAME/             public copies of the certificates of NAME
 """
 
 from __future__ import annotations
@@ -83,19 +90,19 @@ class Trust:
         """Read the root and its list from their files.
 
         Args:
-            folder: The site's (default: `site` below the folder of keys).
+            folder: The site's (default: MPIDL_SITE).
 
         Raises:
             SecurityError: They are not right, others could change them, or the list is an old one.
             DataError: They cannot be read.
         """
-        folder = folder or site_folder()
+        folder = folder or keystore.site_folder()
         path = folder / "root.pem"
         if not path.exists():
             raise SecurityError(
                 "there is no site's root: nobody can be trusted",
                 where=str(folder),
-                remedy="fetch the site's folder from its authority, or set MPIDL_KEYS",
+                remedy="fetch the site's folder from its authority, or set MPIDL_SITE",
             )
         chain = load_chain(keystore.read_public(path, MOST_BYTES), str(path))
         check_root(chain[0])
@@ -117,10 +124,15 @@ class Trust:
     @property
     def seen(self) -> revocation.Seen:
         """The numbers that this user has seen of this site."""
-        return revocation.Seen(keystore.home() / "seen.json", fingerprint(self.root))
+        return revocation.Seen(keystore.keys_folder() / ".seen.json", fingerprint(self.root))
 
     def verify(
-        self, chain: Sequence[x509.Certificate], purpose: Purpose, at: datetime | None = None
+        self,
+        chain: Sequence[x509.Certificate],
+        purpose: Purpose,
+        at: datetime | None = None,
+        *,
+        now: datetime | None = None,
     ) -> Subject:
         """Whom a chain of certificates names.
 
@@ -129,26 +141,23 @@ class Trust:
         Args:
             chain: The holder's certificate first, without the root.
             purpose: What for it is presented.
-            at: When, with time zone (default: now).
+            at: When the certificates must have been valid, with time zone (default: now). What was
+                revoked is refused for all times: nothing proves that a signature is older.
+            now: The present, at which the list of revoked certificates must not be stale.
 
         Raises:
             SecurityError: It is not valid; each reason has its own message.
         """
-        now = at or datetime.now(UTC)
-        name = check_path(chain, self.root, purpose, now)
-        self.revocations.check(tuple(chain), now)
+        present = now or datetime.now(UTC)
+        name = check_path(chain, self.root, purpose, at or present)
+        self.revocations.check(tuple(chain), present)
         serial, expires = f"{chain[0].serial_number:040x}", chain[0].not_valid_after_utc
         return Subject(name.site, name.kind, name.name, serial, expires, name.submitter)
 
 
-def site_folder() -> Path:
-    """The folder of the site's root and its list."""
-    return keystore.home() / "site"
-
-
 def key_folder(name: str) -> Path:
     """The folder of an identity's keys."""
-    return keystore.home() / "keys" / name
+    return keystore.keys_folder() / name
 
 
 def load_identity(folder: Path, passphrase: bytes | None = None) -> Identity:
@@ -233,17 +242,24 @@ def load_published(name: str, role: str = "sealing-certificate") -> tuple[x509.C
         role: "certificate" or "sealing-certificate" (to seal something for `name`).
 
     Raises:
-        SecurityError: There are none, or others could change them.
+        SecurityError: There are none, they are of somebody else, or others could change them.
         DataError: They cannot be read.
     """
-    path = site_folder() / "certificates" / name / f"{role}.pem"
+    path = keystore.site_folder() / "certificates" / name / f"{role}.pem"
     if not WORD.fullmatch(name) or not path.exists():
         raise SecurityError(
             f"there is no {role} of {name[:80]!r}",
-            where=str(site_folder()),
+            where=str(keystore.site_folder()),
             remedy="correct the name, or fetch the site's certificates from its authority",
         )
-    return load_certificates(path)
+    chain = load_certificates(path)
+    if holder(chain[0]).name != name:
+        raise SecurityError(
+            f"is of {holder(chain[0])}, not of {name}",
+            where=str(path),
+            remedy="find out who put it there; fetch the site's certificates again",
+        )
+    return chain
 
 
 def load_certificates(path: Path) -> tuple[x509.Certificate, ...]:

@@ -28,8 +28,14 @@ from mpidl.security.keystore import PrivateKey
 TYPE = "mpidl-request+jwt"
 MOST_REQUEST = 8 << 10
 # Roles of certificates, and the files of their keys
-CERTIFICATES = ("certificate", "tls-certificate", "sealing-certificate", "submit-certificate")
-KEY_FILES = ("key.pem", "tls.pem", "sealing.pem", "submit.pem")
+CERTIFICATES = (
+    "certificate",
+    "tls-certificate",
+    "signing-certificate",
+    "sealing-certificate",
+    "submit-certificate",
+)
+KEY_FILES = ("key.pem", "tls.pem", "signing.pem", "sealing.pem", "submit.pem")
 
 PublicPoint = Annotated[str, msgspec.Meta(pattern=r"\A(?:0[23][0-9a-f]{64})?\Z")]
 PublicKey = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -44,6 +50,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         name: Its name.
         key: Public Ed25519 key in hexadecimal; it signs the request.
         tls: Public P-256 key, or empty.
+        signing: Public P-256 key, or empty.
         sealing: Public X25519 key, or empty.
         submit: Public Ed25519 key that is to issue certificates of jobs, or empty.
         hosts: Names and addresses of a server.
@@ -54,6 +61,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: Annotated[str, msgspec.Meta(max_length=64)]
     key: PublicKey
     tls: PublicPoint = ""
+    signing: PublicPoint = ""
     sealing: PublicKeyOrNone = ""
     submit: PublicKeyOrNone = ""
     hosts: Annotated[
@@ -71,6 +79,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         wanted: tuple[tuple[type[Key], str], ...] = (
             (Ed25519PublicKey, self.key),
             (EllipticCurvePublicKey, self.tls),
+            (EllipticCurvePublicKey, self.signing),
             (X25519PublicKey, self.sealing),
             (Ed25519PublicKey, self.submit),
         )
@@ -85,12 +94,14 @@ class Keys:
     Attributes:
         key: Signs and logs in.
         tls: Speaks TLS with programs that know no Ed25519; jobs have none.
+        signing: Signs for programs that verify no Ed25519; nodes have none.
         sealing: Opens what is sealed for it; nodes have none.
         submit: Issues the certificates of its jobs, if it submits any.
     """
 
     key: Ed25519PrivateKey = field(repr=False)
     tls: EllipticCurvePrivateKey | None = field(repr=False)
+    signing: EllipticCurvePrivateKey | None = field(repr=False)
     sealing: X25519PrivateKey | None = field(repr=False)
     submit: Ed25519PrivateKey | None = field(repr=False)
 
@@ -100,7 +111,8 @@ class Keys:
         sealing = X25519PrivateKey.generate() if kind != "node" else None
         submit = Ed25519PrivateKey.generate() if submits else None
         tls = generate_private_key(SECP256R1()) if kind != "job" else None
-        return cls(Ed25519PrivateKey.generate(), tls, sealing, submit)
+        signing = generate_private_key(SECP256R1()) if kind != "node" else None
+        return cls(Ed25519PrivateKey.generate(), tls, signing, sealing, submit)
 
     def save(self, folder: Path, passphrase: bytes | None) -> None:
         """Write them to their folder, which must hold none (`check_empty`).
@@ -113,7 +125,7 @@ class Keys:
             keystore.write_private(folder / name, keystore.dump_key(key, passphrase))
 
     def _files(self) -> list[tuple[str, keystore.PrivateKey]]:
-        keys = (self.key, self.tls, self.sealing, self.submit)
+        keys = (self.key, self.tls, self.signing, self.sealing, self.submit)
         found = zip(KEY_FILES, keys, strict=True)
         return [(name, key) for name, key in found if key is not None]
 
@@ -133,6 +145,7 @@ class Keys:
             "name": name,
             "key": public_hex(self.key),
             "tls": public_hex(self.tls),
+            "signing": public_hex(self.signing),
             "sealing": public_hex(self.sealing),
             "submit": public_hex(self.submit),
             "hosts": hosts,

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from mpidl.errors import SecurityError
 from mpidl.security import jws
 from mpidl.security.authority import Authority
-from mpidl.security.identity import Trust, site_folder
-from mpidl.security.keystore import read_public, write_public
+from mpidl.security.identity import Trust
+from mpidl.security.keystore import read_public, site_folder, write_public
 from mpidl.security.policy import MOST_BYTES, Policy, parse_policy
 
 TYPE = "mpidl-policy+jwt"

@@ -9,7 +9,7 @@ list of revoked certificates revokes tokens too. Which rights a role has is said
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -26,6 +26,7 @@ from mpidl.security.subject import Subject
 TYPE = "mpidl+jwt"
 LONGEST = timedelta(hours=24)
 MOST_ROLES = 16
+MOST_KNOWN = 1024  # accepted tokens that are kept
 WHERE = "token"
 RENEW = "ask for a new token ('mpidl keys token')"
 
@@ -101,16 +102,36 @@ def make_token(
 
 
 @dataclass(frozen=True)
+class Known:
+    """A token that was accepted once.
+
+    Attributes:
+        subject: Whom it names.
+        claims: What it says.
+        until: When the first of its signer's certificates expires.
+    """
+
+    subject: Subject
+    claims: Claims
+    until: datetime
+
+
+@dataclass(frozen=True)
 class TokenVerifier:
-    """Tells whom tokens name.
+    """Tells whom tokens name; make a new one for a new `Trust`.
+
+    A client sends its token with every request, so that those that were accepted are kept: then
+    only time can make them invalid.
 
     Attributes:
         trust: The site's root and its revocations.
         audience: The name of this server.
+        known: Accepted tokens, by their text.
     """
 
     trust: Trust
     audience: str
+    known: dict[str | bytes, Known] = field(default_factory=dict, repr=False, compare=False)
 
     def verify(self, text: str | bytes, at: datetime | None = None) -> Subject:
         """Whom a token names.
@@ -123,36 +144,52 @@ class TokenVerifier:
             SecurityError: It is not valid. A server answers all reasons with the same words.
         """
         now = at or datetime.now(UTC)
+        found = self.known.get(text)
+        if found is None or now > found.until or now > self.trust.revocations.until:
+            found = self._verify(text, now)
+            if len(self.known) >= MOST_KNOWN:
+                self.known.clear()
+            self.known[text] = found
+        _check_time(found.claims, now)
+        return found.subject
+
+    def _verify(self, text: str | bytes, now: datetime) -> Known:
         message = jws.parse(text, TYPE, WHERE)
         chain = message.chain()
-        signer = self.trust.verify(chain, "tokens", now)
+        signer = self.trust.verify(chain, "tokens", now=now)
         key = chain[0].public_key()
         assert isinstance(key, Ed25519PublicKey)  # `Trust.verify` has seen to it
         try:
             claims = msgspec.json.decode(message.verify(key), type=Claims)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise jws.malformed(WHERE) from error
-        self._check(claims, signer, now)
+        self._check(claims, signer)
+        _check_time(claims, now)
         expires = datetime.fromtimestamp(claims.exp, UTC)
         issuer = f"{signer.kind}:{signer.name}"
-        return Subject(
+        subject = Subject(
             signer.site, "token", claims.sub, claims.jti, expires, issuer=issuer, roles=claims.roles
         )
+        ends = [certificate.not_valid_after_utc for certificate in (*chain, self.trust.root)]
+        return Known(subject, claims, min(ends))
 
-    def _check(self, claims: Claims, signer: Subject, now: datetime) -> None:
-        skew, seconds = SKEW.total_seconds(), now.timestamp()
+    def _check(self, claims: Claims, signer: Subject) -> None:
         if claims.iss != f"{signer.kind}:{signer.name}":
             raise _refuse("names another signer than its certificate")
         if claims.aud != self.audience:
             raise _refuse(f"is for {claims.aud}, not for {self.audience}")
         if claims.exp <= claims.iat or claims.exp - claims.iat > LONGEST.total_seconds():
             raise _refuse("is valid for longer than a token may be")
-        if seconds < claims.iat - skew:
-            raise _refuse("is not valid yet")
-        if seconds > claims.exp + skew:
-            raise _refuse("has expired")
         if int(claims.jti, 16) in self.trust.revocations.serials:
             raise _refuse("was revoked")
+
+
+def _check_time(claims: Claims, now: datetime) -> None:
+    skew, seconds = SKEW.total_seconds(), now.timestamp()
+    if seconds < claims.iat - skew:
+        raise _refuse("is not valid yet")
+    if seconds > claims.exp + skew:
+        raise _refuse("has expired")
 
 
 def _refuse(reason: str) -> SecurityError:

@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from mpidl.errors import SecurityError
@@ -26,10 +27,12 @@ from mpidl.security.certificates import (
     basic_constraints,
     key_usage,
 )
+from mpidl.security.der import signed
 from mpidl.security.names import PURPOSES, RULES, Name, Purpose, parse_uri
 
 REISSUE = "ask the site's authority for a certificate ('mpidl keys issue')"
 TLS: tuple[Purpose, ...] = ("login", "server")
+P256: tuple[Purpose, ...] = (*TLS, "sign")  # for what other programs verify
 _CRITICAL = {
     ExtensionOID.BASIC_CONSTRAINTS: True,
     ExtensionOID.KEY_USAGE: True,
@@ -41,7 +44,7 @@ _CRITICAL = {
 
 
 def refuse(reason: str, certificate: x509.Certificate, remedy: str = REISSUE) -> SecurityError:
-    """The error of a certificate; it is named by its serial number, which cannot be made up."""
+    """The error of a certificate, by its number: an unchecked name could be any text."""
     where = f"certificate {certificate.serial_number:040x}"
     return SecurityError(reason, where=where, remedy=remedy)
 
@@ -66,7 +69,7 @@ def check_path(
 
     Args:
         chain: The holder's certificate, then its issuers, without the root.
-        root: Of the site, trusted.
+        root: Of the site, trusted: `check_root` was asked when it was loaded.
         purpose: For which the holder presents it.
         at: The time, with time zone.
 
@@ -79,7 +82,7 @@ def check_path(
             where="chain of certificates",
             remedy=REISSUE,
         )
-    site = check_root(root)
+    site = check_profile(root, authority=True)
     check_time(root, site, at)
     issuer, above = root, site
     for depth, certificate in reversed(list(enumerate(chain))):
@@ -102,10 +105,15 @@ def check_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> Non
     """
     try:
         algorithm = certificate.signature_algorithm_oid
-        signed = isinstance(issuer.public_key(), Ed25519PublicKey)
-        if not signed or algorithm != SignatureAlgorithmOID.ED25519:
+        if (
+            not isinstance(issuer.public_key(), Ed25519PublicKey)
+            or algorithm != SignatureAlgorithmOID.ED25519
+        ):
             raise refuse("is not signed with Ed25519", certificate)
         certificate.verify_directly_issued_by(issuer)
+        one = signed(certificate.tbs_certificate_bytes, certificate.signature)
+        if certificate.public_bytes(Encoding.DER) != one:
+            raise refuse("was not issued by this site, or was changed", certificate)
         if issuer is not certificate and _issuer_key(certificate) != _own_key(issuer):
             raise refuse("names another key of its issuer", certificate)
     except (*MALFORMED, InvalidSignature, x509.ExtensionNotFound) as error:
@@ -255,11 +263,11 @@ def check_key(certificate: x509.Certificate, purpose: Purpose) -> None:
     if purpose == "seal":
         fits = isinstance(key, X25519PublicKey)
     else:
-        fits = isinstance(key, Ed25519PublicKey) or (purpose in TLS and is_p256(key))
+        fits = isinstance(key, Ed25519PublicKey) or (purpose in P256 and is_p256(key))
     if not fits:
         raise refuse(f"has a key that cannot be used for {purpose}", certificate)
 
 
 def is_p256(key: object) -> bool:
-    """Whether a public key is one for TLS."""
+    """Whether a public key is one of ECDSA on the curve P-256."""
     return isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ import pytest
 
 FLIPS = int(os.environ.get("MPIDL_TEST_FLIPS", "100"))  # per object; make fuzz takes more
 PASSPHRASE = b"correct horse battery staple"
-NOW = datetime.now(UTC)
+
+
+def now() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)
 
 
 @dataclass
@@ -22,7 +27,7 @@ class Site:
     """A site in a folder.
 
     Attributes:
-        folder: What MPIDL_KEYS names.
+        folder: With keys (MPIDL_KEYS), site (MPIDL_SITE) and the passphrase.
         authority: Its opened authority.
     """
 
@@ -30,8 +35,19 @@ class Site:
     authority: Any
 
     def use(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setenv("MPIDL_KEYS", str(self.folder))
+        patch.setenv("MPIDL_KEYS", str(self.folder / "keys"))
+        patch.setenv("MPIDL_SITE", str(self.folder / "site"))
         patch.setenv("MPIDL_PASSPHRASE_FILE", str(self.folder / "passphrase"))
+
+    def copy(self, folder: Path) -> Site:
+        """The same in another folder."""
+        shutil.copytree(self.folder, folder)
+        (folder / "keys" / ".seen.json").unlink(missing_ok=True)
+        places = {
+            "folder": folder / "keys" / ".authority",
+            "site": folder / "site",
+        }
+        return Site(folder, replace(self.authority, **places))
 
     def trust(self) -> Any:
         from mpidl.security.identity import Trust
@@ -77,7 +93,7 @@ def make_site(folder: Path, patch: pytest.MonkeyPatch, name: str = "cluster.exam
     from mpidl.security import authority
     from mpidl.security.names import RULES, check_name
 
-    site = Site(folder / "keys.d", None)
+    site = Site(folder / "all", None)
     site.use(patch)
     site.folder.mkdir(mode=0o700)
     write(site.folder / "passphrase", PASSPHRASE + b"\n")

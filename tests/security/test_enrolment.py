@@ -37,9 +37,9 @@ def test_a_request_is_certified_and_its_certificates_published(own_site: Site) -
 @pytest.mark.parametrize(
     ("kind", "more", "files"),
     [
-        ("person", {}, 3),
-        ("person", {"submit": True}, 4),
-        ("service", {"hosts": ("a.example.org", "::1"), "tokens": True}, 3),
+        ("person", {}, 4),
+        ("person", {"submit": True}, 5),
+        ("service", {"hosts": ("a.example.org", "::1"), "tokens": True}, 4),
         ("node", {}, 2),
     ],
 )
@@ -51,15 +51,21 @@ def test_kinds_have_the_certificates_that_they_need(
     assert len(chains) == files
     ends = {role: chain[0].not_valid_after_utc for role, chain in chains.items()}
     assert ends["certificate"] > datetime.now(UTC) + timedelta(days=300)
-    assert enrolment.SUBMIT not in ends or ends[enrolment.SUBMIT] < ends["certificate"]
+    long = enrolment.certify(
+        own_site.authority, request(kind, "eva", **more)[1], timedelta(days=700)
+    )
+    assert enrolment.SUBMIT not in ends or (
+        long[enrolment.SUBMIT][0].not_valid_after_utc < long["certificate"][0].not_valid_after_utc
+    )
 
 
 def test_no_private_key_is_in_a_request() -> None:
     keys, asked = request(submit=True)
-    text = json.dumps([asked.key, asked.tls, asked.sealing, asked.submit])
+    text = json.dumps([asked.key, asked.tls, asked.signing, asked.sealing, asked.submit])
     for key in (keys.key, keys.sealing, keys.submit):
         assert key.private_bytes_raw().hex() not in text
-    assert f"{keys.tls.private_numbers().private_value:064x}" not in text
+    for key in (keys.tls, keys.signing):
+        assert f"{key.private_numbers().private_value:064x}" not in text
     assert "key=" not in repr(keys)
 
 
@@ -161,8 +167,11 @@ def test_a_job_has_keys_of_its_own_for_a_day(own_site: Site) -> None:
     assert job.sealing_key.private_bytes_raw() != ada.sealing_key.private_bytes_raw()
     end = job.chain[0].not_valid_after_utc
     assert end < datetime.now(UTC) + timedelta(hours=25)
-    names = {path.name for path in own_site.keys("run-8").iterdir()}
-    assert names == {"certificate.pem", "key.pem", "sealing-certificate.pem", "sealing.pem"}
+    names = {path.name.removesuffix(".pem") for path in own_site.keys("run-8").iterdir()}
+    assert names == {"key", "certificate", "sealing", "signing"} | {
+        "sealing-certificate",
+        "signing-certificate",
+    }
     assert stat.S_IMODE(own_site.keys("run-8").stat().st_mode) == 0o700
     assert own_site.trust().verify(job.sealing_chain, "seal").submitter == "ada"
 
@@ -209,7 +218,7 @@ def test_rotation_keeps_what_opens_what_is_sealed(own_site: Site) -> None:
     assert trust.verify(first.chain, "sign").name == "ada"
     assert trust.verify(own_site.identity("run-7").chain, "job-rank").submitter == "ada"
     assert sorted(path.name for path in own_site.keys("").iterdir()) == sorted(
-        ["ada", "bob", "portal", "node7", "run-7"]
+        [".authority", ".seen.json", "ada", "bob", "portal", "node7", "run-7"]
     )
 
 
@@ -253,7 +262,7 @@ def test_an_authority_needs_its_passphrase_and_its_key(own_site: Site) -> None:
     assert "key=" not in repr(opened)
     with pytest.raises(SecurityError, match="passphrase is wrong"):
         authority.open_authority(b"wrong")
-    key = own_site.folder / "authority" / "root-key.pem"
+    key = own_site.folder / "keys" / ".authority" / "root-key.pem"
     key.write_bytes((own_site.keys("ada") / "key.pem").read_bytes())
     with pytest.raises(SecurityError, match="not the key of its certificate"):
         authority.open_authority()
