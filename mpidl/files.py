@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +41,7 @@ def write_atomically(path: Path | str, *, durable: bool = True) -> Iterator[Path
         raise
 
 
-def write_file(path: Path | str, content: bytes) -> None:
+def write_file(path: Path | str, content: bytes | memoryview) -> None:
     """Write `content` to `path`, see `write_atomically`."""
     with write_atomically(path) as partial:
         partial.write_bytes(content)
@@ -125,12 +124,6 @@ def reserve(path: Path | str, size: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

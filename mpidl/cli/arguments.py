@@ -35,6 +35,18 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_seal_for(parser: argparse.ArgumentParser) -> None:
+    """The option --seal-for."""
+    parser.add_argument(
+        "--seal-for",
+        action="append",
+        default=[],
+        metavar="RECIPIENT",
+        help="seal what is written for a recipient: an identity of MPIDL_KEYS, or the path of a "
+        "sealing certificate; may be given several times",
+    )
+
+
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """The option --backend."""
     from mpidl.backend.select import BACKENDS

@@ -32,11 +32,14 @@ from mpidl.cli import (
     predict,
     quantize,
     query,
+    rewrap,
+    seal,
     serve,
     shard,
     summary,
     train,
     tune,
+    unseal,
 )
 from mpidl.comm import context as ranks
 from mpidl.comm import launcher
@@ -58,6 +61,9 @@ COMMANDS = (
     query,
     quantize,
     export,
+    seal,
+    unseal,
+    rewrap,
     summary,
     plan,
     tune,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mpidl.cli.arguments import (
     add_backend,
     add_checkpoint,
+    add_seal_for,
     add_source_options,
     source_options,
 )
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="begin anew after an interrupted prediction"
     )
+    add_seal_for(parser)
     _add_watch(parser, SUFFIXES)
     add_source_options(parser)
     add_backend(parser)
@@ -109,6 +111,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.metrics,
         args.overwrite or args.watch is not None,
         source_options(args),
+        args.seal_for,
     )
     job = Job(predictor, settings, context)
     if args.watch is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpidl.cli.arguments import add_source_options, source_options
+from mpidl.cli.arguments import add_seal_for, add_source_options, source_options
 
 if TYPE_CHECKING:
     from mpidl.comm.context import Context
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stratify", action="store_true", help="split each class in these proportions"
     )
     parser.add_argument("--seed", type=int, default=0, help="of --split (default: %(default)s)")
+    add_seal_for(parser)
     add_source_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     parts = {"": source} if fractions is None else _parts(args, source, fractions, context)
     smallest = min(part.samples for part in parts.values())
     shards = args.shards or min(max(4, context.size), smallest)
-    options = WriteOptions(shards, args.shared, args.compress, args.overwrite)
+    options = WriteOptions(shards, args.shared, args.compress, args.overwrite, tuple(args.seal_for))
     progress = Progress(
         source.samples // context.size, "samples", label="sharding", quiet=not context.is_root
     )

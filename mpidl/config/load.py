@@ -23,7 +23,7 @@ from mpidl.config.sections import (
 from mpidl.errors import ConfigError, os_remedy
 from mpidl.options import Place, Section
 from mpidl.security.channel import open_channel
-from mpidl.security.section import SecurityConfig
+from mpidl.security.sealing_section import SecurityConfig
 from mpidl.sync import RunInfo
 from mpidl.task import AUTO, check_loss
 
@@ -44,7 +44,7 @@ class Config(Section, frozen=True):
         checkpoint: When to save.
         backend: Where to compute.
         augment: Random changes of the training samples.
-        security: What protects the run.
+        security: What is encrypted and sealed, and with which keys.
     """
 
     data: DataConfig

@@ -8,7 +8,8 @@ while batches are gathered from the one before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +20,57 @@ from mpidl.data.native import Indices, place_rows, read_rows
 MOST_CHUNKS = 20_000
 
 
+class Rows(Protocol):
+    """Reads rows of one file at their offsets in it: `mpidl.data.native`, or what is sealed."""
+
+    def read_rows(
+        self,
+        ranges: Indices,
+        offsets: Indices,
+        out: NDArray[np.uint8],
+        *,
+        chunk_rows: int,
+        row_bytes: int,
+    ) -> None:
+        """See `mpidl.data.native.read_rows`."""
+
+    def place_rows(
+        self,
+        ranges: Indices,
+        offsets: Indices,
+        place: Indices,
+        out: NDArray[np.uint8],
+        *,
+        chunk_rows: int,
+        threads: int = 1,
+    ) -> None:
+        """See `mpidl.data.native.place_rows`."""
+
+
+class PlainRows:
+    """Of a file descriptor."""
+
+    def __init__(self, file: int) -> None:
+        self.read_rows = partial(read_rows, file)
+        self.place_rows = partial(place_rows, file)
+
+
 class DirectRows:
     """The rows of one dataset; made by `make`, where that is possible.
 
     Args:
         dataset: An h5py dataset.
-        handle: File descriptor of its file, open for reading.
+        file: Reads its file.
         rows_per_chunk: Rows that are contiguous in the file.
         row_bytes: Size of one row.
         base: Offset of a contiguous dataset, None for a chunked one.
     """
 
     def __init__(
-        self, dataset: Any, handle: int, rows_per_chunk: int, row_bytes: int, base: int | None
+        self, dataset: Any, file: Rows, rows_per_chunk: int, row_bytes: int, base: int | None
     ) -> None:
         self._id = dataset.id
-        self._handle = handle
+        self._file = file
         self._origin = (0,) * (dataset.ndim - 1)
         self._rows = rows_per_chunk
         self._row_bytes = row_bytes
@@ -42,12 +78,12 @@ class DirectRows:
         self._located = base is not None
 
     @staticmethod
-    def make(dataset: Any, handle: int, wanted: np.dtype[Any]) -> DirectRows | None:
+    def make(dataset: Any, file: Rows, wanted: np.dtype[Any]) -> DirectRows | None:
         """Direct access to a dataset.
 
         Args:
             dataset: An h5py dataset.
-            handle: File descriptor of its file.
+            file: Reads its file.
             wanted: The dtype to read.
 
         Returns:
@@ -66,13 +102,13 @@ class DirectRows:
             base = dataset.id.get_offset()
             if base is None:
                 return None
-            return DirectRows(dataset, handle, len(dataset), row_bytes, base)
+            return DirectRows(dataset, file, len(dataset), row_bytes, base)
         chunks = -(-len(dataset) // dataset.chunks[0])
         if dataset.chunks[1:] != dataset.shape[1:] or chunks > MOST_CHUNKS:
             return None
         if dataset.id.get_num_chunks() < chunks:
             return None
-        return DirectRows(dataset, handle, dataset.chunks[0], row_bytes, None)
+        return DirectRows(dataset, file, dataset.chunks[0], row_bytes, None)
 
     def _locate(self, ranges: Indices) -> None:
         """Ask HDF5, once for each, where the chunks of row ranges lie in the file."""
@@ -110,11 +146,9 @@ class DirectRows:
         memory = out.reshape(-1).view(np.uint8)
         rows, row_bytes = self._rows, self._row_bytes
         if place is None:
-            read_rows(
-                self._handle, flat, self._offsets, memory, chunk_rows=rows, row_bytes=row_bytes
-            )
+            self._file.read_rows(flat, self._offsets, memory, chunk_rows=rows, row_bytes=row_bytes)
         else:
             table = memory.reshape(len(out), row_bytes)
-            place_rows(
-                self._handle, flat, self._offsets, place, table, chunk_rows=rows, threads=threads
+            self._file.place_rows(
+                flat, self._offsets, place, table, chunk_rows=rows, threads=threads
             )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +13,18 @@ from numpy.typing import NDArray
 
 from mpidl.comm import mpi
 from mpidl.comm.protected import is_protected, plain
+from mpidl.data.written_file import WrittenFile
 from mpidl.errors import DataError, errno_of, os_remedy, strerror, unreadable
 from mpidl.files import COPY, read_error
+from mpidl.security.sealed_file import SealedFile, check_required, is_sealed
 
 mpi.preload()  # before h5py, see mpidl.comm.mpi
 import h5py as h5py  # noqa: E402
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from mpidl.security.sealing_keys import Envelope
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LOCKING = hasattr(h5py.h5p.PropFAID, "set_file_locking")  # HDF5 1.10.7, or 1.12.1 and later
@@ -41,95 +43,11 @@ def is_parallel(comm: Any = None) -> bool:
     return bool(h5py.get_config().mpi) and not is_protected(comm)
 
 
-class _DeferredErrors(io.RawIOBase):
-    """The file that HDF5 writes to; writing never fails.
-
-    HDF5 crashes where it cannot flush its cache.
-    The first error is kept in `error`, and nothing is written after it. The file is locked against
-    other writers where the file system has locks.
-    """
-
-    def __init__(self, path: Path | str, mode: str) -> None:
-        self._file = os.open(path, os.O_RDWR | (os.O_CREAT if mode == "w" else 0), 0o666)
-        self._position = 0
-        self.error: OSError | None = None
-        _lock(self._file)
-        if mode == "w":
-            os.ftruncate(self._file, 0)
-
-    def _write(self, action: Callable[[], None]) -> None:
-        if self.error is None:
-            try:
-                action()
-            except OSError as error:
-                self.error = error
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """See `io.RawIOBase`."""
-        self._position = os.lseek(self._file, offset, whence)
-        return self._position
-
-    def tell(self) -> int:
-        """See `io.RawIOBase`."""
-        return self._position
-
-    def readinto(self, memory: Any) -> int:
-        """See `io.RawIOBase`."""
-        count = os.preadv(self._file, [memory], self._position)
-        self._position += count
-        return count
-
-    def write(self, data: Any) -> int:
-        """Write all of `data`, or nothing after the first error."""
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-
-        def action() -> None:
-            nonlocal rest
-            while rest:
-                count = os.pwrite(self._file, rest, self._position)
-                rest, self._position = rest[count:], self._position + count
-
-        self._write(action)
-        return size
-
-    def truncate(self, size: int | None = None) -> int:
-        """See `io.RawIOBase`; does nothing after the first error."""
-        size = self._position if size is None else size
-        self._write(lambda: os.ftruncate(self._file, size))
-        return size
-
-    def close(self) -> None:
-        """Close the file, which releases its lock."""
-        if not self.closed:
-            super().close()
-            os.close(self._file)
-
-
-def _lock(file: int) -> None:
-    """Lock an open file against other writers, where the file system has locks.
-
-    HDF5_USE_FILE_LOCKING=FALSE means here what it means to HDF5.
-
-    Raises:
-        BlockingIOError: Another process holds the lock.
-    """
-    if os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in ("FALSE", "0"):
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        raise
-    except OSError:
-        pass
-
-
 class _WritableFile(h5py.File):  # type: ignore[misc]
-    """An h5py File over `_DeferredErrors`; raises the OSError of a failed write when closed."""
+    """An h5py File over `WrittenFile`; raises the OSError of a failed write when closed."""
 
-    def __init__(self, path: Path | str, mode: str) -> None:
-        self._target = _DeferredErrors(path, mode)
+    def __init__(self, path: Path | str, mode: str, seal: Envelope | None) -> None:
+        self._target = WrittenFile(path, mode, seal)
         try:
             super().__init__(self._target, mode)
         except BaseException:
@@ -151,9 +69,31 @@ class _WritableFile(h5py.File):  # type: ignore[misc]
             return
         try:
             super().close()
+            self._target.finish()
         finally:
             self._target.close()
         self.check()
+
+
+class _SealedFile(h5py.File):  # type: ignore[misc]
+    """An h5py File over a sealed one, which is closed with it.
+
+    Attributes:
+        sealed: It.
+    """
+
+    def __init__(self, path: Path | str, **options: Any) -> None:
+        self.sealed = SealedFile(path)
+        try:
+            super().__init__(self.sealed, "r", **options)
+        except BaseException:
+            self.sealed.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        super().close()
+        self.sealed.close()
 
 
 def check_written(file: Any) -> None:
@@ -169,6 +109,11 @@ def check_written(file: Any) -> None:
         file.check()
 
 
+def sealed_of(file: Any) -> SealedFile | None:
+    """The sealed file below one from `open_file`; None: it is not sealed."""
+    return file.sealed if isinstance(file, _SealedFile) else None
+
+
 def open_file(
     path: Path | str,
     mode: str = "r",
@@ -176,8 +121,9 @@ def open_file(
     comm: MPI.Intracomm | None = None,
     chunk_cache: bool = True,
     remedy: str = COPY,
+    seal: Envelope | None = None,
 ) -> Any:
-    """Open an HDF5 file. Collective with `comm`.
+    """Open an HDF5 file, sealed or not. Collective with `comm`.
 
     Readers take no lock: files are renamed into place when they are complete.
 
@@ -187,6 +133,7 @@ def open_file(
         comm: Its ranks open the file together through the mpio driver; None: this process alone.
         chunk_cache: False: large reads of uncompressed chunks bypass the cache.
         remedy: Where the file is damaged.
+        seal: For whom to seal what is written, with mode "w".
 
     Returns:
         An h5py File.
@@ -202,14 +149,31 @@ def open_file(
         options = {"driver": "mpio", "comm": ranks}
     if not chunk_cache:
         options["rdcc_nbytes"] = 0
-    if LOCKING and mode == "r":
-        options["locking"] = False
+    if mode == "r":
+        check_required(path)
+        options |= {"locking": False} if LOCKING else {}
     try:
         if comm is None and mode != "r":
-            return _WritableFile(path, mode)
+            return _WritableFile(path, mode, seal)
         return h5py.File(path, mode, **options)
     except (OSError, RuntimeError) as error:
+        if mode == "r" and is_sealed(path):
+            return _open_sealed(path, comm, options, remedy)
         raise _open_error(error, path, mode, remedy) from error
+
+
+def _open_sealed(path: Path | str, comm: Any, options: dict[str, Any], remedy: str) -> Any:
+    if comm is not None:
+        raise DataError(
+            "is sealed, and several ranks would open it together",
+            where=str(path),
+            remedy="set data.driver = 'posix'",
+        )
+    options.pop("locking", None)
+    try:
+        return _SealedFile(path, **options)
+    except (OSError, RuntimeError) as error:
+        raise read_error(error, path, remedy) from error
 
 
 def _open_error(error: Exception, path: Path | str, mode: str, remedy: str) -> DataError:

@@ -22,7 +22,8 @@ from mpidl.data.manifest import NAME, Arrays, Field, Manifest, Shard, new_manife
 from mpidl.data.missing import Missing
 from mpidl.data.reader import Reader
 from mpidl.errors import DataError, MpidlError
-from mpidl.files import file_sha256, partial_path, publish, reading
+from mpidl.files import partial_path, publish, reading
+from mpidl.security.sealed_file import content_sha256
 
 READ_BYTES = 32 << 20  # of samples, in memory at a time
 Progress = Callable[[int, int], None]
@@ -356,7 +357,7 @@ class _Pass:
             own = {}
             for index in range(self.context.rank, len(shards), self.context.size):
                 with reading(shards[index].file):
-                    own[index] = file_sha256(Path(shards[index].file))
+                    own[index] = content_sha256(Path(shards[index].file))
         everywhere = self.context.allgather_object(own, dict[int, str])
         sums = {key: value for part in everywhere for key, value in part.items()}
         return tuple(replace(shard, sha256=sums[index]) for index, shard in enumerate(shards))

@@ -6,7 +6,7 @@ import hashlib
 import math
 import struct
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -14,7 +14,12 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from mpidl.errors import DataError, at_place
-from mpidl.files import read_error, write_file
+from mpidl.files import read_error
+from mpidl.security.sealed_file import read_bytes
+from mpidl.security.sealing import write_sealed
+
+if TYPE_CHECKING:
+    from mpidl.security.sealing_keys import Envelope
 
 NAME = "manifest.json"
 FORMAT = "mpidl-shards"
@@ -204,7 +209,7 @@ def load_manifest(folder: Path | str) -> Manifest:
     """
     path = Path(folder) / NAME
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DataError(
             f"cannot read the manifest: {error.strerror}",
@@ -315,10 +320,10 @@ def _check_statistics(
         raise _bad(path, f"the statistics of field {name!r} are not of its channels, the last axis")
 
 
-def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `folder`/manifest.json, indented for people."""
+def save_manifest(folder: Path, manifest: Manifest, seal: Envelope | None = None) -> None:
+    """Write `folder`/manifest.json, indented for people; or sealed: it tells of the data."""
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    write_file(folder / NAME, text + b"\n")
+    write_sealed(folder / NAME, text + b"\n", seal)
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -46,15 +47,20 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @cache
 def _bound(name: str) -> tuple[Binder, Any] | None:
-    """The checks of a call and the function; None without a C library."""
+    return bind(name, CALLS[name])
+
+
+def bind(name: str, kernel: Kernel) -> tuple[Binder, Any] | None:
+    """The checks of a call and the function `mpidl_NAME`; None without a C library."""
     loaded = load_library()
     if loaded is None:
         return None
     function = getattr(loaded[0], f"mpidl_{name}")
     function.restype = ctypes.c_int64 if name != "shuffle_rows" else None
-    arguments = CALLS[name].arguments
-    function.argtypes = [ctypes.c_void_p if a.is_array else ctypes.c_int64 for a in arguments]
-    return Binder(name, CALLS[name], np.dtype(np.float32)), function
+    function.argtypes = [
+        ctypes.c_void_p if a.is_array else ctypes.c_int64 for a in kernel.arguments
+    ]
+    return Binder(name, kernel, np.dtype(np.float32)), function
 
 
 def _mix(z: Keys) -> Keys:
@@ -121,22 +127,19 @@ def read_rows(
         OSError: The file ends too early, or cannot be read.
         ValueError: `out` has another size, or a range lies outside of the chunks.
     """
-    if _count(ranges, len(offsets) * chunk_rows) * row_bytes != len(out):
+    if count_rows(ranges, len(offsets) * chunk_rows) * row_bytes != len(out):
         raise ValueError(f"the rows do not fit into {len(out)} bytes of memory")
     bound = _bound("read_rows") if use_c else None
     if bound is None:
         memory = out.data
-        for start, stop in ranges.tolist():
-            while start < stop:
-                chunk, within = divmod(start, chunk_rows)
-                size = min(stop - start, chunk_rows - within) * row_bytes
-                _read_all(file, memory[:size], int(offsets[chunk]) + within * row_bytes)
-                start, memory = start + size // row_bytes, memory[size:]
+        for offset, size in runs(ranges, offsets, chunk_rows, row_bytes):
+            _read_all(file, memory[:size], offset)
+            memory = memory[size:]
         return
     binder, function = bound
     sizes = (len(ranges), len(offsets), chunk_rows, row_bytes)
     flat = np.ascontiguousarray(ranges).reshape(-1)
-    _raise(int(function(*binder.pointers((file, flat, offsets, out, *sizes)))))
+    raise_failed(int(function(*binder.pointers((file, flat, offsets, out, *sizes)))))
 
 
 def place_rows(
@@ -166,7 +169,7 @@ def place_rows(
         OSError: The file ends too early, or cannot be read.
         ValueError: A place lies outside of `out`, or a range outside of the chunks.
     """
-    rows, (room, row_bytes) = _count(ranges, len(offsets) * chunk_rows), out.shape
+    rows, (room, row_bytes) = count_rows(ranges, len(offsets) * chunk_rows), out.shape
     if rows != len(place) or (rows and (place.min() < 0 or place.max() >= room)):
         raise ValueError(f"{len(place)} places for {rows} rows do not fit into {room} rows")
     bound = _bound("place_rows") if use_c else None
@@ -181,10 +184,30 @@ def place_rows(
     binder, function = bound
     arrays = (np.ascontiguousarray(ranges).reshape(-1), offsets, np.ascontiguousarray(place), out)
     counts = (len(ranges), len(offsets), chunk_rows, row_bytes, rows, threads)
-    _raise(int(function(*binder.pointers((file, *arrays, *counts)))))
+    raise_failed(int(function(*binder.pointers((file, *arrays, *counts)))))
 
 
-def _count(ranges: Indices, most: int) -> int:
+def runs(
+    ranges: Indices, offsets: Indices, chunk_rows: int, row_bytes: int
+) -> Iterator[tuple[int, int]]:
+    """Where rows lie in a file: offset and size in bytes of what lies together."""
+    offset = size = 0
+    for start, stop in ranges.tolist():
+        while start < stop:
+            chunk, within = divmod(start, chunk_rows)
+            rows = min(stop - start, chunk_rows - within)
+            here = int(offsets[chunk]) + within * row_bytes
+            if here != offset + size:
+                if size:
+                    yield offset, size
+                offset, size = here, 0
+            size += rows * row_bytes
+            start += rows
+    if size:
+        yield offset, size
+
+
+def count_rows(ranges: Indices, most: int) -> int:
     """Rows in ranges of at most `most` rows."""
     inside = not len(ranges) or (ranges[:, 0].min() >= 0 and ranges[:, 1].max() <= most)
     if not inside or (ranges[:, 1] < ranges[:, 0]).any():
@@ -192,7 +215,7 @@ def _count(ranges: Indices, most: int) -> int:
     return int((ranges[:, 1] - ranges[:, 0]).sum())
 
 
-def _raise(failed: int) -> None:
+def raise_failed(failed: int) -> None:
     """The error for what a reading function returned."""
     if failed < 0:
         raise OSError(-failed, os.strerror(-failed))

@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.data.direct import DirectRows
+from mpidl.data.direct import DirectRows, PlainRows
 from mpidl.data.hdf5 import (
     open_file,
     read_ranges,
     read_ranges_collectively,
+    sealed_of,
     stored_dtype,
     trusted_dataset,
 )
 from mpidl.data.manifest import Field, Shard
 from mpidl.data.native import Indices
+from mpidl.data.sealed_rows import SealedRows
 from mpidl.errors import DataError
-from mpidl.files import file_sha256, read_error, reading
+from mpidl.files import read_error, reading
+from mpidl.security.sealed_file import content_sha256, content_size
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -94,10 +97,12 @@ def verify_shard(path: Path, shard: Shard, *, checksum: bool) -> None:
         if not path.is_file():
             raise DataError(f"the {what} is missing", where=str(path), remedy=remedy)
         now = Stamp.of(path)
-        found = file_sha256(path) if checksum and now.bytes == shard.bytes else ""
-    if now.bytes != shard.bytes and (checksum or shard.mtime_ns is not None):
+        in_place = shard.mtime_ns is not None
+        size = content_size(path, now.bytes) if checksum and not in_place else now.bytes
+        found = content_sha256(path) if checksum and size == shard.bytes else ""
+    if size != shard.bytes and (checksum or shard.mtime_ns is not None):
         raise DataError(
-            f"the {what} has {now.bytes} bytes where the manifest says {shard.bytes}",
+            f"the {what} has {size} bytes where the manifest says {shard.bytes}",
             where=str(path),
             remedy=remedy,
         )
@@ -232,11 +237,18 @@ class ShardFile:
         if self._shared:
             return None
         if name not in self._direct:
-            if self._handle is None:
-                self._handle = os.open(self.path, os.O_RDONLY)
             wanted = np.dtype(self.fields[name].dtype)
-            self._direct[name] = DirectRows.make(self._dataset(name), self._handle, wanted)
+            self._direct[name] = DirectRows.make(self._dataset(name), self._rows(), wanted)
         return self._direct[name]
+
+    def _rows(self) -> PlainRows | SealedRows:
+        """What reads rows at their offsets in the file."""
+        sealed = sealed_of(self._file)
+        if sealed is not None:
+            return SealedRows(sealed)
+        if self._handle is None:
+            self._handle = os.open(self.path, os.O_RDONLY)
+        return PlainRows(self._handle)
 
     def check_unchanged(self) -> None:
         """Refuse a file that is no longer what it was when it was opened first.

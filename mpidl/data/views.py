@@ -19,6 +19,7 @@ from mpidl.data.manifest import NAME, Arrays, Field, Role
 from mpidl.data.reader import Reader
 from mpidl.errors import DataError
 from mpidl.files import reading
+from mpidl.security.sealed_file import SealedFile, is_sealed
 
 Note = Callable[[str], None]
 
@@ -56,10 +57,10 @@ def open_parts(paths: Sequence[Path], note: Note, **options: Any) -> list[Part]:
 
 
 def _is_hdf5(path: Path) -> bool:
-    """Whether it is a file that begins as HDF5 does."""
+    """Whether it is a file, sealed or not, that begins as HDF5 does."""
     if not path.is_file():
         return False
-    with reading(path), open(path, "rb") as file:
+    with reading(path), SealedFile(path) if is_sealed(path) else open(path, "rb") as file:
         return file.read(len(SIGNATURE)) == SIGNATURE
 
 

@@ -26,7 +26,9 @@ from mpidl.data.fields import (
 from mpidl.data.formats.source import Source
 from mpidl.data.manifest import Arrays, Field, Manifest, Shard, new_manifest, save_manifest
 from mpidl.errors import DataError, MpidlError
-from mpidl.files import file_sha256, partial_path, publish, reserve, sync, writing
+from mpidl.files import partial_path, publish, reserve, sync, writing
+from mpidl.security.sealed_file import content_sha256, content_size
+from mpidl.security.sealing_keys import Envelope, envelope_for
 
 CHUNK_BYTES = 256 << 10  # a chunk holds some batches of small samples, or one large sample
 READ_BYTES = 32 << 20  # of the source, in memory at a time
@@ -43,12 +45,30 @@ class WriteOptions:
         shared: Whether all ranks write one file.
         compression: None, "gzip" or "lzf".
         overwrite: Whether to replace an existing data set.
+        seal_for: Recipients of the sealed data set; none: it is not sealed.
     """
 
     shards: int
     shared: bool = False
     compression: str | None = None
     overwrite: bool = False
+    seal_for: tuple[str, ...] = ()
+
+    def envelope(self) -> Envelope | None:
+        """A new key for the recipients, if there are any.
+
+        Raises:
+            SecurityError: One is unknown.
+            DataError: Several ranks would write one file.
+        """
+        if not self.seal_for:
+            return None
+        if self.shared:
+            raise DataError(
+                "a shared file cannot be sealed while several ranks write it",
+                remedy="leave out --shared, or seal it afterwards: mpidl seal",
+            )
+        return envelope_for(self.seal_for)
 
 
 def write_dataset(
@@ -99,6 +119,8 @@ def write_parts(
     Returns:
         The manifest of each part, on every rank.
     """
+    with context.fail_together("sealing for the recipients"):
+        seal = options.envelope()
     plans = {
         name: context.on_root(
             partial(_plan, part, options), "reading the first sample", dict[str, Field]
@@ -109,13 +131,15 @@ def write_parts(
     context.on_root(lambda: _prepare(folder, unfinished, options, parts), f"preparing {folder}")
     try:
         writers = {
-            name: _Writer(part, unfinished / name, plans[name], options, context, progress)
+            name: _Writer(part, unfinished / name, plans[name], options, context, progress, seal)
             for name, part in parts.items()
         }
         for writer in writers.values():
             writer.write()
         manifests = {name: writers[name].describe(writers, note) for name in parts}
-        context.on_root(lambda: _publish(folder, unfinished, manifests), f"publishing {folder}")
+        context.on_root(
+            lambda: _publish(folder, unfinished, manifests, seal), f"publishing {folder}"
+        )
     except MpidlError:
         if context.is_root:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -149,9 +173,11 @@ def _prepare(folder: Path, unfinished: Path, options: WriteOptions, parts: Itera
         (unfinished / name).mkdir(exist_ok=True)
 
 
-def _publish(folder: Path, unfinished: Path, manifests: Mapping[str, Manifest]) -> None:
+def _publish(
+    folder: Path, unfinished: Path, manifests: Mapping[str, Manifest], seal: Envelope | None
+) -> None:
     for name, manifest in manifests.items():
-        save_manifest(unfinished / name, manifest)
+        save_manifest(unfinished / name, manifest, seal)
     if folder.exists():
         shutil.rmtree(folder)
     publish(unfinished, folder)
@@ -168,7 +194,9 @@ class _Writer:
         options: WriteOptions,
         context: Context,
         progress: Progress,
+        seal: Envelope | None,
     ) -> None:
+        self.seal = seal
         self.source = source
         self.folder = folder
         self.fields = fields
@@ -216,8 +244,9 @@ class _Writer:
         start, stop = _share(self.source.samples, index, self.options.shards)
         path = self.folder / f"shard-{index:05d}.h5"
         with writing(path):
-            with hdf5.open_file(path, "w") as file:
+            with hdf5.open_file(path, "w", seal=self.seal) as file:
                 self._create(file, stop - start)
+                file.flush()  # what HDF5 knows of the chunks: a sealed file writes it once
                 self._fill(file, start, (start, stop))
             sync(path)
         return _describe(path, stop - start)
@@ -310,4 +339,4 @@ def _share(samples: int, index: int, parts: int) -> tuple[int, int]:
 
 
 def _describe(path: Path, samples: int) -> Shard:
-    return Shard(path.name, samples, path.stat().st_size, file_sha256(path))
+    return Shard(path.name, samples, content_size(path, path.stat().st_size), content_sha256(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mpidl.inference.outputs import choose_outputs
 from mpidl.inference.predict import Predictor
 from mpidl.inference.samples import Samples, identify, open_samples
 from mpidl.inference.sharded import Begin, Prediction, Result, layout_of, predict
+from mpidl.inference.store import Layout
 from mpidl.train.build import build_loss
 from mpidl.train.signals import StopRequest
 
@@ -27,12 +28,14 @@ class Settings:
         metrics: Compare with the targets.
         overwrite: Replace existing files.
         source: Options of `open_source`, for raw files.
+        seal_for: Recipients of the sealed files; none: those of the model's checkpoints.
     """
 
     outputs: Sequence[str] = ()
     metrics: bool = False
     overwrite: bool = False
     source: Mapping[str, Any] = field(default_factory=dict)
+    seal_for: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class Job:
     ) -> Outcome:
         with self.context.fail_together("preparing the prediction"):
             data = identify(paths, self.settings.source)
-            layout = layout_of(self._prediction, samples, data)
+            seal_for = self.settings.seal_for or self.predictor.config.security.seal_for
+            layout = replace(layout_of(self._prediction, samples, data), seal_for=seal_for)
             check_size(out, layout.samples * layout.row_bytes)
         file = hdf5_beside(out)
         result = predict(
@@ -134,9 +138,8 @@ class Job:
         )
         if not result.complete:
             return Outcome(result)
-        columns = list(layout.columns)
         per_class = self.context.on_root(
-            lambda: self._conclude(out, file, columns), f"finishing {out}", list[int] | None
+            lambda: self._conclude(out, file, layout), f"finishing {out}", list[int] | None
         )
         return Outcome(result, per_class)
 
@@ -151,11 +154,17 @@ class Job:
                     remedy="choose another --out, or add --overwrite",
                 )
 
-    def _conclude(self, out: Path, file: Path, columns: list[str]) -> list[int] | None:
+    def _conclude(self, out: Path, file: Path, layout: Layout) -> list[int] | None:
         """Count the predicted classes, and turn the file into a table where one is wanted."""
         per_class = count_labels(file, self.predictor.spec.target.classes or 0)
         if file != out:
-            convert(file, out, columns, overwrite=self.settings.overwrite)
+            convert(
+                file,
+                out,
+                list(layout.columns),
+                overwrite=self.settings.overwrite,
+                seal_for=layout.seal_for,
+            )
             file.unlink()
         return per_class
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from mpidl.data import hdf5
 from mpidl.errors import ConfigError, DataError
 from mpidl.files import check_folder, partial_path, publish, publish_new, writing
+from mpidl.security.sealing import write_whole
+from mpidl.security.sealing_keys import envelope_for
 
 Columns = dict[str, NDArray[Any]]
 HDF5 = ".h5"
@@ -74,7 +77,14 @@ def publish_result(partial: Path, final: Path, kept: Path, *, overwrite: bool) -
         )
 
 
-def convert(source: Path, path: Path, names: Sequence[str], *, overwrite: bool) -> None:
+def convert(
+    source: Path,
+    path: Path,
+    names: Sequence[str],
+    *,
+    overwrite: bool,
+    seal_for: Sequence[str] = (),
+) -> None:
     """Write some datasets of an HDF5 file as a table or an archive.
 
     Args:
@@ -82,16 +92,19 @@ def convert(source: Path, path: Path, names: Sequence[str], *, overwrite: bool) 
         path: The file; its suffix is one of `WRITERS`. A table has one column for each element.
         names: Of the datasets.
         overwrite: Replace an existing file.
+        seal_for: Recipients of the sealed file; none: it is not sealed.
 
     Raises:
         DataError: The file cannot be written, or there is one.
     """
     with hdf5.open_file(source) as file:
         columns = {name: file[name][...] for name in names}
+    held = io.BytesIO()  # of at most `MOST_BYTES`, or about
+    WRITERS[path.suffix](held, columns)
     partial = partial_path(path)
     try:
         with writing(path):
-            WRITERS[path.suffix](partial, columns)
+            write_whole(partial, held.getbuffer(), envelope_for(seal_for) if seal_for else None)
             publish_result(partial, path, source, overwrite=overwrite)
     finally:
         with suppress(OSError):
@@ -114,12 +127,11 @@ def count_labels(source: Path, classes: int) -> list[int] | None:
         return [int(count) for count in counts]
 
 
-def _write_npz(path: Path, columns: Columns) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, **columns)
+def _write_npz(file: IO[bytes], columns: Columns) -> None:
+    np.savez(file, allow_pickle=False, **columns)
 
 
-def write_csv(path: Path | IO[bytes], columns: Columns) -> None:
+def write_csv(file: IO[bytes], columns: Columns) -> None:
     """Write a table with one column for each element of a sample."""
     names: list[str] = []
     formats: list[str] = []
@@ -135,7 +147,7 @@ def write_csv(path: Path | IO[bytes], columns: Columns) -> None:
     table = np.rec.fromarrays(parts, dtype=kinds)
     header = ",".join(names)
     np.savetxt(
-        path, table, fmt=formats, delimiter=",", header=header, comments="", encoding="utf-8"
+        file, table, fmt=formats, delimiter=",", header=header, comments="", encoding="utf-8"
     )
 
 
@@ -145,6 +157,6 @@ def _quoted(texts: NDArray[Any]) -> NDArray[Any]:
     return np.char.add(np.char.add('"', words), '"')
 
 
-Writer = Callable[[Path, Columns], None]
+Writer = Callable[[IO[bytes], Columns], None]
 WRITERS: dict[str, Writer] = {".npz": _write_npz, ".csv": write_csv}
 SUFFIXES = (HDF5, *WRITERS)

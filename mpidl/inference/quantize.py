@@ -66,7 +66,13 @@ def quantize(predictor: Predictor, recipe: Recipe, out: Path, context: Context) 
     with context.fail_together("quantizing"):
         buffers = store(model, about)
     plain = {"parts": (), "ranks": 0, "shared": {}, "own": {}, "quantized": about}
-    ckpt.save_file(out, msgspec.structs.replace(predictor.meta, **plain), buffers, context)
+    ckpt.save_file(
+        out,
+        msgspec.structs.replace(predictor.meta, **plain),
+        buffers,
+        context,
+        seal_for=predictor.config.security.seal_for,
+    )
     return about
 
 

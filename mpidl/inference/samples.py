@@ -16,9 +16,10 @@ from mpidl.data.manifest import Arrays, load_manifest
 from mpidl.data.reader import Reader
 from mpidl.data.validate import check_values
 from mpidl.errors import DataError
-from mpidl.files import file_sha256, reading
+from mpidl.files import reading
 from mpidl.inference.ids import Columns, find_key, make_ids
 from mpidl.inference.raw import RawSamples
+from mpidl.security.sealed_file import content_sha256
 from mpidl.task import Task
 
 
@@ -146,7 +147,7 @@ def identify(paths: Sequence[Path], options: Mapping[str, Any]) -> str:
     for path in paths:
         with reading(path):
             if is_dataset([path]):
-                digest.update(file_sha256(path / MANIFEST).encode())
+                digest.update(content_sha256(path / MANIFEST).encode())
                 continue
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
             for file in files:

@@ -58,6 +58,7 @@ class Layout:
         sums: Numbers that each chunk adds to the metrics.
         about: What the predictions are of, compared before a run goes on.
         notes: For readers.
+        seal_for: Recipients of the sealed file; none: it is not sealed.
     """
 
     samples: int
@@ -66,6 +67,7 @@ class Layout:
     sums: int
     about: Mapping[str, Any]
     notes: Notes
+    seal_for: Sequence[str] = ()
 
     @property
     def chunks(self) -> int:
@@ -174,14 +176,12 @@ class Store:
         return shapes
 
     def _make(self) -> None:
+        columns = self.layout.columns
         # the first chunk that is marked forces all of it to disk: until then nothing is lost
         with write_atomically(self.path, durable=False) as temporary:
             with hdf5.open_file(temporary, "w") as file:
-                for name, (shape, stored) in self._shapes().items():
-                    dtype = np.dtype(stored)
-                    if dtype.kind == "S":  # keys, in UTF-8
-                        dtype = h5py.string_dtype("utf-8", dtype.itemsize)
-                    _allocate(file, name, shape, dtype, zeros=name in (DONE, SUMS))
+                for name, (shape, dtype) in self._shapes().items():
+                    allocate(file, name, shape, np.dtype(dtype), zeros=name not in columns)
                 self._note(file)
             reserve(temporary, temporary.stat().st_size)
 
@@ -194,7 +194,7 @@ class Store:
             file[name].attrs["units"] = value
         if notes.class_names:  # no attribute: those must be small
             names = np.array([name.encode() for name in notes.class_names])
-            _allocate(file, CLASS_NAMES, names.shape, names.dtype, zeros=True)
+            allocate(file, CLASS_NAMES, names.shape, names.dtype, zeros=True)
             file[CLASS_NAMES][...] = names
         file.attrs[ABOUT] = self._about()
 
@@ -202,7 +202,7 @@ class Store:
         """What must be the same before an interrupted run goes on."""
         layout = self.layout
         columns = {name: [list(shape), dtype] for name, (shape, dtype) in layout.columns.items()}
-        cut = {"chunk": layout.chunk, "columns": columns}
+        cut = {"chunk": layout.chunk, "columns": columns, "sealed": bool(layout.seal_for)}
         return json.dumps(dict(layout.about) | cut, sort_keys=True)
 
     def _read_about(self) -> dict[str, Any]:
@@ -234,25 +234,32 @@ class Store:
                 remedy="give the same command as before, or begin anew with --restart",
             )
 
-    def write(self, chunk: int, columns: Columns, sums: NDArray[np.float64] | None) -> None:
-        """Write the predictions of a chunk.
+    def write(
+        self, chunks: NDArray[np.int64], columns: Columns, sums: NDArray[np.float64] | None
+    ) -> None:
+        """Write the predictions of chunks.
 
         Args:
-            chunk: Its number.
-            columns: Arrays (samples of the chunk, ...).
-            sums: What it adds to the metrics.
+            chunks: Their numbers, which follow each other.
+            columns: Arrays (samples of the chunks, ...).
+            sums: What each adds to the metrics, (chunks, sums).
         """
-        low, high = self.layout.rows(chunk)
+        low, high = self.layout.rows(int(chunks[0]))[0], self.layout.rows(int(chunks[-1]))[1]
         with writing(self.path):
             for name, (shape, dtype) in self.layout.columns.items():
                 array = np.ascontiguousarray(columns[name], dtype).reshape(high - low, *shape)
                 row = array.nbytes // max(high - low, 1)
-                self._write(array, self._offsets[name] + low * row)
+                self._put(name, chunks, array, self._offsets[name] + low * row)
             if sums is not None:
-                self._write(sums, self._offsets[SUMS] + chunk * sums.nbytes)
-            self._unsynced.append(chunk)
+                offset = self._offsets[SUMS] + int(chunks[0]) * sums[0].nbytes
+                self._put(SUMS, chunks, sums, offset)
+            self._unsynced.extend(map(int, chunks))
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self._mark()
+
+    def _put(self, name: str, chunks: NDArray[np.int64], array: NDArray[Any], offset: int) -> None:
+        """Write what chunks have of a dataset."""
+        self._write(array, offset)
 
     def _write(self, array: NDArray[Any], offset: int) -> None:
         memory = array.reshape(-1).view(np.uint8).data
@@ -282,13 +289,19 @@ class Store:
 
         def read() -> NDArray[np.float64]:
             with hdf5.open_file(self.path) as file:
-                held, total = file[SUMS], np.zeros(self.layout.sums)
-                for row in range(len(held)):  # as many as memory has room for: one
-                    total += held[row]
+                total = np.zeros(self.layout.sums)
+                for chunk in range(self.layout.chunks):  # as many as memory has room for: one
+                    total += self._get(file, SUMS, chunk)
                 return total
 
         found: NDArray[np.float64] = self._context.on_root(read, f"reading {self.path}", np.ndarray)
         return found
+
+    def _get(self, file: Any, name: str, chunk: int) -> NDArray[Any]:
+        """Read what a chunk has of a dataset."""
+        low, high = (chunk, chunk + 1) if name == SUMS else self.layout.rows(chunk)
+        held: NDArray[Any] = file[name][low:high]
+        return held[0] if name == SUMS else held
 
     def finish(self, *, overwrite: bool) -> None:
         """Give the file its final name. For rank 0, once all ranks have closed it.
@@ -308,7 +321,10 @@ class Store:
                 remedy="give the same command again",
             )
         with writing(self.final):
-            publish_result(self.path, self.final, self.path, overwrite=overwrite)
+            self._publish(overwrite=overwrite)
+
+    def _publish(self, *, overwrite: bool) -> None:
+        publish_result(self.path, self.final, self.path, overwrite=overwrite)
 
 
 def _lock(handle: int, path: Path) -> None:
@@ -329,10 +345,12 @@ def _lock(handle: int, path: Path) -> None:
         pass
 
 
-def _allocate(
+def allocate(
     file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, zeros: bool
 ) -> None:
-    """A contiguous dataset whose space is allocated now."""
+    """Make a contiguous dataset whose space is allocated now; bytes are texts in UTF-8."""
+    if dtype.kind == "S" and name != CLASS_NAMES:
+        dtype = h5py.string_dtype("utf-8", dtype.itemsize)
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_obj_track_times(False)  # files of the same predictions have the same bytes
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

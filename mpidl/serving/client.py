@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mpidl.errors import ConfigError, PlatformError
 from mpidl.serving.errors import ServingError
+from mpidl.serving.login import Login, PinnedConnection
 from mpidl.serving.tensors import MOST_AXES, NAMES, TensorSpec, decode_raw, encode_raw
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -25,6 +26,7 @@ MOST_ANSWER = 1 << 30
 BUSY = 503
 PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)  # seconds before the same request is sent again
 LOOK = "see which models it serves, and what they take: its page /ui shows them"
+LOGIN = "show a token with --token, or a certificate with --identity, that has that right"
 T = TypeVar("T")
 Shape = Annotated[list[int], msgspec.Meta(max_length=MOST_AXES)]
 
@@ -137,11 +139,28 @@ class Client:
         host: Of the server.
         port: Of REST.
         timeout: Seconds without a byte, after which the server counts as gone.
+        login: What to show to a server that asks who is there.
+        fingerprint: Of the certificate of such a server; "": it does not ask.
     """
 
-    def __init__(self, host: str, port: int, timeout: float = TIMEOUT) -> None:
-        self.where = f"http://{Address(host, port).text}"
-        self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        timeout: float = TIMEOUT,
+        *,
+        login: Login | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        self.where = f"http{'s' if fingerprint else ''}://{Address(host, port).text}"
+        self._connection: http.client.HTTPConnection
+        self._headers: dict[str, str] = {}
+        if fingerprint:
+            login = login or Login()
+            self._headers = login.headers
+            self._connection = PinnedConnection(host, port, timeout, login.context, fingerprint)
+        else:
+            self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
 
     def close(self) -> None:
         """Close the connection."""
@@ -256,7 +275,8 @@ class Client:
         if status >= http.client.INTERNAL_SERVER_ERROR:
             remedy = "try later, or look at what the server has printed"
             raise PlatformError(f"the server says: {what}", where=self.where, remedy=remedy)
-        raise ConfigError(f"the server says: {what}", where=self.where, remedy=LOOK)
+        remedy = LOGIN if status in (401, 403) else LOOK
+        raise ConfigError(f"the server says: {what}", where=self.where, remedy=remedy)
 
     def _send(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
@@ -287,7 +307,7 @@ class Client:
     def _exchange(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
-        self._connection.request(method, path, body, dict(headers))
+        self._connection.request(method, path, body, {**headers, **self._headers})
         return self._connection.getresponse()
 
     def _decode(self, text: bytes | memoryview, kind: type[T]) -> T:

@@ -14,6 +14,7 @@ from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import DataError
 from mpidl.options import NotNegative, Section
 from mpidl.task.base import Source, Task
+from mpidl.task.distill import SoftClasses
 from mpidl.task.metrics import Accuracy, ConfusionMatrix, Metric, TopK
 from mpidl.task.spec import OTHER_DATA, FieldSpec, Shape, TargetSpec
 
@@ -25,6 +26,7 @@ class ClassTask(Task):
 
     losses = ("cross_entropy",)
     maximize = True
+    soft = SoftClasses
 
     @property
     def classes(self) -> int:

@@ -14,6 +14,7 @@ from mpidl.config import Config, SyncConfig
 from mpidl.errors import CheckpointError, ConfigError, NumericsError
 from mpidl.optim import RunState, Stateful
 from mpidl.options import Place
+from mpidl.security.sealed_file import check_sealed
 from mpidl.task import Evaluation, InputSpec
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.assemble import Parts
@@ -76,6 +77,7 @@ class Saver:
         self.output = Path(config.train.output)
         self.folder = self.output / "checkpoints"
         self.saved: Path | None = None
+        self.teacher = None if parts.teacher is None else parts.teacher.digest
         self._current = (-1, -1)  # step, and step of the evaluation, of `saved`
 
     def is_current(self, position: Position) -> bool:
@@ -130,7 +132,10 @@ class Saver:
         """
 
         def find() -> ckpt.Checkpoint:
-            return ckpt.read(file) if file is not None else ckpt.load_latest(self.folder, self.say)
+            found = ckpt.read(file) if file else ckpt.load_latest(self.folder, self.say)
+            if self.config.security.seal_for:
+                check_sealed(found.path)
+            return found
 
         saved = ckpt.load_for(self.context, find, "resuming", own=True)
         meta = saved.meta
@@ -216,6 +221,10 @@ class Saver:
                 what = f"train.{key} is {now}, but the run to resume has {before[key]}"
                 remedy = "the order of the data depends on it: keep it, or start a new run"
                 raise ConfigError(what, where=where, remedy=remedy, agreed=True)
+        if meta.teacher != self.teacher:
+            what = "the run to resume does not learn from what task.distill names now"
+            remedy = "resume with the teacher that it had, unchanged, or start a new run"
+            raise ConfigError(what, where=where, remedy=remedy, agreed=True)
         if self._names() != set(saved.buffers) - {"parameters"}:
             optim, had = self.config.optim.name, meta.config["optim"]["name"]
             what = f"optim.name is {optim!r}, but the run to resume has {had!r}"
@@ -274,6 +283,7 @@ class Saver:
             keep=self.config.checkpoint.keep,
             best=best,
             state=state,
+            seal_for=self.config.security.seal_for,
         )
         self._current = (step, position.evaluated)
 
@@ -300,6 +310,7 @@ class Saver:
             parameters=self._layout(),
             metrics=metrics,
             best_score=position.best_score,
+            teacher=self.teacher,
         )
 
     def _buffers(self) -> dict[str, Array]:

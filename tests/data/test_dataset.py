@@ -21,7 +21,7 @@ from mpidl.data.hdf5 import h5py
 from mpidl.data.manifest import load_manifest
 from mpidl.data.writer import WriteOptions, write_dataset
 from mpidl.errors import DataError
-from mpidl.files import file_sha256
+from mpidl.security.sealed_file import content_sha256
 
 FIXTURES = [HealthCheck.function_scoped_fixture]
 
@@ -66,7 +66,7 @@ def test_the_manifest_says_what_is_there(make_dataset: Any) -> None:
         arrays["x"].std()
     )
     for shard in manifest.shards:
-        assert shard.sha256 == file_sha256(folder / shard.file)
+        assert shard.sha256 == content_sha256(folder / shard.file)
 
 
 def test_hdf5_tools_can_read_the_shards(make_dataset: Any) -> None:
@@ -105,7 +105,7 @@ def reseal(folder: Path, number: int) -> None:
     path = folder / f"shard-{number:05d}.h5"
 
     def change(tree: dict[str, Any]) -> None:
-        tree["shards"][number] |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        tree["shards"][number] |= {"bytes": path.stat().st_size, "sha256": content_sha256(path)}
 
     edit_manifest(change)(folder)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpidl.data.direct import DirectRows
+from mpidl.data.direct import DirectRows, PlainRows
 from mpidl.data.hdf5 import h5py
 
 X = np.random.default_rng(0).integers(0, 256, (53, 4, 3), dtype=np.uint8)
@@ -47,7 +47,7 @@ def test_any_ranges(file: tuple[Any, int, Path], cuts: list[int], name: str) -> 
     ranges = [(edges[i], edges[i + 1]) for i in range(0, len(edges), 2)]
     wanted = np.concatenate([X[:0], *(X[start:stop] for start, stop in ranges)])
     out = np.full_like(wanted, 7)
-    rows = DirectRows.make(opened[name], handle, X.dtype)
+    rows = DirectRows.make(opened[name], PlainRows(handle), X.dtype)
     assert rows is not None
     rows.read(ranges, out)
     np.testing.assert_array_equal(out, wanted)
@@ -79,7 +79,7 @@ def test_rows_go_to_their_places(
             patch.setattr("mpidl.data.native._bound", lambda name: None)
         handle = os.open(f"{name}/a.h5", os.O_RDONLY)
         with h5py.File(f"{name}/a.h5") as opened:
-            rows = DirectRows.make(opened["x"], handle, data.dtype)
+            rows = DirectRows.make(opened["x"], PlainRows(handle), data.dtype)
             assert rows is not None
             edges = sorted(cuts)[: len(cuts) // 2 * 2]
             ranges = [(edges[i], edges[i + 1]) for i in range(0, len(edges), 2)]
@@ -97,7 +97,7 @@ def test_rows_go_to_their_places(
 
 def test_places_outside_of_the_memory_are_refused(file: tuple[Any, int, Path]) -> None:
     opened, handle, _ = file
-    rows = DirectRows.make(opened["plain"], handle, X.dtype)
+    rows = DirectRows.make(opened["plain"], PlainRows(handle), X.dtype)
     assert rows is not None
     for place in ([0, 1, 3], [0, 1, -1], [0, 1]):
         with pytest.raises(ValueError, match="do not fit"):
@@ -108,12 +108,12 @@ def test_places_outside_of_the_memory_are_refused(file: tuple[Any, int, Path]) -
 def test_what_hdf5_must_read(file: tuple[Any, int, Path], name: str) -> None:
     opened, handle, _ = file
     wanted = np.dtype(np.int32) if name == "big endian" else X.dtype
-    assert DirectRows.make(opened[name], handle, wanted) is None
+    assert DirectRows.make(opened[name], PlainRows(handle), wanted) is None
 
 
 def test_a_file_that_became_shorter(file: tuple[Any, int, Path]) -> None:
     opened, handle, path = file
-    rows = DirectRows.make(opened["chunked"], handle, X.dtype)
+    rows = DirectRows.make(opened["chunked"], PlainRows(handle), X.dtype)
     assert rows is not None
     os.truncate(path, opened["chunked"].id.get_chunk_info(7).byte_offset + 3)
     with pytest.raises(OSError, match="the file ends"):

@@ -161,7 +161,7 @@ def test_a_shard_out_of_reach_is_not_called_damaged(
         monkeypatch.setattr("mpidl.data.direct.read_rows", fail)
         with pytest.raises(UnreadableError, match=r"shard-00001\.h5"):
             reader.read([(15, 18)])
-    monkeypatch.setattr("mpidl.data.shard_file.file_sha256", fail)
+    monkeypatch.setattr("mpidl.data.shard_file.content_sha256", fail)
     with pytest.raises(UnreadableError, match=r"shard-00000\.h5"):
         Reader(folder)
     monkeypatch.setattr(Path, "read_bytes", fail)

@@ -18,7 +18,7 @@ from mpidl.data.hdf5 import h5py, open_file
 from mpidl.data.index import Indexed, IndexOptions, index_files
 from mpidl.data.manifest import load_manifest
 from mpidl.errors import DataError
-from mpidl.files import file_sha256
+from mpidl.security.sealed_file import content_sha256
 from tests.data.test_dataset import edit_manifest
 
 Index = Callable[..., Indexed]
@@ -117,7 +117,7 @@ def test_the_manifest_says_what_is_there(tmp_path: Path, index: Index) -> None:
     manifest = load_manifest(tmp_path / "set")
     (shard,) = manifest.shards
     assert manifest.in_place and manifest.samples == 28 and shard.first == 2
-    assert shard.file == str(path) and shard.sha256 == file_sha256(path)
+    assert shard.file == str(path) and shard.sha256 == content_sha256(path)
     assert shard.datasets == {"x": "fields/x", "y": "y"}
     assert (shard.bytes, shard.mtime_ns) == (path.stat().st_size, path.stat().st_mtime_ns)
     assert manifest.fields["y"].classes == 5

@@ -99,6 +99,7 @@ class Meta(msgspec.Struct, frozen=True):
         shared: Shapes of the shared arrays in the run state.
         own: The arrays of single ranks in the run state.
         quantized: How its parameters are stored, where it is a model for inference only.
+        teacher: Digest of the model that the run learns from; None: it has none.
     """
 
     version: int
@@ -115,6 +116,7 @@ class Meta(msgspec.Struct, frozen=True):
     shared: dict[str, tuple[int, ...]] = {}
     own: dict[str, OwnArrays] = {}
     quantized: Quantized | None = None
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.comm.context import Context
@@ -16,7 +15,6 @@ from mpidl.errors import CheckpointError, MpidlError
 from mpidl.files import partial_path, publish, reserve, sync
 from mpidl.optim import RunState
 from mpidl.train.checkpoint.format import (
-    META,
     OWN,
     SHARED,
     Buffers,
@@ -26,6 +24,7 @@ from mpidl.train.checkpoint.format import (
     compute_digest,
 )
 from mpidl.train.checkpoint.retention import checkpoint_path, drop_old, link_best
+from mpidl.train.checkpoint.sealed import add_meta, create, write_sealed
 
 # room for the metadata, which is reserved together with the data; and for each part more
 META_BYTES, PART_BYTES = 1 << 16, 512
@@ -40,6 +39,7 @@ def save(
     keep: int,
     best: bool,
     state: RunState | None = None,
+    seal_for: Sequence[str] = (),
 ) -> Path:
     """Write `folder`/step-N.h5. Collective.
 
@@ -51,23 +51,24 @@ def save(
         keep: How many of the newest checkpoints to keep.
         best: Whether best.h5 becomes this one.
         state: What else a resumed run needs.
+        seal_for: Recipients of the sealed file; none: it is not sealed.
 
     Raises:
         CheckpointError: It could not be written; earlier checkpoints are as they were.
     """
     path = checkpoint_path(folder, meta.step)
-    partial = partial_path(path)
     state = state or RunState()
-    own = _describe_own(state, context)
     whole = buffers | {f"{SHARED}{name}": array.reshape(-1) for name, array in state.shared.items()}
-    shared = {name: array.shape for name, array in state.shared.items()}
+    complete = msgspec.structs.replace(
+        meta,
+        ranks=context.size,
+        shared={name: array.shape for name, array in state.shared.items()},
+        own=_describe_own(state, context),
+    )
+    partial = partial_path(path)
     try:
-        context.on_root(lambda: _create(partial, whole, own, context.size), f"creating {partial}")
-        parts = _write_parts(partial, whole, state, own, context)
-        complete = msgspec.structs.replace(
-            meta, parts=tuple(parts), ranks=context.size, shared=shared, own=own
-        )
-        context.on_root(lambda: _publish(path, partial, complete, keep, best), f"finishing {path}")
+        _write(partial, whole, state, complete, context, seal_for)
+        context.on_root(lambda: _publish(path, partial, keep, best), f"finishing {path}")
     except MpidlError as error:
         if context.is_root:
             partial.unlink(missing_ok=True)
@@ -81,7 +82,9 @@ def save(
     return path
 
 
-def save_file(path: Path, meta: Meta, buffers: Buffers, context: Context) -> None:
+def save_file(
+    path: Path, meta: Meta, buffers: Buffers, context: Context, *, seal_for: Sequence[str] = ()
+) -> None:
     """Write buffers under a name of their own, without a run state. Collective.
 
     Args:
@@ -89,16 +92,16 @@ def save_file(path: Path, meta: Meta, buffers: Buffers, context: Context) -> Non
         meta: Without parts and ranks, which are filled in.
         buffers: As of `save`.
         context: The ranks.
+        seal_for: As of `save`.
 
     Raises:
         CheckpointError: It could not be written; a former file is as it was.
     """
     partial = partial_path(path)
+    complete = msgspec.structs.replace(meta, ranks=context.size)
     try:
-        context.on_root(lambda: _create(partial, buffers, {}, context.size), f"creating {partial}")
-        parts = _write_parts(partial, buffers, RunState(), {}, context)
-        complete = msgspec.structs.replace(meta, parts=tuple(parts), ranks=context.size)
-        context.on_root(lambda: _complete(partial, path, complete), f"finishing {path}")
+        _write(partial, buffers, RunState(), complete, context, seal_for)
+        context.on_root(lambda: publish(partial, path), f"finishing {path}")
     except MpidlError as error:
         if context.is_root:
             partial.unlink(missing_ok=True)
@@ -142,15 +145,29 @@ def _bytes_if_shared(state: RunState, name: str) -> bytes | None:
     return own.tobytes() if shared is not None and shared.tobytes() == own.tobytes() else None
 
 
+def _write(
+    partial: Path,
+    whole: Buffers,
+    state: RunState,
+    meta: Meta,
+    context: Context,
+    seal_for: Sequence[str],
+) -> None:
+    """Write a file under its partial name; `meta` still without parts. Collective."""
+    if seal_for:
+        write_sealed(partial, whole, state, meta, context, seal_for)
+        return
+    context.on_root(lambda: _create(partial, whole, meta.own, context.size), f"creating {partial}")
+    parts = _write_parts(partial, whole, state, meta.own, context)
+    complete = msgspec.structs.replace(meta, parts=tuple(parts))
+    context.on_root(lambda: _complete(partial, complete), f"finishing {partial}")
+
+
 def _create(partial: Path, whole: Buffers, own: dict[str, OwnArrays], ranks: int) -> None:
     """Create the file and reserve its blocks: a full disk is noticed here, not in mid-write."""
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    shapes = {name: (array.shape, array.dtype) for name, array in whole.items()}
-    shapes |= {f"{OWN}{name}": ((one.size,), np.dtype(one.dtype)) for name, one in own.items()}
-    with hdf5.open_file(partial, "w") as file:
-        for name, (shape, dtype) in shapes.items():
-            file.create_dataset(name, shape, dtype, dcpl=hdf5.early_allocation())
-    room = META_BYTES + PART_BYTES * ranks * len(shapes)
+    with create(partial, whole, own) as file:
+        datasets = len(file)
+    room = META_BYTES + PART_BYTES * ranks * datasets
     reserve(partial, partial.stat().st_size + room)
 
 
@@ -207,19 +224,16 @@ def _write_piece(file: Any, name: str, start: int, array: NDArray[Any]) -> Part:
     return Part(name, start, stop, compute_digest(array))
 
 
-def _publish(path: Path, partial: Path, meta: Meta, keep: int, best: bool) -> None:
-    """Complete the file; then drop what is too old."""
-    _complete(partial, path, meta)
+def _publish(path: Path, partial: Path, keep: int, best: bool) -> None:
+    """Give the file its name; then drop what is too old."""
+    publish(partial, path)
     if best:
         link_best(path)
         sync(path.parent)
     drop_old(path.parent, keep)
 
 
-def _complete(partial: Path, path: Path, meta: Meta) -> None:
-    """Add the metadata, force the file to disk and give it its name."""
-    encoded = msgspec.json.encode(meta)
+def _complete(partial: Path, meta: Meta) -> None:
+    """Add the metadata."""
     with hdf5.open_file(partial, "r+") as file:
-        file.create_dataset(META, data=np.frombuffer(encoded, np.uint8))
-        file.attrs["meta_sha256"] = hashlib.sha256(encoded).hexdigest()
-    publish(partial, path)
+        add_meta(file, meta)
