@@ -52,4 +52,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"{', '.join(args.remove)} may have kept the data key or a copy: what is written from "
             "now on is safe from them, what they could read is not; see --new-key"
         )
-    return {"recipients": {str(path): list(names) for path, names in done if isinstance(names, tuple)}}
+    found = {str(path): list(names) for path, names in done if isinstance(names, tuple) and names}
+    return {"recipients": found}

@@ -10,6 +10,7 @@ class SecurityConfig(Section, frozen=True):
     """What protects a run.
 
     Attributes:
+        channel: How messages between ranks are protected.
         key_folder: Folder of identities, or of one, whose keys open sealed files; by default that
             of MPIDL_KEYS.
         seal_for: Recipients of the checkpoints: names of identities in that folder, or paths of
@@ -19,6 +20,7 @@ class SecurityConfig(Section, frozen=True):
         channel: How messages between ranks are protected.
     """
 
+    channel: ChannelConfig = ChannelConfig.read({}, Place())
     key_folder: str = ""
     seal_for: tuple[str, ...] = ()
     require_sealed: bool = False

@@ -35,7 +35,11 @@ def job_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 def keys(job_site: Site) -> dict[str, str]:
     """The environment of a job with a certificate."""
-    return {"MPIDL_KEYS": str(job_site.folder), "MPIDL_JOB_CERTIFICATE": str(job_site.keys("j1"))}
+    return {
+        "MPIDL_KEYS": str(job_site.folder / "keys"),
+        "MPIDL_SITE": str(job_site.folder / "site"),
+        "MPIDL_JOB_CERTIFICATE": str(job_site.keys("j1")),
+    }
 
 
 def script(ranks: int, code: str, **extra: str) -> Job:
