@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.collectives.schedule import block_range
 from mpidl.collectives.window import Window
 from mpidl.comm.context import Context
 from mpidl.comm.protected import is_protected

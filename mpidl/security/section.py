@@ -17,14 +17,12 @@ class SecurityConfig(Section, frozen=True):
             sealing certificates. A resumed run then takes sealed checkpoints only. By default
             checkpoints are not sealed.
         require_sealed: Refuse data and checkpoints that are not sealed.
-        channel: How messages between ranks are protected.
     """
 
     channel: ChannelConfig = ChannelConfig.read({}, Place())
     key_folder: str = ""
     seal_for: tuple[str, ...] = ()
     require_sealed: bool = False
-    channel: ChannelConfig = ChannelConfig.read({}, Place())
 
     def check(self, place: Place) -> None:
         """A recipient is named once."""
