@@ -84,6 +84,10 @@ class ShapeError(MpidlError):
     """Shapes that must fit do not; names the layer and both shapes."""
 
 
+class SecurityError(MpidlError):
+    """Somebody or something is not trusted: a signature, a certificate, a log, a right."""
+
+
 class PlatformError(MpidlError):
     """MPI, HDF5, or another part of the machine is missing or unusable."""
 

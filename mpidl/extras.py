@@ -10,6 +10,7 @@ from mpidl.errors import PlatformError
 # Package -> the optional dependency of pyproject.toml that installs it
 EXTRAS = {
     "PIL": "images",
+    "cryptography": "security",
     "google": "serve",
     "grpc": "serve",
     "h5netcdf": "netcdf",

@@ -55,5 +55,26 @@ CPU_LEVEL = Variable(
     "",
     "`v2`, `v3`, `v4`: use this level of the C kernels only; `none`: pure NumPy",
 )
+KEYS = Variable("MPIDL_KEYS", "~/.config/mpidl/keys", "the folder of identities")
+PASSPHRASE_FILE = Variable(
+    "MPIDL_PASSPHRASE_FILE", "", "a file of mode 600 with the passphrase of encrypted keys"
+)
+SECURITY = Variable(
+    "MPIDL_SECURITY",
+    "",
+    "a TOML file with a section `[security]` that holds for every command; runs cannot weaken it",
+)
 
-VARIABLES = (BACKEND, BIND, WATCHDOG, GUARD, TUNE, GPU_AWARE, WINOGRAD, CPU_LEVEL)
+VARIABLES = (
+    BACKEND,
+    BIND,
+    WATCHDOG,
+    GUARD,
+    TUNE,
+    GPU_AWARE,
+    WINOGRAD,
+    CPU_LEVEL,
+    KEYS,
+    PASSPHRASE_FILE,
+    SECURITY,
+)

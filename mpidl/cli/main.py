@@ -32,9 +32,11 @@ from mpidl.cli import (
     query,
     serve,
     shard,
+    sign,
     summary,
     train,
     tune,
+    verify,
 )
 from mpidl.comm import context as ranks
 from mpidl.comm import launcher
@@ -56,6 +58,8 @@ COMMANDS = (
     query,
     quantize,
     export,
+    sign,
+    verify,
     summary,
     plan,
     tune,

@@ -1,0 +1,48 @@
+"""Sign a data set, a checkpoint, a run or an exported model.
+
+The signature is an OpenSSF model-signing bundle: `model_signing verify key` accepts it too. It lies
+in a folder as model.sig, and beside a file with .sig behind its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+NAME = "sign"
+HELP = "sign a data set, a checkpoint or an exported model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    parser.add_argument("path", type=Path, help="the file or the folder")
+    parser.add_argument(
+        "--identity",
+        metavar="NAME",
+        help="who signs: a folder in MPIDL_KEYS, or the PEM file of a private key (default: "
+        "security.identity in the file that MPIDL_SECURITY names)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the signature there")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Sign."""
+    from mpidl.errors import ConfigError
+    from mpidl.extras import load_extra
+    from mpidl.security.section import site_security
+
+    load_extra("cryptography", "signing")
+    from mpidl.security.signer import load_signer
+    from mpidl.security.signing import sign
+
+    identity = args.identity or site_security().identity
+    if not identity:
+        raise ConfigError(
+            "nobody is named who signs", where="--identity", remedy="add --identity NAME or FILE"
+        )
+    signer = load_signer(identity)
+    written = sign(args.path, signer, args.out)
+    if not args.json:
+        print(f"signed by {signer.name}: {written}")
+    return {"signature": str(written), "identity": signer.name}

@@ -1,0 +1,1 @@
+"""Identity, encryption, signatures, audit."""

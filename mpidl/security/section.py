@@ -1,0 +1,117 @@
+"""The section `[security]`: what a run must be sure of, and what it leaves behind."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from msgspec.structs import replace
+
+from mpidl.errors import ConfigError, os_remedy
+from mpidl.options import SET, Place, Positive, Section
+from mpidl.settings import SECURITY
+
+
+class AuditConfig(Section, frozen=True):
+    """The audit log; the section's `identity` signs its heads.
+
+    Attributes:
+        folder: Where each job writes a log of its own; empty: there is no audit.
+        heads: Where signed heads are kept, best out of reach of those who can write to folder; by
+            default in folder.
+        every: Records between signed heads.
+    """
+
+    NEEDS: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
+        "heads": ("folder", SET),
+        "every": ("folder", SET),
+    }
+
+    folder: str = ""
+    heads: str = ""
+    every: Positive = 64
+
+
+class SecurityConfig(Section, frozen=True):
+    """Signatures and audit.
+
+    Attributes:
+        require_signatures: Use no data set, checkpoint or weights unless somebody in trusted has
+            signed it.
+        trusted: PEM files of public keys, root certificates and revocation lists.
+        identity: Who signs: a folder in `MPIDL_KEYS`, or the PEM file of a private key.
+        sign_checkpoints: Sign each checkpoint as it is written.
+        audit: The audit log.
+    """
+
+    require_signatures: bool = False
+    trusted: tuple[str, ...] = ()
+    identity: str = ""
+    sign_checkpoints: bool = False
+    audit: AuditConfig = AuditConfig()
+
+    def check(self, place: Place) -> None:
+        """Signatures need somebody who makes them, and somebody who is believed."""
+        if self.require_signatures and not self.trusted:
+            raise place.error(
+                f"{place.name('require_signatures')} is true, but nobody is trusted",
+                "require_signatures",
+                remedy=f'set {place.name("trusted")} = ["key.pub"]',
+            )
+        wants = "sign_checkpoints" if self.sign_checkpoints else "audit"
+        if (self.sign_checkpoints or self.audit.folder) and not self.identity:
+            raise place.error(
+                f"{place.name(wants)} needs somebody who signs",
+                "identity",
+                remedy=f'set {place.name("identity")} = "NAME", or the PEM file of a private key',
+            )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything of it is wanted."""
+        return self.require_signatures or self.sign_checkpoints or bool(self.audit.folder)
+
+    def within(self, site: SecurityConfig) -> Self:
+        """These settings where the site's leave a choice: a run cannot weaken what holds for all.
+
+        Args:
+            site: What holds for every command.
+        """
+        changes: dict[str, Any] = {"identity": self.identity or site.identity}
+        if site.require_signatures:
+            changes |= {"require_signatures": True, "trusted": site.trusted}
+        if site.sign_checkpoints:
+            changes["sign_checkpoints"] = True
+        if site.audit.folder:
+            changes["audit"] = site.audit
+        return replace(self, **changes)
+
+
+def site_security() -> SecurityConfig:
+    """What `MPIDL_SECURITY` says, which holds for every command; nothing where it is not set.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is impossible.
+    """
+    if not SECURITY.value:
+        return SecurityConfig()
+    path = Path(SECURITY.value)
+    try:
+        tree = tomllib.loads(path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read: {error.strerror}",
+            where=f"{SECURITY.name}: {path}",
+            remedy=os_remedy(error.errno or 0),
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"is not valid TOML: {error}", where=str(path), remedy="correct that line"
+        ) from error
+    place = Place(("security",), origin=lambda name: str(path))
+    if set(tree) != {"security"} or not isinstance(tree["security"], dict):
+        raise place.error(
+            "has to be one section [security]", "trusted", remedy="move all settings into it"
+        )
+    return SecurityConfig.read(tree["security"], place)
