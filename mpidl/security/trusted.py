@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -127,7 +127,7 @@ class Trusted:
             refusal = self._refusal(chain, at)
             names = chain[0].subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
             name = str(names[0].value) if names else chain[0].subject.rfc4514_string()
-        except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        except Exception as error:  # the library has a dozen for certificates of strangers
             raise SecurityError("its certificates are malformed", where=where, remedy=AGAIN) from (
                 error
             )
@@ -175,7 +175,7 @@ def now() -> datetime:
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 
