@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import mpidl
 from mpidl.cli import (
+    audit,
     bench,
     compare,
     doctor,
@@ -60,6 +61,7 @@ COMMANDS = (
     export,
     sign,
     verify,
+    audit,
     summary,
     plan,
     tune,
