@@ -22,6 +22,7 @@ from mpidl.config.sections import (
 )
 from mpidl.errors import ConfigError, os_remedy
 from mpidl.options import Place, Section
+from mpidl.security.section import SecurityConfig
 from mpidl.sync import RunInfo
 from mpidl.task import AUTO, check_loss
 
@@ -42,6 +43,7 @@ class Config(Section, frozen=True):
         checkpoint: When to save.
         backend: Where to compute.
         augment: Random changes of the training samples.
+        security: Signatures and audit.
     """
 
     data: DataConfig
@@ -54,6 +56,7 @@ class Config(Section, frozen=True):
     checkpoint: CheckpointConfig = CheckpointConfig()
     backend: BackendConfig = BackendConfig()
     augment: AugmentConfig = AugmentConfig()
+    security: SecurityConfig = SecurityConfig()
 
     def check(self, place: Place) -> None:
         """Refuse a loss or a strategy that cannot work in this run."""

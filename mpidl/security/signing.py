@@ -12,10 +12,8 @@ from mpidl.files import reading, write_file
 from mpidl.security import statement
 from mpidl.security.envelope import IN_TOTO, MOST_BYTES, Envelope
 from mpidl.security.signer import Signer
-from mpidl.security.statement import SIGNATURE, Statement
+from mpidl.security.statement import Statement, signature_path
 from mpidl.security.trusted import Signatory, Trusted
-
-SUFFIX = ".sig"
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,6 @@ class Verified:
 
     signatory: Signatory
     statement: Statement
-
-
-def signature_path(path: Path) -> Path:
-    """Where the signature of a file or a folder lies."""
-    return path / SIGNATURE if path.is_dir() else path.with_name(path.name + SUFFIX)
 
 
 def sign(path: Path, signer: Signer, signature: Path | None = None) -> Path:

@@ -21,7 +21,7 @@ from mpidl.security.envelope import AGAIN
 
 STATEMENT: Final = "https://in-toto.io/Statement/v1"
 PREDICATE: Final = "https://model_signing/signature/v1.0"
-SIGNATURE = "model.sig"  # in the folder that it signs; beside a file: its name and ".sig"
+SIGNATURE, SUFFIX = "model.sig", ".sig"  # in a folder; behind the name of a file
 GIT = (".git", ".gitattributes", ".github", ".gitignore")  # model-signing leaves them out too
 PIECE = 4 << 20  # bytes hashed at a time
 MOST_FILES = 1 << 20
@@ -81,6 +81,11 @@ class Statement(msgspec.Struct, frozen=True):
     def digests(self) -> dict[str, str]:
         """Name -> digest."""
         return {one.name: one.digest for one in self.predicate.resources}
+
+
+def signature_path(path: Path) -> Path:
+    """Where the signature of a file or a folder lies."""
+    return path / SIGNATURE if path.is_dir() else path.with_name(path.name + SUFFIX)
 
 
 def describe(path: Path, *, signature: Path) -> bytes:

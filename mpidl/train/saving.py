@@ -17,6 +17,7 @@ from mpidl.options import Place
 from mpidl.task import Evaluation, InputSpec
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.assemble import Parts
+from mpidl.train.events import SavedRecord
 from mpidl.train.observers import METRICS
 
 
@@ -66,6 +67,7 @@ class Saver:
         self.model = parts.model
         self.optimizer = parts.step.optimizer
         self.strategy = parts.strategy
+        self.gate = parts.gate
         self.say = say
         self.stateful: dict[str, Stateful] = {
             "strategy": parts.strategy,
@@ -110,7 +112,9 @@ class Saver:
                 "train.output",
             )
         superseded = self.folder.glob("*.superseded*")
-        for path in (*existing, *superseded, self.folder / ckpt.BEST, self.output / METRICS):
+        signatures = self.folder.glob("*.h5.sig")
+        own = (self.folder / ckpt.BEST, self.output / METRICS)
+        for path in (*existing, *superseded, *signatures, *own):
             path.unlink(missing_ok=True)
         for path in (self.output / "tensorboard").glob("events.*"):
             path.unlink()
@@ -130,7 +134,10 @@ class Saver:
         """
 
         def find() -> ckpt.Checkpoint:
-            return ckpt.read(file) if file is not None else ckpt.load_latest(self.folder, self.say)
+            if file is None:
+                return ckpt.load_latest(self.folder, self.say, self.gate.file)
+            with self.gate.file(file):
+                return ckpt.read(file)
 
         saved = ckpt.load_for(self.context, find, "resuming", own=True)
         meta = saved.meta
@@ -249,7 +256,7 @@ class Saver:
             part.load_state(section)
             self._say_dropped(section.names(), "the run has other buckets or settings now")
 
-    def save(self, position: Position, steps: int, state: RunState) -> None:
+    def save(self, position: Position, steps: int, state: RunState) -> SavedRecord:
         """Write a checkpoint.
 
         Args:
@@ -276,6 +283,7 @@ class Saver:
             state=state,
         )
         self._current = (step, position.evaluated)
+        return SavedRecord(step, self.saved, best)
 
     def _refuse_nonfinite(self, values: Array, step: int) -> None:
         broken = self.model.parameters.first_nonfinite(values)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import getpass
 import hashlib
+import math
 import os
 import secrets
 import socket
@@ -24,6 +25,7 @@ from mpidl.security.audit.record import Decision, Record, Value, encode, moment
 from mpidl.security.signer import Signer
 
 WITNESSED = 64  # logs whose ends a new log records
+MOST_CHARACTERS = 4096  # of a text in a record
 MOST_STEPS = 64  # of one job at once, each with a log of its own
 _KEEP = "keep it as evidence: move it and its heads elsewhere; 'mpidl audit verify' says more"
 
@@ -120,11 +122,11 @@ class AuditLog:
                 self._job or self.name,
                 rank,
                 action,
-                object,
+                _storable(object),
                 digest,
                 decision,
                 related,
-                dict(details or {}),
+                {name: _value(value) for name, value in (details or {}).items()},
                 self._last,
             )
             line, self._last = encode(record)
@@ -222,6 +224,19 @@ def _new_name() -> str:
     host = "".join(c for c in socket.gethostname().partition(".")[0] if c.isalnum() or c == "-")
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     return f"{now}-{host[:40] or 'host'}-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+def _storable(text: str) -> str:
+    """Text that JSON can hold: names of files may be no Unicode."""
+    return text[:MOST_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+
+
+def _value(value: Value) -> Value:
+    if isinstance(value, str):
+        return _storable(value)
+    if isinstance(value, list):
+        return [_storable(text) for text in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _user() -> str:
