@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from mpidl.cli.arguments import add_backend, add_checkpoint
 
 if TYPE_CHECKING:
+    from mpidl.comm.context import Context
     from mpidl.generation import Engine, Request
     from mpidl.generation.text import Coder
+    from mpidl.security.journal import Task
 
 NAME = "generate"
 HELP = "texts from a language model"
@@ -46,13 +48,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Generate. Collective."""
     from mpidl.comm.context import init
+    from mpidl.security.journal import audited
+
+    context = init()
+    with audited(NAME, context, args.checkpoint) as task:
+        return _generate(args, context, task)
+
+
+def _generate(args: argparse.Namespace, context: Context, task: Task) -> dict[str, Any]:
     from mpidl.errors import ConfigError
     from mpidl.generation import Engine
     from mpidl.generation.text import Coder
     from mpidl.inference.predict import Predictor
 
-    context = init()
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
+    task.add_file("model.loaded", predictor.path)
     with context.fail_together("reading the prompts"):
         if not predictor.task.gives_tokens:
             raise ConfigError(
@@ -73,6 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for number, tokens in _work(engine, coder, prompts[0] if shown else None):
             texts[own[number]] = coder.decode(tokens)
     found = {n: text for part in context.allgather_object(texts) for n, text in part.items()}
+    task.add("generate.result", texts=len(found))
     results = [
         {"prompt": prompts[n // args.texts], "text": found[n], "seed": args.seed + n}
         for n in sorted(found)

@@ -14,11 +14,11 @@ from mpidl.data.formats import open_source
 from mpidl.data.formats.source import Source, infer_role
 from mpidl.data.manifest import NAME as MANIFEST
 from mpidl.data.manifest import Arrays, load_manifest
-from mpidl.data.reader import Reader
 from mpidl.data.validate import check_values
 from mpidl.errors import DataError
 from mpidl.files import file_sha256, reading
 from mpidl.task import InputSpec, Task
+from mpidl.train.admission import open_signed
 
 
 class Samples(Protocol):
@@ -47,7 +47,7 @@ class _StoredSamples:
     """
 
     def __init__(self, folder: Path, names: Sequence[str], context: Context) -> None:
-        self._reader = Reader(folder, context=context, driver="posix")
+        self._reader = open_signed(folder, context, driver="posix")
         fields = self._reader.manifest.fields
         self.units: Mapping[str, str] = {
             name: field.units for name, field in fields.items() if field.units

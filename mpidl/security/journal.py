@@ -52,6 +52,11 @@ class Journal:
                 log = AuditLog(folder, Path(audit.heads or folder), signer, audit.every)
         return Journal(log, wanted=True)
 
+    @property
+    def writes(self) -> bool:
+        """Whether this rank writes the log."""
+        return self._log is not None
+
     def add(
         self,
         action: str,
@@ -108,21 +113,38 @@ class Task:
     """A command in the audit log: what it does belongs to its start.
 
     Args:
-        journal: Takes the records.
+        journal: Takes the records; None: nothing does.
         event: Of the start.
     """
 
-    def __init__(self, journal: Journal, event: str) -> None:
-        self.journal = journal
+    def __init__(self, journal: Journal | None = None, event: str = "") -> None:
+        self.journal = journal or Journal()
         self.event = event
 
-    def add(self, action: str, *, object: object = "", **details: Value) -> None:
+    def add(
+        self, action: str, *, object: object = "", decision: Decision = "done", **details: Value
+    ) -> None:
         """Record something without a digest."""
-        self.journal.add(action, object=object, related=self.event, details=details)
+        self.journal.add(
+            action, object=object, decision=decision, related=self.event, details=details
+        )
 
     def add_file(self, action: str, path: Path | str, **details: Value) -> None:
         """Record what is done with a file, with its SHA-256."""
         self.journal.add_file(action, path, related=self.event, details=details)
+
+    def add_data(self, path: Path | str) -> None:
+        """Record that data are opened: a data set, by its manifest, or a raw file."""
+        manifest = Path(path) / "manifest.json"
+        if self.journal.writes and manifest.is_file():
+            with reading(manifest):
+                digest = file_sha256(manifest)
+            where = Path(path).absolute()
+            self.journal.add("data.opened", object=where, digest=digest, related=self.event)
+        elif Path(path).is_file():
+            self.add_file("data.opened", path)
+        else:
+            self.add("data.opened", object=path)
 
 
 @contextmanager

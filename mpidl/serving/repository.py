@@ -11,6 +11,7 @@ from typing import Any
 
 from mpidl.errors import MpidlError, wrap
 from mpidl.inference.predict import find_checkpoint
+from mpidl.security.journal import Task
 from mpidl.serving.batcher import Batcher, Worker
 from mpidl.serving.dispatch import Dispatcher, ModelLane
 from mpidl.serving.errors import NotFound, ServingError, Unavailable
@@ -87,11 +88,18 @@ class Repository:
         settings: Read anew whenever a model is loaded.
         dispatcher: To the ranks.
         backend: Where ranks compute.
+        audit: Told what is loaded, refused and answered.
     """
 
     def __init__(
-        self, settings: Callable[[], Settings], dispatcher: Dispatcher, backend: str
+        self,
+        settings: Callable[[], Settings],
+        dispatcher: Dispatcher,
+        backend: str,
+        audit: Task | None = None,
     ) -> None:
+        self._audit = audit or Task()
+        self._told: dict[Version, tuple[int, int]] = {}  # answered and failed, as was told last
         self._read = settings
         self.settings = settings()
         self._dispatcher = dispatcher
@@ -170,6 +178,9 @@ class Repository:
                 await self._load(name, self.settings.models[name])
             except (MpidlError, OSError) as error:
                 known = wrap(error, f"loading {name!r}")
+                self._audit.add(
+                    "model.refused", object=name[:128], decision="denied", error=known.what[:500]
+                )
                 if name in self.settings.models:
                     self._reasons[name] = (UNAVAILABLE, known.what[:500])
                 if isinstance(error, ServingError):
@@ -213,10 +224,33 @@ class Repository:
                 raise Unavailable(f"the files of {name!r} changed while they were loaded")
             about = found
         assert about is not None
+        await asyncio.to_thread(
+            self._audit.add_file, "model.loaded", load.path, model=name, version=number
+        )
         stats = Statistics()
         lane = ModelLane(handle, Batcher(settings), workers, outputs=about.outputs, stats=stats)
         self._dispatcher.scheduler.add(lane)
         return Version(name, number, settings, identity, about, lane, stats)
+
+    def tell_counts(self) -> None:
+        """Tell the audit log how much was answered since it was told last."""
+        for versions in self._models.values():
+            for version in versions.values():
+                self._tell(version)
+
+    def _tell(self, version: Version) -> None:
+        stats = version.stats
+        now = stats.success.count, stats.fail.count
+        before = self._told.get(version, (0, 0))
+        if now != before:
+            self._told[version] = now
+            self._audit.add(
+                "serve.answered",
+                object=version.model,
+                version=version.number,
+                answers=now[0] - before[0],
+                refused=now[1] - before[1],
+            )
 
     def _choose(self, instances: int) -> list[Worker]:
         """The ranks for a new version: those with fewest models."""
@@ -250,6 +284,9 @@ class Repository:
     async def _drop(self, version: Version) -> None:
         await self.wait_idle([version])
         lane = version.lane
+        self._tell(version)
+        self._told.pop(version, None)
+        self._audit.add("model.unloaded", object=version.model, version=version.number)
         self._dispatcher.scheduler.remove(lane)
         for worker in lane.workers:
             if worker.alive:

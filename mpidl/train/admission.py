@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpidl.comm.context import Context
 from mpidl.data import Reader
@@ -141,6 +141,29 @@ def check_opened(reader: Reader | Mixture, digests: Sequence[str], context: Cont
             manifest, now = _read(one.folder)
             if now != digest or manifest != one.manifest:
                 raise _not_covered("was replaced meanwhile", str(one.folder / NAME))
+
+
+def open_signed(
+    folder: Path | str, context: Context, security: SecurityConfig | None = None, **options: Any
+) -> Reader:
+    """Open a data set, which is signed where that is asked for. Collective.
+
+    Args:
+        folder: Of the data set.
+        context: The ranks.
+        security: None: the site's.
+        options: Of the `Reader`.
+
+    Raises:
+        SecurityError: It is not signed by anybody trusted; on every rank.
+        DataError: It cannot be used; on every rank.
+    """
+    with context.fail_together("reading security.trusted"):
+        gate = Gate.of_site() if security is None else Gate.of(security)
+    signed = admit_data(gate, [str(folder)], context, verify=options.get("verify", True))
+    reader = Reader(folder, context=context, **options)
+    check_opened(reader, signed, context)
+    return reader
 
 
 def readers_of(reader: Reader | Mixture) -> tuple[Reader, ...]:

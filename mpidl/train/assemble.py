@@ -15,7 +15,7 @@ from mpidl.data.training import Draw, build_sampler, open_training
 from mpidl.nn import Forward, Model
 from mpidl.optim import LearningRate
 from mpidl.task import InputSpec, Task
-from mpidl.train.admission import Gate, admit_data, check_opened
+from mpidl.train.admission import Gate, admit_data, check_opened, open_signed
 from mpidl.train.augmented import augment
 from mpidl.train.build import build_for_data, build_loss, build_optimizer, build_strategy
 from mpidl.train.engine import AnyStrategy, StepOptions, TrainingStep
@@ -81,12 +81,7 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
     Raises:
         MpidlError: Something is missing or does not fit; on all ranks together.
     """
-    data = config.data
-    with context.fail_together("reading security.trusted"):
-        gate = Gate.of(config.security)
-    signed = admit_data(gate, data.folders, context, verify=data.verify)
-    reader = open_training(data.folders, context=context, driver=data.driver, verify=data.verify)
-    check_opened(reader, signed, context)
+    reader, gate = _open_training(config, context)
     with context.fail_together("setting up the model"):
         task = choose_task(reader.manifest, config, lambda text: say(f"note: {text}"))
         reader.select(task.spec.field_names)
@@ -101,7 +96,7 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
         sampler = _build_sampler(config, reader, task.spec, context)
         inputs = Inputs(task, model)
         augmented = augment(config, inputs, model)
-    test = _open_test(config, task, context, gate)
+    test = _open_test(config, task, context)
     feed = Feed(
         Loader(reader, sampler, context=context),
         sampler,
@@ -122,6 +117,17 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
     step = TrainingStep(model, loss, strategy, optimizer, context, options, observers)
     rate = _build_rate(config, feed.loader.steps)
     return Parts(reader, test, task, feed, step, rate, gate)
+
+
+def _open_training(config: Config, context: Context) -> tuple[Reader | Mixture, Gate]:
+    """The training data, signed where they have to be, and what else has to be. Collective."""
+    data = config.data
+    with context.fail_together("reading security.trusted"):
+        gate = Gate.of(config.security)
+    signed = admit_data(gate, data.folders, context, verify=data.verify)
+    reader = open_training(data.folders, context=context, driver=data.driver, verify=data.verify)
+    check_opened(reader, signed, context)
+    return reader, gate
 
 
 def _step_options(config: Config, feed: Feed, through: Forward) -> StepOptions:
@@ -153,14 +159,14 @@ def _build_sampler(
     )
 
 
-def _open_test(config: Config, task: Task, context: Context, gate: Gate) -> Reader | None:
+def _open_test(config: Config, task: Task, context: Context) -> Reader | None:
     """The test data, if there are any. Collective."""
     if config.data.test is None:
         return None
-    signed = admit_data(gate, [config.data.test], context, verify=config.data.verify)
     # evaluation reads at each rank's own pace: never collectively
-    test = Reader(config.data.test, context=context, driver="posix", verify=config.data.verify)
-    check_opened(test, signed, context)
+    test = open_signed(
+        config.data.test, context, config.security, driver="posix", verify=config.data.verify
+    )
     with context.fail_together("checking the test data"):
         task.check(test.manifest, config.data.test)
         test.select([*task.spec.field_names, *task.extra_fields])

@@ -18,6 +18,7 @@ from mpidl.errors import SecurityError
 from mpidl.extras import load_extra
 from mpidl.security.code import code_digest, revision
 from mpidl.security.journal import Journal
+from mpidl.security.section import site_security
 from mpidl.security.statement import signature_path
 from mpidl.train.admission import manifest_digest
 from mpidl.train.checkpoint import BEST
@@ -41,6 +42,17 @@ def security_observers(config: Config, context: Context) -> list[Observer]:
     return [*found, AuditObserver(journal, config, context)] if journal.wanted else found
 
 
+def sign_written(path: Path) -> None:
+    """Sign a model that a command has written, where the site's settings sign checkpoints.
+
+    Raises:
+        MpidlError: There is no such identity, or its key cannot be used.
+    """
+    security = site_security()
+    if security.sign_checkpoints:
+        SigningObserver(security.identity).sign(path)
+
+
 class SigningObserver(Observer):
     """Signs each checkpoint as it is written. On rank 0.
 
@@ -57,11 +69,15 @@ class SigningObserver(Observer):
 
         self._signer = load_signer(identity)
 
-    def saved(self, record: SavedRecord) -> None:
-        """Sign the file; the best one has the same signature under its other name."""
+    def sign(self, path: Path) -> Path:
+        """Sign a file; returns that of the signature."""
         from mpidl.security.signing import sign
 
-        written = sign(record.path, self._signer)
+        return sign(path, self._signer)
+
+    def saved(self, record: SavedRecord) -> None:
+        """Sign the file; the best one has the same signature under its other name."""
+        written = self.sign(record.path)
         if record.best:
             shutil.copyfile(written, signature_path(record.path.with_name(BEST)))
 

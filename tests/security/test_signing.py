@@ -256,10 +256,10 @@ def test_chains_that_are_refused(tmp_path: Path) -> None:
     pem = root.write(tmp_path / "root.pem")
     (tmp_path / "f").write_bytes(b"1")
 
-    def refuse(words: str, *chain: Any, trust: list[Path] | None = None) -> None:
+    def refuse(words: str, *chain: Any) -> None:
         signing.sign(tmp_path / "f", Signer(key, tuple(chain)))
         with pytest.raises(SecurityError, match=words):
-            signing.verify(tmp_path / "f", Trusted.load(trust or [pem]))
+            signing.verify(tmp_path / "f", Trusted.load([pem]))
 
     good = root.issue("ada", key.public_key())
     signing.sign(tmp_path / "f", Signer(key, (good,)))
@@ -287,6 +287,19 @@ def test_chains_that_are_refused(tmp_path: Path) -> None:
                 sub.certificate,
                 middle.certificate,
             )
+
+
+def test_leaves_that_are_refused(tmp_path: Path) -> None:
+    root, key = Authority(), new_ec()
+    pem = root.write(tmp_path / "root.pem")
+    (tmp_path / "f").write_bytes(b"1")
+    good = root.issue("ada", key.public_key())
+
+    def refuse(words: str, *chain: Any, trust: list[Path] | None = None) -> None:
+        signing.sign(tmp_path / "f", Signer(key, tuple(chain)))
+        with pytest.raises(SecurityError, match=words):
+            signing.verify(tmp_path / "f", Trusted.load(trust or [pem]))
+
     refuse("not one for signing", root.issue("ada", key.public_key(), signs=False))
     refuse("do not lead to a root", good, Authority("site").certificate)
     refuse("its signature is wrong", root.issue("ada", new_ec().public_key()))

@@ -1,0 +1,128 @@
+"""Whole jobs under a security section: signed data and checkpoints, audit, provenance."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mpidl.cli.main import main
+from mpidl.train import checkpoint as ckpt
+from tests.jobs.helpers import Job, mpidl
+from tests.security.authority import new_ec, write_key
+
+
+@pytest.fixture
+def secured(run_folder: Path) -> Path:
+    """The run, with a key and a [security] section; its data are not signed yet."""
+    write_key(run_folder / "ada.pem", new_ec())
+    section = (
+        "[security]\nrequire_signatures = true\nsign_checkpoints = true\n"
+        f'trusted = ["{run_folder}/ada.pub"]\nidentity = "{run_folder}/ada.pem"\n'
+        f'[security.audit]\nfolder = "{run_folder}/audit"\nheads = "{run_folder}/heads"\n'
+    )
+    (run_folder / "site.toml").write_text(section)
+    with open(run_folder / "run.toml", "a") as file:
+        file.write(section)
+    return run_folder
+
+
+def sign(folder: Path, *names: str) -> None:
+    for name in names:
+        assert main(["sign", str(folder / name), "--identity", str(folder / "ada.pem")]) == 0
+
+
+def train(folder: Path, ranks: int, *args: str) -> Job:
+    return mpidl(ranks, "train", str(folder / "run.toml"), "--json", *args)
+
+
+def audit(folder: Path, *args: str) -> list[str]:
+    return [
+        "audit",
+        *args,
+        "--folder",
+        str(folder / "audit"),
+        "--heads",
+        str(folder / "heads"),
+        "--json",
+    ]
+
+
+def test_signed_and_audited(secured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unsigned = train(secured, 2)
+    assert unsigned.status == 1 and "is not signed: there is no model.sig" in unsigned.err
+    sign(secured, "train", "test")
+    first = train(secured, 2, "--set", "train.max_steps=21")
+    assert first.status == 0, first.err
+    folder = secured / "run" / "checkpoints"
+    middle = ckpt.list_checkpoints(folder)[0]
+    for path in (middle, folder / "best.h5"):
+        assert main(["verify", str(path), "--trusted", str(secured / "ada.pub")]) == 0
+    # a newest one that nobody has signed is passed over
+    shutil.copy(middle, folder / "step-00000099.h5")
+    resumed = train(secured, 1, "--resume")
+    assert resumed.status == 0, resumed.err
+    assert "passing over" in resumed.err and "is not signed" in resumed.err
+    last = ckpt.list_checkpoints(folder)[0]
+    assert len(list(folder.glob("step-*.h5.sig"))) == len(ckpt.list_checkpoints(folder))
+    capsys.readouterr()
+    assert main([*audit(secured, "verify"), "--trusted", str(secured / "ada.pub")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["logs"] == 3 and found["findings"] == []
+    assert main(audit(secured, "trace", str(last))) == 0
+    history = json.loads(capsys.readouterr().out)["history"]
+    assert [(event["depth"], event["action"]) for event in history if event["depth"] < 2] == [
+        (0, "checkpoint.saved"),
+        (1, "train.started"),
+    ]
+    loaded = next(event for event in history if event["action"] == "checkpoint.loaded")
+    assert loaded["object"] == str(middle)
+    assert {event["object"] for event in history if event["action"] == "data.opened"} == {
+        str(secured / "train"),
+        str(secured / "test"),
+    }
+    assert main(audit(secured, "show", "--only", "decision=denied")) == 0
+    (denied,) = json.loads(capsys.readouterr().out)["records"]
+    assert denied["action"] == "train.failed" and "is not signed" in denied["details"]["error"]
+    assert main(audit(secured, "show", "--only", "action=data.read")) == 0
+    read = json.loads(capsys.readouterr().out)["records"]
+    assert {event["rank"] for event in read} == {0, 1}
+    files = {name for event in read for name in event["details"]["files"]}
+    assert files == {path.name for path in (secured / "train").glob("*.h5")}
+
+
+def test_commands_obey_the_site(secured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sign(secured, "train", "test")
+    assert train(secured, 1, "--set", "train.max_steps=5").status == 0
+    site = {"MPIDL_SECURITY": str(secured / "site.toml")}
+    run, best = secured / "run", secured / "run" / "checkpoints"
+    exported = mpidl(2, "export", str(run), str(secured / "m.safetensors"), "--json", **site)
+    assert exported.status == 0, exported.err
+    assert main(["verify", str(secured / "m.safetensors"), "--trusted", f"{secured}/ada.pub"]) == 0
+    weaker = ["--set", "security.require_signatures=false", "--set", "security.audit.folder=''"]
+    (secured / "test" / "model.sig").unlink()
+    denied = mpidl(2, "evaluate", str(run), "--json", **site)
+    assert denied.status == 1 and "is not signed" in denied.err
+    denied = mpidl(1, "train", str(secured / "run.toml"), "--overwrite", *weaker, **site)
+    assert denied.status == 1 and "is not signed" in denied.err
+    newest = ckpt.list_checkpoints(best)[0]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    denied = mpidl(1, "predict", str(newest), f"{secured}/train", "--out", f"{secured}/p.h5", **site)
+    assert denied.status == 1 and "has changed since it was signed" in denied.err
+    capsys.readouterr()
+    assert main([*audit(secured, "verify"), "--trusted", str(secured / "ada.pub")]) == 0
+    capsys.readouterr()
+    assert main(audit(secured, "show")) == 0
+    records = json.loads(capsys.readouterr().out)["records"]
+    kinds = [(event["action"], event["decision"]) for event in records]
+    for wanted in [
+        ("export.written", "done"),
+        ("evaluate.failed", "denied"),
+        ("train.failed", "denied"),
+        ("predict.failed", "denied"),
+    ]:
+        assert wanted in kinds
