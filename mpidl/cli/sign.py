@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpidl.security.signer import Signer
 
 NAME = "sign"
 HELP = "sign a data set, a checkpoint or an exported model"
@@ -28,21 +31,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Sign."""
+    signer = choose_signer(args.identity)
+    from mpidl.security.signing import sign
+
+    written = sign(args.path, signer, args.out)
+    if not args.json:
+        print(f"signed by {signer.name}: {written}")
+    return {"signature": str(written), "identity": signer.name}
+
+
+def choose_signer(given: str | None) -> Signer:
+    """Who signs: the option's identity, else the site's.
+
+    Raises:
+        ConfigError: Nobody is named.
+    """
     from mpidl.errors import ConfigError
     from mpidl.extras import load_extra
     from mpidl.security.section import site_security
 
     load_extra("cryptography", "signing")
     from mpidl.security.signer import load_signer
-    from mpidl.security.signing import sign
 
-    identity = args.identity or site_security().identity
+    identity = given or site_security().identity
     if not identity:
         raise ConfigError(
             "nobody is named who signs", where="--identity", remedy="add --identity NAME or FILE"
         )
-    signer = load_signer(identity)
-    written = sign(args.path, signer, args.out)
-    if not args.json:
-        print(f"signed by {signer.name}: {written}")
-    return {"signature": str(written), "identity": signer.name}
+    return load_signer(identity)

@@ -15,7 +15,7 @@ from mpidl.data.training import Draw, build_sampler, open_training
 from mpidl.nn import Forward, Model
 from mpidl.optim import LearningRate
 from mpidl.task import InputSpec, Task
-from mpidl.train.admission import Gate, admit_data, check_opened, open_signed
+from mpidl.train.admission import Gate, admit_data, check_opened, open_signed, readers_of
 from mpidl.train.augmented import augment
 from mpidl.train.build import build_for_data, build_loss, build_optimizer, build_strategy
 from mpidl.train.engine import AnyStrategy, StepOptions, TrainingStep
@@ -52,6 +52,11 @@ class Parts:
     def model(self) -> Model:
         """The model."""
         return self.step.model
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """The single data sets: those of the training, then that of the tests."""
+        return (*readers_of(self.reader), *([self.test] if self.test else []))
 
     @property
     def strategy(self) -> AnyStrategy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from mpidl.train import checkpoint as ckpt
 from mpidl.train.assemble import Parts
 from mpidl.train.events import SavedRecord
 from mpidl.train.observers import METRICS
+from mpidl.train.origin import Origin
 
 
 @dataclass
@@ -78,6 +80,8 @@ class Saver:
         self.output = Path(config.train.output)
         self.folder = self.output / "checkpoints"
         self.saved: Path | None = None
+        self._readers = parts.readers
+        self._origins: tuple[Origin, ...] = ()  # of the jobs before
         self._current = (-1, -1)  # step, and step of the evaluation, of `saved`
 
     def is_current(self, position: Position) -> bool:
@@ -146,6 +150,7 @@ class Saver:
             lambda: ckpt.set_aside_later(self.folder, saved.path, meta.step, self.say),
             f"looking into {self.folder}",
         )
+        self._origins = meta.origins
         self._fill(saved.buffers)
         self.say(f"resuming at step {meta.step} (epoch {meta.epoch + 1}) from {saved.path}")
         self._say_reordered(meta)
@@ -308,7 +313,18 @@ class Saver:
             parameters=self._layout(),
             metrics=metrics,
             best_score=position.best_score,
+            origins=self._all_origins() if self.context.is_root else (),
         )
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What this job is made of."""
+        return Origin.of(self._readers, self.model.ops, self.context)
+
+    def _all_origins(self) -> tuple[Origin, ...]:
+        """What the jobs before were made of, and this one unless it is of the same."""
+        before = self._origins
+        return before if before and before[-1] == self.origin else (*before, self.origin)
 
     def _buffers(self) -> dict[str, Array]:
         own = {

@@ -16,7 +16,6 @@ from mpidl.models.weights import load_weights
 from mpidl.optim import RunState
 from mpidl.security.section import site_security
 from mpidl.sync import AsynchronousStrategy, StepScalars, SynchronousStrategy
-from mpidl.train.admission import readers_of
 from mpidl.train.assemble import assemble
 from mpidl.train.audited import security_observers
 from mpidl.train.evaluate import EpochAverage, evaluate, step_metrics
@@ -168,7 +167,7 @@ class Trainer:
             self.context.size,
             sampler.seen(self._total),
             sampler.seen(first),
-            (*readers_of(self.parts.reader), *([self.parts.test] if self.parts.test else [])),
+            self.parts.readers,
             self.saver.saved,
         )
         try:

@@ -126,3 +126,35 @@ def test_commands_obey_the_site(secured: Path, capsys: pytest.CaptureFixture[str
         ("predict.failed", "denied"),
     ]:
         assert wanted in kinds
+
+
+def test_reproduce(run_folder: Path) -> None:
+    """Equal bits on other rank counts, also after a resume; what differs is said."""
+    write_key(run_folder / "ada.pem", new_ec())
+    key, trusted = str(run_folder / "ada.pem"), ["--trusted", str(run_folder / "ada.pub")]
+    half = ["--set", "train.max_steps=10"]
+    assert mpidl(2, "train", str(run_folder / "run.toml"), *half).status == 0
+    longer = ["--resume", "--set", "train.max_steps=25"]
+    assert mpidl(1, "train", str(run_folder / "run.toml"), *longer).status == 0
+    assert main(["bundle", str(run_folder / "run"), "--identity", key]) == 0
+    bundle = run_folder / "run" / "provenance.json"
+    common = ["reproduce", str(bundle), "--json", *trusted, "--output"]
+    for ranks in (1, 2, 4):
+        again = mpidl(ranks, *common, str(run_folder / f"again{ranks}"))
+        assert again.status == 0, again.err
+        found = again.result
+        assert found["equal"] and found["differ"] == []
+        assert ("ranks: 1, now 2" in found["changes"]) == (ranks == 2)
+    shutil.copytree(run_folder / "train", run_folder / "other")
+    manifest = run_folder / "other" / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    moved = ["--set", f"data.train={run_folder}/other"]
+    again = mpidl(1, *common, str(run_folder / "moved"), *moved, "--set", "train.seed=3")
+    assert again.status == 1 and not again.result["equal"]
+    assert f"the data: {run_folder}/train" in again.result["changes"]
+    assert len(again.result["differ"]) == 8
+    content = bytearray(bundle.read_bytes())
+    content[len(content) // 2] ^= 1
+    bundle.write_bytes(content)
+    forged = mpidl(2, *common, str(run_folder / "forged"))
+    assert forged.status == 1 and not (run_folder / "forged").exists()
