@@ -17,7 +17,9 @@ HELP = "a signed statement of how a model came to be"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
     parser.add_argument(
-        "run", type=Path, help="the output folder of a run (its newest checkpoint), or a checkpoint"
+        "model",
+        type=Path,
+        help="the output folder of a run (its newest checkpoint), or a checkpoint",
     )
     parser.add_argument(
         "--identity",
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.train.provenance import describe, seal
 
     signer = choose_signer(args.identity)
-    path, out = args.run, args.out
+    path, out = args.model, args.out
     if path.is_dir():
         found = list_checkpoints(path / "checkpoints")
         if not found:
