@@ -14,6 +14,7 @@ from mpidl.cli.arguments import add_backend, add_checkpoint
 
 if TYPE_CHECKING:
     from mpidl.comm.context import Context
+    from mpidl.inference.predict import Predictor
     from mpidl.security.journal import Task
     from mpidl.task import Evaluation
 
@@ -68,7 +69,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _quantize(args: argparse.Namespace, context: Context, task: Task) -> dict[str, Any]:
-    from mpidl.errors import ConfigError
     from mpidl.inference.predict import Predictor
     from mpidl.inference.quantize import Recipe, measure, quantize, score
     from mpidl.train.audited import sign_written
@@ -77,20 +77,7 @@ def _quantize(args: argparse.Namespace, context: Context, task: Task) -> dict[st
     before = Predictor(args.checkpoint, context, backend=args.backend)
     source = Predictor(args.checkpoint, context, backend="numpy")
     task.add_file("model.loaded", before.path)
-    with context.fail_together("choosing the data"):
-        folder = args.data or before.config.data.test
-        if source.meta.quantized is not None:
-            raise ConfigError(
-                "is quantized already",
-                where=str(args.checkpoint),
-                remedy="name the run that it was made from",
-            )
-        if folder is None:
-            raise ConfigError(
-                "the run has no test data",
-                where=str(args.checkpoint),
-                remedy="name a data set with --data",
-            )
+    folder = _choose_data(args, source, context)
     recipe = Recipe(args.mode, args.storage, args.fold, args.prune)
     about = quantize(source, recipe, args.out, context)
     context.on_root(lambda: sign_written(args.out), f"signing {args.out}")
@@ -110,6 +97,27 @@ def _quantize(args: argparse.Namespace, context: Context, task: Task) -> dict[st
     if context.is_root and not args.json:
         _print(args.out, found, speeds, sizes)
     return result
+
+
+def _choose_data(args: argparse.Namespace, source: Predictor, context: Context) -> str:
+    """The data that models are compared on. Collective."""
+    from mpidl.errors import ConfigError
+
+    with context.fail_together("choosing the data"):
+        folder = args.data or source.config.data.test
+        if source.meta.quantized is not None:
+            raise ConfigError(
+                "is quantized already",
+                where=str(args.checkpoint),
+                remedy="name the run that it was made from",
+            )
+        if folder is None:
+            raise ConfigError(
+                "the run has no test data",
+                where=str(args.checkpoint),
+                remedy="name a data set with --data",
+            )
+    return str(folder)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,28 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train again and compare. Collective."""
-    import msgspec
-
-    from mpidl.cli.verify import load_trusted
     from mpidl.comm.context import init
     from mpidl.train import checkpoint as ckpt
-    from mpidl.train.provenance import Provenance, digests, open_bundle
+    from mpidl.train.provenance import digests
     from mpidl.train.trainer import Trainer
 
     context = init()
-
-    def read() -> tuple[bytes, str]:
-        found, signatory = open_bundle(args.bundle, load_trusted(args.trusted))
-        return msgspec.json.encode(found), signatory.name
-
-    encoded, name = context.on_root(read, f"reading {args.bundle}")
-    provenance = msgspec.json.decode(encoded, type=Provenance)
 
     def say(text: str) -> None:
         if context.is_root:
             print(text, file=sys.stderr, flush=True)
 
-    say(f"step {provenance.chosen.step} of {provenance.subject[0].name}, signed by {name}")
+    provenance = _read(args, context, say)
     with context.fail_together("reading the configuration"):
         config = _configuration(provenance, args)
     trainer = Trainer(config, context, say=say)
@@ -74,22 +65,39 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     trainer.prepare(overwrite=args.overwrite)
     result = trainer.run()
     trainer.close()
-    now = context.on_root(
-        lambda: digests(ckpt.read(Path(str(result.checkpoint)))), "reading the new checkpoint"
-    )
+    new = Path(str(result.checkpoint))
+    now = context.on_root(lambda: digests(ckpt.read(new)), f"reading {new}")
     then = provenance.arrays
     wrong = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
     if result.stopped:
         say("stopped by a signal before the end: nothing can be compared")
-    elif not args.json:
-        _print(context, wrong, len(then), changes)
+    elif context.is_root and not args.json:
+        _print(wrong, len(then), changes)
+    equal = not wrong and not result.stopped
     return {
-        "equal": not wrong and not result.stopped,
+        "equal": equal,
         "differ": wrong,
         "changes": changes,
-        "checkpoint": result.checkpoint,
-        "status": 1 if wrong or result.stopped else 0,
+        "checkpoint": str(new),
+        "status": 0 if equal else 1,
     }
+
+
+def _read(args: argparse.Namespace, context: Context, say: Callable[[str], None]) -> Provenance:
+    """The provenance in the bundle, verified on rank 0. Collective."""
+    import msgspec
+
+    from mpidl.cli.verify import load_trusted
+    from mpidl.train.provenance import Provenance, open_bundle
+
+    def read() -> tuple[bytes, str]:
+        found, signatory = open_bundle(args.bundle, load_trusted(args.trusted))
+        return msgspec.json.encode(found), signatory.name
+
+    encoded, name = context.on_root(read, f"reading {args.bundle}")
+    found = msgspec.json.decode(encoded, type=Provenance)
+    say(f"step {found.chosen.step} of {found.subject[0].name}, signed by {name}")
+    return found
 
 
 def _configuration(provenance: Provenance, args: argparse.Namespace) -> Config:
@@ -112,9 +120,7 @@ def _changes(provenance: Provenance, now: Any) -> list[str]:
     return several + jobs[-1].differences(now)
 
 
-def _print(context: Context, wrong: list[str], count: int, changes: list[str]) -> None:
-    if not context.is_root:
-        return
+def _print(wrong: list[str], count: int, changes: list[str]) -> None:
     if not wrong:
         print(f"equal: all bits of {count} parameters and states")
         return

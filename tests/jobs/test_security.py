@@ -111,7 +111,9 @@ def test_commands_obey_the_site(secured: Path, capsys: pytest.CaptureFixture[str
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    denied = mpidl(1, "predict", str(newest), f"{secured}/train", "--out", f"{secured}/p.h5", **site)
+    denied = mpidl(
+        1, "predict", str(newest), f"{secured}/train", "--out", f"{secured}/p.h5", **site
+    )
     assert denied.status == 1 and "has changed since it was signed" in denied.err
     capsys.readouterr()
     assert main([*audit(secured, "verify"), "--trusted", str(secured / "ada.pub")]) == 0
@@ -139,12 +141,12 @@ def test_reproduce(run_folder: Path) -> None:
     assert main(["bundle", str(run_folder / "run"), "--identity", key]) == 0
     bundle = run_folder / "run" / "provenance.json"
     common = ["reproduce", str(bundle), "--json", *trusted, "--output"]
-    for ranks in (1, 2, 4):
+    for ranks in (2, 4):
         again = mpidl(ranks, *common, str(run_folder / f"again{ranks}"))
         assert again.status == 0, again.err
         found = again.result
         assert found["equal"] and found["differ"] == []
-        assert ("ranks: 1, now 2" in found["changes"]) == (ranks == 2)
+        assert f"ranks: 1, now {ranks}" in found["changes"]
     shutil.copytree(run_folder / "train", run_folder / "other")
     manifest = run_folder / "other" / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
