@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tritonclient.http as http_client
+from tritonclient.utils import InferenceServerException
 
 from mpidl.cli.main import main
 from mpidl.train import checkpoint as ckpt
 from tests.jobs.helpers import Job, mpidl
+from tests.jobs.test_serve import Serving
 from tests.security.authority import new_ec, write_key
 
 
@@ -160,3 +165,40 @@ def test_reproduce(run_folder: Path) -> None:
     bundle.write_bytes(content)
     forged = mpidl(2, *common, str(run_folder / "forged"))
     assert forged.status == 1 and not (run_folder / "forged").exists()
+
+
+def test_served_answers_are_counted(
+    secured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign(secured, "train", "test")
+    assert train(secured, 1, "--set", "train.max_steps=5").status == 0
+    newest = ckpt.list_checkpoints(secured / "run" / "checkpoints")[0]
+    (secured / "models.toml").write_text('[models.cnn]\npath = "run"\n')
+    monkeypatch.setenv("MPIDL_SECURITY", str(secured / "site.toml"))
+    server = Serving(secured / "models.toml", ranks=1)
+    client = http_client.InferenceServerClient(server.http)
+    image = http_client.InferInput("image", [1, 10, 10], "FP32")
+    image.set_data_from_numpy(np.zeros((1, 10, 10), np.float32))
+    for _ in range(3):
+        client.infer("cnn", [image])
+    for path in (newest, secured / "run" / "checkpoints" / "best.h5"):
+        path.with_name(path.name + ".sig").unlink(missing_ok=True)
+    newest.touch()
+    with pytest.raises(InferenceServerException, match="is not signed"):
+        client.load_model("cnn")
+    client.infer("cnn", [image])
+    client.close()
+    assert server.stop().status == 75
+    capsys.readouterr()
+    assert main(audit(secured, "show")) == 0
+    records = json.loads(capsys.readouterr().out)["records"]
+    found = [(record["action"], record["decision"]) for record in records]
+    assert found[-6:-1] == [
+        ("serve.started", "done"),
+        ("model.loaded", "done"),
+        ("model.refused", "denied"),
+        ("serve.answered", "done"),
+        ("serve.finished", "done"),
+    ]
+    assert records[-3]["details"] == {"version": "1", "answers": 4, "refused": 0}
+    assert records[-5]["digest"] == hashlib.sha256(newest.read_bytes()).hexdigest()
