@@ -35,12 +35,14 @@ class Request:
         max_tokens: Tokens to be written, at most; fewer where the context of the model ends.
         sampling: How they are chosen.
         stop: Tokens that end the text, which are not part of it.
+        written: Tokens that were written before, by another engine: they count as if this one had.
     """
 
     prompt: Sequence[int]
     max_tokens: int = 100
     sampling: Sampling = field(default_factory=Sampling)
     stop: frozenset[int] = frozenset()
+    written: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -126,16 +128,17 @@ class Engine:
             ConfigError: It can never be served.
         """
         prompt = [int(token) for token in request.prompt]
-        check_tokens(prompt, self.vocabulary)
-        if not prompt or len(prompt) >= self.length + 1 or request.max_tokens < 1:
+        tokens = [*prompt, *(int(token) for token in request.written)]
+        check_tokens(tokens, self.vocabulary)
+        if not prompt or len(tokens) > self.length or request.max_tokens <= len(request.written):
             raise ConfigError(
-                f"a prompt of {len(prompt)} token(s) and {request.max_tokens} to be written",
+                f"a prompt of {len(tokens)} token(s) and {request.max_tokens} to be written",
                 where="prompt",
                 remedy=f"give 1 to {self.length} tokens, the context of the model, and let at "
                 "least one be written",
             )
         number = next(self._numbers)
-        self._waiting.append(_Sequence(number, request, prompt))
+        self._waiting.append(_Sequence(number, request, tokens))
         return number
 
     def cancel(self, number: int) -> None:

@@ -45,6 +45,8 @@ def describe_config(version: Version) -> dict[str, Any]:
         "specific": {"specific": {"versions": list(settings.specific)}},
     }
     parameters = {"task": about.task, "checkpoint": about.file, "weight": f"{settings.weight:g}"}
+    if version.coder is not None:
+        parameters["generate"] = "true"
     return {
         "name": version.model,
         "platform": PLATFORM,

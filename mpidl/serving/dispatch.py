@@ -37,6 +37,38 @@ class ModelLane(Lane):
     outputs: Sequence[TensorSpec] = ()
     stats: Statistics | None = None
 
+    def pack(self, number: int, batch: Sequence[Pending]) -> Buffer:
+        """The message with a batch.
+
+        Args:
+            number: Of the message.
+            batch: Its requests.
+        """
+        columns = list(zip(*(request.inputs for request in batch), strict=True))
+        return pack_batch(self.handle, number, columns)
+
+    def unpack(self, head: Head, body: Buffer, batch: Sequence[Pending]) -> list[Any]:
+        """What each request of a batch gets.
+
+        Args:
+            head: Of the answer.
+            body: Of the answer.
+            batch: Its requests.
+
+        Raises:
+            MpidlError: The answer is not what a rank sends.
+        """
+        rows = sum(request.rows for request in batch)
+        outputs: list[NDArray[Any]] = split(body, self.outputs, rows)
+        if self.stats is not None:
+            waited = [request.started - request.queued for request in batch]
+            self.stats.add_batch(rows, waited, (head.input, head.infer, head.output))
+        ends = itertools.accumulate(request.rows for request in batch)
+        return [
+            [array[end - request.rows : end] for array in outputs]
+            for request, end in zip(batch, ends, strict=True)
+        ]
+
 
 @dataclass(eq=False)
 class _Flight:
@@ -69,6 +101,7 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
         self.on_idle: list[Callable[[], None]] = []
+        self.on_lost: list[Callable[[], None]] = []
         link.start(
             lambda rank, message: self._in_loop(self._take, rank, message),
             lambda rank: self._in_loop(self.lose, rank),
@@ -89,7 +122,7 @@ class Dispatcher:
             Unavailable: The queue is full, or no rank has the model.
         """
         if not any(worker.alive for worker in lane.workers):
-            raise Unavailable("all ranks that held the model are lost", remedy="load it again")
+            raise Unavailable("all ranks that held the model are lost", remedy="try again later")
         self.scheduler.wake(lane)
         lane.batcher.queue.push(request, time.monotonic_ns())
         self.pump_soon()
@@ -99,7 +132,7 @@ class Dispatcher:
         lane.batcher.queue.remove(request)
         if lane.stats is not None:
             lane.stats.cancel += 1
-        self._tell_idle()
+        self.tell_idle()
 
     def pump_soon(self) -> None:
         """Look for batches at the end of this turn of the loop: what has come is in them."""
@@ -122,12 +155,10 @@ class Dispatcher:
         self, lane: ModelLane, worker: Worker, batch: Sequence[Pending], now: int
     ) -> None:
         number = next(self._numbers)
-        columns = list(zip(*(request.inputs for request in batch), strict=True))
-        message = pack_batch(lane.handle, number, columns)
         for request in batch:
             request.started = now
         lane.flying += 1
-        self._launch(number, _Flight(worker, lane, batch), message)
+        self._launch(number, _Flight(worker, lane, batch), lane.pack(number, batch))
 
     def _launch(self, number: int, flight: _Flight, message: Buffer) -> None:
         if not flight.worker.flying:
@@ -201,27 +232,21 @@ class Dispatcher:
         lane = flight.lane
         assert lane is not None
         lane.flying -= 1
-        outputs: list[NDArray[Any]] = []
-        rows = sum(request.rows for request in flight.batch)
+        results: list[Any] = []
         if error is None:
             try:
-                outputs = split(body, lane.outputs, rows)
+                results = lane.unpack(head, body, flight.batch)
             except MpidlError as broken:
                 error = ServingError(broken.what)
-        if error is None:
-            times = (head.input, head.infer, head.output)
-            self.scheduler.learn(lane, rows, sum(times))
-            if lane.stats is not None:
-                waited = [request.started - request.queued for request in flight.batch]
-                lane.stats.add_batch(rows, waited, times)
-        place = 0
-        for request in flight.batch:
-            own = slice(place, place + request.rows)
-            request.finish(error or [array[own] for array in outputs])
-            place += request.rows
-        self._tell_idle()
+            else:
+                rows = sum(request.rows for request in flight.batch)
+                self.scheduler.learn(lane, rows, head.input + head.infer + head.output)
+        for index, request in enumerate(flight.batch):
+            request.finish(error or results[index])
+        self.tell_idle()
 
-    def _tell_idle(self) -> None:
+    def tell_idle(self) -> None:
+        """Some requests are there no more."""
         for function in list(self.on_idle):
             function()
 
@@ -240,7 +265,9 @@ class Dispatcher:
         for lane in self.scheduler.lanes:
             if not any(other.alive for other in lane.workers):
                 lane.batcher.queue.clear(Unavailable("all ranks that held the model are lost"))
-        self._tell_idle()
+        for function in self.on_lost:
+            function()
+        self.tell_idle()
         self.pump_soon()
 
     def _return(self, flight: _Flight) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,11 +16,15 @@ from mpidl.serving.json_body import format_response, parse
 from mpidl.serving.metrics import format_metrics
 from mpidl.serving.page import HEADERS, read_file
 from mpidl.serving.server import Server
+from mpidl.serving.text_body import collect, format_events, format_piece, parse_text
+from mpidl.serving.write import write
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 JSON, TEXT = b"application/json", b"text/plain; version=0.0.4; charset=utf-8"
+EVENTS = b"text/event-stream; charset=utf-8"
 HEADER_LENGTH = b"inference-header-content-length"
+T = TypeVar("T")
 CODINGS = {b"gzip": 31, b"deflate": 15}  # window bits for zlib
 
 
@@ -36,6 +41,7 @@ class Answer(msgspec.Struct):
         kind: Content-Type.
         json_size: Bytes of JSON in the body, if others follow.
         headers: Further ones.
+        events: Further parts of the body, as they come.
     """
 
     body: bytes = b""
@@ -43,6 +49,7 @@ class Answer(msgspec.Struct):
     kind: bytes = JSON
     json_size: int | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    events: AsyncGenerator[bytes, None] | None = None
 
 
 def _json(value: Any) -> Answer:
@@ -66,8 +73,12 @@ class Application:
         held = _Held(self.server)
         try:
             answer = await self._answer(scope, receive, held)
-            async with asyncio.timeout(self.server.settings.body_timeout):
-                await _send(send, answer)
+            limit = self.server.settings.body_timeout
+            if answer.events is None:
+                async with asyncio.timeout(limit):
+                    await _send(send, answer)
+            else:
+                await until_gone(receive, _send_events(send, answer, limit))
         except (ClientGone, TimeoutError):
             return
         finally:
@@ -99,6 +110,17 @@ class Application:
                 return await self._infer(name, "", scope, receive, held)
             case ["v2", "models", name, "versions", version, "infer"]:
                 return await self._infer(name, version, scope, receive, held)
+            case ["v2", "models", name, ("generate" | "generate_stream") as what]:
+                return await self._write(name, "", what, scope, receive, held)
+            case [
+                "v2",
+                "models",
+                name,
+                "versions",
+                version,
+                ("generate" | "generate_stream") as what,
+            ]:
+                return await self._write(name, version, what, scope, receive, held)
             case ["v2", "repository", "index"]:
                 body = await held.read(scope, receive)
                 ready = _options(body).get("ready") is True
@@ -150,18 +172,52 @@ class Application:
         self.server.repository.find(name, version)  # before anything is read
         body = await held.read(scope, receive)
         request, form = parse(body, _header_size(scope), name, version)
-        work = asyncio.ensure_future(self.server.infer(request))
-        gone = asyncio.ensure_future(receive())  # comes when the client goes away
-        try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientGone
-            text, json_size = format_response(work.result(), form)
-        finally:
-            work.cancel()
-            gone.cancel()
+        response = await until_gone(receive, self.server.infer(request))
+        text, json_size = format_response(response, form)
         kind = JSON if json_size is None else b"application/octet-stream"
         return Answer(text, kind=kind, json_size=json_size)
+
+    async def _write(
+        self,
+        name: str,
+        version: str,
+        what: str,
+        scope: dict[str, Any],
+        receive: Receive,
+        held: _Held,
+    ) -> Answer:
+        """A text: whole, or part by part where `what` is "generate_stream"."""
+        self.server.repository.find(name, version)  # before anything is read
+        request = parse_text(await held.read(scope, receive), name, version)
+        pieces = write(self.server, request)
+        if what == "generate":
+            whole = await until_gone(receive, collect(pieces))
+            return Answer(format_piece(whole))
+        # what is wrong with the request is known before the first part
+        first = await until_gone(receive, anext(pieces))
+        return Answer(kind=EVENTS, events=format_events(first, pieces))
+
+
+async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of some work, which ends when the client goes away.
+
+    Args:
+        receive: Of ASGI; the body has been read.
+        work: What to do.
+
+    Raises:
+        ClientGone: The client has gone.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        gone.cancel()
+        if task.cancel():
+            await asyncio.wait((task,))  # it tidies up
 
 
 class _Held:
@@ -260,6 +316,26 @@ def _page(path: str) -> Answer:
         raise NotFound(f"there is no GET {path[:200]}")
     content, kind = found
     return Answer(content, kind=kind, headers=HEADERS)
+
+
+async def _send_events(send: Send, answer: Answer, limit: float) -> None:
+    """Send a body that comes in parts.
+
+    Args:
+        send: Of ASGI.
+        answer: It.
+        limit: Seconds in which the client must have taken a part.
+    """
+    assert answer.events is not None
+    headers = [(b"content-type", answer.kind), (b"cache-control", b"no-cache")]
+    start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+    async with aclosing(answer.events) as events, asyncio.timeout(limit) as time_left:
+        await send(start)
+        async for part in events:
+            time_left.reschedule(asyncio.get_running_loop().time() + limit)
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            time_left.reschedule(None)
+        await send({"type": "http.response.body", "body": b""})
 
 
 async def _send(send: Send, answer: Answer) -> None:

@@ -29,6 +29,7 @@ class Kind(IntEnum):
     STOP = 4  # to a rank: end
     DONE = 5  # from a rank: outputs of a batch, or a `Loaded` as JSON
     FAILED = 6  # from a rank: a message for people
+    STEP = 7  # to a rank: go on with texts, `Step` as JSON; the answer is a `Stepped`
 
 
 class Head(NamedTuple):
@@ -62,6 +63,7 @@ class Load(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...]
     max_batch_size: int
     backend: str
+    cache_tokens: int = 0
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -76,6 +78,7 @@ class Loaded(msgspec.Struct, frozen=True):
         vocabulary: Number of tokens that an input may name; 0: inputs are values.
         class_names: Of classes that were words in the source.
         bytes: Of its parameters.
+        context: Tokens of the longest text that it writes; 0: it writes none.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -86,6 +89,52 @@ class Loaded(msgspec.Struct, frozen=True):
     vocabulary: int
     class_names: tuple[str, ...]
     bytes: int
+    context: int = 0
+
+
+class Start(msgspec.Struct, frozen=True):
+    """A text to go on with.
+
+    Attributes:
+        text: Its number.
+        prompt: Tokens.
+        written: Tokens that another rank has written, before it was lost.
+        max_tokens: See `mpidl.generation.Request`.
+        temperature: See `mpidl.generation.Sampling`, also for what follows.
+        top_k: How many tokens may be drawn.
+        top_p: Their probability.
+        seed: Of the draws.
+    """
+
+    text: int
+    prompt: tuple[int, ...]
+    written: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+
+class Step(msgspec.Struct, frozen=True):
+    """Texts that join and leave before a rank goes on with all that it has."""
+
+    start: tuple[Start, ...] = ()
+    cancel: tuple[int, ...] = ()
+
+
+class Stepped(msgspec.Struct, frozen=True):
+    """What a rank has written.
+
+    Attributes:
+        written: Number of a text and its new tokens.
+        ended: Number of a text and why it ends.
+        passes: Of the model.
+    """
+
+    written: tuple[tuple[int, tuple[int, ...]], ...]
+    ended: tuple[tuple[int, str], ...]
+    passes: int
 
 
 def pack(head: Head, arrays: Sequence[NDArray[Any]] = ()) -> Buffer:

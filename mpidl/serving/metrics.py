@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mpidl.serving.repository import Version
 from mpidl.serving.server import Server
 from mpidl.serving.stats import PARTS, Statistics
 
@@ -63,17 +64,32 @@ def _models(server: Server) -> Iterator[str]:
     measured = [(labels, f"{v.lane.row_time * 1e-9:.9f}") for labels, v in found]
     text = "Seconds of computing one sample, lately"
     yield _metric("mpidl_sample_seconds", "gauge", text, measured)
+    yield from _own(found)
+
+
+def _own(found: list[tuple[dict[str, str], Version]]) -> Iterator[str]:
+    """What Triton does not have."""
     cancelled = [(labels, version.stats.cancel) for labels, version in found]
     text = "Number of requests whose client went away"
     yield _metric("mpidl_requests_cancelled", "counter", text, cancelled)
+    tokens = [(labels, v.stats.tokens) for labels, v in found if v.generation]
+    yield _metric("mpidl_tokens_generated", "counter", "Tokens of texts", tokens)
+    texts = [(labels, v.generation.count) for labels, v in found if v.generation]
+    yield _metric("mpidl_texts", "gauge", "Texts that are being written", texts)
 
 
 def _latencies(server: Server) -> Iterator[str]:
+    versions = server.repository.versions()
+    labels = [f'model="{v.model}",version="{v.number}"' for v in versions]
     name, text = "mpidl_request_duration_seconds", "Time of answered inference requests"
     yield _metric(name, "histogram", text, [])
-    for version in server.repository.versions():
-        labels = f'model="{version.model}",version="{version.number}"'
-        yield from version.stats.latency.lines(name, labels)
+    for version, own in zip(versions, labels, strict=True):
+        yield from version.stats.latency.lines(name, own)
+    name, text = "mpidl_first_token_seconds", "Time to the first token of a text"
+    yield _metric(name, "histogram", text, [])
+    for version, own in zip(versions, labels, strict=True):
+        if version.generation:
+            yield from version.stats.first_token.lines(name, own)
 
 
 def _server(server: Server) -> Iterator[str]:

@@ -19,6 +19,7 @@ from mpidl.inference.predict import Predictor
 from mpidl.nn.layers.embedding import Embedding
 from mpidl.serving.messages import Load, Loaded
 from mpidl.serving.tensors import NAMES, TensorSpec
+from mpidl.serving.texts import open_texts
 
 
 def alone(context: Context) -> Context:
@@ -38,6 +39,7 @@ class Served:
 
     Attributes:
         about: Its inputs and outputs.
+        texts: What it writes, if it is a model of texts.
 
     Raises:
         MpidlError: The run cannot be opened, or has no such outputs.
@@ -56,6 +58,7 @@ class Served:
         zeros = {spec.name: np.zeros((1, *spec.shape), spec.dtype) for spec in inputs}
         columns = self._columns(zeros)
         values = predictor.model.parameters.values
+        self.texts = open_texts(predictor, load.cache_tokens)
         vocabulary = next((layer.rows for layer in walk if isinstance(layer, Embedding)), 0)
         self.about = Loaded(
             inputs,
@@ -69,6 +72,7 @@ class Served:
             vocabulary,
             tuple(predictor.spec.target.class_names or ()),
             int(values.nbytes),
+            0 if self.texts is None else self.texts.context,
         )
         self._columns(  # memory of the largest batch is there before the first request
             {n: np.zeros((load.max_batch_size, *a.shape[1:]), a.dtype) for n, a in zeros.items()}

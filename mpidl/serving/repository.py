@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mpidl.errors import MpidlError, wrap
+from mpidl.errors import MpidlError, notice, wrap
+from mpidl.generation.text import BYTES, Coder
 from mpidl.inference.predict import find_checkpoint
 from mpidl.security.journal import Task
 from mpidl.serving.batcher import Batcher, Worker
 from mpidl.serving.dispatch import Dispatcher, ModelLane
 from mpidl.serving.errors import NotFound, ServingError, Unavailable
+from mpidl.serving.generation import Generation
 from mpidl.serving.messages import Head, Kind, Load, Loaded, pack, pack_object, unpack_object
 from mpidl.serving.settings import VERSION, ModelSettings, Settings
 from mpidl.serving.stats import Statistics
@@ -31,8 +33,11 @@ class Version:
         number: Its number, as clients write it.
         settings: Of the model.
         identity: Of the files that it was loaded from.
+        load: How a rank opens it.
         about: Its inputs and outputs.
         lane: Its way to the ranks.
+        generation: Its texts; None: it writes none.
+        coder: Between texts and tokens; None: the model has no texts, or its tokens are unknown.
         stats: What it has done.
         users: Requests that wait or are computed.
     """
@@ -41,8 +46,11 @@ class Version:
     number: str
     settings: ModelSettings
     identity: tuple[Any, ...]
+    load: Load
     about: Loaded
     lane: ModelLane
+    generation: Generation | None = None
+    coder: Coder | None = None
     stats: Statistics = field(default_factory=Statistics)
     users: int = 0
 
@@ -108,7 +116,8 @@ class Repository:
         self._reasons: dict[str, tuple[str, str]] = {}  # name -> state, reason
         self._handles = itertools.count(1)
         self._lock = asyncio.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
+        dispatcher.on_lost.append(self._on_lost)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # --- finding ---
     def find(self, name: str, version: str = "") -> Version:
@@ -212,31 +221,48 @@ class Repository:
     ) -> Version:
         """Open a version on its ranks, one after the other: the others go on meanwhile."""
         handle = next(self._handles)
-        load = Load(identity[0], settings.outputs, settings.max_batch_size, self._backend)
+        outputs, size = settings.outputs, settings.max_batch_size
+        load = Load(identity[0], outputs, size, self._backend, settings.cache_tokens)
         workers = self._choose(settings.instances)
-        about: Loaded | None = None
-        for worker in workers:
-            body = await self._dispatcher.call(
-                worker, lambda number: pack_object(Head(Kind.LOAD, handle, number), load)
-            )
-            found = unpack_object(body, Loaded)
-            if about is not None and found != about:
+        about = await self._open_on(workers[0], handle, load)
+        for worker in workers[1:]:
+            if await self._open_on(worker, handle, load) != about:
                 raise Unavailable(f"the files of {name!r} changed while they were loaded")
-            about = found
-        assert about is not None
         await asyncio.to_thread(
             self._audit.add_file, "model.loaded", load.path, model=name, version=number
         )
-        stats = Statistics()
+        stats, dispatcher = Statistics(), self._dispatcher
+        coder = await asyncio.to_thread(self._open_coder, name, settings, about)
         lane = ModelLane(handle, Batcher(settings), workers, outputs=about.outputs, stats=stats)
-        self._dispatcher.scheduler.add(lane)
-        return Version(name, number, settings, identity, about, lane, stats)
+        dispatcher.scheduler.add(lane)
+        version = Version(name, number, settings, identity, load, about, lane, None, coder, stats)
+        if about.context:
+            version.generation = Generation(dispatcher, handle, settings, stats)
+            for worker in workers:
+                version.generation.add(worker)
+        return version
+
+    async def _open_on(self, worker: Worker, handle: int, load: Load) -> Loaded:
+        """Let a rank open a version."""
+        body = await self._dispatcher.call(
+            worker, lambda number: pack_object(Head(Kind.LOAD, handle, number), load)
+        )
+        return unpack_object(body, Loaded)
+
+    def _open_coder(self, name: str, settings: ModelSettings, about: Loaded) -> Coder | None:
+        if not about.context:
+            if settings.tokenizer:
+                raise Unavailable(f"{name!r} has a tokenizer, but writes no texts")
+            return None
+        tokenizer = Path(self.settings.folder) / settings.tokenizer if settings.tokenizer else None
+        if tokenizer is None and about.vocabulary != BYTES:
+            return None  # tokens go in and out, texts cannot
+        return Coder(about.vocabulary, tokenizer, setting=f"models.{name}.tokenizer")
 
     def tell_counts(self) -> None:
         """Tell the audit log how much was answered since it was told last."""
-        for versions in self._models.values():
-            for version in versions.values():
-                self._tell(version)
+        for version in self.versions():
+            self._tell(version)
 
     def _tell(self, version: Version) -> None:
         stats = version.stats
@@ -254,13 +280,42 @@ class Repository:
 
     def _choose(self, instances: int) -> list[Worker]:
         """The ranks for a new version: those with fewest models."""
-        alive = [worker for worker in self._dispatcher.workers if worker.alive]
+        alive = self._by_load()
         if not alive:
             raise Unavailable("all ranks are lost", remedy="start the server again")
+        return alive[: instances or None]
+
+    def _by_load(self) -> list[Worker]:
+        """The ranks that are there, those with fewest models first."""
+        alive = [worker for worker in self._dispatcher.workers if worker.alive]
         lanes = self._dispatcher.scheduler.lanes
         held = {worker.rank: sum(worker in lane.workers for lane in lanes) for worker in alive}
-        alive.sort(key=lambda worker: held[worker.rank])
-        return alive[: instances or None]
+        return sorted(alive, key=lambda worker: held[worker.rank])
+
+    # --- lost ranks ---
+    def _on_lost(self) -> None:
+        """A rank is lost: open its models on ranks that do not have them."""
+        self._background(self._refill())
+
+    async def _refill(self) -> None:
+        async with self._lock:
+            for version in self.versions():
+                try:
+                    await self._refill_version(version)
+                except (MpidlError, OSError) as error:
+                    notice(f"{version.model!r} cannot be opened on another rank: {error}", "error")
+
+    async def _refill_version(self, version: Version) -> None:
+        lane = version.lane
+        while sum(worker.alive for worker in lane.workers) < version.settings.instances:
+            others = [worker for worker in self._by_load() if worker not in lane.workers]
+            if not others:
+                return
+            if await self._open_on(others[0], lane.handle, version.load) != version.about:
+                raise Unavailable("its files have changed", remedy="load it again")
+            lane.workers.append(others[0])
+            if version.generation is not None:
+                version.generation.add(others[0])
 
     # --- unloading ---
     async def unload(self, name: str) -> None:
@@ -277,9 +332,12 @@ class Repository:
                 self._retire(version)
 
     def _retire(self, version: Version) -> None:
-        task = asyncio.create_task(self._drop(version))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._background(self._drop(version))
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _drop(self, version: Version) -> None:
         await self.wait_idle([version])
@@ -288,6 +346,8 @@ class Repository:
         self._told.pop(version, None)
         self._audit.add("model.unloaded", object=version.model, version=version.number)
         self._dispatcher.scheduler.remove(lane)
+        if version.generation is not None:
+            version.generation.close()
         for worker in lane.workers:
             if worker.alive:
                 try:

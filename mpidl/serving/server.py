@@ -20,7 +20,13 @@ from mpidl.serving.queue import Pending
 from mpidl.serving.repository import Repository, Version
 from mpidl.serving.tensors import BYTES, TensorSpec
 
-EXTENSIONS = ("model_repository", "model_configuration", "statistics", "binary_tensor_data")
+EXTENSIONS = (
+    "model_repository",
+    "model_configuration",
+    "statistics",
+    "binary_tensor_data",
+    "generate",
+)
 MOST_INPUTS = 64
 
 
@@ -175,7 +181,7 @@ class Server:
             raise Unavailable("the server is stopping", remedy="ask another one")
         version = self.repository.find(request.model, request.version)
         start = time.monotonic_ns()
-        with _counted(version, start):
+        with counted(version, start):
             specs = choose_outputs(version, request.outputs)
             columns = check_inputs(version, request.inputs)
             check_queueing(request)
@@ -228,7 +234,7 @@ class Server:
 
 
 @contextmanager
-def _counted(version: Version, start: int) -> Iterator[None]:
+def counted(version: Version, start: int) -> Iterator[None]:
     """Count a request that fails."""
     try:
         yield

@@ -45,6 +45,10 @@ class ModelSettings(Section, frozen=True):
         allow_timeout_override: Whether a request may say a shorter one.
         weight: Share of the ranks where models compete for them.
         instances: Ranks that hold the model; 0: all.
+        tokenizer: Of a language model, the file that its data were sharded with; none: tokens are
+            bytes. Relative to models.toml.
+        cache_tokens: Of a language model, tokens of the texts that a rank writes at once, prompts
+            included; 0: 16 texts of full length.
     """
 
     path: str = ""
@@ -64,6 +68,8 @@ class ModelSettings(Section, frozen=True):
     allow_timeout_override: bool = True
     weight: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 1.0
     instances: Number = 0
+    tokenizer: str = ""
+    cache_tokens: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0
 
     def check(self, place: Place) -> None:
         """Refuse settings that do not fit together."""

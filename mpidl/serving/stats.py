@@ -55,6 +55,8 @@ class Statistics:
         batches: By size.
         reasons: Failed requests by code of gRPC.
         latency: Of the requests that were answered.
+        tokens: That were written.
+        first_token: Time to the first token of a text.
     """
 
     success: Duration = field(default_factory=Duration)
@@ -70,6 +72,8 @@ class Statistics:
     batches: dict[int, BatchTimes] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     latency: Histogram = field(default_factory=Histogram)
+    tokens: int = 0
+    first_token: Histogram = field(default_factory=Histogram)
 
     def add_batch(self, rows: int, waited: list[int], times: tuple[int, int, int]) -> None:
         """A batch was computed.
@@ -87,6 +91,25 @@ class Statistics:
         for total, batch, spent in zip(self.parts, own.parts, times, strict=True):
             total.add(spent * len(waited), len(waited))
             batch.add(spent)
+
+    def add_step(self, passes: int, tokens: int, nanoseconds: int) -> None:
+        """Texts have gone on.
+
+        Args:
+            passes: Of the model.
+            tokens: That were written.
+            nanoseconds: Of computing.
+        """
+        self.executions += passes
+        self.tokens += tokens
+        self.last = time.time_ns() // 1_000_000
+        self.parts[1].add(nanoseconds, 0)
+
+    def add_text(self, nanoseconds: int) -> None:
+        """A text was written."""
+        self.inferences += 1
+        self.parts[1].add(0)
+        self.add_success(nanoseconds)
 
     def add_success(self, nanoseconds: int) -> None:
         """A request was answered."""

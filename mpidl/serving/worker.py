@@ -6,12 +6,13 @@ import time
 from typing import Any
 
 from mpidl.comm.context import Context
-from mpidl.errors import wrap
+from mpidl.errors import DataError, wrap
 from mpidl.serving.messages import (
     Buffer,
     Head,
     Kind,
     Load,
+    Step,
     pack,
     pack_object,
     set_head,
@@ -45,6 +46,8 @@ class WorkerRank:
         try:
             if head.kind == Kind.BATCH:
                 return self._compute(done, body)
+            if head.kind == Kind.STEP:
+                return self._step(done, unpack_object(body, Step))
             if head.kind == Kind.LOAD:
                 self._models[head.handle] = Served(unpack_object(body, Load), self._context)
                 return pack_object(done, self._models[head.handle].about)
@@ -53,6 +56,14 @@ class WorkerRank:
         except Exception as error:
             text = str(wrap(error, "serving"))
             return pack_object(done._replace(kind=Kind.FAILED), text[:10_000])
+
+    def _step(self, done: Head, step: Step) -> Buffer:
+        start = time.perf_counter_ns()
+        texts = self._models[done.handle].texts
+        if texts is None:
+            raise DataError("the model writes no texts")
+        stepped = texts.step(step)
+        return pack_object(done._replace(infer=time.perf_counter_ns() - start), stepped)
 
     def _compute(self, done: Head, body: Any) -> Buffer:
         start = time.perf_counter_ns()

@@ -10,6 +10,7 @@ from mpidl.sync.synchronous.allreduce import AllReduce
 from mpidl.sync.synchronous.averaging import ParameterAveraging
 from mpidl.sync.synchronous.gossip import Gossip
 from mpidl.sync.synchronous.local_sgd import LocalSGD
+from mpidl.sync.synchronous.robust import Robust
 from mpidl.sync.synchronous.strategy import SynchronousStrategy
 from mpidl.sync.synchronous.zero import Zero
 from mpidl.sync.topology import Graph
@@ -20,6 +21,7 @@ STRATEGIES: Registry[type[Strategy]] = Registry(
     {
         "allreduce": "mpidl.sync.synchronous.allreduce:AllReduce",
         "zero": "mpidl.sync.synchronous.zero:Zero",
+        "robust": "mpidl.sync.synchronous.robust:Robust",
         "local_sgd": "mpidl.sync.synchronous.local_sgd:LocalSGD",
         "gossip": "mpidl.sync.synchronous.gossip:Gossip",
         "async_gossip": "mpidl.sync.asynchronous.gossip:AsyncGossip",
@@ -41,6 +43,7 @@ __all__ = [
     "OneSidedParameterServer",
     "ParameterAveraging",
     "ParameterServer",
+    "Robust",
     "RunInfo",
     "StepScalars",
     "Strategy",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from tests.jobs.browser import CHROMIUM, Browser
 from tests.jobs.helpers import mpidl
+from tests.jobs.test_serve import Serving, run_examples
 
 CONFIG = """
 [data]
@@ -86,3 +89,45 @@ def test_a_classifier_writes_no_texts(run_folder: Path) -> None:
     assert mpidl(2, "train", toml, "--set", "train.max_steps=2").status == 0
     job = mpidl(2, "generate", str(run_folder / "run"), "--prompt", "a")
     assert job.status == 1 and "writes no texts" in job.err
+
+
+def test_a_server_writes_texts(run: str, tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text(f'[models.gpt]\npath = "{run}"\n')
+    server = Serving(tmp_path / "models.toml", ranks=3)
+    try:
+        whole, streamed = run_examples(1, server, {"In the": "cde", '"seed": 1': '"seed": 7'})
+        wanted = ("--prompt", "cde", "--max-tokens", "20", "--temperature", "0.8", "--seed", "7")
+        assert (
+            "cde" + json.loads(whole)["text_output"] == mpidl(1, "generate", run, *wanted).out[:-1]
+        )
+        events = [json.loads(line[6:]) for line in streamed.splitlines() if line]
+        assert events[-1]["done"] and "".join(event["text_output"] for event in events)
+        if CHROMIUM:
+            _try_a_prompt(server, tmp_path / "profile")
+    finally:
+        job = server.stop()
+    assert job.status == 75, job.err
+
+
+def _try_a_prompt(server: Serving, profile: Path) -> None:
+    """With the form of the page."""
+    browser = Browser(profile)
+    try:
+        browser.open(f"http://{server.http}/ui/")
+        browser.wait("!!document.getElementById('prompt')")
+        assert browser.run("document.getElementById('what').textContent") == "Try a prompt"
+        browser.run("document.getElementById('prompt').value = 'fgh'")
+        browser.run("document.querySelector('input[name=temperature]').value = 0")
+        browser.run("document.querySelector('input[name=max_tokens]').value = 9")
+        browser.run("document.getElementById('send').click()")
+        details = browser.wait("document.querySelector('#outputs small')?.textContent")
+        assert browser.run("document.querySelector('#outputs pre').textContent") == "fghabcdefgha"
+        assert details.startswith("9 tokens, length, seed ")
+        browser.run("document.querySelector('input[name=max_tokens]').value = 0")
+        browser.run("document.getElementById('try').noValidate = true")
+        browser.run("document.getElementById('send').click()")
+        browser.wait("document.getElementById('took').className === 'bad'")
+        assert "max_tokens" in browser.run("document.getElementById('took').textContent")
+        assert [problem for problem in browser.problems if "400" not in problem] == []
+    finally:
+        browser.close()

@@ -189,17 +189,22 @@ def test_clients_of_asyncio(server: Serving, expected: np.ndarray) -> None:
     asyncio.run(call())
 
 
-def test_the_examples_of_the_docs(server: Serving) -> None:
-    block = re.findall(r"```sh\n(curl.*?)```", DOCS.read_text(), re.DOTALL)[0]
-    data = json.dumps(IMAGES[:1].tolist())
-    block = block.replace("localhost:8000", server.http).replace("[1, 2, 2]", "[1, 10, 10]")
-    block = block.replace("[0, 17, 255, 3]", data)
-    lines = ["curl" + part for part in block.split("\ncurl")]
-    lines[0] = lines[0].removeprefix("curl")
-    answers = [
+def run_examples(block: int, server: Serving, replaced: dict[str, str]) -> list[str]:
+    """What the calls of curl in a block of the docs print."""
+    text = re.findall(r"```sh\n(curl.*?)```", DOCS.read_text(), re.DOTALL)[block]
+    for old, new in ({"localhost:8000": server.http} | replaced).items():
+        text = text.replace(old, new)
+    lines = ["curl" + part for part in text.removeprefix("curl").split("\ncurl")]
+    return [
         subprocess.run(shlex.split(line), check=True, capture_output=True, text=True).stdout
         for line in lines
     ]
+
+
+def test_the_examples_of_the_docs(server: Serving) -> None:
+    data = json.dumps(IMAGES[:1].tolist())
+    replaced = {"[1, 2, 2]": "[1, 10, 10]", "[0, 17, 255, 3]": data}
+    answers = run_examples(0, server, replaced)
     assert answers[0] == "200\n"
     assert len(json.loads(answers[2])["outputs"]) == 2
     assert "nv_inference_request_success" in answers[4]

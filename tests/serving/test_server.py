@@ -209,6 +209,21 @@ def test_a_lost_rank_s_requests_run_on_another(tmp_path: Path) -> None:
     with_server(tmp_path, test, ranks=2, max_batch_size=1)
 
 
+def test_a_model_of_a_lost_rank_is_opened_on_another(tmp_path: Path) -> None:
+    async def test(made: Made) -> None:
+        version = made.repository.find("m")
+        for _ in range(2):
+            (worker,) = (worker for worker in version.lane.workers if worker.alive)
+            made.link.lost(worker.rank)
+            await asyncio.sleep(0.02)
+            assert (await made.infer((1, 1)))[0] == 200
+        made.link.lost(next(w.rank for w in version.lane.workers if w.alive))
+        await asyncio.sleep(0.02)
+        assert (await made.infer((1, 1)))[0] == 503 and not made.server.ready
+
+    with_server(tmp_path, test, ranks=3, instances=1)
+
+
 def test_a_request_that_ranks_die_of_is_not_tried_for_ever(tmp_path: Path) -> None:
     async def test(made: Made) -> None:
         made.link.hold = True

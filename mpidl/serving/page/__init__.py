@@ -9,6 +9,7 @@ FILES = {
     "": ("index.html", b"text/html; charset=utf-8"),
     "app.js": ("app.js", b"text/javascript; charset=utf-8"),
     "metrics.js": ("metrics.js", b"text/javascript; charset=utf-8"),
+    "texts.js": ("texts.js", b"text/javascript; charset=utf-8"),
     "style.css": ("style.css", b"text/css; charset=utf-8"),
     "icon.svg": ("icon.svg", b"image/svg+xml"),
 }

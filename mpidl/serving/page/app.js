@@ -3,6 +3,7 @@
 import {
   added, areProbabilities, bytes, parseMetrics, percentile, short, single, sum,
 } from "./metrics.js";
+import { promptFields, readEvents, readPrompt } from "./texts.js";
 
 const PERIOD = 1000, WINDOW = 10, POINTS = 120; // ms; polls; polls
 const MOST_NUMBERS = 200000, SHOWN_ROWS = 4, SHOWN_NUMBERS = 64, SHOWN_BARS = 10;
@@ -10,7 +11,7 @@ const SHARES = [0.5, 0.95, 0.99];
 const byId = (id) => document.getElementById(id);
 const history = { rate: [], latency: [[], [], []], queue: [] };
 const snapshots = [];
-let latest = null, shownFor = "";
+let latest = null, shownFor = "", writing = null;
 
 // --- elements ---
 function make(tag, properties = {}, ...children) {
@@ -96,6 +97,7 @@ async function take() {
       limits: buckets.map(({ labels }) => (labels.le === "+Inf" ? Infinity : Number(labels.le))),
       totals: buckets.map(({ value }) => value),
       waiting: mine("nv_inference_pending_request_count")[0]?.value ?? 0,
+      tokens: mine("mpidl_tokens_generated")[0]?.value ?? null,
     });
   }
   return { time: performance.now(), index, metrics, models };
@@ -104,11 +106,14 @@ async function take() {
 /** What a version did between two snapshots. */
 function compare(now, before, key) {
   const own = now.models.get(key), old = before?.models.get(key);
-  const counts = (of) => of && [of.stats.inference_count, of.stats.execution_count];
-  const [samples, batches] = old ? added(counts(own), counts(old)) : [0, 0];
+  const counts = ({ stats }) => stats.batch_stats.reduce(
+    ([samples, batches], { batch_size: size, compute_infer: { count } }) =>
+      [samples + size * count, batches + count], [0, 0]);
+  const [inBatches, batches] = old ? added(counts(own), counts(old)) : [0, 0];
+  const [samples] = old ? added([own.stats.inference_count], [old.stats.inference_count]) : [0];
   const totals = old ? added(own.totals, old.totals) : own.totals.map(() => 0);
   const seconds = before ? (now.time - before.time) / 1000 : 1;
-  return { rate: samples / seconds, batch: batches ? samples / batches : null, totals, own };
+  return { rate: samples / seconds, batch: batches ? inBatches / batches : null, totals, own };
 }
 
 const times = (limits, totals) =>
@@ -172,7 +177,11 @@ function showCharts(now, before, long) {
   chart("rate", [history.rate]);
   chart("latency", history.latency);
   chart("queue", [history.queue]);
-  byId("rate-now").textContent = `${short(rate)} samples/s`;
+  const tokens = keys.map((key) => [now.models.get(key).tokens, long?.models.get(key)?.tokens])
+    .filter(([count]) => count !== null).map(([count, old]) => added([count], [old ?? count])[0]);
+  const written = sum(tokens.map((count) => [count]))[0] / (long ? (now.time - long.time) / 1000 : 1);
+  byId("rate-now").textContent = `${short(rate)} samples/s`
+    + (tokens.length ? `, ${short(written)} tokens/s` : "");
   byId("queue-now").textContent = `${short(waiting)} waiting`;
   byId("latency-now").replaceChildren(...SHARES.flatMap((share, k) => [
     make("span", { className: `t${k}` }, `p${100 * share}`), ` ${short(found[k])} `]), "ms");
@@ -239,8 +248,13 @@ async function showForm() {
   byId("inputs").replaceChildren();
   if (!key) return;
   try {
-    const metadata = await (await ask(modelPath(...JSON.parse(key)))).json();
-    if (shownFor === key) byId("inputs").replaceChildren(...metadata.inputs.map(field));
+    const path = modelPath(...JSON.parse(key));
+    const [metadata, config] = await Promise.all([ask(path), ask(`${path}/config`)]
+      .map(async (answer) => (await answer).json()));
+    if (shownFor !== key) return;
+    const texts = "generate" in config.parameters;
+    byId("what").textContent = texts ? "Try a prompt" : "Try a sample";
+    byId("inputs").replaceChildren(...(texts ? [promptFields(make)] : metadata.inputs.map(field)));
   } catch (error) {
     byId("took").textContent = error.message;
     shownFor = ""; // asks again
@@ -312,19 +326,54 @@ function showOutput({ name, datatype, shape, data }) {
   return make("div", { className: "output" }, ...parts);
 }
 
+async function sendSample(path) {
+  const inputs = [...document.querySelectorAll("#inputs textarea")].map(readField);
+  const answer = await ask(`${path}/infer`, { method: "POST", body: JSON.stringify({ inputs }),
+    headers: { "content-type": "application/json" } });
+  const found = await answer.json();
+  byId("outputs").replaceChildren(...found.outputs.map(showOutput));
+}
+
+/** Shows a text as it is written; the button stops it. */
+async function sendPrompt(path) {
+  const request = readPrompt(byId("inputs")), shown = make("span", { className: "written" });
+  byId("outputs").replaceChildren(make("pre", {}, request.text_input, shown));
+  writing = new AbortController();
+  byId("send").textContent = "Stop";
+  byId("send").disabled = false;
+  try {
+    const answer = await ask(`${path}/generate_stream`, { method: "POST",
+      body: JSON.stringify(request), headers: { "content-type": "application/json" },
+      signal: writing.signal });
+    for await (const part of readEvents(answer)) {
+      shown.append(part.text_output);
+      if (part.done) {
+        const { finish_reason: reason, tokens, seed } = part.details;
+        byId("outputs").append(make("small", {}, `${tokens} tokens, ${reason}, seed ${seed}`));
+      }
+    }
+  } catch (error) {
+    if (error.name !== "AbortError") throw error;
+    byId("outputs").append(make("small", {}, "stopped"));
+  } finally {
+    writing = null;
+    byId("send").textContent = "Run";
+  }
+}
+
 async function send(event) {
   event.preventDefault();
+  if (writing) {
+    writing.abort();
+    return;
+  }
   byId("send").disabled = true;
   byId("took").className = "";
   byId("took").textContent = "...";
+  const path = modelPath(...JSON.parse(shownFor)), start = performance.now();
   try {
-    const inputs = [...document.querySelectorAll("#inputs textarea")].map(readField);
-    const path = `${modelPath(...JSON.parse(shownFor))}/infer`, start = performance.now();
-    const answer = await ask(path, { method: "POST", body: JSON.stringify({ inputs }),
-      headers: { "content-type": "application/json" } });
-    const found = await answer.json();
+    await (byId("prompt") ? sendPrompt(path) : sendSample(path));
     byId("took").textContent = `${short(performance.now() - start)} ms`;
-    byId("outputs").replaceChildren(...found.outputs.map(showOutput));
   } catch (error) {
     byId("took").textContent = error.message;
     byId("took").className = "bad";

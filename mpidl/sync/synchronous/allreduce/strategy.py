@@ -14,11 +14,13 @@ from mpidl.comm import mpi
 from mpidl.comm.context import Context
 from mpidl.compression import Compressor
 from mpidl.compression.choice import CompressionChoice
+from mpidl.errors import ConfigError
 from mpidl.nn import FlatParameters
 from mpidl.optim import RunState
 from mpidl.options import MebiBytes, OneOf, Section
 from mpidl.sync.strategy import RunInfo, StepScalars
 from mpidl.sync.synchronous.allreduce.exchange import BucketExchange, choose_overlap, split_state
+from mpidl.sync.synchronous.allreduce.masked import MaskedSum
 from mpidl.sync.synchronous.allreduce.noise import NoiseMeter
 from mpidl.sync.synchronous.buckets import Bucket, BucketDispatcher, BucketTuner, bucket_bytes, cut
 from mpidl.sync.synchronous.strategy import SynchronousStrategy, Update
@@ -57,9 +59,16 @@ class AllReduce(SynchronousStrategy):
             guard: "on": compare what the ranks do before each exchange; "auto": where it is free,
                 and before native rounds.
             noise_scale: Measure the gradient noise, to suggest a batch size.
+            masked: Sum gradients under masks that cancel, so that no message shows those of a rank
+                (secure aggregation).
         """
 
-        EXCLUSIVE: ClassVar[tuple[str, ...]] = ("compression", "tune_buckets", "noise_scale")
+        EXCLUSIVE: ClassVar[tuple[str, ...]] = (
+            "compression",
+            "tune_buckets",
+            "noise_scale",
+            "masked",
+        )
 
         algorithm: Annotated[str, OneOf(ALL_REDUCE, "auto")] = "auto"
         overlap: Literal["auto", "thread", "layers", "off"] = "auto"
@@ -68,8 +77,21 @@ class AllReduce(SynchronousStrategy):
         compression: CompressionChoice = CompressionChoice()
         guard: Literal["auto", "on", "off"] = "auto"
         noise_scale: bool = False
+        masked: bool = False
 
     options: Options
+
+    @classmethod
+    def check(cls, options: Any, run: RunInfo) -> None:
+        """Also refuse what would show what masks hide."""
+        super().check(options, run)
+        other = "noise_scale" if options.noise_scale else "compression"
+        if options.masked and (options.noise_scale or options.compression.name != "none"):
+            raise ConfigError(
+                f"sums under masks do not go with {other}",
+                where="sync.masked",
+                remedy=f"leave out {other}, or masked",
+            )
 
     def __init__(
         self,
@@ -86,6 +108,8 @@ class AllReduce(SynchronousStrategy):
         self.overlap = choose_overlap(chosen.overlap, self.group, context, on_host)
         self.overlaps = self.overlap != "off" and context.size > 1
         self.compressor: Compressor | None = chosen.compression.create(self.run.seed)
+        if chosen.masked and context.size > 1:
+            self.compressor = MaskedSum(self.group)
         self.exchange = BucketExchange(
             parameters,
             self.group,
