@@ -56,8 +56,15 @@ CPU_LEVEL = Variable(
     "`v2`, `v3`, `v4`: use this level of the C kernels only; `none`: pure NumPy",
 )
 KEYS = Variable("MPIDL_KEYS", "~/.config/mpidl/keys", "the folder of identities")
+SITE = Variable(
+    "MPIDL_SITE",
+    "~/.config/mpidl/site",
+    "the public folder of a site: its root, its list of revoked certificates, its policy",
+)
 PASSPHRASE_FILE = Variable(
-    "MPIDL_PASSPHRASE_FILE", "", "a file of mode 600 with the passphrase of encrypted keys"
+    "MPIDL_PASSPHRASE_FILE",
+    "",
+    "a file of mode 0600 with the passphrase of private keys, where nobody can be asked",
 )
 SECURITY = Variable(
     "MPIDL_SECURITY",
@@ -75,6 +82,7 @@ VARIABLES = (
     WINOGRAD,
     CPU_LEVEL,
     KEYS,
+    SITE,
     PASSPHRASE_FILE,
     SECURITY,
 )

@@ -126,3 +126,11 @@ def _parsed(kind: Any) -> dict[str, Any]:
     if typing.get_origin(kind) is typing.Literal:
         return {"choices": typing.get_args(kind)}
     return {"type": kind}
+
+
+def accept_json(actions: Any) -> None:
+    """Let --json stand behind the action of a command that has some, as behind the command."""
+    for action in actions.choices.values():
+        action.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )

@@ -27,8 +27,10 @@ from mpidl.cli import (
     generate,
     index,
     init,
+    keys,
     look,
     plan,
+    policy,
     predict,
     quantize,
     query,
@@ -71,6 +73,8 @@ COMMANDS = (
     tune,
     bench,
     doctor,
+    keys,
+    policy,
 )
 
 

@@ -27,13 +27,14 @@ def add_trusted(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a public key, root certificate or revocation list, PEM; may be given several times "
-        "(default: security.trusted in the file that MPIDL_SECURITY names)",
+        help="'site', for all in the site who may sign, or a PEM file of a public key, another "
+        "root certificate or its revocation list; may be given several times (default: "
+        "security.trusted in the file that MPIDL_SECURITY names, else 'site')",
     )
 
 
 def load_trusted(given: list[str]) -> Any:
-    """Whom a command believes: the option's files, else the site's.
+    """Whom a command believes: the option's files, else those of the settings, else the site.
 
     Raises:
         ConfigError: Nobody.
@@ -43,9 +44,12 @@ def load_trusted(given: list[str]) -> Any:
     from mpidl.security.section import site_security
 
     load_extra("cryptography", "verifying signatures")
-    from mpidl.security.trusted import Trusted
+    from mpidl.security.keystore import site_folder
+    from mpidl.security.trusted import SITE, Trusted
 
     files = given or site_security().trusted
+    if not files and (site_folder() / "root.pem").is_file():
+        files = (SITE,)
     if not files:
         raise ConfigError(
             "nobody is named who is trusted",

@@ -39,7 +39,8 @@ class SecurityConfig(Section, frozen=True):
     Attributes:
         require_signatures: Use no data set, checkpoint or weights unless somebody in trusted has
             signed it.
-        trusted: PEM files of public keys, root certificates and revocation lists.
+        trusted: Whom signatures are accepted from: "site", all in the site who may sign; or PEM
+            files of public keys, of other root certificates and their revocation lists.
         identity: Who signs: a folder in `MPIDL_KEYS`, or the PEM file of a private key.
         sign_checkpoints: Sign each checkpoint as it is written.
         audit: The audit log.
@@ -57,7 +58,7 @@ class SecurityConfig(Section, frozen=True):
             raise place.error(
                 f"{place.name('require_signatures')} is true, but nobody is trusted",
                 "require_signatures",
-                remedy=f'set {place.name("trusted")} = ["key.pub"]',
+                remedy=f'set {place.name("trusted")} = ["site"], or name PEM files of public keys',
             )
         wants = "sign_checkpoints" if self.sign_checkpoints else "audit"
         if (self.sign_checkpoints or self.audit.folder) and not self.identity:

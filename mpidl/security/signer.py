@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,22 +10,18 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mpidl.errors import ConfigError, SecurityError
-from mpidl.files import reading
 from mpidl.security.envelope import Envelope, encode_for_signing
-from mpidl.settings import KEYS, PASSPHRASE_FILE
+from mpidl.security.identity import MATCH, key_folder, load_certificates
+from mpidl.security.keystore import load_key
+from mpidl.settings import KEYS
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 # Pairs (key, certificates) of an identity's folder; the first is the kind that others verify too
 PAIRS = (("signing.pem", "signing-certificate.pem"), ("key.pem", "certificate.pem"))
-MOST_KEY_BYTES = 1 << 16
 _HASHES = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()}
 
 
@@ -91,17 +85,18 @@ def load_signer(identity: str) -> Signer:
     """The signer that a setting or an argument names.
 
     Args:
-        identity: A folder or the name of an identity (`MPIDL_KEYS`, see `PAIRS`), or the PEM file
+        identity: A folder or the name of an identity (`mpidl.security.identity`), or the PEM file
             of a private key.
 
     Raises:
         ConfigError: There is none.
         SecurityError: Others can read the key, it cannot be opened, or is of no kind that signs.
+        DataError: A file cannot be read.
     """
     path = Path(identity)
     if path.is_file():
         return _load(path, path.with_name(f"{path.stem}-certificate.pem"), path.stem)
-    folder = path if path.is_dir() else Path(KEYS.value).expanduser() / identity
+    folder = path if path.is_dir() else key_folder(identity)
     for key, certificates in PAIRS:
         if (folder / key).is_file():
             return _load(folder / key, folder / certificates, folder.name)
@@ -113,70 +108,19 @@ def load_signer(identity: str) -> Signer:
 
 
 def _load(path: Path, certificates: Path, name: str) -> Signer:
-    raw = read_private(path)
-    try:
-        key = load_pem_private_key(raw, passphrase() if b"ENCRYPTED" in raw else None)
-    except (ValueError, TypeError) as error:
-        # the text of the library could quote what it has read
-        raise _unusable(path, "the private key cannot be opened") from error
+    key = load_key(path)
     if not is_supported(key):
-        raise _unusable(path, "this kind of key does not sign here")
-    assert isinstance(key, PrivateKey)
-    chain: tuple[x509.Certificate, ...] = ()
-    if certificates.is_file():
-        with reading(certificates):
-            text = certificates.read_bytes()
-        try:
-            chain = tuple(x509.load_pem_x509_certificates(text[:MOST_KEY_BYTES]))
-        except ValueError as error:
-            raise _unusable(certificates, "holds no certificates") from error
-        if chain[0].public_key() != key.public_key():
-            raise _unusable(certificates, f"is not the certificate of {path.name}")
-        if len(chain) > 1 and chain[-1].issuer == chain[-1].subject:
-            chain = chain[:-1]  # verifiers have the root, or do not trust it
-    return Signer(key, chain, name)
-
-
-def read_private(path: Path) -> bytes:
-    """A small file that only its owner can read.
-
-    Raises:
-        SecurityError: It is a link, belongs to somebody else, or others have access to it.
-        DataError: It cannot be read.
-    """
-    with reading(path):
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            if path.is_symlink():
-                raise _unusable(path, "is a link, where a file of your own is needed") from error
-            raise
-        with open(handle, "rb") as file:
-            state = os.fstat(file.fileno())
-            shared = stat.S_IMODE(state.st_mode) & 0o077
-            if shared or state.st_uid != os.geteuid() or not stat.S_ISREG(state.st_mode):
-                raise SecurityError(
-                    "others have access to this file, or it is not yours",
-                    where=str(path),
-                    remedy="chmod 600 it; if others could have read it, make a new key",
-                )
-            return file.read(MOST_KEY_BYTES)
-
-
-def passphrase() -> bytes:
-    """What opens encrypted keys, from the file that `MPIDL_PASSPHRASE_FILE` names.
-
-    Raises:
-        SecurityError: There is none.
-    """
-    if not PASSPHRASE_FILE.value:
         raise SecurityError(
-            "the private key is encrypted, and no passphrase is given",
-            remedy=f"write it to a file of mode 600 and name that in {PASSPHRASE_FILE.name}",
+            "this kind of key does not sign",
+            where=str(path),
+            remedy="use an EC key (P-256, P-384, P-521) or Ed25519",
         )
-    return read_private(Path(PASSPHRASE_FILE.value)).rstrip(b"\r\n")
-
-
-def _unusable(path: Path, what: str) -> SecurityError:
-    remedy = "use an EC key (P-256, P-384, P-521) or Ed25519, PEM (PKCS #8), and its passphrase"
-    return SecurityError(what, where=str(path), remedy=remedy)
+    assert isinstance(key, PrivateKey)
+    chain = load_certificates(certificates) if certificates.is_file() else ()
+    if chain and chain[0].public_key() != key.public_key():
+        raise SecurityError(
+            "is not the certificate of its key", where=str(certificates), remedy=MATCH
+        )
+    if len(chain) > 1 and chain[-1].issuer == chain[-1].subject:
+        chain = chain[:-1]  # verifiers have the root, or do not trust it
+    return Signer(key, chain, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -16,8 +16,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from mpidl.errors import SecurityError
 from mpidl.files import reading
 from mpidl.security.envelope import AGAIN, Envelope, encode_for_signing
+from mpidl.security.identity import Trust
 from mpidl.security.signer import PublicKey, is_signature, is_supported, key_hint
+from mpidl.security.validation import check_path
 
+SITE = "site"  # in place of a file
 MOST_BYTES = 1 << 20  # of a file with keys, certificates or revocations
 _ASK = "ask whoever signed for their public key or root, and add it to security.trusted"
 # Critical extensions that a path check understands; others are refused (RFC 5280, 4.2)
@@ -45,15 +48,20 @@ class Trusted:
         keys: By their hint.
         roots: Certificates of authorities.
         revoked: (issuer, serial number) of certificates that their issuers have withdrawn.
+        site: The site's own root and its list of revoked certificates.
     """
 
     keys: dict[str, PublicKey] = field(default_factory=dict)
     roots: tuple[x509.Certificate, ...] = ()
     revoked: frozenset[tuple[x509.Name, int]] = frozenset()
+    site: Trust | None = None
 
     @staticmethod
-    def load(paths: Iterable[Path | str]) -> Trusted:
-        """From PEM files of public keys, of root certificates, and of revocation lists.
+    def load(paths: Sequence[Path | str]) -> Trusted:
+        """From PEM files of public keys, of other roots, and of their revocation lists.
+
+        Args:
+            paths: The files; the word `SITE` stands for everybody in the site who may sign.
 
         Raises:
             SecurityError: One holds neither, or a revocation list is not signed by a root.
@@ -62,7 +70,8 @@ class Trusted:
         keys: dict[str, PublicKey] = {}
         roots: list[x509.Certificate] = []
         lists: list[tuple[Path, x509.CertificateRevocationList]] = []
-        for path in map(Path, paths):
+        site = Trust.load() if SITE in map(str, paths) else None
+        for path in (Path(one) for one in paths if str(one) != SITE):
             with reading(path), open(path, "rb") as file:
                 raw = file.read(MOST_BYTES)
             try:
@@ -83,7 +92,7 @@ class Trusted:
                     remedy="name PEM files: keys of EC (P-256, P-384, P-521) or Ed25519",
                 ) from error
         revoked = [entry for path, crl in lists for entry in _revoked(path, crl, roots)]
-        return Trusted(keys, tuple(roots), frozenset(revoked))
+        return Trusted(keys, tuple(roots), frozenset(revoked), site)
 
     def verify(
         self, envelope: Envelope, payload_type: str, where: str, *, at: datetime | None = None
@@ -124,9 +133,13 @@ class Trusted:
             chain = [x509.load_der_x509_certificate(one) for one in encoded]
             key = chain[0].public_key()
             at = at or chain[0].not_valid_before_utc
+            if self.site is not None and _names_site(chain, self.site.root):
+                return self._key_of_member(chain, at)
             refusal = self._refusal(chain, at)
             names = chain[0].subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
             name = str(names[0].value) if names else chain[0].subject.rfc4514_string()
+        except SecurityError as error:
+            raise error.replace(where=f"{where}: {error.where}") from error
         except Exception as error:  # the library has a dozen for certificates of strangers
             raise SecurityError("its certificates are malformed", where=where, remedy=AGAIN) from (
                 error
@@ -137,6 +150,19 @@ class Trusted:
             raise SecurityError("this kind of key does not sign here", where=where, remedy=AGAIN)
         assert isinstance(key, PublicKey)
         return key, Signatory(name, chain[0].fingerprint(hashes.SHA256()).hex())
+
+    def _key_of_member(
+        self, chain: list[x509.Certificate], at: datetime
+    ) -> tuple[PublicKey, Signatory]:
+        """As `_key_of_chain`, of somebody in the site."""
+        assert self.site is not None
+        if chain[-1] == self.site.root and len(chain) > 1:
+            chain = chain[:-1]  # model-signing puts it there
+        name = check_path(chain, self.site.root, "sign", at)
+        self.site.revocations.check(tuple(chain), now())
+        key = chain[0].public_key()
+        assert isinstance(key, PublicKey)  # check_path knows no other one that signs
+        return key, Signatory(str(name), chain[0].fingerprint(hashes.SHA256()).hex())
 
     def _refusal(self, chain: list[x509.Certificate], at: datetime) -> str:
         """Why a chain, leaf first, does not lead to a root at a time; empty if it does.
@@ -170,6 +196,11 @@ class Trusted:
 def now() -> datetime:
     """The time, with its zone."""
     return datetime.now(UTC)
+
+
+def _names_site(chain: list[x509.Certificate], root: x509.Certificate) -> bool:
+    """Whether a chain says to lead to the site's root; whether it does is another question."""
+    return chain[-1].issuer == root.subject
 
 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -24,6 +24,8 @@ from mpidl.cli.main import main
 from mpidl.errors import ConfigError, MpidlError, SecurityError
 from mpidl.security import signing
 from mpidl.security.envelope import IN_TOTO, Envelope
+from mpidl.security.identity import load_certificates
+from mpidl.security.keystore import load_key
 from mpidl.security.signer import Signer, load_signer
 from mpidl.security.trusted import Trusted
 from tests.security.authority import (
@@ -34,6 +36,7 @@ from tests.security.authority import (
     write_key,
     write_private,
 )
+from tests.security.site import PASSPHRASE, Site
 
 FLIPS = int(os.environ.get("MPIDL_TEST_FLIPS", "150"))
 CURVES = (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1())
@@ -316,11 +319,11 @@ def test_leaves_that_are_refused(tmp_path: Path) -> None:
 def test_keys_that_others_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_key(tmp_path / "k.pem", new_ec())
     path.chmod(0o640)
-    with pytest.raises(SecurityError, match="others have access"):
+    with pytest.raises(SecurityError, match="others can read it"):
         load_signer(str(path))
     path.chmod(0o600)
     (tmp_path / "link.pem").symlink_to(path)
-    with pytest.raises(SecurityError, match="is a link"):
+    with pytest.raises(SecurityError, match="is a symbolic link"):
         load_signer(str(tmp_path / "link.pem"))
     with pytest.raises(ConfigError, match="no identity of that name"):
         load_signer("nobody")
@@ -331,24 +334,57 @@ def test_keys_that_others_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pem = rsa.generate_private_key(65537, 2048).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     )
-    with pytest.raises(SecurityError, match="does not sign"):
+    with pytest.raises(SecurityError, match="damaged"):
         load_signer(str(write_private(tmp_path / "rsa.pem", pem)))
     locked = new_ec().private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"open sesame")
     )
     write_private(tmp_path / "locked.pem", locked)
-    with pytest.raises(SecurityError, match="no passphrase"):
+    with pytest.raises(SecurityError, match="nobody to ask"):
         load_signer(str(tmp_path / "locked.pem"))
     monkeypatch.setenv(
         "MPIDL_PASSPHRASE_FILE", str(write_private(tmp_path / "wrong", b"Open Sesame\n"))
     )
-    with pytest.raises(SecurityError, match="cannot be opened") as caught:
+    with pytest.raises(SecurityError, match="passphrase is wrong") as caught:
         load_signer(str(tmp_path / "locked.pem"))
     assert "Sesame" not in str(caught.value)
     monkeypatch.setenv(
         "MPIDL_PASSPHRASE_FILE", str(write_private(tmp_path / "p", b"open sesame\n"))
     )
     assert "key=" not in repr(load_signer(str(tmp_path / "locked.pem")))
+
+
+def test_everybody_in_the_site(site: Site, model: Path, tmp_path: Path) -> None:
+    """Both ways with model-signing; jobs sign too, nodes cannot."""
+    from model_signing import signing as theirs
+    from model_signing import verifying
+
+    root, trusted = site.folder / "site" / "root.pem", Trusted.load(["site"])
+    for name, said in [("ada", "person:ada"), ("run-7", "job:run-7 of ada")]:
+        written = signing.sign(model, load_signer(name))
+        assert signing.verify(model, trusted).signatory.name == said
+        verifying.Config().use_certificate_verifier(certificate_chain=[root]).verify(model, written)
+        written.unlink()
+    chain = site.keys("ada") / "signing-certificate.pem"
+    plain = tmp_path / "plain.pem"
+    write_key(plain, load_signer("ada").key)
+    theirs.Config().use_certificate_signer(
+        private_key=plain, signing_certificate=chain, certificate_chain=[root]
+    ).sign(model, tmp_path / "theirs.sig")
+    assert signing.verify(model, trusted, tmp_path / "theirs.sig").signatory.name == "person:ada"
+    key = load_key(site.keys("node7") / "key.pem", PASSPHRASE)
+    node = Signer(key, load_certificates(site.keys("node7") / "certificate.pem"))
+    signing.sign(model, node, tmp_path / "node.sig")
+    with pytest.raises(SecurityError, match="is not for sign"):
+        signing.verify(model, trusted, tmp_path / "node.sig")
+
+
+def test_revoked_in_the_site(own_site: Site, model: Path) -> None:
+    signing.sign(model, load_signer("bob"))
+    assert signing.verify(model, Trusted.load(["site"])).signatory.name == "person:bob"
+    assert main(["keys", "revoke", "bob"]) == 0
+    with pytest.raises(SecurityError, match="was revoked"):
+        signing.verify(model, Trusted.load(["site"]))
 
 
 def test_commands(
