@@ -158,8 +158,7 @@ def audited(command: str, context: Context, object: object) -> Iterator[Task]:
         context: The ranks.
         object: What it is about.
     """
-    with context.fail_together("reading the site's security settings"):
-        security = site_security()
+    security = context.on_root(site_security, "reading the site's security settings")
     journal = Journal.open(security, context)
     start = journal.add(f"{command}.started", object=object, details={"ranks": context.size})
     try:

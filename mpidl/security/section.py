@@ -92,6 +92,8 @@ class SecurityConfig(Section, frozen=True):
 def site_security() -> SecurityConfig:
     """What `MPIDL_SECURITY` says, which holds for every command; nothing where it is not set.
 
+    Rank 0 asks, for all ranks: launchers do not pass all variables to other nodes.
+
     Raises:
         ConfigError: The file cannot be read, or a setting is impossible.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mpidl.serving.generation import Generation
 from mpidl.serving.messages import Head, Kind, Load, Loaded, pack, pack_object, unpack_object
 from mpidl.serving.settings import VERSION, ModelSettings, Settings
 from mpidl.serving.stats import Statistics
+from mpidl.train.admission import Gate
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 
@@ -224,10 +226,13 @@ class Repository:
         outputs, size = settings.outputs, settings.max_batch_size
         load = Load(identity[0], outputs, size, self._backend, settings.cache_tokens)
         workers = self._choose(settings.instances)
-        about = await self._open_on(workers[0], handle, load)
-        for worker in workers[1:]:
-            if await self._open_on(worker, handle, load) != about:
-                raise Unavailable(f"the files of {name!r} changed while they were loaded")
+        with ExitStack() as stack:  # other nodes may not have the site's settings
+            signed = Gate.of_site().file(Path(load.path))
+            await asyncio.to_thread(stack.enter_context, signed)
+            about = await self._open_on(workers[0], handle, load)
+            for worker in workers[1:]:
+                if await self._open_on(worker, handle, load) != about:
+                    raise Unavailable(f"the files of {name!r} changed while they were loaded")
         await asyncio.to_thread(
             self._audit.add_file, "model.loaded", load.path, model=name, version=number
         )

@@ -73,9 +73,8 @@ class Trainer:
         say: Callable[[str], None] = lambda text: None,
         observers: list[Observer] | None = None,
     ) -> None:
-        with context.fail_together("reading the site's security settings"):
-            security = config.security.within(site_security())
-        config = replace(config, security=security)
+        site = context.on_root(site_security, "reading the site's security settings")
+        config = replace(config, security=config.security.within(site))
         self.config = config
         self.context = context
         self.output = Path(config.train.output)

@@ -19,9 +19,10 @@ from mpidl.security.audit import chain
 from mpidl.security.audit.folder import read_logs, trace
 from mpidl.security.audit.log import AuditLog
 from mpidl.security.audit.record import Record, decode, encode
-from mpidl.security.signer import Signer
+from mpidl.security.signer import Signer, load_signer
 from mpidl.security.trusted import Trusted
 from tests.security.authority import Authority
+from tests.security.site import Site
 
 FLIPS = int(os.environ.get("MPIDL_TEST_FLIPS", "150"))
 KEY = ed25519.Ed25519PrivateKey.generate()
@@ -259,6 +260,14 @@ def test_heads_of_an_expired_certificate(tmp_path: Path) -> None:
     trusted = Trusted(roots=(authority.certificate,))
     found = read_logs(tmp_path, tmp_path, trusted).findings
     assert "a certificate was not valid when it was signed" in str(found[0])
+
+
+def test_a_job_of_the_site_signs(site: Site, tmp_path: Path) -> None:
+    log = AuditLog(tmp_path, tmp_path, load_signer("run-7"), 4, "a")
+    log.add("train.started")
+    log.close()
+    logs = read_logs(tmp_path, tmp_path, Trusted.load(["site"]))
+    assert logs.findings == [] and list(logs.signatories) == ["job:run-7 of ada"]
 
 
 @settings(max_examples=200, deadline=None)
