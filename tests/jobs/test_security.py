@@ -65,11 +65,13 @@ def test_signed_and_audited(secured: Path, capsys: pytest.CaptureFixture[str]) -
     middle = ckpt.list_checkpoints(folder)[0]
     for path in (middle, folder / "best.h5"):
         assert main(["verify", str(path), "--trusted", str(secured / "ada.pub")]) == 0
-    # a newest one that nobody has signed is passed over
+    # a newest one that nobody has signed is passed over, and an old one under a newer name
     shutil.copy(middle, folder / "step-00000099.h5")
+    shutil.copy(middle, folder / "step-00000098.h5")
+    shutil.copy(f"{middle}.sig", folder / "step-00000098.h5.sig")
     resumed = train(secured, 1, "--resume")
     assert resumed.status == 0, resumed.err
-    assert "passing over" in resumed.err and "is not signed" in resumed.err
+    assert "is not signed" in resumed.err and "is of step 21: it was renamed" in resumed.err
     last = ckpt.list_checkpoints(folder)[0]
     assert len(list(folder.glob("step-*.h5.sig"))) == len(ckpt.list_checkpoints(folder))
     capsys.readouterr()

@@ -44,6 +44,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `folder`, put back in order by each test that changes it."""
+    made = tmp_path_factory.mktemp("audit")
+    write(made, "a").close()
+    return made
+
+
 def problems(folder: Path, heads: Path | None = None) -> list[str]:
     return [str(one) for one in read_logs(folder, heads or folder, TRUSTED).findings]
 
@@ -208,6 +216,36 @@ def test_every_flipped_bit_is_found(folder: Path, file: str) -> None:
         assert problems(folder)
     path.write_bytes(good)
     assert problems(folder) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_edit_is_found(data: st.DataObject, logs: Path) -> None:
+    """Bytes removed, repeated, moved or appended, in the log or its heads, or in both."""
+    files = [logs / "a.jsonl", logs / "a.heads.jsonl"]
+    good = {path: path.read_bytes() for path in files}
+    try:
+        for path in data.draw(st.sampled_from([files[:1], files[1:], files])):
+            content = good[path]
+            ends = [i + 1 for i, byte in enumerate(content) if byte == 10] + [0]
+            place = st.sampled_from(ends) | st.integers(0, len(content))
+            start, stop = sorted((data.draw(place), data.draw(place)))
+            piece, rest = content[start:stop], content[:start] + content[stop:]
+            to = min(data.draw(place), len(rest))
+            kept = data.draw(st.sampled_from(["removed", "moved", "repeated", "cut"]))
+            path.write_bytes(
+                {
+                    "removed": rest,
+                    "moved": rest[:to] + piece + rest[to:],
+                    "repeated": content[:stop] + piece + content[stop:],
+                    "cut": content[:start],
+                }[kept]
+            )
+        changed = any(path.read_bytes() != good[path] for path in files)
+        assert bool(problems(logs)) == changed
+    finally:
+        for path, content in good.items():
+            path.write_bytes(content)
 
 
 def test_a_killed_job_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,9 @@ def load_latest(
         try:
             with admit(path):
                 found = read(path)
+            if found.meta.step != step_in_name(path):  # a former state under a newer name
+                what = f"is of step {found.meta.step}: it was renamed"
+                raise DamagedCheckpoint(what, where=str(path), remedy="name it as it was")
         except (DamagedCheckpoint, SecurityError) as error:
             warn(f"WARNING: passing over {error.where}: {error.what}")
             newest_damaged = newest_damaged or path
