@@ -55,6 +55,11 @@ CPU_LEVEL = Variable(
     "",
     "`v2`, `v3`, `v4`: use this level of the C kernels only; `none`: pure NumPy",
 )
+JOB_CERTIFICATE = Variable(
+    "MPIDL_JOB_CERTIFICATE",
+    "",
+    "the job's certificate and key: a folder, or the name of one in `MPIDL_KEYS`",
+)
 KEYS = Variable("MPIDL_KEYS", "~/.config/mpidl/keys", "the folder of identities")
 SITE = Variable(
     "MPIDL_SITE",
@@ -81,6 +86,7 @@ VARIABLES = (
     GPU_AWARE,
     WINOGRAD,
     CPU_LEVEL,
+    JOB_CERTIFICATE,
     KEYS,
     SITE,
     PASSPHRASE_FILE,

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--identity",
         metavar="NAME",
         help="who signs: a folder in MPIDL_KEYS, or the PEM file of a private key (default: "
-        "security.identity in the file that MPIDL_SECURITY names)",
+        "security.identity in the file that MPIDL_SECURITY names, else the job, else you)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="to write (default: provenance.json in the run)"

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--identity",
         metavar="NAME",
         help="who signs: a folder in MPIDL_KEYS, or the PEM file of a private key (default: "
-        "security.identity in the file that MPIDL_SECURITY names)",
+        "security.identity in the file that MPIDL_SECURITY names, else the job, else you)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the signature there")
 
@@ -41,21 +41,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def choose_signer(given: str | None) -> Signer:
-    """Who signs: the option's identity, else the site's.
-
-    Raises:
-        ConfigError: Nobody is named.
-    """
-    from mpidl.errors import ConfigError
+    """Who signs: the option's identity, else that of the settings, the job, or the user."""
     from mpidl.extras import load_extra
     from mpidl.security.section import site_security
 
     load_extra("cryptography", "signing")
     from mpidl.security.signer import load_signer
 
-    identity = given or site_security().identity
-    if not identity:
-        raise ConfigError(
-            "nobody is named who signs", where="--identity", remedy="add --identity NAME or FILE"
-        )
-    return load_signer(identity)
+    return load_signer(given or site_security().identity)

@@ -14,7 +14,7 @@ from mpidl.settings import SECURITY
 
 
 class AuditConfig(Section, frozen=True):
-    """The audit log; the section's `identity` signs its heads.
+    """The audit log. The section's `identity` signs its heads.
 
     Attributes:
         folder: Where each job writes a log of its own; empty: there is no audit.
@@ -41,7 +41,8 @@ class SecurityConfig(Section, frozen=True):
             signed it.
         trusted: Whom signatures are accepted from: "site", all in the site who may sign; or PEM
             files of public keys, of other root certificates and their revocation lists.
-        identity: Who signs: a folder in `MPIDL_KEYS`, or the PEM file of a private key.
+        identity: Who signs: a folder in `MPIDL_KEYS`, or the PEM file of a private key; by default
+            the job (`MPIDL_JOB_CERTIFICATE`), else the identity with the user's name.
         sign_checkpoints: Sign each checkpoint as it is written.
         audit: The audit log.
     """
@@ -53,19 +54,12 @@ class SecurityConfig(Section, frozen=True):
     audit: AuditConfig = AuditConfig()
 
     def check(self, place: Place) -> None:
-        """Signatures need somebody who makes them, and somebody who is believed."""
+        """Signatures need somebody who is believed."""
         if self.require_signatures and not self.trusted:
             raise place.error(
                 f"{place.name('require_signatures')} is true, but nobody is trusted",
                 "require_signatures",
                 remedy=f'set {place.name("trusted")} = ["site"], or name PEM files of public keys',
-            )
-        wants = "sign_checkpoints" if self.sign_checkpoints else "audit"
-        if (self.sign_checkpoints or self.audit.folder) and not self.identity:
-            raise place.error(
-                f"{place.name(wants)} needs somebody who signs",
-                "identity",
-                remedy=f'set {place.name("identity")} = "NAME", or the PEM file of a private key',
             )
 
     @property

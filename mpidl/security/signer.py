@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from mpidl.errors import ConfigError, SecurityError
 from mpidl.security.envelope import Envelope, encode_for_signing
 from mpidl.security.identity import MATCH, key_folder, load_certificates
 from mpidl.security.keystore import load_key
-from mpidl.settings import KEYS
+from mpidl.settings import JOB_CERTIFICATE, KEYS
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
@@ -56,6 +59,13 @@ class Signer:
         return Envelope(payload, payload_type, signature, hint, chain)
 
 
+def user() -> str:
+    """The name of the user of the operating system."""
+    with suppress(KeyError, OSError):
+        return getpass.getuser()
+    return str(os.getuid())
+
+
 def key_hint(key: PublicKey) -> str:
     """The SHA-256 of a public key's PEM text, in hexadecimal: its name in bundles."""
     pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -86,13 +96,14 @@ def load_signer(identity: str) -> Signer:
 
     Args:
         identity: A folder or the name of an identity (`mpidl.security.identity`), or the PEM file
-            of a private key.
+            of a private key; empty: the job's, else that with the user's name.
 
     Raises:
         ConfigError: There is none.
         SecurityError: Others can read the key, it cannot be opened, or is of no kind that signs.
         DataError: A file cannot be read.
     """
+    identity = identity or JOB_CERTIFICATE.value or user()
     path = Path(identity)
     if path.is_file():
         return _load(path, path.with_name(f"{path.stem}-certificate.pem"), path.stem)
@@ -103,7 +114,8 @@ def load_signer(identity: str) -> Signer:
     raise ConfigError(
         "there is no identity of that name, and no such key file",
         where=identity,
-        remedy=f"name a PEM file, or a folder in {KEYS.value} with {PAIRS[0][0]}",
+        remedy=f"set security.identity to a PEM file, or to a folder in {KEYS.value} with "
+        f"{PAIRS[0][0]}",
     )
 
 

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from mpidl.errors import CheckpointError, SecurityError
 from mpidl.files import file_sha256, reading
+from mpidl.options import Place
 from mpidl.security.envelope import AGAIN, IN_TOTO, MOST_BYTES, Envelope
 from mpidl.security.section import AuditConfig
 from mpidl.security.signer import Signer
@@ -160,7 +161,8 @@ def digests(saved: ckpt.Checkpoint) -> dict[str, str]:
 
 def _audited(config: dict[str, Any], digest: str) -> tuple[Resource, ...]:
     """The line of the audit log that tells of a checkpoint, if its run has one."""
-    audit = AuditConfig(**config.get("security", {}).get("audit", {}))
+    tree = config.get("security", {}).get("audit", {})
+    audit = AuditConfig.read(tree, Place(("security", "audit")))
     if not audit.folder:
         return ()
     from mpidl.security.audit.folder import read_logs

@@ -134,8 +134,6 @@ def test_what_a_run_cannot_weaken(strict: SecurityConfig) -> None:
     [
         "",
         "[security]\nrequire_signatures = true\n",
-        "[security]\nsign_checkpoints = true\n",
-        '[security.audit]\nfolder = "x"\n',
         "[security]\nrequire_signature = true\n",
         "[security]\n[other]\n",
         "security = 1\n",

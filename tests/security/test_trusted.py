@@ -136,6 +136,12 @@ def test_keys_that_others_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_signer(str(tmp_path / "link.pem"))
     with pytest.raises(ConfigError, match="no identity of that name"):
         load_signer("nobody")
+    for name, variable in [("job", "MPIDL_JOB_CERTIFICATE"), ("eve", "LOGNAME")]:
+        write_identity(tmp_path / "keys" / name, Authority(), name)
+        monkeypatch.setenv("MPIDL_KEYS", str(tmp_path / "keys"))
+        monkeypatch.setenv(variable, name)
+        assert load_signer("").name == name
+        monkeypatch.delenv(variable)
     write_private(tmp_path / "bad.pem", b"-----BEGIN PRIVATE KEY-----\nSECRET\n")
     with pytest.raises(SecurityError) as caught:
         load_signer(str(tmp_path / "bad.pem"))

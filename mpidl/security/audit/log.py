@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import getpass
 import hashlib
 import math
 import os
 import secrets
 import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -22,7 +20,7 @@ from mpidl.errors import DataError, SecurityError, notice, os_remedy, strerror
 from mpidl.security.audit import chain
 from mpidl.security.audit.chain import CLOSED, HEAD_TYPE, HEADS, LOG, Head
 from mpidl.security.audit.record import Decision, Record, Value, encode, moment
-from mpidl.security.signer import Signer
+from mpidl.security.signer import Signer, user
 
 WITNESSED = 64  # logs whose ends a new log records
 MOST_CHARACTERS = 4096  # of a text in a record
@@ -51,7 +49,7 @@ class AuditLog:
         self._lock = Lock()
         self._signer = signer
         self._every = every
-        self._user = _user()
+        self._user = user()
         self._job = os.environ.get("SLURM_JOB_ID", "")
         for place in (folder, heads):
             with _writing(place):
@@ -237,12 +235,6 @@ def _value(value: Value) -> Value:
     if isinstance(value, list):
         return [_storable(text) for text in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _user() -> str:
-    with suppress(KeyError, OSError):
-        return getpass.getuser()
-    return str(os.getuid())
 
 
 def _witness(folder: Path, heads: Path) -> list[str]:
