@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -114,6 +115,7 @@ class Envelope:
         if len(raw) > MOST_BYTES:
             raise _malformed(where, f"has more than {MOST_BYTES >> 20} MiB")
         try:
+            json.loads(raw, object_pairs_hook=_once)
             bundle = msgspec.json.decode(raw, type=_Bundle)
             material, dsse = bundle.verificationMaterial, bundle.dsseEnvelope
             key, chain = material.publicKey, material.x509CertificateChain
@@ -134,6 +136,16 @@ def encode_for_signing(payload: bytes, payload_type: str) -> bytes:
     """The pre-authentication encoding (PAE) of DSSE v1."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    """Refuse a name that comes twice: readers differ in which of the two counts.
+
+    Raises:
+        ValueError: One does.
+    """
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name comes twice")
 
 
 def _to_base64(data: bytes) -> str:

@@ -268,6 +268,7 @@ class Repository:
         """Tell the audit log how much was answered since it was told last."""
         for version in self.versions():
             self._tell(version)
+        self._audit.journal.sign_head()
 
     def _tell(self, version: Version) -> None:
         stats = version.stats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+EXAMPLES = int(os.environ.get("MPIDL_TEST_EXAMPLES", "100"))  # of each fuzz test
 START = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
 
 

@@ -21,7 +21,7 @@ from mpidl.security.audit.log import AuditLog
 from mpidl.security.audit.record import Record, decode, encode
 from mpidl.security.signer import Signer, load_signer
 from mpidl.security.trusted import Trusted
-from tests.security.authority import Authority
+from tests.security.authority import EXAMPLES, Authority
 from tests.security.site import Site
 
 FLIPS = int(os.environ.get("MPIDL_TEST_FLIPS", "150"))
@@ -218,7 +218,7 @@ def test_every_flipped_bit_is_found(folder: Path, file: str) -> None:
     assert problems(folder) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data())
 def test_every_edit_is_found(data: st.DataObject, logs: Path) -> None:
     """Bytes removed, repeated, moved or appended, in the log or its heads, or in both."""
@@ -308,7 +308,7 @@ def test_a_job_of_the_site_signs(site: Site, tmp_path: Path) -> None:
     assert logs.findings == [] and list(logs.signatories) == ["job:run-7 of ada"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_other_lines_are_refused(line: bytes) -> None:
     with pytest.raises(ValueError):
@@ -322,7 +322,7 @@ details = st.dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.text(max_size=30), details, st.integers(0, 99))
 def test_records_come_back(text: str, values: dict[str, Any], rank: int) -> None:
     record = Record(

@@ -20,6 +20,7 @@ from mpidl.security.envelope import IN_TOTO, Envelope
 from mpidl.security.signer import Signer, load_signer
 from mpidl.security.trusted import Trusted
 from tests.security.authority import (
+    EXAMPLES,
     Authority,
     new_ec,
     write_identity,
@@ -153,7 +154,7 @@ def test_every_flipped_bit_is_refused(model: Path, tmp_path: Path) -> None:
         signing.verify(model, trusted)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
 def test_other_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(SecurityError):
@@ -167,7 +168,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.data())
 def test_changed_structures_are_refused(data: st.DataObject) -> None:
     signer = Signer(ed25519.Ed25519PrivateKey.generate())
@@ -188,6 +189,15 @@ def test_changed_structures_are_refused(data: st.DataObject) -> None:
         found = Envelope.decode(json.dumps(tree).encode(), "x")
         trusted.verify(found, IN_TOTO, "x")
         parse(found.payload, "x")
+
+
+def test_a_name_that_comes_twice(tmp_path: Path, signer: Signer) -> None:
+    text = signer.sign(b"{}", IN_TOTO).encode().decode()
+    Envelope.decode(text.encode(), "x")
+    for name in ("payload", "sig", "keyid", "mediaType"):
+        twice = text.replace(f'"{name}":', f'"{name}":"","{name}":', 1)
+        with pytest.raises(SecurityError, match="no signature bundle"):
+            Envelope.decode(twice.encode(), "x")
 
 
 def test_payloads_are_checked_after_their_signature(tmp_path: Path, signer: Signer) -> None:

@@ -22,7 +22,7 @@ from mpidl.security.trusted import Trusted
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.origin import Origin
 from mpidl.train.provenance import describe, open_bundle, seal
-from tests.security.authority import new_ec
+from tests.security.authority import EXAMPLES, new_ec
 
 FLIPS = int(os.environ.get("MPIDL_TEST_FLIPS", "150"))
 KEY = new_ec()
@@ -89,7 +89,7 @@ def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
             open_bundle(path, TRUSTED)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(
     st.binary(max_size=60)
     | st.recursive(

@@ -186,6 +186,8 @@ def read_heads(path: Path, name: str, trusted: Trusted | None) -> Heads:
             break
         try:
             envelope = Envelope.decode(line[:-1], where)
+            if envelope.encode() != line[:-1]:
+                raise ValueError("not as it was written")
             head = msgspec.json.decode(envelope.payload, type=Head)
             if trusted is not None:
                 at = datetime.fromisoformat(head.time)
