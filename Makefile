@@ -20,7 +20,7 @@ SAMPLE := data/fashion-mnist
 CONFIG ?= scripts/configs/fashion-cnn.toml
 
 .PHONY: help setup data train test test-unit test-mpi test-fresh test-slurm test-gpu test-peer \
-        setup-peers lint bench lock mpi-env clean distclean kernel-report
+        setup-peers soak lint bench lock mpi-env clean distclean kernel-report
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,6 +66,9 @@ kernel-report: setup ## registers and shared memory of the CUDA kernels, into ke
 
 test-peer: setup-peers ## compare a whole step with PyTorch
 	@scripts/test.sh peer
+
+soak: setup ## a server under mixed load for SECONDS=3600: flat memory, no leaked descriptor
+	env $(MPI_ENV) $(PY) scripts/soak_serve.py --seconds $(or $(SECONDS),3600)
 
 bench: setup-peers data ## all benchmarks, compared with their peers
 	@scripts/bench/run.sh

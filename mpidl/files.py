@@ -16,10 +16,14 @@ COPY = "copy the file again from where it was made, or make it anew"
 
 
 @contextmanager
-def write_atomically(path: Path | str) -> Iterator[Path]:
+def write_atomically(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path to write to, published as `path` at the end of the block.
 
     No reader ever sees half of a file, and an error in the block leaves nothing behind.
+
+    Args:
+        path: The final name.
+        durable: Wait until the disk has it, which a power failure does not undo then.
 
     Raises:
         OSError: The file system refuses.
@@ -28,7 +32,10 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
     partial = partial_path(final)
     try:
         yield partial
-        publish(partial, final)
+        if durable:
+            publish(partial, final)
+        else:
+            partial.replace(final)
     except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -55,6 +62,32 @@ def publish(partial: Path, final: Path) -> None:
     sync(partial)
     partial.replace(final)
     sync(final.parent)
+
+
+def publish_new(partial: Path, final: Path) -> bool:
+    """As `publish`, if there is no `final`, which is checked as it is made.
+
+    Returns:
+        Whether it was published; else both are as they were.
+
+    Raises:
+        OSError: The file system refuses.
+    """
+    sync(partial)
+    try:
+        os.link(partial, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if final.exists():  # a file system without links: what is made just now is replaced
+            return False
+        partial.replace(final)
+    else:
+        partial.unlink()
+    sync(final.parent)
+    return True
 
 
 def sync(path: Path) -> None:

@@ -21,7 +21,7 @@ from mpidl.backend.table import KERNELS
 from mpidl.config import Config
 from mpidl.options import Section, describe, documented, is_section
 from mpidl.registry import Choice, Selection
-from mpidl.serving.settings import ModelSettings, ServerSettings
+from mpidl.serving.settings import ModelSettings, SecuritySettings, ServerSettings
 from mpidl.settings import VARIABLES
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +61,12 @@ def settings() -> str:
 
 def serving() -> str:
     """The sections of models.toml."""
-    return "\n".join((section("models.NAME", ModelSettings), section("server", ServerSettings)))
+    sections = {
+        "models.NAME": ModelSettings,
+        "server": ServerSettings,
+        "security": SecuritySettings,
+    }
+    return "\n".join(section(name, kind) for name, kind in sections.items())
 
 
 def section(name: str, kind: type[Section]) -> str:

@@ -135,17 +135,25 @@ int NAME(attention_backward)(const REAL *dout, const REAL *q, const REAL *k, con
 /* Attention of tokens, each over the first visible[t] tokens of its own sequence, whose keys and
  * values lie in blocks of a cache: token c of sequence s in row table[s * columns + c / block] *
  * block + c % block, of heads * dim numbers. A token that sees none gives zeros. A result depends
- * on its own sequence alone. */
-int NAME(cached_attention)(const REAL *q, const REAL *keys, const REAL *values, REAL *out,
-                           const long *table, const long *owner, const long *visible, long tokens,
-                           long slots, long heads, long dim, long rows, long columns, long block,
-                           double scale) {
+ * on its own sequence alone. Either keys and values are given, or bytes of both with the value of
+ * one step for each row and head. */
+typedef struct {
+    const REAL *keys, *values;
+    const int8_t *key_bytes, *value_bytes;
+    const float *key_steps, *value_steps;
+    const long *table;
+    long columns, block;
+} NAME(cache);
+
+ALWAYS_INLINE int NAME(attend)(const NAME(cache) * cache, const REAL *q, REAL *out,
+                               const long *owner, const long *visible, long tokens, long heads,
+                               long dim, REAL scale) {
     int failed = 0;
-    (void)slots, (void)rows;
-    PARALLEL_FOR(tokens *heads *dim *columns *block)
+    const long block = cache->block;
+    PARALLEL_FOR(tokens *heads *dim *cache->columns *block)
     for (long job = 0; job < tokens * heads; job++) {
         const long t = job / heads, h = job % heads, seen = visible[t];
-        const long *blocks = table + owner[t] * columns;
+        const long *blocks = cache->table + owner[t] * cache->columns;
         const REAL *query = q + job * dim;
         REAL *to = out + job * dim, top = (REAL)-INFINITY, sum = 0;
         REAL *s = mpidl_scratch(SCRATCH_OTHER, (size_t)(seen + 1) * sizeof(REAL));
@@ -155,21 +163,84 @@ int NAME(cached_attention)(const REAL *q, const REAL *keys, const REAL *values, 
         }
         for (long i = 0; i < dim; i++) to[i] = 0;
         for (long c = 0; c < seen; c++) {
-            const REAL *key = keys + ((blocks[c / block] * block + c % block) * heads + h) * dim;
+            const long at = (blocks[c / block] * block + c % block) * heads + h;
             REAL dot = 0;
-            for (long i = 0; i < dim; i++) dot += query[i] * key[i];
-            s[c] = dot * (REAL)scale;
+            if (cache->key_bytes) {
+                const int8_t *key = cache->key_bytes + at * dim;
+#pragma omp simd reduction(+ : dot)
+                for (long i = 0; i < dim; i++) dot += query[i] * (REAL)key[i];
+                dot *= (REAL)cache->key_steps[at];
+            } else {
+                const REAL *key = cache->keys + at * dim;
+#pragma omp simd reduction(+ : dot)
+                for (long i = 0; i < dim; i++) dot += query[i] * key[i];
+            }
+            s[c] = dot * scale;
             top = s[c] > top ? s[c] : top;
         }
+        for (long c = 0; c < seen; c++) s[c] = NAME(fast_exp)(s[c] - top);
+        for (long c = 0; c < seen; c++) sum += s[c];
         for (long c = 0; c < seen; c++) {
-            s[c] = NAME(fast_exp)(s[c] - top);
-            sum += s[c];
-        }
-        for (long c = 0; c < seen; c++) {
-            const long at = blocks[c / block] * block + c % block;
-            const REAL part = s[c] / sum, *value = values + (at * heads + h) * dim;
-            for (long i = 0; i < dim; i++) to[i] += part * value[i];
+            const long at = (blocks[c / block] * block + c % block) * heads + h;
+            const REAL part = s[c] / sum;
+            if (cache->value_bytes) {
+                const int8_t *value = cache->value_bytes + at * dim;
+                const REAL step = part * (REAL)cache->value_steps[at];
+                for (long i = 0; i < dim; i++) to[i] += step * (REAL)value[i];
+            } else {
+                const REAL *value = cache->values + at * dim;
+                for (long i = 0; i < dim; i++) to[i] += part * value[i];
+            }
         }
     }
     return failed;
+}
+
+int NAME(cached_attention)(const REAL *q, const REAL *keys, const REAL *values, REAL *out,
+                           const long *table, const long *owner, const long *visible, long tokens,
+                           long slots, long heads, long dim, long rows, long columns, long block,
+                           double scale) {
+    (void)slots, (void)rows;
+    const NAME(cache) cache = {keys, values, 0, 0, 0, 0, table, columns, block};
+    return NAME(attend)(&cache, q, out, owner, visible, tokens, heads, dim, (REAL)scale);
+}
+
+int NAME(cached_attention_int8)(const REAL *q, const int8_t *keys, const float *key_steps,
+                                const int8_t *values, const float *value_steps, REAL *out,
+                                const long *table, const long *owner, const long *visible,
+                                long tokens, long slots, long heads, long dim, long rows,
+                                long columns, long block, double scale) {
+    (void)slots, (void)rows;
+    const NAME(cache) cache = {0, 0, keys, values, key_steps, value_steps, table, columns, block};
+    return NAME(attend)(&cache, q, out, owner, visible, tokens, heads, dim, (REAL)scale);
+}
+
+/* Bytes of one head of a token, and the value of one step; NaN where a number is not finite. */
+static float NAME(to_bytes)(const REAL *x, int8_t *to, long dim) {
+    float peak = 0;
+    int bad = 0;
+    for (long i = 0; i < dim; i++) {
+        const float size = fabsf((float)x[i]);
+        bad |= !(size <= 3.4028234e38f);
+        peak = size > peak ? size : peak;
+    }
+    const float inverse = bad || !(peak > 1e-36f) ? 0 : 127.0f / peak;
+    for (long i = 0; i < dim; i++)
+        to[i] = (int8_t)(bad ? 0 : (int32_t)__builtin_rintf((float)x[i] * inverse));
+    return bad ? NAN : inverse > 0 ? peak / 127.0f : 0;
+}
+
+/* Put keys and values of tokens into rows at[t] of a cache of bytes. x (tokens, 3, heads, dim) has
+ * queries, keys and values. */
+int NAME(cache_int8)(const REAL *x, const long *at, int8_t *keys, float *key_steps, int8_t *values,
+                     float *value_steps, long tokens, long slots, long heads, long dim) {
+    (void)slots;
+    PARALLEL_FOR(tokens *heads *dim)
+    for (long job = 0; job < tokens * heads; job++) {
+        const long t = job / heads, h = job % heads, to = at[t] * heads + h;
+        const REAL *key = x + ((3 * t + 1) * heads + h) * dim;
+        key_steps[to] = NAME(to_bytes)(key, keys + to * dim, dim);
+        value_steps[to] = NAME(to_bytes)(key + heads * dim, values + to * dim, dim);
+    }
+    return 0;
 }

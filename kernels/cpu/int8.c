@@ -2,11 +2,23 @@
 
    Activations become bytes q + 128 with one scale for each row (of a convolution: for each image);
    the 128 is taken back by what the sums start from, -128 times the sums of the columns. Weights
-   lie in panels of 32 columns: (panels, groups of 4 inputs, 32, 4), padded with zeros. Sums are
-   exact integers: neither threads nor levels change a bit of them. */
+   lie in panels of 32 columns: (panels, groups of 4 inputs, 32, 4), padded with zeros. Group g of
+   an output lies at[g] bytes behind the first one, so that a convolution needs no columns: the
+   bytes of an image, with its padding, are read where they are. Sums are exact integers: neither
+   threads nor levels change a bit of them. */
 #include "mpidl.h"
 
-enum { COLUMNS = 32, GROUP = 4, BLOCK = 96, ROWS = 12 };
+enum { COLUMNS = 32, GROUP = 4, BLOCK = 96, ROWS = 14, SLACK = 64 };
+
+/* A matrix, and what becomes of its sums. */
+typedef struct {
+    const int8_t *w;
+    const int32_t *base;
+    const float *scales, *bias;
+    const long *at; /* (groups) */
+    long groups, cols;
+    int relu;
+} matrix;
 
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -18,23 +30,25 @@ enum { COLUMNS = 32, GROUP = 4, BLOCK = 96, ROWS = 12 };
 /* sum += x * w, by fours. By the intrinsic GCC copies every sum in every turn. */
 #define DOT(sum, x, w) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w))
 
-/* `rows` is known at compile time, so that the sums live in registers. */
-VNNI ALWAYS_INLINE void vnni_tile(const int rows, const uint8_t *q, const float *row_scale,
-                                  const int8_t *w, const int32_t *base, const float *scales,
-                                  const float *bias, float *out, long cols, long width,
-                                  long groups, int relu) {
+/* Outputs of one panel; `rows` is known at compile time, so that the sums live in registers. */
+VNNI ALWAYS_INLINE void vnni_tile(const int rows, const uint8_t *q, const long *start,
+                                  const float *scale, const matrix *m, long column, float *out) {
     __m512i sum[ROWS][2];
-#pragma GCC unroll 12
+    const uint8_t *from[ROWS];
+    const int8_t *w = m->w + column * m->groups * GROUP;
+#pragma GCC unroll 14
     for (int r = 0; r < rows; r++) {
-        sum[r][0] = _mm512_loadu_si512(base);
-        sum[r][1] = _mm512_loadu_si512(base + 16);
+        from[r] = q + start[r];
+        sum[r][0] = _mm512_loadu_si512(m->base + column);
+        sum[r][1] = _mm512_loadu_si512(m->base + column + 16);
     }
-    for (long g = 0; g < groups; g++, w += COLUMNS * GROUP) {
+    for (long g = 0; g < m->groups; g++, w += COLUMNS * GROUP) {
         const __m512i low = _mm512_loadu_si512(w), high = _mm512_loadu_si512(w + 64);
-#pragma GCC unroll 12
+        const long at = m->at[g];
+#pragma GCC unroll 14
         for (int r = 0; r < rows; r++) {
             int32_t four;
-            memcpy(&four, q + (r * groups + g) * GROUP, 4);
+            memcpy(&four, from[r] + at, 4);
             const __m512i x = _mm512_set1_epi32(four);
             DOT(sum[r][0], x, low);
             DOT(sum[r][1], x, high);
@@ -42,100 +56,120 @@ VNNI ALWAYS_INLINE void vnni_tile(const int rows, const uint8_t *q, const float 
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
-        const long left = width - 16 * half;
+        const long left = m->cols - column - 16 * half;
         const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0;
-        const __m512 scale = _mm512_loadu_ps(scales + 16 * half);
-        const __m512 shift =
-            bias ? _mm512_maskz_loadu_ps(mask, bias + 16 * half) : _mm512_setzero_ps();
-#pragma GCC unroll 12
+        const __m512 steps = _mm512_loadu_ps(m->scales + column + 16 * half);
+        const __m512 shift = m->bias ? _mm512_maskz_loadu_ps(mask, m->bias + column + 16 * half)
+                                     : _mm512_setzero_ps();
+#pragma GCC unroll 14
         for (int r = 0; r < rows; r++) {
-            const __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(row_scale[r]));
+            const __m512 factor = _mm512_mul_ps(steps, _mm512_set1_ps(scale[r]));
             __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][half]), factor, shift);
-            if (relu) y = _mm512_max_ps(_mm512_setzero_ps(), y); /* the second where one is NaN */
-            _mm512_mask_storeu_ps(out + r * cols + 16 * half, mask, y);
+            if (m->relu) y = _mm512_max_ps(_mm512_setzero_ps(), y); /* the second where it is NaN */
+            _mm512_mask_storeu_ps(out + r * m->cols + column + 16 * half, mask, y);
         }
     }
 }
 
-#define CALL(count)                                                                              \
-    case count:                                                                                  \
-        vnni_tile(count, q, row_scale, w, base, scales, bias, out, cols, width, groups, relu);   \
-        break;
+#define CALL(count) vnni_tile(count, q, start, scale, m, column, out)
 
-VNNI static void vnni_rows(long rows, const uint8_t *q, const float *row_scale, const int8_t *w,
-                           const int32_t *base, const float *scales, const float *bias, float *out,
-                           long cols, long width, long groups, int relu) {
-    for (long r = 0; r < rows; r += ROWS) {
-        switch (rows - r < ROWS ? rows - r : ROWS) {
-            CALL(1) CALL(2) CALL(3) CALL(4) CALL(5) CALL(6)
-            CALL(7) CALL(8) CALL(9) CALL(10) CALL(11) CALL(12)
-        }
-        q += ROWS * groups * GROUP, row_scale += ROWS, out += ROWS * cols;
+VNNI static void vnni_panel(long rows, const uint8_t *q, const long *start, const float *scale,
+                            const matrix *m, long column, float *out) {
+    const long tiles = (rows + ROWS - 1) / ROWS;
+    for (long tile = 0, r = 0; tile < tiles; tile++) {
+        const long count = (rows - r) / (tiles - tile); /* tiles of about one size */
+        FOR_ROWS(count, CALL)
+        r += count, start += count, scale += count, out += count * m->cols;
     }
 }
 #endif
 
-/* sum (32) += q (4 groups) by a panel. */
+/* sum (rows, 32) = base + q by a panel, for at most FEW rows. */
+enum { FEW = 3 };
 #ifdef __AVX2__
-static void add_panel(int32_t *sum, const uint8_t *q, const int8_t *w, long groups) {
-    __m256i part[8]; /* of 4 columns each: two halves of each sum */
-    for (int j = 0; j < 8; j++) part[j] = _mm256_setzero_si256();
-    for (long g = 0; g < groups; g++, q += GROUP, w += COLUMNS * GROUP) {
-        int32_t four;
-        memcpy(&four, q, 4);
-        const __m256i x = _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
-#pragma GCC unroll 8
-        for (int j = 0; j < 8; j++) {
-            const __m128i b = _mm_loadu_si128((const __m128i *)(w + 16 * j));
-            part[j] = _mm256_add_epi32(part[j], _mm256_madd_epi16(x, _mm256_cvtepi8_epi16(b)));
+ALWAYS_INLINE void add_half(const int rows, int32_t (*sum)[COLUMNS], const uint8_t *q,
+                            const long *start, const matrix *m, const int8_t *w) {
+    __m256i part[FEW][4]; /* of 4 columns each: two halves of each sum */
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < 4; j++) part[r][j] = _mm256_setzero_si256();
+    for (long g = 0; g < m->groups; g++, w += COLUMNS * GROUP) {
+        __m256i x[FEW];
+#pragma GCC unroll 3
+        for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, q + start[r] + m->at[g], 4);
+            x[r] = _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            const __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16 * j)));
+#pragma GCC unroll 3
+            for (int r = 0; r < rows; r++)
+                part[r][j] = _mm256_add_epi32(part[r][j], _mm256_madd_epi16(x[r], b));
         }
     }
-    for (int j = 0; j < 8; j++) {
-        int32_t halves[8];
-        _mm256_storeu_si256((__m256i *)halves, part[j]);
-        for (int c = 0; c < 4; c++) sum[4 * j + c] += halves[2 * c] + halves[2 * c + 1];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < 4; j += 2) {
+            const __m256i mixed = _mm256_hadd_epi32(part[r][j], part[r][j + 1]);
+            const __m256i ordered = _mm256_permute4x64_epi64(mixed, 0xD8);
+            __m256i *to = (__m256i *)(sum[r] + 4 * j);
+            _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), ordered));
+        }
+}
+
+static void add_panel(long rows, int32_t (*sum)[COLUMNS], const uint8_t *q, const long *start,
+                      const matrix *m, const int8_t *w) {
+    for (int half = 0; half < 2; half++) {
+        int32_t(*to)[COLUMNS] = (int32_t(*)[COLUMNS])(sum[0] + 16 * half);
+        switch (rows) {
+        case 1: add_half(1, to, q, start, m, w + 64 * half); break;
+        case 2: add_half(2, to, q, start, m, w + 64 * half); break;
+        default: add_half(3, to, q, start, m, w + 64 * half);
+        }
     }
 }
 #else
-static void add_panel(int32_t *sum, const uint8_t *q, const int8_t *w, long groups) {
-    for (long g = 0; g < groups; g++, q += GROUP, w += COLUMNS * GROUP)
-        for (int c = 0; c < COLUMNS; c++)
-            sum[c] += q[0] * w[4 * c] + q[1] * w[4 * c + 1] + q[2] * w[4 * c + 2] +
-                      q[3] * w[4 * c + 3];
+static void add_panel(long rows, int32_t (*sum)[COLUMNS], const uint8_t *q, const long *start,
+                      const matrix *m, const int8_t *w) {
+    for (long g = 0; g < m->groups; g++, w += COLUMNS * GROUP)
+        for (long r = 0; r < rows; r++) {
+            const uint8_t *x = q + start[r] + m->at[g];
+            for (int c = 0; c < COLUMNS; c++)
+                for (int i = 0; i < GROUP; i++) sum[r][c] += x[i] * w[GROUP * c + i];
+        }
 }
 #endif
 
-/* One panel of columns, of which `width` exist. */
-static void plain_rows(long rows, const uint8_t *q, const float *row_scale, const int8_t *w,
-                       const int32_t *base, const float *scales, const float *bias, float *out,
-                       long cols, long width, long groups, int relu) {
-    for (long r = 0; r < rows; r++, q += groups * GROUP, out += cols) {
-        int32_t sum[COLUMNS];
-        memcpy(sum, base, sizeof sum);
-        add_panel(sum, q, w, groups);
-        for (long c = 0; c < width; c++) {
-            const float y = (float)sum[c] * (scales[c] * row_scale[r]) + (bias ? bias[c] : 0);
-            out[c] = relu && y < 0 ? 0 : y;
-        }
+static void plain_panel(long rows, const uint8_t *q, const long *start, const float *scale,
+                        const matrix *m, long column, float *out) {
+    const long width = m->cols - column < COLUMNS ? m->cols - column : COLUMNS;
+    const int8_t *w = m->w + column * m->groups * GROUP;
+    for (long low = 0; low < rows; low += FEW) {
+        const long count = rows - low < FEW ? rows - low : FEW;
+        int32_t sum[FEW][COLUMNS];
+        for (long r = 0; r < count; r++) memcpy(sum[r], m->base + column, sizeof sum[r]);
+        add_panel(count, sum, q, start + low, m, w);
+        for (long r = 0; r < count; r++)
+            for (long c = 0; c < width; c++) {
+                const float y = (float)sum[r][c] * (m->scales[column + c] * scale[low + r]) +
+                                (m->bias ? m->bias[column + c] : 0);
+                out[(low + r) * m->cols + column + c] = m->relu && y < 0 ? 0 : y;
+            }
     }
 }
 
-/* out (rows, cols) = act(q (rows, 4 groups) by all panels). */
-static void product(long rows, const uint8_t *q, const float *row_scale, const int8_t *w,
-                    const int32_t *base, const float *scales, const float *bias, float *out,
-                    long cols, long groups, int relu) {
-    void (*one)(long, const uint8_t *, const float *, const int8_t *, const int32_t *,
-                const float *, const float *, float *, long, long, long, int) = plain_rows;
+typedef void panel_product(long rows, const uint8_t *q, const long *start, const float *scale,
+                           const matrix *m, long column, float *out);
+
+static panel_product *best_product(void) {
 #ifdef VNNI
-    if (__builtin_cpu_supports("avx512vnni")) one = vnni_rows;
+    if (__builtin_cpu_supports("avx512vnni")) return vnni_panel;
 #endif
-    for (long c = 0; c < cols; c += COLUMNS)
-        one(rows, q, row_scale, w + c * groups * GROUP, base + c, scales + c, bias ? bias + c : 0,
-            out + c, cols, cols - c < COLUMNS ? cols - c : COLUMNS, groups, relu);
+    return plain_panel;
 }
 
-/* q = round(x * 127 / max |x|) + 128, and the scale that undoes it: NaN where x is not finite. */
-static float quantize(const float *x, uint8_t *q, long n) {
+/* The scale that undoes bytes round(x * factor) + 128: NaN where x is not finite. */
+static float scale_of(const float *x, long n, float *factor) {
     uint32_t top = 0;
     for (long i = 0; i < n; i++) {
         uint32_t bits;
@@ -146,93 +180,128 @@ static float quantize(const float *x, uint8_t *q, long n) {
     float peak;
     memcpy(&peak, &top, 4);
     const int zero = !(peak > 1e-36f), bad = top >= 0x7f800000;
-    if (zero || bad) {
-        for (long i = 0; i < n; i++) q[i] = 128;
-        return bad ? NAN : 0;
+    *factor = zero || bad ? 0 : 127.0f / peak;
+    return bad ? NAN : zero ? 0 : peak / 127.0f;
+}
+
+static void to_bytes(const float *x, uint8_t *q, long n, float factor) {
+    if (factor == 0) { /* x may hold numbers that are not finite */
+        memset(q, 128, (size_t)n);
+        return;
     }
-    const float inverse = 127.0f / peak;
-    for (long i = 0; i < n; i++) q[i] = (uint8_t)((int32_t)__builtin_rintf(x[i] * inverse) + 128);
-    return peak / 127.0f;
+    for (long i = 0; i < n; i++) q[i] = (uint8_t)((int32_t)__builtin_rintf(x[i] * factor) + 128);
 }
 
 /* out (rows, cols) = act(x (rows, k) @ w (k, cols) + bias), one scale for each row of x. */
 int mpidl_int8_dense_f32(const float *x, const int8_t *w, const int32_t *base, const float *scales,
                          const float *bias, float *out, long rows, long cols, long k, long panels,
                          long groups, int relu) {
-    (void)panels;
-    const long width = groups * GROUP, each = BLOCK * (width + 4);
-    uint8_t *memory = mpidl_scratch(SCRATCH_OTHER, (size_t)(mpidl_threads * each));
+    const long width = groups * GROUP, most = BLOCK * mpidl_threads;
+    const size_t places = (size_t)(groups + most) * sizeof(long);
+    char *memory = mpidl_scratch(SCRATCH_OTHER, places + (size_t)most * (size_t)(width + 4));
     if (!memory) return MPIDL_NO_MEMORY;
-    PARALLEL {
-        float *row_scale = (float *)(memory + THREAD * each);
-        uint8_t *q = (uint8_t *)(row_scale + BLOCK);
-        SHARED_FOR
-        for (long low = 0; low < rows; low += BLOCK) {
-            const long count = rows - low < BLOCK ? rows - low : BLOCK;
+    long *at = (long *)memory, *start = at + groups;
+    float *scale = (float *)(memory + places);
+    uint8_t *q = (uint8_t *)(scale + most);
+    for (long g = 0; g < groups; g++) at[g] = g * GROUP;
+    for (long r = 0; r < most; r++) start[r] = r * width;
+    const matrix m = {w, base, scales, bias, at, groups, cols, relu};
+    panel_product *product = best_product();
+    for (long low = 0; low < rows; low += most) {
+        const long count = rows - low < most ? rows - low : most;
+        const long blocks = (count + BLOCK - 1) / BLOCK;
+        PARALLEL {
+            SHARED_FOR
             for (long r = 0; r < count; r++) {
-                row_scale[r] = quantize(x + (low + r) * k, q + r * width, k);
+                float factor;
+                scale[r] = scale_of(x + (low + r) * k, k, &factor);
+                to_bytes(x + (low + r) * k, q + r * width, k, factor);
                 memset(q + r * width + k, 0, (size_t)(width - k)); /* their weights are 0 */
             }
-            product(count, q, row_scale, w, base, scales, bias, out + low * cols, cols, groups,
-                    relu);
+            SHARED_FOR
+            for (long job = 0; job < blocks * panels; job++) {
+                const long first = job / panels * BLOCK, column = job % panels * COLUMNS;
+                product(count - first < BLOCK ? count - first : BLOCK, q, start + first,
+                        scale + first, &m, column, out + (low + first) * cols);
+            }
         }
     }
     return 0;
 }
 
-/* The kd x kh x kw x c bytes below one output pixel; outside the image 128, which stands for 0. */
-static void gather(const uint8_t *image, uint8_t *out, const conv_geometry *g, long pixel) {
-    const long x0 = pixel % g->ow * g->sw - g->pw, y0 = pixel / g->ow % g->oh * g->sh - g->ph;
-    const long z0 = pixel / (g->ow * g->oh) * g->sd - g->pd, c = g->c, run = g->kw * c;
-    const int inside = g->dw == 1 && x0 >= 0 && x0 + g->kw <= g->w;
-    for (long kz = 0; kz < g->kd; kz++)
-        for (long ky = 0; ky < g->kh; ky++, out += run) {
-            const long z = z0 + kz * g->dd, y = y0 + ky * g->dh;
-            if (z < 0 || z >= g->d || y < 0 || y >= g->h) {
-                memset(out, 128, (size_t)run);
-                continue;
-            }
-            const uint8_t *row = image + (z * g->h + y) * g->w * c;
-            if (inside) {
-                memcpy(out, row + x0 * c, (size_t)run);
-                continue;
-            }
-            for (long kx = 0; kx < g->kw; kx++) {
-                const long at = x0 + kx * g->dw;
-                if (at < 0 || at >= g->w)
-                    memset(out + kx * c, 128, (size_t)c);
-                else
-                    memcpy(out + kx * c, row + at * c, (size_t)c);
-            }
+/* The bytes of an image with 128, which stands for 0, around it; the edges are there already. */
+static float put_image(const float *x, uint8_t *q, const conv_geometry *g) {
+    const long line = g->w * g->c, h = g->h + 2 * g->ph, w = (g->w + 2 * g->pw) * g->c;
+    float factor;
+    const float scale = scale_of(x, g->d * g->h * line, &factor);
+    for (long z = 0; z < g->d; z++)
+        for (long y = 0; y < g->h; y++)
+            to_bytes(x + (z * g->h + y) * line,
+                     q + ((z + g->pd) * h + y + g->ph) * w + g->pw * g->c, line, factor);
+    return scale;
+}
+
+/* Where the groups of an output lie (`at`), and where each output begins (`start`). The inputs
+ * below an output are runs of bytes: a line of the kernel, or a pixel where it is dilated. */
+static void find_places(const conv_geometry *g, long *at, long *start) {
+    const long h = g->h + 2 * g->ph, w = (g->w + 2 * g->pw) * g->c;
+    const long parts = g->dw == 1 ? 1 : g->kw, run = g->dw == 1 ? g->kw * g->c : g->c;
+    for (long z = 0; z < g->kd; z++)
+        for (long y = 0; y < g->kh; y++)
+            for (long x = 0; x < parts; x++)
+                for (long i = 0; i < run; i += GROUP)
+                    *at++ = (z * g->dd * h + y * g->dh) * w + x * g->dw * g->c + i;
+    for (long z = 0; z < g->od; z++)
+        for (long y = 0; y < g->oh; y++)
+            for (long x = 0; x < g->ow; x++)
+                *start++ = (z * g->sd * h + y * g->sh) * w + x * g->sw * g->c;
+}
+
+/* out = the maximum of each window of pool x pool pixels of y; a NaN stays. */
+static void take_largest(const float *y, float *out, const conv_geometry *g, long pool) {
+    const long cols = g->outputs;
+    for (long i = 0; i < g->oh / pool; i++)
+        for (long j = 0; j < g->ow / pool; j++, out += cols) {
+            const float *window = y + (i * g->ow + j) * pool * cols;
+            memcpy(out, window, (size_t)cols * sizeof(float));
+            for (long a = 0; a < pool; a++)
+                for (long b = a ? 0 : 1; b < pool; b++) {
+                    const float *p = window + (a * g->ow + b) * cols;
+                    for (long c = 0; c < cols; c++)
+                        out[c] = (p[c] > out[c]) | (p[c] != p[c]) ? p[c] : out[c];
+                }
         }
 }
 
-/* out = act(x convolved with w + bias), one group of channels, one scale for each image of x. */
+/* out = act(x convolved with w + bias), one group of channels, one scale for each image of x. With
+ * pool > 1 (of images in a plane), the maximum of each window of pool x pool pixels of that. */
 int mpidl_int8_conv_f32(const float *x, const int8_t *w, const int32_t *base, const float *scales,
                         const float *bias, float *out, const conv_geometry *g, long panels,
-                        long groups, int relu) {
+                        long groups, long pool, long outs, int relu) {
     (void)panels;
     const long size = g->d * g->h * g->w * g->c, pixels = g->od * g->oh * g->ow;
-    const long width = groups * GROUP, k = g->kd * g->kh * g->kw * g->c;
-    const long each = (BLOCK * (width + 4) + size + 63) & ~63L;
-    uint8_t *memory = mpidl_scratch(SCRATCH_OTHER, (size_t)(mpidl_threads * each));
+    const long bytes = (g->d + 2 * g->pd) * (g->h + 2 * g->ph) * (g->w + 2 * g->pw) * g->c + SLACK;
+    const long own = pool > 1 ? pixels * g->outputs : 0; /* before pooling */
+    const long each = (bytes + (pixels + own) * (long)sizeof(float) + 63) & ~63L;
+    const size_t places = (size_t)(groups + pixels) * sizeof(long);
+    char *memory = mpidl_scratch(SCRATCH_OTHER, places + (size_t)(mpidl_threads * each));
     if (!memory) return MPIDL_NO_MEMORY;
+    long *at = (long *)memory, *start = at + groups;
+    find_places(g, at, start);
+    const matrix m = {w, base, scales, bias, at, groups, g->outputs, relu};
+    panel_product *product = best_product();
     PARALLEL {
-        float *row_scale = (float *)(memory + THREAD * each);
-        uint8_t *q = (uint8_t *)(row_scale + BLOCK), *image = q + BLOCK * width;
+        float *scale = (float *)(memory + places + THREAD * each), *y = scale + pixels;
+        uint8_t *q = (uint8_t *)(y + own);
+        memset(q, 128, (size_t)bytes);
         SHARED_FOR
         for (long n = 0; n < g->n; n++) {
-            const float scale = quantize(x + n * size, image, size);
-            for (long r = 0; r < BLOCK; r++) row_scale[r] = scale;
-            for (long low = 0; low < pixels; low += BLOCK) {
-                const long count = pixels - low < BLOCK ? pixels - low : BLOCK;
-                for (long r = 0; r < count; r++) {
-                    gather(image, q + r * width, g, low + r);
-                    memset(q + r * width + k, 0, (size_t)(width - k));
-                }
-                product(count, q, row_scale, w, base, scales, bias,
-                        out + (n * pixels + low) * g->outputs, g->outputs, groups, relu);
-            }
+            float *to = out + n * outs * g->outputs;
+            const float one = put_image(x + n * size, q, g);
+            for (long r = 0; r < pixels; r++) scale[r] = one;
+            for (long column = 0; column < g->outputs; column += COLUMNS)
+                product(pixels, q, start, scale, &m, column, own ? y : to);
+            if (own) take_largest(y, to, g, pool);
         }
     }
     return 0;

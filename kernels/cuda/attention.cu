@@ -202,12 +202,20 @@ extern "C" __global__ void attention_backward_kv(const REAL *dout, const REAL *q
     }
 }
 
+// A number of a cache, or a byte that counts steps.
+template <class T>
+__device__ ACC cached_value(const T *held, const float *steps, i64 row, i64 dim, i64 i) {
+    const ACC value = ACC(held[row * dim + i]);
+    return steps ? value * ACC(steps[row]) : value;
+}
+
 // See attention_impl.h. One warp a token and head; a lane holds elements lane, lane + 32, ... of
 // the head, of which there are at most 32 * HELD.
-extern "C" __global__ void cached_attention(const REAL *q, const REAL *keys, const REAL *values,
-                                            REAL *out, const i64 *table, const i64 *owner,
-                                            const i64 *visible, i64 tokens, i64 slots, i64 heads,
-                                            i64 dim, i64 rows, i64 columns, i64 block, ACC scale) {
+template <class T>
+__device__ void attend(const REAL *q, const T *keys, const float *key_steps, const T *values,
+                       const float *value_steps, REAL *out, const i64 *table, const i64 *owner,
+                       const i64 *visible, i64 tokens, i64 heads, i64 dim, i64 columns, i64 block,
+                       ACC scale) {
     enum { HELD = 8 };
     FOR_ROWS(job, tokens * heads) {
         const i64 t = job / heads, h = job % heads, lane = threadIdx.x;
@@ -215,16 +223,18 @@ extern "C" __global__ void cached_attention(const REAL *q, const REAL *keys, con
         ACC top = ACC(0), sum = ACC(0), held[HELD];
         for (int j = 0; j < HELD; j++) held[j] = ACC(0);
         for (i64 c = 0; c < visible[t]; c++) {
-            const i64 at = ((blocks[c / block] * block + c % block) * heads + h) * dim;
+            const i64 row = (blocks[c / block] * block + c % block) * heads + h;
             ACC dot = ACC(0);
-            for (i64 i = lane; i < dim; i += WARP) dot += ACC(q[job * dim + i]) * ACC(keys[at + i]);
+            for (i64 i = lane; i < dim; i += WARP)
+                dot += ACC(q[job * dim + i]) * cached_value(keys, key_steps, row, dim, i);
             const ACC score = all_lanes(dot) * scale,
                       larger = c == 0 || score > top ? score : top,
                       shrink = c == 0 ? ACC(0) : exp(top - larger), part = exp(score - larger);
             sum = sum * shrink + part;
             for (int j = 0; j < HELD; j++) {
                 const i64 i = lane + j * WARP;
-                held[j] = held[j] * shrink + (i < dim ? part * ACC(values[at + i]) : ACC(0));
+                const ACC value = i < dim ? cached_value(values, value_steps, row, dim, i) : ACC(0);
+                held[j] = held[j] * shrink + part * value;
             }
             top = larger;
         }
@@ -232,5 +242,55 @@ extern "C" __global__ void cached_attention(const REAL *q, const REAL *keys, con
             const i64 i = lane + j * WARP;
             if (i < dim) out[job * dim + i] = visible[t] ? held[j] / sum : ACC(0);
         }
+    }
+}
+
+extern "C" __global__ void cached_attention(const REAL *q, const REAL *keys, const REAL *values,
+                                            REAL *out, const i64 *table, const i64 *owner,
+                                            const i64 *visible, i64 tokens, i64 slots, i64 heads,
+                                            i64 dim, i64 rows, i64 columns, i64 block, ACC scale) {
+    const float *none = nullptr;
+    attend(q, keys, none, values, none, out, table, owner, visible, tokens, heads, dim, columns,
+           block, scale);
+}
+
+extern "C" __global__ void cached_attention_int8(const REAL *q, const i8 *keys,
+                                                 const float *key_steps, const i8 *values,
+                                                 const float *value_steps, REAL *out,
+                                                 const i64 *table, const i64 *owner,
+                                                 const i64 *visible, i64 tokens, i64 slots,
+                                                 i64 heads, i64 dim, i64 rows, i64 columns,
+                                                 i64 block, ACC scale) {
+    attend(q, keys, key_steps, values, value_steps, out, table, owner, visible, tokens, heads, dim,
+           columns, block, scale);
+}
+
+// Bytes of one head of a token, and the value of one step; see attention_impl.h.
+__device__ inline void to_bytes(const REAL *x, i8 *to, float *step, i64 dim) {
+    float peak = 0, wrong = 0;
+    for (i64 i = threadIdx.x; i < dim; i += WARP) {
+        const float size = fabsf(float(ACC(x[i])));
+        if (!(size <= 3.4028234e38f)) wrong = 1;
+        peak = fmaxf(peak, size);
+    }
+    for (int mask = WARP / 2; mask; mask /= 2) {
+        peak = fmaxf(peak, __shfl_xor_sync(FULL, peak, mask));
+        wrong = fmaxf(wrong, __shfl_xor_sync(FULL, wrong, mask));
+    }
+    const bool bad = wrong > 0, zero = !(peak > 1e-36f);
+    const float inverse = bad || zero ? 0.0f : 127.0f / peak;
+    for (i64 i = threadIdx.x; i < dim; i += WARP)
+        to[i] = i8(bad ? 0 : int(rintf(float(ACC(x[i])) * inverse)));
+    if (threadIdx.x == 0) *step = bad ? nanf("") : zero ? 0.0f : peak / 127.0f;
+}
+
+extern "C" __global__ void cache_int8(const REAL *x, const i64 *at, i8 *keys, float *key_steps,
+                                      i8 *values, float *value_steps, i64 tokens, i64 slots,
+                                      i64 heads, i64 dim) {
+    FOR_ROWS(job, tokens * heads) {
+        const i64 t = job / heads, h = job % heads, to = at[t] * heads + h;
+        const REAL *key = x + ((3 * t + 1) * heads + h) * dim;
+        to_bytes(key, keys + to * dim, key_steps + to, dim);
+        to_bytes(key + heads * dim, values + to * dim, value_steps + to, dim);
     }
 }

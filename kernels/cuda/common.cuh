@@ -10,6 +10,7 @@
 #endif
 typedef long long i64;
 typedef unsigned char u8;
+typedef signed char i8;
 
 // 16-bit numbers are only stored: they become float when read, and are rounded to nearest even when
 // written.

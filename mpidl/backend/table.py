@@ -29,6 +29,10 @@ _HEADS = "g:attention_geometry scale:number causal:code"
 _QUERIES = "real(g.n*g.tq*g.heads*g.dim)"
 _LSE = "acc(g.n*g.heads*g.tq)"
 _ATTENTION = f"dout:{_QUERIES} q:view k:view v:view out:{_QUERIES} lse:{_LSE}"
+_BYTES = (
+    "keys:int8(slots*heads*dim) key_steps:float32(slots*heads) values:int8(slots*heads*dim) "
+    "value_steps:float32(slots*heads)"
+)
 _MOMENTS = "p:real(n) g:real(n) m:real(n) v:real(n)"
 _ROWS = "real(rows*cols)"
 _SEGMENTS = "real(parts*rows*cols)"
@@ -40,14 +44,14 @@ _DRAWN = "samples:int64(g.n) seed:size epoch:size g:augment_geometry"
 _MOVE = f"out:{_MOVED} {_DRAWN} scale:number shift:number fill:number"
 _MIX = "share:acc(n) table:int64(count) samples:int64(n) seed:size epoch:size"
 _INT8 = "w:int8(panels*groups*32*4) base:int32(panels*32) scales:float32(panels*32)"
-_INT8_SIZES = "panels:size groups:size relu:code"
 _INT8_DENSE = (
     f"x:float32(rows*k) {_INT8} bias:float32?(cols) out:float32(rows*cols) rows:size cols:size "
-    f"k:size {_INT8_SIZES}"
+    "k:size panels:size groups:size relu:code"
 )
 _INT8_CONV = (
     f"x:float32({_STILL}) {_INT8} bias:float32?(g.outputs) "
-    f"out:float32(g.n*g.od*g.oh*g.ow*g.outputs) g:conv_geometry {_INT8_SIZES}"
+    "out:float32(g.n*outs*g.outputs) g:conv_geometry panels:size groups:size pool:size outs:size "
+    "relu:code"
 )
 _PIXELS = ("g.n", "g.od", "g.oh", "g.ow")
 
@@ -160,6 +164,19 @@ KERNELS: dict[str, Kernel] = {
         "out:real(tokens*heads*dim) table:int64(rows*columns) owner:int64(tokens) "
         "visible:int64(tokens) tokens:size slots:size heads:size dim:size rows:size columns:size "
         "block:size scale:number",
+        warps("tokens", "heads"),
+    ),
+    "cached_attention_int8": Kernel(
+        "attention",
+        f"q:real(tokens*heads*dim) {_BYTES} out:real(tokens*heads*dim) table:int64(rows*columns) "
+        "owner:int64(tokens) visible:int64(tokens) tokens:size slots:size heads:size dim:size "
+        "rows:size columns:size block:size scale:number",
+        warps("tokens", "heads"),
+    ),
+    "cache_int8": Kernel(
+        "attention",
+        f"x:real(tokens*3*heads*dim) at:int64(tokens) {_BYTES} tokens:size slots:size heads:size "
+        "dim:size",
         warps("tokens", "heads"),
     ),
     "attention_backward": Kernel(

@@ -8,6 +8,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from mpidl.comm import launcher
+from mpidl.errors import ConfigError
 from mpidl.options import documented
 
 
@@ -126,6 +128,20 @@ def _parsed(kind: Any) -> dict[str, Any]:
     if typing.get_origin(kind) is typing.Literal:
         return {"choices": typing.get_args(kind)}
     return {"type": kind}
+
+
+def check_alone(command: str) -> None:
+    """Refuse to run a command of one process as the ranks of a job.
+
+    Raises:
+        ConfigError: A launcher has started several.
+    """
+    if launcher.size() > 1:
+        raise ConfigError(
+            f"is for one process, but {launcher.size()} were started",
+            where=command,
+            remedy="start it without mpirun or srun",
+        )
 
 
 def accept_json(actions: Any) -> None:

@@ -13,8 +13,8 @@ from mpidl.comm import launcher
 from mpidl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mpidl.serving.client import Address
     from mpidl.serving.load import Outcome
-    from mpidl.serving.load_client import Address
 
 MOST_CONNECTIONS = 512  # `select` takes up to 1024 descriptors
 MOST_ARRIVALS = 1_000_000  # held in memory where the server does not keep up
@@ -44,8 +44,13 @@ def _positive(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its own options."""
+    from mpidl.serving.load_client import PROTOCOLS
+
     group = parser.add_argument_group("serve (no mpirun)")
     group.add_argument("target", nargs="?", help="host:port of the server, or what it serves")
+    group.add_argument(
+        "--protocol", choices=list(PROTOCOLS), default="rest", help="(default: %(default)s)"
+    )
     group.add_argument("--model", default="", help="its name (default: the only one)")
     group.add_argument(
         "--clients",
@@ -68,21 +73,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure each number of clients, then each rate."""
     from mpidl.observe.plot import check_plot, plot_load
-    from mpidl.serving.load_client import read_address
+    from mpidl.serving.load_client import make_infer, read_address
 
     _check(args)
-    address = read_address(args.target)
+    address = read_address(args.target, args.protocol)
     if args.plot:
         check_plot(args.plot)
+    message = make_infer(args.protocol, address, args.model, args.batch, args.seed, args.timeout)
     # epoll waits whole milliseconds, and a late arrival would count as latency of the server
     selector = selectors.SelectSelector()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-        found = runner.run(_measure(args, address))
+        found = runner.run(_measure(args, address, message))
     results = [row for row, _ in found]
     if args.plot:
         measured = [(row, outcome.latencies) for row, outcome in found]
-        plot_load(measured, args.plot, f"{args.model or 'model'} at {address.text}")
-    return {"target": address.text, "batch": args.batch, "seed": args.seed, "results": results}
+        title = f"{args.model or 'model'} at {address.text} ({args.protocol})"
+        plot_load(measured, args.plot, title)
+    return {
+        "target": address.text,
+        "protocol": args.protocol,
+        "batch": args.batch,
+        "seed": args.seed,
+        "results": results,
+    }
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -107,22 +120,20 @@ def _check(args: argparse.Namespace) -> None:
 
 
 async def _measure(
-    args: argparse.Namespace, address: Address
+    args: argparse.Namespace, address: Address, message: bytes
 ) -> list[tuple[dict[str, Any], Outcome]]:
-    from functools import partial
-
     from mpidl.serving.load import arrivals, closed_loop, open_loop
-    from mpidl.serving.load_client import Connection, make_infer
+    from mpidl.serving.load_client import PROTOCOLS
 
     say = (lambda line: None) if args.json else print
-    message = await make_infer(address, args.model, args.batch, args.seed, args.timeout)
-    connections = [Connection(address, args.timeout) for _ in range(MOST_CONNECTIONS)]
-    sends = [partial(one.send, message) for one in connections]
+    connect = PROTOCOLS[args.protocol].connect
+    connections = [connect(address, message, args.timeout) for _ in range(MOST_CONNECTIONS)]
+    sends = [one.send for one in connections]
     found: list[tuple[dict[str, Any], Outcome]] = []
     say(HEAD)
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         for connection in connections:
-            stack.callback(connection.close)
+            stack.push_async_callback(connection.close)
         for clients in args.clients or ():
             await closed_loop(sends[:clients], args.warmup)
             outcome = await closed_loop(sends[:clients], args.seconds)

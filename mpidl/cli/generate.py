@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop", action="append", default=[], help="a text of one token that ends a text"
     )
+    parser.add_argument(
+        "--cache",
+        default="float",
+        choices=("float", "int8"),
+        help="how keys and values are kept; int8: in a quarter of the memory (default: float)",
+    )
     add_backend(parser)
 
 
@@ -73,16 +80,20 @@ def _generate(args: argparse.Namespace, context: Context, task: Task) -> dict[st
         coder = Coder(predictor.spec.target.classes or 0, args.tokenizer)
         prompts = _prompts(args)
         requests = _requests(args, coder, prompts)
-        engine = Engine(predictor.model)
+        engine = Engine(predictor.model, cache=args.cache)
         own = range(context.rank, len(requests), context.size)
         for number in own:
             engine.submit(requests[number])
     texts: dict[int, str] = {}
+    start, count = time.perf_counter(), 0
     with context.fail_together("generating"):
         shown = context.is_root and len(requests) == 1 and not args.json
         for number, tokens in _work(engine, coder, prompts[0] if shown else None):
             texts[own[number]] = coder.decode(tokens)
-    found = {n: text for part in context.allgather_object(texts) for n, text in part.items()}
+            count += len(tokens)
+    parts = context.allgather_object((texts, count, time.perf_counter() - start))
+    found = {n: text for part, *_ in parts for n, text in part.items()}
+    rate = sum(part[1] for part in parts) / max(part[2] for part in parts)
     task.add("generate.result", texts=len(found))
     results = [
         {"prompt": prompts[n // args.texts], "text": found[n], "seed": args.seed + n}
@@ -91,7 +102,9 @@ def _generate(args: argparse.Namespace, context: Context, task: Task) -> dict[st
     if context.is_root and not args.json and not shown:
         for each in results:
             print(f"--- seed {each['seed']}\n{each['prompt']}{each['text']}")
-    return {"texts": results}
+    if context.is_root:
+        print(f"{rate:,.0f} tokens/s", file=sys.stderr)
+    return {"texts": results, "tokens_per_second": rate}
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:

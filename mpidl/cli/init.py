@@ -188,7 +188,7 @@ def check(text: str, facts: Facts, where: str, notes: list[str]) -> int:
     config = build_config(tomllib.loads(text), where, note=notes.append)
     task = choose_task(facts.manifest, config, notes.append)
     model = build_for_data(config.model, task, NumpyOps())
-    augment(config, Inputs(task, model), model)
+    augment(config, Inputs(task, model), None)
     if facts.test is not None:
         task.check(load_manifest(facts.test), facts.test)
     return model.parameters.count

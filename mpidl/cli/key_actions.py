@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mpidl.security.tokens import make_token
 from mpidl.security.validation import holder
 
 Result = dict[str, Any]
+SOON = timedelta(days=7)
 KINDS = ("person", "service", "node")
 
 
@@ -97,7 +99,8 @@ def _issue_request(args: argparse.Namespace) -> Result:
     request = requests.read_request(content, str(args.request))
     enrolment.check_empty(args.out)
     with writing(args.out):
-        chains = enrolment.certify(authority.open_authority(), request, _lifetime(args))
+        opened = authority.open_authority()
+        chains = enrolment.certify(opened, request, _lifetime(args), replaces=args.replace)
         keystore.make_folder(args.out, 0o755)
         enrolment.install(args.out, chains)
     return _issued(chains, args.out)
@@ -127,10 +130,17 @@ def install(args: argparse.Namespace) -> Result:
     folder = _own(args.name)
     files = {role: args.folder / f"{role}.pem" for role in requests.CERTIFICATES}
     chains = {role: load_certificates(path) for role, path in files.items() if path.exists()}
-    enrolment.check_answer(folder, chains, args.folder)
-    Trust.load().verify(chains["certificate"], _purpose(chains["certificate"][0]))
+    following = enrolment.next_folder(folder)
+    rotates = following.is_dir()
+    enrolment.check_answer(following if rotates else folder, chains, args.folder)
+    trust = Trust.load()
+    trust.verify(chains["certificate"], _purpose(chains["certificate"][0]))
+    for role in enrolment.SINGLE.keys() & chains.keys():
+        trust.verify(chains[role], enrolment.SINGLE[role])
     with writing(folder):
-        enrolment.install(folder, chains)
+        enrolment.install(following if rotates else folder, chains)
+        if rotates:
+            enrolment.put_in_place(folder, following)
     return _issued(chains, folder)
 
 
@@ -178,6 +188,8 @@ def rotate(args: argparse.Namespace) -> Result:
         )
     keys = requests.Keys.generate(kind, submits=(folder / enrolment.SUBMIT_KEY).exists())
     text = keys.request(kind, name, hosts=_hosts(old), tokens=_has(old, "tokens"))
+    if args.out is not None:
+        return _rotate_elsewhere(args, keys, passphrase, text)
     request = requests.read_request(text.encode(), "request")
     opened = authority.open_authority()
     before = {certificate.serial_number for certificate in opened.issued(name)}
@@ -188,6 +200,28 @@ def rotate(args: argparse.Namespace) -> Result:
     result = _issued(chains, folder) | {"revoked": number}
     result["lines"] += [f"  all before are revoked: list number {number}"] if args.revoke else []
     return result
+
+
+def _rotate_elsewhere(
+    args: argparse.Namespace, keys: requests.Keys, passphrase: bytes | None, text: str
+) -> Result:
+    """New keys, and a request for an authority on another machine; the old ones stay in use."""
+    if args.revoke:
+        raise ConfigError(
+            "certificates are revoked where the authority is",
+            where="--revoke",
+            remedy="leave it away here; 'mpidl keys revoke' there",
+        )
+    check_folder(args.out)
+    following = enrolment.next_folder(_own(args.name))
+    with writing(following):
+        if following.exists():  # of a request without answer
+            shutil.rmtree(following)
+        keys.save(following, passphrase)
+        keystore.write_public(following / enrolment.REQUEST, text.encode())
+        keystore.write_public(args.out, text.encode())
+    line = f"have {args.out} certified ('mpidl keys issue --replace --request'), then install it"
+    return {"name": args.name, "request": str(args.out), "revoked": None, "lines": [line]}
 
 
 def show(args: argparse.Namespace) -> Result:
@@ -207,14 +241,26 @@ def show(args: argparse.Namespace) -> Result:
         shown.append(entry)
         lines.append(f"{entry['name']}: {entry['state']}; {folder}")
         notes += [f"{folder}: {entry['problem']}"] if entry["problem"] else []
+    problems = len(notes)
+    notes += _soon("the list of revoked certificates", trust.revocations.until.isoformat())
+    for entry in shown:
+        notes += [] if entry["problem"] else _soon(entry["name"], entry["until"])
     result = {"site": trust.site, "number": number, "until": until.isoformat(), "identities": shown}
-    return result | {"lines": lines, "notes": notes, "status": 1 if notes else 0}
+    return result | {"lines": lines, "notes": notes, "status": 1 if problems else 0}
+
+
+def _soon(what: str, until: str) -> list[str]:
+    """A note of what ends within a week."""
+    left = datetime.fromisoformat(until) - datetime.now(UTC)
+    return [f"{what} ends in {max(left, timedelta(0))}"] if left < SOON else []
 
 
 def _shown(folder: Path, trust: Trust) -> Result:
     """The state of one folder of keys."""
     chain = load_certificates(folder / "certificate.pem")
-    end, problem = chain[0].not_valid_after_utc, ""
+    others = [load_certificates(path) for path in folder.glob("*-certificate.pem")]
+    end = min(each[0].not_valid_after_utc for each in (chain, *others))
+    problem = ""
     try:
         trust.verify(chain, _purpose(chain[0]))
         for path in folder.glob("*.pem"):

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mpidl.cli.arguments import accept_json
+from mpidl.cli.arguments import accept_json, check_alone
 
 NAME = "keys"
 HELP = "keys and certificates of people, services, nodes and jobs"
@@ -45,6 +45,9 @@ def _issue(actions: Actions) -> None:
     whom.add_argument("--job", metavar="NAME", help="a job, signed by its submitter (--by)")
     whom.add_argument(
         "--request", type=Path, metavar="FILE", help="what 'mpidl keys request' wrote"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="of a request: also where the name has valid ones"
     )
     parser.add_argument("--by", metavar="NAME", help="of a job: who submits it")
     _add_wishes(parser)
@@ -84,6 +87,9 @@ def _rotate(actions: Actions) -> None:
         action="store_true",
         help="the old ones may be known to others: revoke them, and with them what they have "
         "signed and running jobs",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="write a request there, for an authority on another machine"
     )
     parser.add_argument("--lifetime", type=seconds, help="as in issue")
     _add_list(parser)
@@ -149,6 +155,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from mpidl.errors import notice
     from mpidl.extras import load_extra
 
+    check_alone("mpidl keys")
     load_extra("cryptography", f"'mpidl keys {args.action}'")
     from mpidl.cli import key_actions
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpidl.cli.arguments import accept_json
+from mpidl.cli.arguments import accept_json, check_alone
 
 if TYPE_CHECKING:
     from mpidl.security.subject import Subject
@@ -58,6 +58,7 @@ def moment(text: str) -> datetime:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Do it. Not collective: for one process."""
+    check_alone("mpidl policy")
     return _sign(args) if args.action == "sign" else _check(args)
 
 

@@ -168,14 +168,15 @@ class _Shown:
         self._context = context
         self._progress: Progress | None = None
 
-    def begin(self, layout: Layout) -> Callable[[int], None]:
+    def begin(self, layout: Layout, done: int) -> Callable[[int], None]:
         """See `Job.run`."""
         from mpidl.observe.progress import Progress
 
         quiet = not self._context.is_root
-        count = layout.samples // self._context.size
-        self._progress = Progress(count, "samples", label="predicting", quiet=quiet)
-        return self._progress.advance
+        label, total = "predicting", layout.samples
+        shown = Progress(total, "samples", label=label, initial=done, quiet=quiet)
+        self._progress = shown
+        return lambda count: shown.advance(count - shown.done)
 
     def close(self) -> None:
         """Finish the bar."""

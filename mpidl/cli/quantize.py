@@ -7,6 +7,7 @@ multiplied as such. 'mpidl predict' and 'mpidl evaluate' take the file in place 
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mpidl.cli.arguments import add_backend, add_checkpoint
 
 if TYPE_CHECKING:
     from mpidl.comm.context import Context
+    from mpidl.generation.measure import Contender
     from mpidl.inference.predict import Predictor
     from mpidl.security.journal import Task
     from mpidl.task import Evaluation
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 NAME = "quantize"
 HELP = "a smaller, faster model for prediction (int8, 16 bits, pruning)"
 SUFFIX = ".h5"
+WINDOWS = 32  # whose perplexity is compared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +88,8 @@ def _quantize(args: argparse.Namespace, context: Context, task: Task) -> dict[st
     after = Predictor(args.out, context, backend=args.backend)
     found = [score(predictor, folder, context) for predictor in (before, after)]
     speeds = measure((before, after), folder, args.batch, context)
+    with context.fail_together("writing texts"):
+        texts = _texts(before, after, folder) if before.task.gives_tokens else {}
     sizes = [before.model.parameters.count * 4, args.out.stat().st_size]
     result = {
         "out": str(args.out),
@@ -93,9 +98,12 @@ def _quantize(args: argparse.Namespace, context: Context, task: Task) -> dict[st
         "before": found[0].record() | {"samples_per_second": speeds[0], "bytes": sizes[0]},
         "after": found[1].record() | {"samples_per_second": speeds[1], "bytes": sizes[1]},
         "speedup": speeds[1] / speeds[0],
+        "texts": texts,
     }
     if context.is_root and not args.json:
         _print(args.out, found, speeds, sizes)
+        for name, (perplexity, rate) in texts.items():
+            print(f"texts, {name}: perplexity {perplexity:.4g}; {rate:,.0f} tokens/s")
     return result
 
 
@@ -118,6 +126,35 @@ def _choose_data(args: argparse.Namespace, source: Predictor, context: Context) 
                 remedy="name a data set with --data",
             )
     return str(folder)
+
+
+def _texts(before: Predictor, after: Predictor, folder: str) -> dict[str, tuple[float, float]]:
+    """Perplexity of some windows and tokens a second, as texts are written, for each way.
+
+    Nothing for models that do not write token after token.
+    """
+    import numpy as np
+
+    from mpidl.data.reader import Reader
+    from mpidl.errors import ConfigError
+    from mpidl.generation.engine import Engine
+    from mpidl.generation.measure import perplexity, tokens_per_second
+
+    try:
+        Engine(before.model)
+    except ConfigError:
+        return {}
+    (field,) = before.spec.features
+    with closing(Reader(folder, driver="posix", fields=[field.name])) as reader:
+        windows = reader.read([(0, min(WINDOWS, len(reader)))])[field.name].astype(np.int64)
+    ways: dict[str, Contender] = {
+        "before": (before.model, "float"),
+        "after": (after.model, "float"),
+        "after, int8 cache": (after.model, "int8"),
+    }
+    rates = tokens_per_second(list(ways.values()), windows[0, :4].tolist())
+    found = [perplexity(model, windows, cache) for model, cache in ways.values()]
+    return dict(zip(ways, zip(found, rates, strict=True), strict=True))
 
 
 def _check(args: argparse.Namespace) -> None:

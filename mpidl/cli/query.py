@@ -70,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="where REST is reached, in place of what endpoint.json says (through a tunnel)",
     )
+    parser.add_argument(
+        "--identity", default="", metavar="NAME", help="whose certificate to show to the server"
+    )
+    parser.add_argument("--token", type=Path, metavar="FILE", help="a token to show to the server")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,6 +105,7 @@ def _connect(args: argparse.Namespace) -> tuple[Callable[[], Connection], Model]
     """How to connect to the server, and what its model takes."""
     from mpidl.serving.endpoint import place_of
     from mpidl.serving.folder_client import FolderClient, find_channel
+    from mpidl.serving.login import Login
     from mpidl.serving.query import choose_model, find_server
 
     if args.address is None and find_channel(args.server, args.wait):
@@ -110,10 +115,10 @@ def _connect(args: argparse.Namespace) -> tuple[Callable[[], Connection], Model]
         if name not in models:
             raise made.no_model(name, list(models))
         return lambda: made, models[name]
-    place = place_of(args.server)
-    with find_server(place, args.address, args.wait) as client:
+    place, login = place_of(args.server), Login(args.identity, args.token)
+    with find_server(place, args.address, args.wait, login) as client:
         model = client.model(choose_model(client.models(), args.model))
-    return lambda: find_server(place, args.address, args.wait), model
+    return lambda: find_server(place, args.address, args.wait, login), model
 
 
 def _check(args: argparse.Namespace) -> None:

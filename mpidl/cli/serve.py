@@ -32,9 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http-port", type=_port, default=8000, help="for REST; 0: any")
     parser.add_argument("--grpc-port", type=_port, default=8001, help="for gRPC; 0: any")
     parser.add_argument(
-        "--insecure-any-host",
-        action="store_true",
-        help="listen beyond this machine although nothing is encrypted and everybody may come",
+        "--identity",
+        default="",
+        metavar="NAME",
+        help="of the server: TLS, and clients say who they are (docs/serving-security.md)",
     )
     parser.add_argument(
         "--endpoint",
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.http_port,
         args.grpc_port,
         args.backend,
-        args.insecure_any_host,
+        args.identity,
         args.endpoint,
         args.channel,
     )

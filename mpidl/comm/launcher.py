@@ -38,6 +38,11 @@ def is_launched() -> bool:
     return any(name in os.environ for name in RANK_VARIABLES)
 
 
+def size() -> int:
+    """How many processes of the job the launcher started; 1 without a launcher."""
+    return max(1, read_count(SIZE_VARIABLES, 1))
+
+
 def local_size() -> int:
     """How many processes of the job the launcher started on this node; 1 without a launcher."""
     return max(1, read_count(LOCAL_SIZE_VARIABLES, 1))

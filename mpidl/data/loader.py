@@ -121,6 +121,7 @@ class Loader:
             ThreadPoolExecutor(workers, thread_name_prefix="mpidl-prefetch") if threads else None
         )
         self._lock = Lock()
+        self._closed = False
 
     @property
     def steps(self) -> int:
@@ -231,6 +232,8 @@ class Loader:
 
     def _give_back(self, ahead: Iterable[_Loaded]) -> None:
         """Keep the memory of windows that were read for an epoch that was left early."""
+        if self._closed:
+            return  # what no thread had begun to read will never come
         for future in ahead:
             if future.exception() is None and (loaded := future.result()) is not None:
                 self._spare.append(loaded.arrays)
@@ -247,6 +250,7 @@ class Loader:
 
     def close(self) -> None:
         """Stop the prefetch thread."""
+        self._closed = True
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 

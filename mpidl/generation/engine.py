@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from mpidl.errors import ConfigError
 from mpidl.generation.blocks import ROOT, BlockPool
-from mpidl.generation.decoder import ROWS, Cache, Decoder, Rows, check_tokens, empty_rows
+from mpidl.generation.decoder import (
+    ROWS,
+    Cache,
+    CacheKind,
+    Decoder,
+    Rows,
+    check_tokens,
+    empty_rows,
+)
 from mpidl.generation.sampling import Sampling
 from mpidl.nn import Model
 
@@ -90,12 +98,13 @@ class Engine:
     Args:
         model: A causal language model (gpt).
         blocks: Blocks of the cache; 0: for 16 sequences of full length.
+        cache: See `Cache`.
 
     Raises:
         ConfigError: The model does not generate tokens, or the cache cannot hold one sequence.
     """
 
-    def __init__(self, model: Model, *, blocks: int = 0) -> None:
+    def __init__(self, model: Model, *, blocks: int = 0, cache: CacheKind = "float") -> None:
         self.length = int(model.input_shape[0])
         columns = -(-self.length // BLOCK)
         blocks = blocks or 16 * columns
@@ -107,7 +116,7 @@ class Engine:
             )
         self.vocabulary = int(model.output_shape[-1])
         self.pool = BlockPool(blocks, BLOCK)
-        self._decoder = Decoder(model, Cache(model, blocks, BLOCK))
+        self._decoder = Decoder(model, Cache(model, blocks, BLOCK, cache))
         self._columns = columns
         self._trash = blocks * BLOCK
         self._numbers = itertools.count()
@@ -232,9 +241,7 @@ class Engine:
                 continue
             last = self._running[-1]
             if last is sequence or id(last) in busy:
-                if len(self._running) > 1 and not busy:
-                    self._preempt(sequence)
-                return False
+                return False  # an earlier one goes on, or takes the blocks of this one
             self._preempt(last)
         return True
 
@@ -276,15 +283,18 @@ class Engine:
         return Rows(**{name: ops.to_device(array) for name, array in host.items()})
 
 
-def generate(model: Model, requests: Sequence[Request], *, blocks: int = 0) -> list[Finished]:
+def generate(
+    model: Model, requests: Sequence[Request], *, blocks: int = 0, cache: CacheKind = "float"
+) -> list[Finished]:
     """Texts for some requests, in their order.
 
     Args:
         model: See `Engine`.
         requests: What is wanted.
         blocks: See `Engine`.
+        cache: See `Engine`.
     """
-    engine = Engine(model, blocks=blocks)
+    engine = Engine(model, blocks=blocks, cache=cache)
     for request in requests:
         engine.submit(request)
     return sorted(engine.run(), key=lambda finished: finished.number)

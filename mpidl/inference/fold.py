@@ -1,7 +1,12 @@
-"""Folding of batch norms into the convolutions before them: exact, and one pass less each."""
+"""Layers that follow a convolution, in one pass with it.
+
+Batch norms are folded into the convolutions before them, which is exact; max-pooling follows an
+int8 convolution while its outputs are in the cache of the processor.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -10,44 +15,55 @@ import numpy as np
 
 from mpidl.backend import Array
 from mpidl.errors import CheckpointError
-from mpidl.nn import BatchNorm, Conv1D, Conv2D, Conv3D, Layer, Model, Sequential
+from mpidl.inference.int8 import multiplies_int8
+from mpidl.nn import BatchNorm, Conv1D, Conv2D, Conv3D, Layer, MaxPool2D, Model, Sequential
 from mpidl.nn.layer import Backward, Shape
 
 Convolution = Conv1D | Conv2D | Conv3D
 
 
-class _FoldedConv(Layer):
-    """A convolution that adds the bias of the batch norm behind it, and applies its ReLU.
+class _JoinedConv(Layer):
+    """A convolution and what follows it, in one pass; for inference only.
+
+    Its output and its name are those of the last.
 
     Args:
-        conv: Bound to a model, as the next.
-        norm: What was folded into it: only its bias is left.
+        conv: Bound to a model, as the next two.
+        norm: What was folded into it: its bias is left, and its ReLU. None: nothing was.
+        pool: A max-pooling; the convolution is one of int8. None: there is none.
     """
 
-    kind = "folded_conv"
+    kind = "joined_conv"
 
-    def __init__(self, conv: Convolution, norm: BatchNorm) -> None:
+    def __init__(self, conv: Convolution, norm: BatchNorm | None, pool: MaxPool2D | None) -> None:
         super().__init__()
         self.conv = conv
         self.norm = norm
-        self.name = norm.name  # its output is that of the batch norm
-        conv.has_relu = norm.has_relu
+        self.pool = pool
+        self.name = (pool or norm or conv).name
+        if norm is not None:
+            conv.has_relu = norm.has_relu
 
     def output_shape(self, shape: Shape) -> Shape:
-        return self.conv.output_shape(shape)
+        shape = self.conv.output_shape(shape)
+        return shape if self.pool is None else self.pool.output_shape(shape)
 
     def children(self) -> list[tuple[str, Layer]]:
-        return [("conv", self.conv), ("norm", self.norm)]
+        parts = {"conv": self.conv, "norm": self.norm, "pool": self.pool}
+        return [(name, part) for name, part in parts.items() if part is not None]
 
     def forward(self, x: Array, *, train: bool) -> tuple[Array, Backward]:
         conv = self.conv
-        size = (x.shape[0], *conv.output_shape(x.shape[1:]))
+        size = (x.shape[0], *self.output_shape(x.shape[1:]))
         y = conv.workspace.get("y", size, x.dtype)
-        conv.convolve(x, y, self.norm.value("bias"))
+        own = conv if conv.bias else None
+        holder = own if self.norm is None else self.norm
+        bias = None if holder is None else holder.value("bias")
+        conv.convolve(x, y, bias, **({} if self.pool is None else {"pool": self.pool.kernel}))
 
         def backward(dy: Array) -> Array | None:
             raise CheckpointError(
-                "a folded model has no gradients",
+                "a model for inference has no gradients",
                 where=f"layer {self.name}",
                 remedy="use a checkpoint of the run that it was made from",
             )
@@ -111,26 +127,35 @@ def fold(model: Model) -> int:
     return count
 
 
-def drop_folded(model: Model) -> None:
-    """Replace convolutions and the batch norms folded into them by one layer; for inference only.
+def join(model: Model, *, norms: bool) -> None:
+    """Replace convolutions and what one pass can do with them by one layer; for inference only.
 
     Args:
-        model: Its layers are changed; its parameters are folded already.
+        model: Its layers are changed.
+        norms: Whether batch norms were folded.
     """
     for layer in list(model.walk()):
         if isinstance(layer, Sequential):
-            parts = _joined([part for _, part in layer.parts])
+            parts = _joined([part for _, part in layer.parts], norms=norms)
             layer.parts = [(part.name.removeprefix(f"{layer.name}."), part) for part in parts]
-    model.layers = _joined(model.layers)
+    model.layers = _joined(model.layers, norms=norms)
 
 
-def _joined(layers: list[Layer]) -> list[Layer]:
-    pairs = {id(conv): norm for conv, norm in _pairs(layers)}
-    gone = {id(norm) for norm in pairs.values()}
-    return [
-        _FoldedConv(layer, pairs[id(layer)])  # type: ignore[arg-type]
-        if id(layer) in pairs
-        else layer
-        for layer in layers
-        if id(layer) not in gone
-    ]
+def _joined(layers: list[Layer], *, norms: bool) -> list[Layer]:
+    folded = {id(conv): norm for conv, norm in _pairs(layers)} if norms else {}
+    found: list[Layer] = []
+    rest = deque(layers)
+    while rest:
+        layer = rest.popleft()
+        if isinstance(layer, Convolution):
+            norm, pool = folded.get(id(layer)), None
+            if norm is not None:
+                rest.popleft()
+            after = rest[0] if rest else None
+            if isinstance(after, MaxPool2D) and after.is_tiled and multiplies_int8(layer):
+                rest.popleft()
+                pool = after
+            if norm is not None or pool is not None:
+                layer = _JoinedConv(layer, norm, pool)
+        found.append(layer)
+    return found

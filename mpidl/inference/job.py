@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,9 @@ from mpidl.inference.output import HDF5, check_size, check_target, convert, coun
 from mpidl.inference.outputs import choose_outputs
 from mpidl.inference.predict import Predictor
 from mpidl.inference.samples import Samples, identify, open_samples
-from mpidl.inference.sharded import Prediction, Result, layout_of, predict
-from mpidl.inference.store import Layout
+from mpidl.inference.sharded import Begin, Prediction, Result, layout_of, predict
 from mpidl.train.build import build_loss
 from mpidl.train.signals import StopRequest
-
-Begin = Callable[[Layout], Callable[[int], None]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class Job:
         stop: StopRequest,
         *,
         restart: bool = False,
-        begin: Begin = lambda layout: lambda count: None,
+        begin: Begin = lambda layout, done: lambda count: None,
     ) -> Outcome:
         """Predict. Collective.
 
@@ -90,7 +87,7 @@ class Job:
             out: The file to write; its suffix is one of `output.SUFFIXES`.
             stop: Says whether a signal has arrived.
             restart: Leave what an interrupted run has written.
-            begin: Called before the first sample; returns what is told of samples that are done.
+            begin: Called before the first sample.
 
         Raises:
             DataError: Samples cannot be read, or the file cannot be written.
@@ -126,7 +123,14 @@ class Job:
             check_size(out, layout.samples * layout.row_bytes)
         file = hdf5_beside(out)
         result = predict(
-            self._prediction, samples, file, layout, stop, restart=restart, progress=begin(layout)
+            self._prediction,
+            samples,
+            file,
+            layout,
+            stop,
+            restart=restart,
+            overwrite=self.settings.overwrite,
+            begin=begin,
         )
         if not result.complete:
             return Outcome(result)
@@ -151,7 +155,7 @@ class Job:
         """Count the predicted classes, and turn the file into a table where one is wanted."""
         per_class = count_labels(file, self.predictor.spec.target.classes or 0)
         if file != out:
-            convert(file, out, columns)
+            convert(file, out, columns, overwrite=self.settings.overwrite)
             file.unlink()
         return per_class
 

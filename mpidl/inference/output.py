@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpidl.data import hdf5
-from mpidl.errors import ConfigError
-from mpidl.files import check_folder, write_atomically, writing
+from mpidl.errors import ConfigError, DataError
+from mpidl.files import check_folder, partial_path, publish, publish_new, writing
 
 Columns = dict[str, NDArray[Any]]
 HDF5 = ".h5"
 MOST_BYTES = 256 << 20  # of a table or an archive
 ROWS = 1 << 20  # that are read at once
+_FORMATS = {**dict.fromkeys("iub", "%d"), "S": "%s"}
 
 
 def check_target(path: Path) -> None:
@@ -50,21 +52,50 @@ def check_size(path: Path, size: int) -> None:
         )
 
 
-def convert(source: Path, path: Path, names: Sequence[str]) -> None:
+def publish_result(partial: Path, final: Path, kept: Path, *, overwrite: bool) -> None:
+    """Give a complete file its final name.
+
+    Args:
+        partial: Where it is.
+        final: Its name.
+        kept: Where the predictions are, should there be a file of that name by now.
+        overwrite: Replace that one.
+
+    Raises:
+        DataError: There is one; it is left as it is.
+    """
+    if overwrite:
+        publish(partial, final)
+    elif not publish_new(partial, final):
+        raise DataError(
+            f"was made by somebody else meanwhile; the predictions are complete in {kept.name}",
+            where=str(final),
+            remedy=f"rename {kept.name}",
+        )
+
+
+def convert(source: Path, path: Path, names: Sequence[str], *, overwrite: bool) -> None:
     """Write some datasets of an HDF5 file as a table or an archive.
 
     Args:
         source: The HDF5 file.
         path: The file; its suffix is one of `WRITERS`. A table has one column for each element.
         names: Of the datasets.
+        overwrite: Replace an existing file.
 
     Raises:
-        DataError: The file cannot be written.
+        DataError: The file cannot be written, or there is one.
     """
     with hdf5.open_file(source) as file:
         columns = {name: file[name][...] for name in names}
-    with writing(path), write_atomically(path) as partial:
-        WRITERS[path.suffix](partial, columns)
+    partial = partial_path(path)
+    try:
+        with writing(path):
+            WRITERS[path.suffix](partial, columns)
+            publish_result(partial, path, source, overwrite=overwrite)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def count_labels(source: Path, classes: int) -> list[int] | None:
@@ -92,15 +123,26 @@ def write_csv(path: Path | IO[bytes], columns: Columns) -> None:
     """Write a table with one column for each element of a sample."""
     names: list[str] = []
     formats: list[str] = []
+    parts: list[NDArray[Any]] = []
     for name, array in columns.items():
         size = math.prod(array.shape[1:])
         names += [name] if array.ndim == 1 else [f"{name}_{index}" for index in range(size)]
-        formats += ["%d" if array.dtype.kind in "iu" else "%.6g"] * size
-    table = np.column_stack(
-        [array.reshape(len(array), math.prod(array.shape[1:])) for array in columns.values()]
-    )
+        formats += [_FORMATS.get(array.dtype.kind, "%.6g")] * size
+        flat = array.reshape(len(array), size)
+        parts.extend(_quoted(flat).T if array.dtype.kind == "S" else flat.T)
+    # a record holds each column in its own dtype: large numbers stay whole
+    kinds = np.dtype([(str(index), part.dtype) for index, part in enumerate(parts)])
+    table = np.rec.fromarrays(parts, dtype=kinds)
     header = ",".join(names)
-    np.savetxt(path, table, fmt=formats, delimiter=",", header=header, comments="")
+    np.savetxt(
+        path, table, fmt=formats, delimiter=",", header=header, comments="", encoding="utf-8"
+    )
+
+
+def _quoted(texts: NDArray[Any]) -> NDArray[Any]:
+    """Texts as cells of a table: in quotes, which may hold commas and line ends (RFC 4180)."""
+    words = np.char.replace(np.char.decode(texts, "utf-8", "backslashreplace"), '"', '""')
+    return np.char.add(np.char.add('"', words), '"')
 
 
 Writer = Callable[[Path, Columns], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -136,14 +137,16 @@ class TopK(Output):
         classes = self.predictor.spec.target.classes or 0
         if self.predictor.spec.task != "classification":
             raise self.error("needs a classification, a class for each sample")
-        if not self.argument.isdecimal() or not 1 <= int(self.argument[:9]) <= classes:
+        digits = re.fullmatch("[1-9][0-9]{0,8}", self.argument)
+        self._count = int(self.argument) if digits else 0
+        if not 1 <= self._count <= classes:
             raise self.error(
                 f"takes a number of classes, not {self.argument!r}",
                 f"write top_k:5, with a number from 1 to {classes}",
             )
 
     def columns(self, passed: Passed) -> Columns:
-        count = int(self.argument)
+        count = self._count
         probability = softmax(passed.outputs)
         order = np.argsort(-probability, axis=-1, kind="stable")[..., :count]
         return {

@@ -15,7 +15,6 @@ from mpidl.backend import Ops, create_ops
 from mpidl.comm.context import Context
 from mpidl.config import build_config
 from mpidl.data.manifest import Arrays
-from mpidl.errors import CheckpointError
 from mpidl.inference import quantized
 from mpidl.nn import Model
 from mpidl.task import InputSpec, Task
@@ -43,7 +42,7 @@ class Predictor:
     def __init__(self, path: Path, context: Context, *, backend: str = "auto") -> None:
 
         def find() -> ckpt.Checkpoint:
-            file = find_checkpoint(path)
+            file = ckpt.find(path)
             with Gate.of_site().file(file):
                 return ckpt.read(file, inference=True)
 
@@ -113,26 +112,3 @@ class Predictor:
             Arrays (n, ...) by name.
         """
         return self.task.predictions(self.outputs(arrays))
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file that `path` means.
-
-    Args:
-        path: See `Predictor`.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    if path.is_file():
-        return path
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    candidates = [folder / ckpt.BEST, *ckpt.list_checkpoints(folder)]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise CheckpointError(
-        "no checkpoint found",
-        where=str(path),
-        remedy="name a .h5 checkpoint or the output folder of a run",
-    )

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from mpidl.backend import Array, Ops
-from mpidl.backend.contract.conv import ConvGeometry
-from mpidl.backend.contract.int8 import MOST_INPUTS, Int8Weights, pack_int8, quantize_columns
+from mpidl.backend.contract.int8 import MOST_INPUTS, pack_int8, quantize_columns
 from mpidl.errors import CheckpointError
-from mpidl.inference.fold import drop_folded
+from mpidl.inference.fold import join
+from mpidl.inference.int8 import use_int8
 from mpidl.nn import Conv1D, Conv2D, Conv3D, Dense, Layer, Model, SelfAttention
 from mpidl.train import checkpoint as ckpt
 
-FEWEST_INPUTS = 16  # of a matrix that is worth int8: not those of a first convolution
+FEWEST_INPUTS = 9  # of a matrix that is worth int8: those of a 3x3 convolution of gray images
 STORAGE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -124,8 +123,8 @@ def load(saved: ckpt.Checkpoint, model: Model) -> None:
         _fill(saved.buffers, about, model)
     if parameters.state.size:
         parameters.state[...] = model.ops.to_device(saved.buffers["state"])
-    if about is not None and about.folded:
-        drop_folded(model)
+    if about is not None:
+        join(model, norms=about.folded)
 
 
 def _check(saved: ckpt.Checkpoint, model: Model) -> None:
@@ -180,7 +179,6 @@ def _fill(buffers: ckpt.Buffers, about: ckpt.Quantized, model: Model) -> None:
     rest, numbers, scales = (_taker(buffers, name) for name in ("parameters", "int8", "scales"))
     owners = {name: layer for layer, name in matrices(model)}
     fast = about.mode == "dynamic" and model.ops.name == "numpy"
-    packed: dict[Layer, dict[int, Int8Weights]] = {}
     for name, slot in model.parameters.slots.items():
         shape = slot.spec.shape
         value = model.parameters.value(name)
@@ -194,47 +192,12 @@ def _fill(buffers: ckpt.Buffers, about: ckpt.Quantized, model: Model) -> None:
         if fast:
             layer = owners[name]
             view = layer.value(name.removeprefix(f"{layer.name}."))
-            packed.setdefault(layer, {})[id(view)] = pack_int8(whole, steps)
-    for layer, weights in packed.items():
-        layer.ops = cast(Ops, Int8Products(layer.ops, weights))
+            use_int8(layer, view, pack_int8(whole, steps, _runs(layer)))
 
 
-class Int8Products:
-    """The operations of one layer, its products with known matrices by int8 kernels.
-
-    Args:
-        ops: What does all else.
-        weights: By the identity of the view of the parameter, which its storage keeps.
-    """
-
-    def __init__(self, ops: Ops, weights: dict[int, Int8Weights]) -> None:
-        self._ops = ops
-        self._weights = weights
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._ops, name)
-
-    def dense_forward(self, x: Array, w: Array, b: Array | None, out: Array, *, relu: bool) -> None:
-        """As `DenseOps.dense_forward`."""
-        known = self._weights.get(id(w))
-        if known is None:
-            self._ops.dense_forward(x, w, b, out, relu=relu)
-        else:
-            self._ops.int8_dense(x, known, b, out, relu=relu)
-
-    def conv_forward(
-        self,
-        x: Array,
-        w: Array,
-        b: Array | None,
-        out: Array,
-        g: ConvGeometry,
-        *,
-        relu: bool = False,
-    ) -> None:
-        """As `ConvOps.conv_forward`."""
-        known = self._weights.get(id(w))
-        if known is None:
-            self._ops.conv_forward(x, w, b, out, g, relu=relu)
-        else:
-            self._ops.int8_conv(x, known, b, out, g, relu=relu)
+def _runs(layer: Layer) -> int:
+    """See `ConvGeometry.runs`."""
+    if not isinstance(layer, Conv1D | Conv2D | Conv3D):
+        return 1
+    lines = layer.kernel_size if layer.dilation[-1] > 1 else layer.kernel_size[:-1]
+    return math.prod(lines)

@@ -11,13 +11,14 @@ import numpy as np
 
 from mpidl.comm.context import Context
 from mpidl.data.formats import open_source
-from mpidl.data.formats.source import Source, infer_role
 from mpidl.data.manifest import NAME as MANIFEST
 from mpidl.data.manifest import Arrays, load_manifest
 from mpidl.data.validate import check_values
 from mpidl.errors import DataError
 from mpidl.files import file_sha256, reading
-from mpidl.task import InputSpec, Task
+from mpidl.inference.ids import Columns, find_key, make_ids
+from mpidl.inference.raw import RawSamples
+from mpidl.task import Task
 from mpidl.train.admission import open_signed
 
 
@@ -32,6 +33,14 @@ class Samples(Protocol):
 
     def read(self, low: int, high: int) -> Arrays:
         """The samples [low, high) by field, checked: tokens and labels are in their range."""
+
+    def ids(self, low: int, arrays: Arrays) -> Columns:
+        """What tells samples apart: their numbers in the data, and keys where these have some.
+
+        Args:
+            low: The first of them.
+            arrays: As `read` returned them.
+        """
 
     def close(self) -> None:
         """Close all files."""
@@ -52,7 +61,9 @@ class _StoredSamples:
         self.units: Mapping[str, str] = {
             name: field.units for name, field in fields.items() if field.units
         }
-        self._reader.select(names)
+        kinds = {name: (field.shape, field.dtype) for name, field in fields.items()}
+        self._key = find_key(kinds, names)
+        self._reader.select([*names, self._key])
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -63,80 +74,14 @@ class _StoredSamples:
         check_values(self._reader, arrays, [(low, high)])
         return arrays
 
+    def ids(self, low: int, arrays: Arrays) -> Columns:
+        """See `Samples`."""
+        count = len(next(iter(arrays.values())))
+        return make_ids(np.arange(low, low + count), arrays, self._key)
+
     def close(self) -> None:
         """See `Samples`."""
         self._reader.close()
-
-
-class RawSamples:
-    """Raw files as samples; a lone feature takes the name that the model knows.
-
-    Args:
-        source: The files.
-        spec: What the model takes.
-        where: The files, for messages.
-
-    Raises:
-        DataError: They do not have what the model takes.
-    """
-
-    def __init__(self, source: Source, spec: InputSpec, where: str) -> None:
-        self._source = source
-        self._where = where
-        self._tokens = spec.target.classes if spec.task == "language_model" else None
-        self.units = source.units
-        arrays = source.read(0, min(1, source.samples))
-        labels = {field.name for field in spec.target.fields}
-        features = [
-            name
-            for name, array in arrays.items()
-            if name not in labels and infer_role(name, array, source.label) == "feature"
-        ]
-        self._names = {field.name: field.name for field in spec.features}  # ours -> the source's
-        if len(spec.features) == 1 and spec.features[0].name not in arrays and features:
-            self._names = {spec.features[0].name: features[0]}
-        for field in spec.features:
-            own = self._names[field.name]
-            if own not in arrays or arrays[own].shape[1:] != field.shape:
-                found = {name: array.shape[1:] for name, array in arrays.items()}
-                raise DataError(
-                    f"the model takes samples of shape {field.shape} in {field.name!r}, found "
-                    f"{found}",
-                    where=where,
-                    remedy="give data of that shape; a label among its columns is left out with "
-                    "--label NAME",
-                )
-
-    def __len__(self) -> int:
-        return self._source.samples
-
-    def read(self, low: int, high: int) -> Arrays:
-        """See `Samples`."""
-        found = self._source.read(low, high)
-        arrays = {name: np.asarray(found[own]) for name, own in self._names.items()}
-        for name, array in arrays.items():
-            self._check(name, array, low)
-        return arrays
-
-    def _check(self, name: str, array: Any, low: int) -> None:
-        """Refuse numbers beyond a vocabulary, and NaN and infinities, as a data set does."""
-        if self._tokens is not None:
-            bad, rule = (array < 0) | (array >= self._tokens), f"must lie in [0, {self._tokens})"
-        elif array.dtype.kind == "f":
-            bad, rule = ~np.isfinite(array), "must be finite"
-        else:
-            return
-        if bad.any():
-            place = np.unravel_index(int(bad.argmax()), bad.shape)
-            number = self._source.number(low + int(place[0]))
-            raise DataError(
-                f"sample {number} has {name!r} = {array[place]}, but values {rule}",
-                where=self._where,
-                remedy="correct the file, or leave this sample out",
-            )
-
-    def close(self) -> None:
-        """See `Samples`: importers close their files themselves."""
 
 
 def open_samples(
@@ -168,14 +113,9 @@ def open_samples(
             names = [field.name for field in spec.features]
             if scored:
                 names = [*spec.field_names, *task.extra_fields]
-        elif scored:
-            raise DataError(
-                "metrics need targets in a sharded data set",
-                where=where,
-                remedy="shard these files first, or leave out --metrics",
-            )
         else:
-            samples = RawSamples(open_source(paths, **(options or {})), spec, where)
+            source = open_source(paths, **(options or {}))
+            samples = RawSamples(source, task, where, scored=scored)
     if samples is None:
         samples = _StoredSamples(paths[0], names, context)
     with context.fail_together(f"opening {where}"):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+import mpidl
 from mpidl.collectives.window import Window
 from mpidl.comm.context import Context
 from mpidl.data.manifest import Arrays
@@ -36,6 +37,9 @@ BATCHES = (4, 16)  # of a chunk, the more ...
 CHUNKS = 64  # ... where there are more chunks than this, so that uneven ranks end together
 SUM_BYTES = 1 << 30  # of the sums of all chunks, at most
 OVER = 1 << 40  # no number of a chunk
+Progress = Callable[[int], None]  # told how many samples are done, by all ranks
+# Given the layout, and the samples that an interrupted run has done
+Begin = Callable[[Layout, int], Progress]
 
 
 @dataclass(frozen=True)
@@ -126,14 +130,17 @@ def layout_of(prediction: Prediction, samples: Samples, data: str) -> Layout:
     """
     predictor, outputs = prediction.predictor, prediction.outputs
     scored = prediction.loss is not None
-    first = compute(outputs, Passed(predictor, samples.read(0, 1)))
+    arrays = samples.read(0, 1)
+    first = samples.ids(0, arrays) | compute(outputs, Passed(predictor, arrays))
     columns = {name: (array.shape[1:], array.dtype.str) for name, array in first.items()}
     about = {
+        "backend": predictor.ops.name,
         "checkpoint": predictor.digest,
         "data": data,
         "outputs": [":".join(filter(None, (o.name, o.argument))) for o in outputs],
         "samples": len(samples),
         "metrics": scored,
+        "version": mpidl.__version__,
     }
     spec, sums = predictor.spec, predictor.task.sums if scored else 0
     units = {samples.units.get(field.name, "") for field in spec.target.fields} - {""}
@@ -181,7 +188,7 @@ class Prediction:
         samples: Samples,
         store: Store,
         stop: StopRequest,
-        progress: Callable[[int], None],
+        progress: Progress,
     ) -> int:
         """Compute and write chunks until there are no more, or a signal arrives. Collective.
 
@@ -189,10 +196,10 @@ class Prediction:
             samples: The data.
             store: The file.
             stop: Says whether a signal has arrived.
-            progress: Told of samples that are done.
+            progress: Told how many samples of the data are done, by all ranks.
 
         Returns:
-            Chunks that all ranks have done.
+            Chunks that all ranks have done now.
         """
         shares = self._shares = self._shares or Shares(self.context)
         shares.open(len(store.pending))
@@ -202,14 +209,16 @@ class Prediction:
             self.context.fail_together("predicting"),
         ):
             try:
-                for chunk, arrays in _read_ahead(shares, samples, store, pool):
+                for number, arrays in _read_ahead(shares, samples, store, pool):
                     if stop.stop_requested:
                         shares.stop()
                         break
-                    store.write(chunk, *self._chunk(arrays))
+                    chunk = int(store.pending[number])
+                    columns, sums = self._chunk(arrays)
+                    ids = samples.ids(store.layout.rows(chunk)[0], arrays)
+                    store.write(chunk, ids | columns, sums)
                     done += 1
-                    low, high = store.layout.rows(chunk)
-                    progress(high - low)
+                    progress(store.done + store.layout.count(store.pending[: number + 1]))
             except BaseException:
                 shares.stop()  # the other ranks need not go on to the end
                 raise
@@ -237,21 +246,24 @@ class Prediction:
 def _read_ahead(
     shares: Shares, samples: Samples, store: Store, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[int, Arrays]]:
-    """Chunks that this rank takes; while one is computed, the next is read."""
+    """Chunks that this rank takes, by their numbers among the pending ones.
+
+    While one is computed, the next is read.
+    """
 
     def take() -> tuple[int, Future[Arrays]] | None:
         number = shares.take()
         if number is None:
             return None
-        chunk = int(store.pending[number])
-        return chunk, pool.submit(samples.read, *store.layout.rows(chunk))
+        rows = store.layout.rows(int(store.pending[number]))
+        return number, pool.submit(samples.read, *rows)
 
     ahead = take()
     while ahead is not None:
-        chunk, future = ahead
+        number, future = ahead
         arrays = future.result()
         ahead = take()
-        yield chunk, arrays
+        yield number, arrays
 
 
 def predict(
@@ -262,7 +274,8 @@ def predict(
     stop: StopRequest,
     *,
     restart: bool = False,
-    progress: Callable[[int], None] = lambda count: None,
+    overwrite: bool = False,
+    begin: Begin = lambda layout, done: lambda count: None,
 ) -> Result:
     """Predict a whole data set into the HDF5 file `out`. Collective.
 
@@ -275,19 +288,23 @@ def predict(
         layout: Of `layout_of`.
         stop: Says whether a signal has arrived.
         restart: Leave what an interrupted run has written.
-        progress: Told of samples that are done on this rank.
+        overwrite: Replace a file of the final name.
+        begin: Called before the first sample.
 
     Raises:
-        DataError: Samples cannot be read, or the file cannot be written.
+        DataError: Samples cannot be read, or the file cannot be written, or another one has its
+            final name by now.
     """
     context = prediction.context
     store = Store(out, layout, context, restart=restart)
     before = layout.chunks - len(store.pending)
+    progress = begin(layout, store.done)
     done = before + prediction.run(samples, store, stop, progress)
     if done < layout.chunks:
         return Result(layout.samples, done, layout.chunks)
+    progress(layout.samples)
     evaluation = None
     if layout.sums:
         evaluation = prediction.predictor.task.evaluation(store.sums())
-    context.on_root(store.finish, f"publishing {out}")
+    context.on_root(lambda: store.finish(overwrite=overwrite), f"publishing {out}")
     return Result(layout.samples, done, layout.chunks, evaluation)

@@ -24,7 +24,8 @@ from mpidl.comm.context import Context
 from mpidl.data import hdf5
 from mpidl.data.hdf5 import h5py
 from mpidl.errors import DataError, UnreadableError
-from mpidl.files import partial_path, publish, reserve, write_atomically, writing
+from mpidl.files import partial_path, reading, reserve, write_atomically, writing
+from mpidl.inference.output import publish_result
 
 Columns = Mapping[str, NDArray[Any]]
 DONE, SUMS, ABOUT, CLASS_NAMES = "done", "sums", "prediction", "class_names"
@@ -83,6 +84,12 @@ class Layout:
         """The samples of a chunk."""
         return chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples)
 
+    def count(self, chunks: NDArray[np.int64]) -> int:
+        """Samples of some chunks together, given in ascending order."""
+        full = len(chunks) * self.chunk
+        ends = len(chunks) and chunks[-1] == self.chunks - 1  # the last may have fewer
+        return full - (self.chunks * self.chunk - self.samples if ends else 0)
+
 
 class OtherPrediction(DataError):
     """What an interrupted run has left is another prediction."""
@@ -99,7 +106,8 @@ class Store:
 
     Attributes:
         path: Where it is written.
-        pending: Chunks that are still to be computed.
+        pending: Chunks that are still to be computed, ascending.
+        done: Samples that an interrupted run has done.
 
     Raises:
         DataError: The file cannot be written, or an interrupted run was of other data.
@@ -117,11 +125,16 @@ class Store:
             self._handle = os.open(self.path, os.O_RDWR)
             if context.is_root:
                 _lock(self._handle, self.path)
-        done = np.frombuffer(os.pread(self._handle, layout.chunks, self._offsets[DONE]), np.uint8)
         # all ranks see the same ones: rank 0 says which
-        self.pending: NDArray[np.int64] = context.bcast_object(np.flatnonzero(done != 1))
+        pending = np.flatnonzero(self._read_done(self._handle) != 1)
+        self.pending: NDArray[np.int64] = context.bcast_object(pending)
+        self.done = layout.samples - layout.count(self.pending)
         self._unsynced: list[int] = []
         self._synced = time.monotonic()
+
+    def _read_done(self, handle: int) -> NDArray[np.uint8]:
+        """For each chunk 1, where it is done."""
+        return np.frombuffer(os.pread(handle, self.layout.chunks, self._offsets[DONE]), np.uint8)
 
     def _prepare(self, restart: bool) -> dict[str, int]:
         """Make the file, or take up that of an interrupted run; the offsets of its datasets."""
@@ -161,10 +174,14 @@ class Store:
         return shapes
 
     def _make(self) -> None:
-        with write_atomically(self.path) as temporary:
+        # the first chunk that is marked forces all of it to disk: until then nothing is lost
+        with write_atomically(self.path, durable=False) as temporary:
             with hdf5.open_file(temporary, "w") as file:
-                for name, (shape, dtype) in self._shapes().items():
-                    _allocate(file, name, shape, np.dtype(dtype), zeros=name in (DONE, SUMS))
+                for name, (shape, stored) in self._shapes().items():
+                    dtype = np.dtype(stored)
+                    if dtype.kind == "S":  # keys, in UTF-8
+                        dtype = h5py.string_dtype("utf-8", dtype.itemsize)
+                    _allocate(file, name, shape, dtype, zeros=name in (DONE, SUMS))
                 self._note(file)
             reserve(temporary, temporary.stat().st_size)
 
@@ -273,10 +290,17 @@ class Store:
         found: NDArray[np.float64] = self._context.on_root(read, f"reading {self.path}")
         return found
 
-    def finish(self) -> None:
-        """Give the file its final name. For rank 0, once all ranks have closed it."""
-        with hdf5.open_file(self.path) as file:
-            missing = np.flatnonzero(file[DONE][...] != 1)
+    def finish(self, *, overwrite: bool) -> None:
+        """Give the file its final name. For rank 0, once all ranks have closed it.
+
+        Args:
+            overwrite: Replace a file of that name.
+
+        Raises:
+            DataError: Chunks are missing; or there is such a file by now, which is left as it is.
+        """
+        with reading(self.path), open(self.path, "rb") as file:
+            missing = np.flatnonzero(self._read_done(file.fileno()) != 1)
         if len(missing):
             raise DataError(
                 f"{len(missing)} chunk(s) are not done, the first is {missing[0]}",
@@ -284,7 +308,7 @@ class Store:
                 remedy="give the same command again",
             )
         with writing(self.final):
-            publish(self.path, self.final)
+            publish_result(self.path, self.final, self.path, overwrite=overwrite)
 
 
 def _lock(handle: int, path: Path) -> None:

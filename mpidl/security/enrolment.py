@@ -78,11 +78,11 @@ def _issue(
     chains: Chains = {}
     for role, key in request.public().items():
         holder_name = Name(name.site, "submit", name.name) if role == SUBMIT else name
-        usual = RULES[holder_name.kind].usual
-        # who submits jobs gets a certificate of the usual time at most, whatever is asked for
-        time = min(lifetime or usual, usual) if role == SUBMIT else lifetime or usual
+        rules = RULES[holder_name.kind]
+        # who submits jobs gets a certificate of a shorter time, if a longer one is asked for
+        time = min(lifetime, rules.longest) if role == SUBMIT and lifetime else lifetime
         hosts = request.hosts if role in HOSTED else ()
-        wanted = Wanted(holder_name, key, _purposes(request, role), time, hosts)
+        wanted = Wanted(holder_name, key, _purposes(request, role), time or rules.usual, hosts)
         chains[role] = (authority.issuer.issue(wanted),)
     return chains
 
@@ -269,14 +269,30 @@ def rotate(authority: Authority, folder: Path, asked: Asked) -> Chains:
         DataError: They cannot be read.
         OSError: The file system refuses.
     """
-    following = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+    following = folder.with_name(f".new-{folder.name}.{secrets.token_hex(4)}")
     chains = enroll(authority, following, replace(asked, replaces=True))
+    put_in_place(folder, following)
+    return chains
+
+
+def next_folder(folder: Path) -> Path:
+    """Where new keys wait for their certificates while a holder's old ones are in use."""
+    return folder.with_name(f".next-{folder.name}")
+
+
+def put_in_place(folder: Path, following: Path) -> None:
+    """Let the folder of new keys take the place of that of old ones, see `rotate`.
+
+    Raises:
+        SecurityError: The old files are not right.
+        DataError: They cannot be read.
+        OSError: The file system refuses.
+    """
     _retire(folder, following)
-    before = folder.with_name(f"{following.name}.before")
+    before = folder.with_name(f".before-{folder.name}.{secrets.token_hex(4)}")
     folder.rename(before)
     following.rename(folder)
     shutil.rmtree(before)
-    return chains
 
 
 def _retire(folder: Path, following: Path) -> None:

@@ -127,7 +127,12 @@ class Trust:
         return revocation.Seen(keystore.keys_folder() / ".seen.json", fingerprint(self.root))
 
     def verify(
-        self, chain: Sequence[x509.Certificate], purpose: Purpose, at: datetime | None = None
+        self,
+        chain: Sequence[x509.Certificate],
+        purpose: Purpose,
+        at: datetime | None = None,
+        *,
+        now: datetime | None = None,
     ) -> Subject:
         """Whom a chain of certificates names.
 
@@ -136,14 +141,16 @@ class Trust:
         Args:
             chain: The holder's certificate first, without the root.
             purpose: What for it is presented.
-            at: When, with time zone (default: now).
+            at: When the certificates must have been valid, with time zone (default: now). What was
+                revoked is refused for all times: nothing proves that a signature is older.
+            now: The present, at which the list of revoked certificates must not be stale.
 
         Raises:
             SecurityError: It is not valid; each reason has its own message.
         """
-        now = at or datetime.now(UTC)
-        name = check_path(chain, self.root, purpose, now)
-        self.revocations.check(tuple(chain), now)
+        present = now or datetime.now(UTC)
+        name = check_path(chain, self.root, purpose, at or present)
+        self.revocations.check(tuple(chain), present)
         serial, expires = f"{chain[0].serial_number:040x}", chain[0].not_valid_after_utc
         return Subject(name.site, name.kind, name.name, serial, expires, name.submitter)
 
@@ -235,7 +242,7 @@ def load_published(name: str, role: str = "sealing-certificate") -> tuple[x509.C
         role: "certificate" or "sealing-certificate" (to seal something for `name`).
 
     Raises:
-        SecurityError: There are none, or others could change them.
+        SecurityError: There are none, they are of somebody else, or others could change them.
         DataError: They cannot be read.
     """
     path = keystore.site_folder() / "certificates" / name / f"{role}.pem"
@@ -245,7 +252,14 @@ def load_published(name: str, role: str = "sealing-certificate") -> tuple[x509.C
             where=str(keystore.site_folder()),
             remedy="correct the name, or fetch the site's certificates from its authority",
         )
-    return load_certificates(path)
+    chain = load_certificates(path)
+    if holder(chain[0]).name != name:
+        raise SecurityError(
+            f"is of {holder(chain[0])}, not of {name}",
+            where=str(path),
+            remedy="find out who put it there; fetch the site's certificates again",
+        )
+    return chain
 
 
 def load_certificates(path: Path) -> tuple[x509.Certificate, ...]:

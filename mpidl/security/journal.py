@@ -129,6 +129,11 @@ class Task:
             action, object=object, decision=decision, related=self.event, details=details
         )
 
+    def tell(self, event: str, *, decision: Decision = "denied", **fields: object) -> None:
+        """Record what was decided of a client: KIND.WHAT, and what is known of it."""
+        details = {name: str(value)[:500] for name, value in fields.items()}
+        self.journal.add(event, decision=decision, related=self.event, details=details)
+
     def add_file(self, action: str, path: Path | str, **details: Value) -> None:
         """Record what is done with a file, with its SHA-256."""
         self.journal.add_file(action, path, related=self.event, details=details)

@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.padding import PKCS7
 from mpidl import settings
 from mpidl.errors import SecurityError
 from mpidl.files import publish, read_error
+from mpidl.security.der import integer, tlv
 
 PrivateKey = Ed25519PrivateKey | X25519PrivateKey | EllipticCurvePrivateKey
 
@@ -120,9 +121,11 @@ def make_folder(path: Path, mode: int = 0o700) -> None:
     Raises:
         OSError: The file system refuses.
     """
-    if not path.exists():
-        path.mkdir(mode=mode, parents=True)
-        path.chmod(mode)
+    if path.exists():
+        return
+    make_folder(path.parent, mode)
+    path.mkdir(exist_ok=True)
+    path.chmod(mode)
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -243,28 +246,16 @@ def dump_key(key: PrivateKey, passphrase: bytes | None) -> bytes:
     padder, cipher = PKCS7(128).padder(), Cipher(algorithms.AES(secret), modes.CBC(start))
     encryptor = cipher.encryptor()
     box = encryptor.update(padder.update(plain) + padder.finalize()) + encryptor.finalize()
-    numbers = b"".join(_integer(number) for number in cost.values())
-    derivation = _tlv(0x30, _SCRYPT + _tlv(0x30, _tlv(4, salt) + numbers))
-    scheme = _tlv(0x30, _AES256_CBC + _tlv(4, start))
-    algorithm = _tlv(0x30, _PBES2 + _tlv(0x30, derivation + scheme))
-    return _pem("ENCRYPTED PRIVATE KEY", _tlv(0x30, algorithm + _tlv(4, box)))
+    numbers = b"".join(integer(number) for number in cost.values())
+    derivation = tlv(0x30, _SCRYPT + tlv(0x30, tlv(4, salt) + numbers))
+    scheme = tlv(0x30, _AES256_CBC + tlv(4, start))
+    algorithm = tlv(0x30, _PBES2 + tlv(0x30, derivation + scheme))
+    return _pem("ENCRYPTED PRIVATE KEY", tlv(0x30, algorithm + tlv(4, box)))
 
 
-def _tlv(tag: int, content: bytes) -> bytes:
-    """A value in DER (ITU-T X.690): tag, length, content of less than 65,536 bytes."""
-    count = len(content)
-    short, medium = bytes([count & 127]), bytes([0x81, count & 255])
-    length = short if count < 128 else medium if count < 256 else b"\x82" + count.to_bytes(2, "big")
-    return bytes([tag]) + length + content
-
-
-def _integer(number: int) -> bytes:
-    return _tlv(2, number.to_bytes(number.bit_length() // 8 + 1, "big"))
-
-
-_PBES2 = _tlv(6, bytes.fromhex("2a864886f70d01050d"))  # 1.2.840.113549.1.5.13
-_SCRYPT = _tlv(6, bytes.fromhex("2b06010401da47040b"))  # 1.3.6.1.4.1.11591.4.11
-_AES256_CBC = _tlv(6, bytes.fromhex("60864801650304012a"))  # 2.16.840.1.101.3.4.1.42
+_PBES2 = tlv(6, bytes.fromhex("2a864886f70d01050d"))  # 1.2.840.113549.1.5.13
+_SCRYPT = tlv(6, bytes.fromhex("2b06010401da47040b"))  # 1.3.6.1.4.1.11591.4.11
+_AES256_CBC = tlv(6, bytes.fromhex("60864801650304012a"))  # 2.16.840.1.101.3.4.1.42
 
 
 def _pem(label: str, content: bytes) -> bytes:

@@ -58,7 +58,7 @@ RULES: dict[Kind, Rules] = {
     "person": _rules({"login", "sign", "seal", "tokens"}, 2 * YEAR, YEAR),
     "service": _rules({"login", "server", "sign", "seal", "tokens"}, 2 * YEAR, YEAR),
     "node": _rules({"server"}, 2 * YEAR, YEAR),
-    "submit": _rules({"job-rank", "sign", "seal"}, YEAR, timedelta(days=90)),
+    "submit": _rules({"job-rank", "sign", "seal"}, YEAR, YEAR),
     "job": _rules({"job-rank", "sign", "seal"}, timedelta(days=14), timedelta(days=1)),
 }
 

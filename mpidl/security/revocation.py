@@ -17,13 +17,14 @@ from typing import Annotated
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
 from mpidl.errors import SecurityError
+from mpidl.security import der
 from mpidl.security.certificates import MALFORMED, SKEW
-from mpidl.security.keystore import read_public, write_private
+from mpidl.security.keystore import make_folder, read_public, write_private
 
 MOST_BYTES = 4 << 20
 MOST_STATE = 1 << 16
@@ -116,7 +117,8 @@ def load_list(content: bytes, root: x509.Certificate, where: str) -> Revocations
     try:
         found = x509.load_pem_x509_crl(content)
         whole = found.public_bytes(Encoding.PEM) == content
-        signed = found.issuer == root.subject and found.is_signature_valid(root.public_key())  # type: ignore[arg-type]
+        one = der.signed(found.tbs_certlist_bytes, found.signature)
+        signed = found.public_bytes(Encoding.DER) == one and _is_by(found, root)
         extensions = {each.oid: each.value for each in found.extensions}
         plain = set(extensions) == {
             ExtensionOID.CRL_NUMBER,
@@ -132,6 +134,15 @@ def load_list(content: bytes, root: x509.Certificate, where: str) -> Revocations
         raise _not_ours(where)
     assert isinstance(number, x509.CRLNumber)
     return Revocations(number.crl_number, found.last_update_utc, until, serials)
+
+
+def _is_by(found: x509.CertificateRevocationList, root: x509.Certificate) -> bool:
+    key = root.public_key()
+    return (
+        found.issuer == root.subject
+        and isinstance(key, Ed25519PublicKey)
+        and found.is_signature_valid(key)
+    )
 
 
 def _not_ours(where: str) -> SecurityError:
@@ -196,7 +207,7 @@ class Seen:
     def _keep(self, what: str, number: int) -> None:
         """Under a lock: others may keep numbers at the same time."""
         try:
-            self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.file.parent)
             lock = os.open(self.file.parent, os.O_RDONLY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)

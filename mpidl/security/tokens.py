@@ -26,7 +26,7 @@ from mpidl.security.subject import Subject
 TYPE = "mpidl+jwt"
 LONGEST = timedelta(hours=24)
 MOST_ROLES = 16
-MOST_KNOWN = 4096  # accepted tokens that are kept
+MOST_KNOWN = 1024  # accepted tokens that are kept
 WHERE = "token"
 RENEW = "ask for a new token ('mpidl keys token')"
 
@@ -156,7 +156,7 @@ class TokenVerifier:
     def _verify(self, text: str | bytes, now: datetime) -> Known:
         message = jws.parse(text, TYPE, WHERE)
         chain = message.chain()
-        signer = self.trust.verify(chain, "tokens", now)
+        signer = self.trust.verify(chain, "tokens", now=now)
         key = chain[0].public_key()
         assert isinstance(key, Ed25519PublicKey)  # `Trust.verify` has seen to it
         try:

@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from mpidl.errors import SecurityError
@@ -26,6 +27,7 @@ from mpidl.security.certificates import (
     basic_constraints,
     key_usage,
 )
+from mpidl.security.der import signed
 from mpidl.security.names import PURPOSES, RULES, Name, Purpose, parse_uri
 
 REISSUE = "ask the site's authority for a certificate ('mpidl keys issue')"
@@ -42,7 +44,7 @@ _CRITICAL = {
 
 
 def refuse(reason: str, certificate: x509.Certificate, remedy: str = REISSUE) -> SecurityError:
-    """The error of a certificate; it is named by its serial number, which cannot be made up."""
+    """The error of a certificate, by its number: an unchecked name could be any text."""
     where = f"certificate {certificate.serial_number:040x}"
     return SecurityError(reason, where=where, remedy=remedy)
 
@@ -103,10 +105,15 @@ def check_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> Non
     """
     try:
         algorithm = certificate.signature_algorithm_oid
-        signed = isinstance(issuer.public_key(), Ed25519PublicKey)
-        if not signed or algorithm != SignatureAlgorithmOID.ED25519:
+        if (
+            not isinstance(issuer.public_key(), Ed25519PublicKey)
+            or algorithm != SignatureAlgorithmOID.ED25519
+        ):
             raise refuse("is not signed with Ed25519", certificate)
         certificate.verify_directly_issued_by(issuer)
+        one = signed(certificate.tbs_certificate_bytes, certificate.signature)
+        if certificate.public_bytes(Encoding.DER) != one:
+            raise refuse("was not issued by this site, or was changed", certificate)
         if issuer is not certificate and _issuer_key(certificate) != _own_key(issuer):
             raise refuse("names another key of its issuer", certificate)
     except (*MALFORMED, InvalidSignature, x509.ExtensionNotFound) as error:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mpidl.errors import ConfigError, PlatformError
 from mpidl.serving.errors import ServingError
+from mpidl.serving.login import Login, PinnedConnection
 from mpidl.serving.tensors import MOST_AXES, NAMES, TensorSpec, decode_raw, encode_raw
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -24,6 +25,8 @@ TIMEOUT = 60.0  # seconds without a byte
 MOST_ANSWER = 1 << 30
 BUSY = 503
 PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)  # seconds before the same request is sent again
+LOOK = "see which models it serves, and what they take: its page /ui shows them"
+LOGIN = "show a token with --token, or a certificate with --identity, that has that right"
 T = TypeVar("T")
 Shape = Annotated[list[int], msgspec.Meta(max_length=MOST_AXES)]
 
@@ -62,6 +65,24 @@ class _Answer(msgspec.Struct):
 
 class _Error(msgspec.Struct):
     error: str
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a server listens.
+
+    Attributes:
+        host: Name or address.
+        port: Of REST, or of gRPC.
+    """
+
+    host: str
+    port: int
+
+    @property
+    def text(self) -> str:
+        """As URLs have it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -106,6 +127,11 @@ def encode_request(inputs: Mapping[str, NDArray[Any]]) -> tuple[bytes, int]:
     return b"".join([head, *tails]), len(head)
 
 
+def model_path(name: str) -> str:
+    """The path of a model in the protocol."""
+    return f"/v2/models/{quote(name, safe='')}"
+
+
 class Client:
     """One connection to a server; it is opened again where it breaks.
 
@@ -113,11 +139,28 @@ class Client:
         host: Of the server.
         port: Of REST.
         timeout: Seconds without a byte, after which the server counts as gone.
+        login: What to show to a server that asks who is there.
+        fingerprint: Of the certificate of such a server; "": it does not ask.
     """
 
-    def __init__(self, host: str, port: int, timeout: float = TIMEOUT) -> None:
-        self.where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        timeout: float = TIMEOUT,
+        *,
+        login: Login | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        self.where = f"http{'s' if fingerprint else ''}://{Address(host, port).text}"
+        self._connection: http.client.HTTPConnection
+        self._headers: dict[str, str] = {}
+        if fingerprint:
+            login = login or Login()
+            self._headers = login.headers
+            self._connection = PinnedConnection(host, port, timeout, login.context, fingerprint)
+        else:
+            self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
 
     def close(self) -> None:
         """Close the connection."""
@@ -153,22 +196,31 @@ class Client:
         text, _ = self._ask("POST", "/v2/repository/index", b'{"ready": true}')
         return list(dict.fromkeys(one.name for one in self._decode(text, list[_Listed])))
 
-    def model(self, name: str) -> Model:
-        """What the model takes and gives.
+    def tensors(self, name: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """The inputs and the outputs of a model.
 
         Raises:
             ConfigError: The server has no such model.
             PlatformError: No server answers.
         """
-        path = f"/v2/models/{quote(name, safe='')}"
-        about = self._decode(self._ask("GET", path)[0], _Metadata)
-        config = self._decode(self._ask("GET", f"{path}/config")[0], _Config)
-        counts = [group.get("count") for group in config.instance_group]
-        ranks = sum(count for count in counts if isinstance(count, int))
+        about = self._decode(self._ask("GET", model_path(name))[0], _Metadata)
         inputs, outputs = (
             tuple(TensorSpec(t.name, t.datatype, tuple(t.shape[1:])) for t in tensors)
             for tensors in (about.inputs, about.outputs)
         )
+        return inputs, outputs
+
+    def model(self, name: str) -> Model:
+        """What the model takes and gives, and how it is served.
+
+        Raises:
+            ConfigError: The server has no such model.
+            PlatformError: No server answers.
+        """
+        inputs, outputs = self.tensors(name)
+        config = self._decode(self._ask("GET", f"{model_path(name)}/config")[0], _Config)
+        counts = [group.get("count") for group in config.instance_group]
+        ranks = sum(count for count in counts if isinstance(count, int))
         return Model(name, inputs, outputs, config.max_batch_size, max(1, ranks))
 
     def infer(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -184,8 +236,7 @@ class Client:
         """
         request, head = encode_request(inputs)
         headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(head)}
-        path = f"/v2/models/{quote(name, safe='')}/infer"
-        body, size = self._ask("POST", path, request, headers)
+        body, size = self._ask("POST", f"{model_path(name)}/infer", request, headers)
         return self._read_outputs(body, size)
 
     def _read_outputs(self, body: bytes, size: int | None) -> dict[str, NDArray[Any]]:
@@ -224,7 +275,8 @@ class Client:
         if status >= http.client.INTERNAL_SERVER_ERROR:
             remedy = "try later, or look at what the server has printed"
             raise PlatformError(f"the server says: {what}", where=self.where, remedy=remedy)
-        raise ConfigError(f"the server says: {what}", where=self.where)
+        remedy = LOGIN if status in (401, 403) else LOOK
+        raise ConfigError(f"the server says: {what}", where=self.where, remedy=remedy)
 
     def _send(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
@@ -255,7 +307,7 @@ class Client:
     def _exchange(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
-        self._connection.request(method, path, body, dict(headers))
+        self._connection.request(method, path, body, {**headers, **self._headers})
         return self._connection.getresponse()
 
     def _decode(self, text: bytes | memoryview, kind: type[T]) -> T:

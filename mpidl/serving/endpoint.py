@@ -40,6 +40,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         pid: Of rank 0.
         models: Names.
         started: UTC, as in ISO 8601.
+        fingerprint: SHA-256 of the server's certificate; "": it has none, and TLS is not spoken.
     """
 
     host: Host
@@ -50,6 +51,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     pid: Annotated[int, msgspec.Meta(ge=1)]
     models: Annotated[list[str], msgspec.Meta(max_length=1 << 16)]
     started: Annotated[str, msgspec.Meta(max_length=64)]
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
     @property
     def is_here(self) -> bool:
@@ -80,7 +82,9 @@ class Endpoint(msgspec.Struct, frozen=True):
         return f"ssh -N {options} {self.host}"
 
 
-def describe(address: str, http_port: int, grpc_port: int, models: list[str]) -> Endpoint:
+def describe(
+    address: str, http_port: int, grpc_port: int, models: list[str], fingerprint: str = ""
+) -> Endpoint:
     """The endpoint of this process.
 
     Args:
@@ -88,6 +92,7 @@ def describe(address: str, http_port: int, grpc_port: int, models: list[str]) ->
         http_port: Of REST.
         grpc_port: Of gRPC.
         models: Names.
+        fingerprint: Of the certificate, or "".
     """
     return Endpoint(
         socket.gethostname(),
@@ -98,6 +103,7 @@ def describe(address: str, http_port: int, grpc_port: int, models: list[str]) ->
         os.getpid(),
         models,
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        fingerprint,
     )
 
 

@@ -53,3 +53,21 @@ class Unavailable(ServingError):
     """Not now: the queue is full, the deadline has passed, the model or its rank is gone."""
 
     status, code = 503, "UNAVAILABLE"
+
+
+class Unauthenticated(ServingError):
+    """The client does not say who it is, or not in a way that the server believes."""
+
+    status, code = 401, "UNAUTHENTICATED"
+
+
+class Forbidden(ServingError):
+    """The client may not do that."""
+
+    status, code = 403, "PERMISSION_DENIED"
+
+
+class TooMany(ServingError):
+    """The client asks too often."""
+
+    status, code = 429, "RESOURCE_EXHAUSTED"

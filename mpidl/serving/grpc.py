@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpidl.errors import wrap
 from mpidl.extras import load_extra
+from mpidl.serving.access import Access, Peer, sees
 from mpidl.serving.errors import InvalidRequest, ServingError
 from mpidl.serving.json_body import check_parameters, whole_number
 from mpidl.serving.server import MOST_INPUTS, InferRequest, InferResponse, Server
 from mpidl.serving.tensors import convert_numbers, decode_raw, encode_raw
 from mpidl.serving.wire import SERVICE, load_messages
+
+if TYPE_CHECKING:
+    from mpidl.security.subject import Subject
 
 CONTENTS = {
     "BOOL": "bool_contents",
@@ -24,6 +29,7 @@ CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+OPEN = ("ServerLive", "ServerReady")
 STREAM_AHEAD = 64  # requests of a stream that are answered at once
 CONCURRENT = 8192  # calls
 Method = Callable[[Any], Awaitable[Any]]
@@ -105,6 +111,28 @@ def _read_contents(tensor: Any, shape: list[int]) -> Any:
         )
     numbers = getattr(tensor.contents, field)
     return convert_numbers(tensor.name, tensor.datatype, shape, numbers)
+
+
+def check_right(access: Access, subject: Subject | None, name: str, request: Any) -> None:
+    """Refuse a call that its subject may not make.
+
+    Args:
+        access: Of the server.
+        subject: Who calls.
+        name: Of the method.
+        request: Its message.
+
+    Raises:
+        Forbidden: It may not.
+    """
+    if name == "ModelInfer":
+        access.require(subject, "infer", request.model_name)
+    elif name.startswith("RepositoryModel"):
+        access.require(subject, "load", request.model_name)
+    elif name == "ModelStatistics":
+        access.require(subject, "metrics")
+    elif name.startswith("Model") and not sees(access, subject, request.name):
+        access.require(subject, "infer", request.name)
 
 
 class Service:
@@ -190,19 +218,41 @@ class Service:
 
     async def _unary(self, name: str, method: Method, data: bytes, context: Any) -> bytes:
         """Answer one call, with the status of its error."""
-        held = 0
+        held, subject = 0, None
         try:
             self.server.check_size(len(data))
             self.server.reserve(len(data))
             held = len(data)
+            if not self.server.access.is_open:
+                subject = self._admit(name, context)
             request = read_message(getattr(self.messages, f"{name}Request"), data)
-            found: bytes = (await method(request)).SerializeToString()
+            if subject is not None:
+                check_right(self.server.access, subject, name, request)
+            message = await method(request)
+            if subject is not None and name == "RepositoryIndex":
+                keep = [m for m in message.models if sees(self.server.access, subject, m.name)]
+                del message.models[:]
+                message.models.extend(keep)
+            found: bytes = message.SerializeToString()
             return found
         except Exception as error:
             await self._abort(error, context)
             raise
         finally:
             self.server.release(held)
+
+    def _admit(self, name: str, context: Any) -> Subject | None:
+        """Whom a call is from; None where everybody may ask."""
+        if name in OPEN:
+            return None
+        shown = context.auth_context().get("x509_pem_cert")
+        metadata = context.invocation_metadata() or ()
+        header = next((value for key, value in metadata if key == "authorization"), None)
+        certificate = ssl.PEM_cert_to_DER_cert(shown[0].decode()) if shown else None
+        address = context.peer().partition(":")[2].rpartition(":")[0]
+        return self.server.access.admit(
+            Peer(address, certificate, header if isinstance(header, str) else None)
+        )
 
     async def _abort(self, error: Exception, context: Any) -> None:
         if isinstance(error, ServingError):
@@ -217,7 +267,7 @@ class Service:
         async def read() -> None:
             try:
                 async for data in requests:
-                    await ahead.put(asyncio.create_task(self._stream_one(data)))
+                    await ahead.put(asyncio.create_task(self._stream_one(data, context)))
             finally:
                 await ahead.put(None)
 
@@ -231,7 +281,7 @@ class Service:
                 if (task := ahead.get_nowait()) is not None:
                     task.cancel()
 
-    async def _stream_one(self, data: bytes) -> bytes:
+    async def _stream_one(self, data: bytes, context: Any) -> bytes:
         """An answer of a stream: an error is one of its fields."""
         answer, held = self.messages.ModelStreamInferResponse(), 0
         try:
@@ -239,6 +289,9 @@ class Service:
             self.server.reserve(len(data))
             held = len(data)
             request = read_message(self.messages.ModelInferRequest, data)
+            if not self.server.access.is_open:
+                subject = self._admit("ModelInfer", context)
+                check_right(self.server.access, subject, "ModelInfer", request)
             answer.infer_response.id = request.id
             answer.infer_response.CopyFrom(await self.model_infer(request))
         except ServingError as error:
@@ -271,12 +324,13 @@ class Service:
         return answer
 
 
-def make_server(server: Server, address: str) -> tuple[Any, int]:
+def make_server(server: Server, address: str, credentials: Any = None) -> tuple[Any, int]:
     """A gRPC server that is not started yet.
 
     Args:
         server: The server.
         address: HOST:PORT; port 0: any that is free.
+        credentials: Of TLS; None: there is none.
 
     Returns:
         It, and its port.
@@ -293,4 +347,6 @@ def make_server(server: Server, address: str) -> tuple[Any, int]:
     ]
     made = aio.server(options=options, maximum_concurrent_rpcs=CONCURRENT)
     made.add_generic_rpc_handlers((Service(server).handler(),))
+    if credentials is not None:
+        return made, made.add_secure_port(address, credentials)
     return made, made.add_insecure_port(address)

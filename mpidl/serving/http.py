@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from mpidl.errors import wrap
+from mpidl.serving.access import sees
 from mpidl.serving.errors import InvalidRequest, NotFound, ServingError, TooLarge, Unavailable
+from mpidl.serving.http_access import admit, find_header
 from mpidl.serving.json_body import format_response, parse
 from mpidl.serving.metrics import format_metrics
 from mpidl.serving.page import HEADERS, read_file
@@ -101,6 +103,7 @@ class Application:
         method, parts = scope["method"], scope["path"].strip("/").split("/")
         if method == "GET" and parts[0] == "ui":
             return _page(scope["path"])
+        subject = None if self.server.access.is_open else admit(self.server.access, scope, parts)
         if method == "GET":
             return self._get(parts)
         if method != "POST":
@@ -124,7 +127,8 @@ class Application:
             case ["v2", "repository", "index"]:
                 body = await held.read(scope, receive)
                 ready = _options(body).get("ready") is True
-                return _json(list(self.server.repository.index(ready=ready)))
+                found, access = self.server.repository.index(ready=ready), self.server.access
+                return _json([one for one in found if sees(access, subject, one["name"])])
             case ["v2", "repository", "models", name, ("load" | "unload") as what]:
                 body = await held.read(scope, receive)
                 if _options(body).get("parameters") not in (None, {}) and what == "load":
@@ -244,7 +248,7 @@ class _Held:
             ServingError: It is too large or too slow, or cannot be decompressed.
             ClientGone: The client has gone.
         """
-        length = _header(scope, b"content-length")
+        length = find_header(scope, b"content-length")
         if length is not None and length.isdigit():
             self._server.check_size(int(length[:20]))
         body = bytearray()
@@ -263,7 +267,7 @@ class _Held:
             limit = self._server.settings.body_timeout
             what = f"the request was not complete within {limit:g} s"
             raise Unavailable(what) from error
-        coding = _header(scope, b"content-encoding")
+        coding = find_header(scope, b"content-encoding")
         return body if coding in (None, b"identity") else self._decompress(body, coding)
 
     def _decompress(self, body: bytearray, coding: bytes | None) -> bytearray:
@@ -283,13 +287,9 @@ class _Held:
         return bytearray(found)
 
 
-def _header(scope: dict[str, Any], name: bytes) -> bytes | None:
-    return next((value for key, value in scope["headers"] if key == name), None)
-
-
 def _header_size(scope: dict[str, Any]) -> int | None:
     """Bytes of JSON in front of the tensors."""
-    value = _header(scope, HEADER_LENGTH)
+    value = find_header(scope, HEADER_LENGTH)
     if value is None:
         return None
     if not value.isdigit() or len(value) > 15:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PERCENTILES = (50, 90, 95, 99)
-OK = "200"
+OK = "ok"
 Send = Callable[[], Awaitable[str]]
 
 
@@ -27,8 +27,9 @@ class Outcome:
     """What became of the requests.
 
     Attributes:
-        latencies: Seconds of those that were answered with 200, in the order of the answers.
-        statuses: Number of requests by status: of HTTP, or `connection`, `malformed`, `timeout`.
+        latencies: Seconds of those that were answered with success, in the order of the answers.
+        statuses: Number of requests by status: OK, that of HTTP or gRPC, or `connection`,
+            `malformed`, `timeout`.
         late: Seconds by which this process came too late to an arrival (open loop).
         seconds: Until the last answer.
     """

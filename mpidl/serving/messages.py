@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -64,6 +64,7 @@ class Load(msgspec.Struct, frozen=True):
     max_batch_size: int
     backend: str
     cache_tokens: int = 0
+    cache: Literal["float", "int8"] = "float"
 
 
 class Loaded(msgspec.Struct, frozen=True):

@@ -58,7 +58,7 @@ class Served:
         zeros = {spec.name: np.zeros((1, *spec.shape), spec.dtype) for spec in inputs}
         columns = self._columns(zeros)
         values = predictor.model.parameters.values
-        self.texts = open_texts(predictor, load.cache_tokens)
+        self.texts = open_texts(predictor, load.cache_tokens, load.cache)
         vocabulary = next((layer.rows for layer in walk if isinstance(layer, Embedding)), 0)
         self.about = Loaded(
             inputs,

@@ -18,6 +18,7 @@ from mpidl.errors import ConfigError, DataError, MpidlError, PlatformError, Unre
 from mpidl.files import reading
 from mpidl.serving.client import Client, Model
 from mpidl.serving.endpoint import Endpoint, read
+from mpidl.serving.login import Login
 from mpidl.serving.tensors import NAMES, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -160,13 +161,16 @@ def convert(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     return array
 
 
-def find_server(place: Path, address: tuple[str, int] | None, wait: float) -> Client:
+def find_server(
+    place: Path, address: tuple[str, int] | None, wait: float, login: Login | None = None
+) -> Client:
     """A connection to a server that takes requests.
 
     Args:
         place: Its endpoint.json.
         address: Of REST, in place of what the file says.
         wait: Seconds to wait for it.
+        login: What to show to a server that asks who is there.
 
     Raises:
         MpidlError: There is none within `wait`.
@@ -174,7 +178,7 @@ def find_server(place: Path, address: tuple[str, int] | None, wait: float) -> Cl
     end = time.monotonic() + wait
     while True:
         try:
-            client = Client(*(address or reach(read(place))))
+            client = _connect(place, address, login)
             if client.is_ready():
                 return client
             error: MpidlError = PlatformError(
@@ -187,6 +191,14 @@ def find_server(place: Path, address: tuple[str, int] | None, wait: float) -> Cl
         if time.monotonic() >= end:
             raise error
         time.sleep(POLL)
+
+
+def _connect(place: Path, address: tuple[str, int] | None, login: Login | None) -> Client:
+    """A connection to a server; its file says whether it speaks TLS."""
+    if address is not None and not place.is_file():
+        return Client(*address)
+    found = read(place)
+    return Client(*(address or reach(found)), login=login, fingerprint=found.fingerprint)
 
 
 def reach(endpoint: Endpoint) -> tuple[str, int]:

@@ -12,7 +12,6 @@ from typing import Any
 
 from mpidl.errors import MpidlError, notice, wrap
 from mpidl.generation.text import BYTES, Coder
-from mpidl.inference.predict import find_checkpoint
 from mpidl.security.journal import Task
 from mpidl.serving.batcher import Batcher, Worker
 from mpidl.serving.dispatch import Dispatcher, ModelLane
@@ -21,6 +20,7 @@ from mpidl.serving.generation import Generation
 from mpidl.serving.messages import Head, Kind, Load, Loaded, pack, pack_object, unpack_object
 from mpidl.serving.settings import VERSION, ModelSettings, Settings
 from mpidl.serving.stats import Statistics
+from mpidl.train import checkpoint as ckpt
 from mpidl.train.admission import Gate
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
@@ -86,7 +86,7 @@ def find_versions(settings: ModelSettings, folder: str) -> dict[str, Path]:
 
 def identify(path: Path, settings: ModelSettings) -> tuple[Any, ...]:
     """The checkpoint that a path means now, and what tells it from a later one."""
-    file = find_checkpoint(path)
+    file = ckpt.find(path)
     stat = file.stat()
     return (str(file.absolute()), stat.st_ino, stat.st_size, stat.st_mtime_ns, settings)
 
@@ -224,7 +224,8 @@ class Repository:
         """Open a version on its ranks, one after the other: the others go on meanwhile."""
         handle = next(self._handles)
         outputs, size = settings.outputs, settings.max_batch_size
-        load = Load(identity[0], outputs, size, self._backend, settings.cache_tokens)
+        cache = settings.cache_tokens, settings.cache
+        load = Load(identity[0], outputs, size, self._backend, *cache)
         workers = self._choose(settings.instances)
         with ExitStack() as stack:  # other nodes may not have the site's settings
             signed = Gate.of_site().file(Path(load.path))

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import signal
 import socket
+import ssl
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,14 +20,17 @@ from mpidl.errors import STOPPED, ConfigError, PlatformError, notice
 from mpidl.extras import load_extra
 from mpidl.security.journal import Task, audited
 from mpidl.serving import endpoint
+from mpidl.serving.access import Door, open_door
 from mpidl.serving.channel import opened
 from mpidl.serving.dispatch import Dispatcher
 from mpidl.serving.grpc import make_server
 from mpidl.serving.http import Application
+from mpidl.serving.http_access import make_protocol
 from mpidl.serving.link import Link, MpiLink, ThreadLink, work
 from mpidl.serving.repository import Repository
 from mpidl.serving.server import Server
 from mpidl.serving.settings import Settings, load_settings
+from mpidl.serving.tls import refuse_old_tls
 from mpidl.train.signals import SIGNALS
 
 CONNECTIONS = 4096
@@ -43,7 +47,7 @@ class Options(msgspec.Struct, frozen=True):
         http_port: For REST; 0: any that is free.
         grpc_port: For gRPC; 0: any that is free.
         backend: Where ranks compute.
-        insecure_any_host: Whether to listen beyond this machine.
+        identity: Of the server, in place of what models.toml says; "": that.
         endpoint: The file that says where the server is; None: endpoint.json beside the model.
         channel: A folder of requests as files; None: there is none.
     """
@@ -53,29 +57,37 @@ class Options(msgspec.Struct, frozen=True):
     http_port: int = 8000
     grpc_port: int = 8001
     backend: str = "auto"
-    insecure_any_host: bool = False
+    identity: str = ""
     endpoint: Path | None = None
     channel: Path | None = None
 
-    def check(self) -> None:
-        """Refuse to listen where everybody could come.
+    def load(self) -> Settings:
+        """The settings.
 
         Raises:
-            ConfigError: The host is not this machine.
+            ConfigError: They are wrong, or everybody on the network could come.
         """
-        try:
-            local = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            local = False
-        if not local and not self.insecure_any_host:
+        settings = load_settings(self.path)
+        if self.identity:
+            security = msgspec.structs.replace(settings.security, identity=self.identity)
+            settings = msgspec.structs.replace(settings, security=security)
+        if not settings.security.identity and not _is_loopback(self.host):
             raise ConfigError(
-                f"{self.host!r} can be reached from other machines, and the server neither "
-                "encrypts nor asks who is there: anybody on the network could use, load and unload "
-                "its models",
+                f"{self.host!r} can be reached from other machines, and a server without an "
+                "identity neither encrypts nor asks who is there: anybody on the network could "
+                "use, load and unload its models",
                 where="--host",
-                remedy="use 127.0.0.1 and an SSH tunnel (ssh -L), or, where the network is "
-                "trusted, add --insecure-any-host",
+                remedy="use 127.0.0.1 and an SSH tunnel (ssh -L), or give the server an identity "
+                "(--identity, docs/serving-security.md)",
             )
+        return settings
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def serve(context: Context, options: Options) -> int:
@@ -93,9 +105,10 @@ def serve(context: Context, options: Options) -> int:
 
 def _serve(context: Context, options: Options, task: Task) -> int:
     with context.fail_together("reading the settings"):
-        options.check()
-        settings = load_settings(options.path) if context.is_root else None
-        if context.is_root:
+        settings = options.load() if context.is_root else None
+        if settings is not None:
+            if settings.security.identity:
+                refuse_old_tls()
             for module in ("grpc", "google.protobuf", "uvicorn", "httptools", "uvloop"):
                 load_extra(module, "serving")
     error: Exception | None = None
@@ -141,36 +154,37 @@ async def _run(link: Link, options: Options, settings: Settings, task: Task) -> 
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     dispatcher = Dispatcher(settings.server, link)
     try:
-        repository = Repository(
-            lambda: load_settings(options.path), dispatcher, options.backend, task
-        )
+        door = open_door(settings.security, task.tell)
+        repository = Repository(options.load, dispatcher, options.backend, task)
         for name in settings.models:
             await repository.load(name)
-        await _listen(Server(repository, dispatcher), options, stop)
+        await _listen(Server(repository, dispatcher, door.access), options, door, stop)
         repository.tell_counts()
     finally:
         dispatcher.close()
 
 
-async def _listen(server: Server, options: Options, stop: asyncio.Event) -> None:
+async def _listen(server: Server, options: Options, door: Door, stop: asyncio.Event) -> None:
     """Answer clients until `stop`, then drain."""
-    http, listener = _http_server(server, options)
+    http, listener = _http_server(server, options, door.context)
     try:
-        rpc, grpc_port = make_server(server, f"{options.host}:{options.grpc_port}")
+        address = f"{options.host}:{options.grpc_port}"
+        rpc, grpc_port = make_server(server, address, door.credentials)
     except RuntimeError as error:
         raise _in_use(options, "--grpc-port") from error
     await rpc.start()
     serving = asyncio.create_task(http.serve(sockets=[listener]))
     http_port = listener.getsockname()[1]
     models = list(server.repository.settings.models)
+    secure = "s" if door.context else ""
     print(
         f"serving {', '.join(models)} on "
-        f"http://{options.host}:{http_port} and grpc://{options.host}:{grpc_port}",
+        f"http{secure}://{options.host}:{http_port} and grpc{secure}://{options.host}:{grpc_port}",
         flush=True,
     )
     waiting = asyncio.create_task(stop.wait())
     counting = asyncio.create_task(_tell_counts(server))
-    found = endpoint.describe(options.host, http_port, grpc_port, models)
+    found = endpoint.describe(options.host, http_port, grpc_port, models, door.fingerprint)
     with endpoint.announced(found, options.path, options.endpoint):
         async with opened(server, options.channel):
             await asyncio.wait((waiting, serving), return_when=asyncio.FIRST_COMPLETED)
@@ -190,7 +204,9 @@ async def _tell_counts(server: Server) -> None:
         server.repository.tell_counts()
 
 
-def _http_server(server: Server, options: Options) -> tuple[Any, socket.socket]:
+def _http_server(
+    server: Server, options: Options, context: ssl.SSLContext | None
+) -> tuple[Any, socket.socket]:
     """The server of REST, and its socket."""
     uvicorn = load_extra("uvicorn", "serving over REST")
     try:
@@ -203,7 +219,7 @@ def _http_server(server: Server, options: Options) -> tuple[Any, socket.socket]:
         raise _in_use(options, "--http-port") from error
     config = uvicorn.Config(
         Application(server),
-        http="httptools",
+        http=make_protocol(),
         ws="none",
         lifespan="off",
         log_level="warning",
@@ -212,6 +228,8 @@ def _http_server(server: Server, options: Options) -> tuple[Any, socket.socket]:
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=2,
     )
+    config.load()
+    config.ssl = context
     made = uvicorn.Server(config)
     made.capture_signals = nullcontext  # signals are ours
     return made, listener

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mpidl
+from mpidl.serving.access import Access, OpenAccess
 from mpidl.serving.describe import describe_config, describe_metadata
 from mpidl.serving.dispatch import Dispatcher
 from mpidl.serving.errors import InvalidRequest, ServingError, TooLarge, Unavailable
@@ -74,13 +75,17 @@ class Server:
     Args:
         repository: The models.
         dispatcher: To the ranks that compute.
+        access: Who may ask; None: everybody.
 
     Attributes:
         draining: Whether no new requests are taken.
         pending_bytes: Of the requests that are being read, waiting or answered.
     """
 
-    def __init__(self, repository: Repository, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, repository: Repository, dispatcher: Dispatcher, access: Access | None = None
+    ) -> None:
+        self.access = access or OpenAccess()
         self.repository = repository
         self.dispatcher = dispatcher
         self.settings = repository.settings.server

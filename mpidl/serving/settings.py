@@ -49,6 +49,8 @@ class ModelSettings(Section, frozen=True):
             bytes. Relative to models.toml.
         cache_tokens: Of a language model, tokens of the texts that a rank writes at once, prompts
             included; 0: 16 texts of full length.
+        cache: Of a language model, how keys and values are kept: "float", or "int8" in a quarter of
+            the memory.
     """
 
     path: str = ""
@@ -70,6 +72,7 @@ class ModelSettings(Section, frozen=True):
     instances: Number = 0
     tokenizer: str = ""
     cache_tokens: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0
+    cache: Literal["float", "int8"] = "float"
 
     def check(self, place: Place) -> None:
         """Refuse settings that do not fit together."""
@@ -114,11 +117,33 @@ class ServerSettings(Section, frozen=True):
     worker_timeout: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 120.0
 
 
+class SecuritySettings(Section, frozen=True):
+    """Who may ask the server (docs/security.md).
+
+    Attributes:
+        identity: Of the server: a name in the folder of keys, or a folder; none: it is reached from
+            this machine alone, and asks nobody who they are.
+        clients: What they show: "certificates", "tokens" or "either" (over gRPC: tokens).
+        requests_per_second: Of a client; 0: any number.
+        burst: Requests of a client at once after a pause.
+        failures: To say who they are, after which an address is locked; 0: never.
+        lock_seconds: For which failures are counted, and an address is locked.
+    """
+
+    identity: str = ""
+    clients: Literal["either", "certificates", "tokens"] = "either"
+    requests_per_second: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
+    burst: Count = 100
+    failures: Number = 10
+    lock_seconds: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 60.0
+
+
 class Settings(msgspec.Struct, frozen=True):
     """A whole models.toml.
 
     Attributes:
         server: The server.
+        security: Who may ask it.
         models: By name.
         folder: That paths are relative to.
     """
@@ -126,6 +151,7 @@ class Settings(msgspec.Struct, frozen=True):
     server: ServerSettings
     models: dict[str, ModelSettings]
     folder: str
+    security: SecuritySettings = SecuritySettings()
 
 
 def load_settings(path: Path) -> Settings:
@@ -156,11 +182,13 @@ def read_settings(tree: Mapping[str, Any], path: Path) -> Settings:
         ConfigError: A setting is unknown or impossible.
     """
     place = Place(origin=lambda name: str(path))
-    if unknown := [key for key in tree if key not in ("server", "models")]:
-        remedy = "write [server] and [models.NAME]"
+    if unknown := [key for key in tree if key not in ("server", "security", "models")]:
+        remedy = "write [server], [security] and [models.NAME]"
         raise ConfigError(f"unknown section {unknown[0]!r}", where=str(path), remedy=remedy)
     given, server = tree.get("models", {}), tree.get("server", {})
-    if not isinstance(given, Mapping) or not given or not isinstance(server, Mapping):
+    security = tree.get("security", {})
+    others = isinstance(server, Mapping) and isinstance(security, Mapping)
+    if not isinstance(given, Mapping) or not given or not others:
         remedy = "write [models.NAME], and below it path = ..."
         raise ConfigError("there is no model", where=str(path), remedy=remedy)
     models = {}
@@ -170,5 +198,8 @@ def read_settings(tree: Mapping[str, Any], path: Path) -> Settings:
             raise ConfigError(f"{name!r} is no name of a model", where=str(path), remedy=remedy)
         models[name] = ModelSettings.read(own, place.inside("models").inside(name))
     return Settings(
-        ServerSettings.read(server, place.inside("server")), models, str(path.absolute().parent)
+        ServerSettings.read(server, place.inside("server")),
+        models,
+        str(path.absolute().parent),
+        SecuritySettings.read(security, place.inside("security")),
     )

@@ -6,6 +6,7 @@ import time
 
 from mpidl.errors import ConfigError
 from mpidl.generation import Engine, Request, Sampling
+from mpidl.generation.decoder import CacheKind
 from mpidl.generation.engine import BLOCK
 from mpidl.inference.predict import Predictor
 from mpidl.serving.messages import Start, Step, Stepped
@@ -19,6 +20,7 @@ class Texts:
     Args:
         predictor: A language model.
         cache_tokens: See `ModelSettings`.
+        cache: See `ModelSettings`.
 
     Attributes:
         context: Tokens of the longest text.
@@ -27,15 +29,18 @@ class Texts:
         ConfigError: The model writes no texts, or the cache cannot hold one.
     """
 
-    def __init__(self, predictor: Predictor, cache_tokens: int = 0) -> None:
+    def __init__(
+        self, predictor: Predictor, cache_tokens: int = 0, cache: CacheKind = "float"
+    ) -> None:
         self._model = predictor.model
+        self._cache: CacheKind = cache
         self._blocks = -(-cache_tokens // BLOCK)
         self.reset()
         self.context = self._engine.length
 
     def reset(self) -> None:
         """Forget all texts."""
-        self._engine = Engine(self._model, blocks=self._blocks)
+        self._engine = Engine(self._model, blocks=self._blocks, cache=self._cache)
         self._texts: dict[int, int] = {}  # number in the engine -> of the text
         self._numbers: dict[int, int] = {}  # and back
 
@@ -91,7 +96,7 @@ class Texts:
         )
 
 
-def open_texts(predictor: Predictor, cache_tokens: int) -> Texts | None:
+def open_texts(predictor: Predictor, cache_tokens: int, cache: CacheKind) -> Texts | None:
     """The texts of a model; None: it writes none.
 
     Raises:
@@ -100,7 +105,7 @@ def open_texts(predictor: Predictor, cache_tokens: int) -> Texts | None:
     if not predictor.task.gives_tokens:
         return None
     try:
-        return Texts(predictor, cache_tokens)
+        return Texts(predictor, cache_tokens, cache)
     except ConfigError as error:
         if error.where == "blocks":
             raise

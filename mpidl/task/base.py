@@ -19,6 +19,7 @@ from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import ConfigError
 from mpidl.nn import Forward, Loss, LossResult, Model
 from mpidl.options import Section
+from mpidl.task.distill import SoftLoss
 from mpidl.task.metrics import Evaluation, Metric, Sums
 from mpidl.task.spec import FieldSpec, InputSpec, Shape, TargetSpec
 
@@ -77,6 +78,7 @@ class Task(ABC):
         needs_label: Whether the data must have a label.
         draws: Whether an epoch trains on parts of samples, see `draw`.
         gives_tokens: Whether inputs are tokens, (t,), which a model embeds.
+        soft: How outputs are compared with those of a teacher; None: they cannot be.
     """
 
     class Options(Section, frozen=True):
@@ -89,6 +91,7 @@ class Task(ABC):
     needs_label: ClassVar[bool] = True
     draws: ClassVar[bool] = False
     gives_tokens: ClassVar[bool] = False
+    soft: ClassVar[type[SoftLoss] | None] = None
 
     def __init__(self, options: Any, spec: InputSpec) -> None:
         self.options = options

@@ -13,6 +13,7 @@ from mpidl.nn import LOSSES
 from mpidl.options import OneOf
 from mpidl.registry import Choice, Registry
 from mpidl.task.base import Task
+from mpidl.task.distill import DistillConfig
 from mpidl.task.spec import InputSpec
 
 AUTO = "auto"
@@ -39,12 +40,14 @@ class TaskConfig(Choice, frozen=True):
         name: "auto": the label decides. One class a sample: classification; real numbers:
             regression; a class for each pixel of a field: segmentation; tokens without a label:
             language_model.
+        distill: A trained model to learn from besides the targets, see docs/tasks.md.
     """
 
     REGISTRY: ClassVar[Registry[Any]] = TASKS
     NONE: ClassVar[str] = AUTO
 
     name: Annotated[str, OneOf(TASKS, AUTO)] = AUTO
+    distill: DistillConfig = DistillConfig()
 
     def decide(
         self, loss: str, features: Mapping[str, Field], labels: Mapping[str, Field]

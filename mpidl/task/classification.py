@@ -14,6 +14,7 @@ from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import DataError
 from mpidl.options import NotNegative, Section
 from mpidl.task.base import Source, Task
+from mpidl.task.distill import SoftClasses
 from mpidl.task.metrics import Accuracy, ConfusionMatrix, Metric, TopK
 from mpidl.task.spec import OTHER_DATA, FieldSpec, Shape, TargetSpec
 
@@ -25,6 +26,7 @@ class ClassTask(Task):
 
     losses = ("cross_entropy",)
     maximize = True
+    soft = SoftClasses
 
     @property
     def classes(self) -> int:
@@ -93,12 +95,13 @@ class Classification(ClassTask):
 def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:
     """Probabilities along the last axis."""
     # classes first: NumPy reduces a short last axis ten times as slowly as a first one
-    scores = np.array(np.moveaxis(logits, -1, 0), np.float64, order="C")
+    rows = logits.reshape(-1, logits.shape[-1])
+    scores = rows.T.astype(np.float64, order="C")
     scores -= scores.max(axis=0)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=0)
-    shares: NDArray[np.float32] = np.moveaxis(scores, 0, -1).astype(np.float32, order="C")
-    return shares
+    shares: NDArray[np.float32] = scores.T.astype(np.float32, order="C")
+    return shares.reshape(logits.shape)
 
 
 def is_real(field: Field) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mpidl.data.manifest import Arrays, Manifest
 from mpidl.errors import ConfigError, DataError
 from mpidl.task.base import Scored, Source, Task
+from mpidl.task.distill import SoftClasses
 from mpidl.task.metrics import Metric, Sums
 from mpidl.task.spec import OTHER_DATA, Shape, TargetSpec
 
@@ -54,6 +55,7 @@ class LanguageModel(Task):
     counts_correct = True
     needs_label = False
     gives_tokens = True
+    soft = SoftClasses
 
     @classmethod
     def describe_targets(cls, options: Any, data: Source) -> TargetSpec:

@@ -14,6 +14,7 @@ from mpidl.errors import DataError
 from mpidl.options import Fraction, Section
 from mpidl.task.base import Source, Task
 from mpidl.task.classification import is_real
+from mpidl.task.distill import SoftLabels
 from mpidl.task.metrics import Metric, MultilabelF1
 from mpidl.task.spec import OTHER_DATA, FieldSpec, Shape, TargetSpec
 
@@ -34,6 +35,7 @@ class Multilabel(Task):
         threshold: Fraction = 0.5
 
     losses = ("bce",)
+    soft = SoftLabels
     best = "macro_f1"
     maximize = True
 

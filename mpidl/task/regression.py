@@ -17,6 +17,7 @@ from mpidl.nn.losses.base import squeeze
 from mpidl.options import Section
 from mpidl.task.base import Scored, Source, Task
 from mpidl.task.classification import is_real
+from mpidl.task.distill import SoftValues
 from mpidl.task.metrics import Metric, RegressionErrors
 from mpidl.task.spec import OTHER_DATA, FieldSpec, Shape, TargetSpec, channel_shape, join_shapes
 from mpidl.task.statistics import normalization
@@ -40,6 +41,7 @@ class Regression(Task):
         normalize: bool = True
 
     losses = ("mse", "mae", "huber", "relative_l2", "bce")
+    soft = SoftValues
 
     @classmethod
     def describe_targets(cls, options: Any, data: Source) -> TargetSpec:

@@ -12,9 +12,10 @@ from mpidl.config import Config
 from mpidl.data import LaneSampler, Loader, Reader
 from mpidl.data.mixture import Mixture
 from mpidl.data.training import Draw, build_sampler, open_training
-from mpidl.nn import Forward, Model
+from mpidl.nn import Forward, Loss, Model
 from mpidl.optim import LearningRate
 from mpidl.task import InputSpec, Task
+from mpidl.task.distill import DistilledLoss
 from mpidl.train.admission import Gate, admit_data, check_opened, open_signed, readers_of
 from mpidl.train.augmented import augment
 from mpidl.train.build import build_for_data, build_loss, build_optimizer, build_strategy
@@ -22,6 +23,7 @@ from mpidl.train.engine import AnyStrategy, StepOptions, TrainingStep
 from mpidl.train.events import Observers
 from mpidl.train.feed import Feed
 from mpidl.train.inputs import Inputs, choose_task
+from mpidl.train.teacher import Taught, Teacher, open_teacher
 
 Say = Callable[[str], None]
 
@@ -35,7 +37,9 @@ class Parts:
         test: The test data, if there are any.
         task: What the model is trained for, and what it expects of a data set.
         feed: Batches on the device, in the order of its sampler.
-        step: Takes the steps; it has model, loss, strategy and optimizer.
+        step: Takes the steps; it has model, strategy and optimizer.
+        loss: Compares outputs with targets.
+        teacher: What the model learns from too, if there is anything.
         rate: The learning rate.
         gate: What checkpoints and weights have to pass.
     """
@@ -45,6 +49,8 @@ class Parts:
     task: Task
     feed: Feed
     step: TrainingStep
+    loss: Loss
+    teacher: Teacher | None
     rate: LearningRate
     gate: Gate
 
@@ -98,30 +104,53 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
             host_memory=ops.name == "numpy",
         )
         config.sync.chosen.check(config.sync.options, run)
-        sampler = _build_sampler(config, reader, task.spec, context)
-        inputs = Inputs(task, model)
-        augmented = augment(config, inputs, model)
+    teacher = open_teacher(config, task, model, context, say)
+    feed = _build_feed(config, reader, Inputs(task, model), teacher, context)
     test = _open_test(config, task, context)
-    feed = Feed(
-        Loader(reader, sampler, context=context),
-        sampler,
-        inputs,
-        config.train.micro_batches,
-        stages_empty=model.needs_collective,
-        augmented=augmented,
-    )
     watchdog.start(context.comm, config.sync.watchdog)
     run = replace(run, epoch_steps=feed.loader.steps)
     strategy = build_strategy(config.sync, model.parameters, context, run)
     feed.stages_empty |= model.parameters.gathers_in_passes
     optimizer = build_optimizer(config.optim, strategy.shard, ops)
     loss = build_loss(config.loss, task, ops)
-    through = task.through_steps(model)
-    loss.check_outputs(through.output_shape)
+    through, trained = _taught(config, task, task.through_steps(model), loss, teacher)
+    trained.check_outputs(through.output_shape)
     options = _step_options(config, feed, through)
-    step = TrainingStep(model, loss, strategy, optimizer, context, options, observers)
+    step = TrainingStep(model, trained, strategy, optimizer, context, options, observers)
     rate = _build_rate(config, feed.loader.steps)
-    return Parts(reader, test, task, feed, step, rate, gate)
+    return Parts(reader, test, task, feed, step, loss, teacher, rate, gate)
+
+
+def _build_feed(
+    config: Config,
+    reader: Reader | Mixture,
+    inputs: Inputs,
+    teacher: Teacher | None,
+    context: Context,
+) -> Feed:
+    """Batches of the training data, changed as `[augment]` says. Collective."""
+    with context.fail_together("setting up the inputs"):
+        sampler = _build_sampler(config, reader, inputs.spec, context)
+        augmented = augment(config, inputs, teacher)
+    return Feed(
+        Loader(reader, sampler, context=context),
+        sampler,
+        inputs,
+        config.train.micro_batches,
+        stages_empty=inputs.model.needs_collective,
+        augmented=augmented,
+    )
+
+
+def _taught(
+    config: Config, task: Task, through: Forward, loss: Loss, teacher: Teacher | None
+) -> tuple[Forward, Loss]:
+    """What samples pass through in training, and the loss, with a teacher if there is one."""
+    if teacher is None or task.soft is None:
+        return through, loss
+    distill = config.task.distill
+    both = DistilledLoss(loss, task.soft(loss.ops, distill.temperature), distill.weight)
+    return Taught(through, teacher, both), both
 
 
 def _open_training(config: Config, context: Context) -> tuple[Reader | Mixture, Gate]:

@@ -13,20 +13,20 @@ from mpidl.backend.contract.augment import Drawn
 from mpidl.config import Config
 from mpidl.data import Batch
 from mpidl.errors import ConfigError
-from mpidl.nn import Model
 from mpidl.train.build import admit_parts
 from mpidl.train.inputs import Inputs
+from mpidl.train.teacher import Teacher
 
 MicroBatch = tuple[Array, Array]
 
 
-def augment(config: Config, inputs: Inputs, model: Model) -> AugmentedInputs | None:
+def augment(config: Config, inputs: Inputs, teacher: Teacher | None) -> AugmentedInputs | None:
     """What `[augment]` asks for; None where it asks for nothing.
 
     Args:
         config: Of the run.
-        inputs: Without augmentation.
-        model: It is told of samples of another size.
+        inputs: Without augmentation. Their model is told of samples of another size.
+        teacher: As that model, if there is one.
 
     Raises:
         ConfigError: An augmentation cannot be applied to these samples.
@@ -61,7 +61,9 @@ def augment(config: Config, inputs: Inputs, model: Model) -> AugmentedInputs | N
     taken = pipeline.samples
     if taken.window:
         fields = len(taken.space) if taken.has_field_targets else 0
-        admit_parts(model, config.model, taken.taken_shape, fields)
+        admit_parts(inputs.model, config.model, taken.taken_shape, fields)
+        if teacher is not None:
+            admit_parts(teacher.model, teacher.config.model, taken.taken_shape, fields)
     return AugmentedInputs(inputs, pipeline, config.train.seed)
 
 

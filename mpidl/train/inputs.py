@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from mpidl.backend import Array
+from mpidl.backend import Array, Ops
 from mpidl.config import Config, DataConfig
 from mpidl.data.manifest import Arrays, Field, Manifest
 from mpidl.errors import ConfigError, DataError
@@ -138,13 +138,14 @@ class Inputs:
 
     def __init__(self, task: Task, model: Model) -> None:
         self.task = task
+        self.model = model
         self.spec = task.spec
         self.ops = model.ops
         self.ids = model.takes_ids
         self.dtype = np.dtype(np.int64 if model.takes_ids else model.parameters.compute_dtype)
         self._shape = model.input_shape
         self._space = self.ops.workspace()
-        self._scales = [_Scale(field, self.spec.layout, self.ops) for field in task.input_fields]
+        self._scales = [Scale(field.mean, field.std, self.ops) for field in task.input_fields]
 
     @property
     def scalar(self) -> tuple[float, float] | None:
@@ -188,21 +189,26 @@ class Inputs:
         return held
 
 
-class _Scale:
-    """The normalization of one field, by one number or by one for each channel."""
+class Scale:
+    """A normalization, by one number or by one for each channel.
 
-    def __init__(self, field: FieldSpec, layout: str, ops: Any) -> None:
+    Args:
+        mean: One number, or one for each channel (the last axis).
+        std: As `mean`.
+        ops: The backend.
+    """
+
+    def __init__(self, mean: ArrayLike, std: ArrayLike, ops: Ops) -> None:
         self.ops = ops
-        mean, std = np.array(field.mean), np.array(field.std)
-        scale, shift = 1.0 / std, -mean / std
+        scale, shift = 1.0 / np.array(std), -np.array(mean) / np.array(std)
         self.scale, self.shift = float(scale[0]), float(shift[0])
-        self.scales: NDArray[Any] | None = None
+        self.scales: Array | None = None
         if len(scale) > 1:
             self.scales = ops.to_device(scale.astype(np.float32))
             self.shifts = ops.to_device(shift.astype(np.float32))
 
     def apply(self, raw: Array, out: Array) -> None:
-        """out = raw * scale + shift, of the same shape."""
+        """out = (raw - mean) / std, of the same shape."""
         if self.scales is not None:
             self.ops.xp.multiply(raw, self.scales, out=out, casting="unsafe")
             out += self.shifts

@@ -82,6 +82,7 @@ class Saver:
         self.saved: Path | None = None
         self._readers = parts.readers
         self._origins: tuple[Origin, ...] = ()  # of the jobs before
+        self.teacher = None if parts.teacher is None else parts.teacher.digest
         self._current = (-1, -1)  # step, and step of the evaluation, of `saved`
 
     def is_current(self, position: Position) -> bool:
@@ -228,6 +229,10 @@ class Saver:
                 what = f"train.{key} is {now}, but the run to resume has {before[key]}"
                 remedy = "the order of the data depends on it: keep it, or start a new run"
                 raise ConfigError(what, where=where, remedy=remedy, agreed=True)
+        if meta.teacher != self.teacher:
+            what = "the run to resume does not learn from what task.distill names now"
+            remedy = "resume with the teacher that it had, unchanged, or start a new run"
+            raise ConfigError(what, where=where, remedy=remedy, agreed=True)
         if self._names() != set(saved.buffers) - {"parameters"}:
             optim, had = self.config.optim.name, meta.config["optim"]["name"]
             what = f"optim.name is {optim!r}, but the run to resume has {had!r}"
@@ -314,6 +319,7 @@ class Saver:
             metrics=metrics,
             best_score=position.best_score,
             origins=self._all_origins() if self.context.is_root else (),
+            teacher=self.teacher,
         )
 
     @cached_property

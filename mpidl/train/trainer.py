@@ -312,7 +312,7 @@ class Trainer:
         self._synchronize()
         inputs = parts.feed.inputs
         found = evaluate(
-            parts.model, parts.step.loss, inputs, parts.test, self.context, EVALUATION_BATCH
+            parts.model, parts.loss, inputs, parts.test, self.context, EVALUATION_BATCH
         )
         self.at.last = found
         self.at.evaluated = step

@@ -85,7 +85,7 @@ def measure(folder: Path, name: str, samples: int, rounds: int) -> dict[str, lis
 
     def whole() -> None:
         out = folder / f"{name}.h5"
-        predict(prediction, data, out, layout, stop, restart=True)
+        predict(prediction, data, out, layout, stop, restart=True, overwrite=True)
 
     contenders: dict[str, Callable[[], None]] = {
         "hot": lambda: forward(False),
@@ -112,8 +112,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--folder", type=Path, help="for data and predictions")
+    parser.add_argument("--make", type=Path, help="only make data and runs in this folder")
     args = parser.parse_args()
     context = init()
+    if args.make:
+        make(args.make, args.samples, context)
+        return
     base = context.on_root(lambda: tempfile.mkdtemp(dir=args.folder), "making a folder")
     folder = Path(base)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,25 @@ def cached(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     return [q, keys, values, out, table, owner, visible, *sizes, 0.7]
 
 
+def cached_int8(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    q, keys, values, *rest = cached(g, n, m, k)
+    held: Args = []
+    for array in (keys, values):
+        held.append(g.integers(-127, 128, array.shape).astype(np.int8))
+        held.append((g.random(array.shape[:-1]) / 127).astype(np.float32))
+    return [q, *held, *rest]
+
+
+def bytes_of_cache(g: np.random.Generator, n: int, m: int, k: int) -> Args:
+    """Keys and values of tokens, some of them zeros, for any places of a cache."""
+    tokens, slots, heads, dim = n % 9, 9 + m % 7, 1 + k % 3, 1 + m % 40
+    x = g.standard_normal((tokens, 3, heads, dim))
+    x[: k % 2] = 0
+    held = [np.zeros((slots, heads, dim), np.int8), np.zeros((slots, heads), np.float32)]
+    at = g.permutation(slots)[:tokens]
+    return [x, at, *held, *(array.copy() for array in held), tokens, slots, heads, dim]
+
+
 def attention_back(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     args = attention(g, n, m, k)
     PLAIN["attention_forward"](*args)
@@ -209,10 +229,9 @@ def conv2d(g: np.random.Generator, n: int, m: int, k: int) -> Args:
     return [x, w, b, y, geometry.record(images)]
 
 
-def _int8_weights(g: np.random.Generator, k: int, cols: int) -> Args:
-    packed = pack_int8(
-        g.integers(-127, 128, (k, cols)).astype(np.int8), (g.random(cols) / 127).astype(np.float32)
-    )
+def _int8_weights(g: np.random.Generator, k: int, cols: int, runs: int = 1) -> Args:
+    numbers = g.integers(-127, 128, (k, cols)).astype(np.int8)
+    packed = pack_int8(numbers, (g.random(cols) / 127).astype(np.float32), runs)
     return [packed.panels, packed.base, packed.scales]
 
 
@@ -226,10 +245,21 @@ def int8_dense(g: np.random.Generator, n: int, m: int, k: int) -> Args:
 
 
 def int8_conv(g: np.random.Generator, n: int, m: int, k: int) -> Args:
-    x, w, b, y, sizes = conv2d(g, n, m, k)
-    single = [None if a is None else a.astype(np.float32) for a in (x, b, y)]
-    packed = _int8_weights(g, w[..., 0].size, w.shape[-1])
-    return [single[0], *packed, *single[1:], sizes, *packed[0].shape[:2], m % 3 % 2]
+    """Of three dimensions, some dilated; images with pooling."""
+    geometry, images, pool = replace(conv_geometry(g), groups=1), n % 3, 1
+    if m % 2:
+        pool, kernel, stride = 1 + n % 3, (1, 1 + n % 4, k), (1, 1 + n % 2, 1)
+        size, pad = (1, 6 + n % 9, 6 + m % 30), (0, n % 2, k // 2)
+        geometry = ConvGeometry(size, 1 + n % 5, m, kernel, stride, pad)
+    depth, height, width = geometry.out_size
+    outs, cols = depth * (height // pool) * (width // pool), geometry.out_channels
+    x = normal(g, images, *geometry.size, geometry.in_channels).astype(np.float32)
+    x[: n % 2] = 0
+    packed = _int8_weights(g, geometry.taps * geometry.in_channels, cols, geometry.runs)
+    bias = normal(g, cols).astype(np.float32) if n % 4 else None
+    y = normal(g, images, outs, cols).astype(np.float32)
+    sizes = (geometry.record(images), *packed[0].shape[:2], pool, outs, m % 3 % 2)
+    return [x, *packed, bias, y, *sizes]
 
 
 def conv2d_input(g: np.random.Generator, n: int, m: int, k: int) -> Args:

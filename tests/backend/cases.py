@@ -17,7 +17,9 @@ from tests.backend.arguments import (
     affine,
     attention,
     attention_back,
+    bytes_of_cache,
     cached,
+    cached_int8,
     class_shares,
     columns,
     conv2d,
@@ -131,6 +133,8 @@ CASES: dict[str, Case] = {
     "attention_forward": attention,
     "attention_backward": attention_back,
     "cached_attention": cached,
+    "cached_attention_int8": cached_int8,
+    "cache_int8": bytes_of_cache,
     "lstm_forward": lambda g, n, m, k: [
         normal(g, n, 4 * m),
         *(normal(g, n, m) for _ in range(3)),

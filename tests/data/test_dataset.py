@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +279,23 @@ def test_a_batch_cannot_be_written_to_where_data_are_kept(make_dataset: Any) -> 
     batch = next(Loader(Reader(folder), LaneSampler(50, 8)).epoch(0))
     with pytest.raises(ValueError, match="read-only"):
         batch.arrays["x"][0] = 1
+
+
+def test_an_epoch_ends_after_its_loader_was_closed(make_dataset: Any) -> None:
+    """As after an error in a step: what is not read by then is not waited for."""
+
+    class Slow(Reader):
+        def read(self, *args: Any, **options: Any) -> Any:
+            time.sleep(0.2)
+            return super().read(*args, **options)
+
+    folder, _ = make_dataset(50)
+    loader = Loader(Slow(folder), LaneSampler(50, 2, window=1))
+    loader._pool = ThreadPoolExecutor(1)  # so that one window is being read, and one waits
+    epoch = loader.epoch(0)
+    next(epoch)
+    loader.close()
+    epoch.close()
 
 
 def test_an_existing_folder_is_not_overwritten(make_dataset: Any) -> None:

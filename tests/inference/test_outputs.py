@@ -71,6 +71,8 @@ def test_classes(rng: np.random.Generator) -> None:
         ("top_k", "takes a number of classes"),
         ("top_k:0", "from 1 to 4"),
         ("top_k:99999999999999", "from 1 to 4"),
+        ("top_k:02", "from 1 to 4"),
+        ("top_k:٢", "from 1 to 4"),
         ("embedding:conv1", "the layers are dense1, relu1, dense2"),
         ("log_likelihood", "needs a language model"),
         ("raw:3", "takes nothing behind a colon"),

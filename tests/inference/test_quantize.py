@@ -15,10 +15,10 @@ from mpidl.backend.contract.int8 import pack_int8, quantize_columns
 from mpidl.backend.numpy_ops import NumpyOps
 from mpidl.comm.context import init
 from mpidl.errors import CheckpointError
-from mpidl.inference.fold import drop_folded, fold
+from mpidl.inference.fold import fold, join
 from mpidl.inference.quantized import load, matrices, prune, store
 from mpidl.models import build_layers
-from mpidl.nn import BatchNorm, Conv2D, Dense, Flatten, Model, Residual
+from mpidl.nn import BatchNorm, Conv2D, Dense, Flatten, MaxPool2D, Model, Residual
 from mpidl.train import checkpoint as ckpt
 
 MODES = ("none", "weight_only", "dynamic")
@@ -118,11 +118,41 @@ def test_folding_is_exact(rng: np.random.Generator) -> None:
     wanted = model.forward(x)[0].copy()
     assert fold(model) == 4  # not the one behind a ReLU
     np.testing.assert_allclose(model.forward(x)[0], wanted, rtol=1e-12, atol=1e-12)
-    drop_folded(model)
+    join(model, norms=True)
     assert sum(type(layer) is BatchNorm for layer in model.layers) == 1
     np.testing.assert_allclose(model.forward(x)[0], wanted, rtol=1e-12, atol=1e-12)
     with pytest.raises(CheckpointError, match="no gradients"):
         model.forward(x, train=True)[1](np.ones_like(wanted), None)
+
+
+def test_pooling_in_the_same_pass_changes_no_bit(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> Model:
+        layers = [Conv2D(20, 3, relu=True), MaxPool2D(2), Conv2D(33, 3, bias=False),
+                  BatchNorm(relu=True), MaxPool2D(3), Conv2D(9, 3), MaxPool2D(3, stride=1),
+                  Flatten(), Dense(10)]  # fmt: skip
+        made = Model(layers, (29, 26, 2), NumpyOps())
+        made.parameters.initialize(3)
+        return made
+
+    model, x = make(), rng.standard_normal((5, 29, 26, 2)).astype(np.float32)
+    x[1, 4, 5] = np.nan
+    wanted = model.forward(x)[0].copy()
+    fold(model)
+    about = about_for(model, "dynamic", folded=True)
+    buffers, joined, apart = store(model, about), make(), make()
+    load(saved(buffers, about), joined)
+    monkeypatch.setattr("mpidl.inference.fold.multiplies_int8", lambda layer: False)
+    load(saved(buffers, about), apart)
+    names = [[layer.name for layer in of.layers] for of in (joined, apart)]
+    rest = ["max_pool2d3", "flatten1", "dense1"]  # its windows overlap
+    assert names[0] == ["max_pool2d1", "max_pool2d2", "conv2d3", *rest]
+    assert names[1] == ["conv2d1", "max_pool2d1", "batch_norm1", "max_pool2d2", "conv2d3", *rest]
+    got = joined.forward(x)[0].copy()
+    np.testing.assert_array_equal(got, apart.forward(x)[0])
+    assert np.isnan(got[1]).all()
+    assert np.nanmax(np.abs(got - wanted)) < 0.06 * np.nanmax(np.abs(wanted))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])

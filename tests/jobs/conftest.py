@@ -62,13 +62,18 @@ def write(folder: Path, arrays: dict[str, np.ndarray], shards: int = 3, **option
     )
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    """A folder with train and test data and run.toml.
+def write_run(folder: Path) -> None:
+    """Write train and test data and run.toml.
 
     500 samples, 21 steps an epoch, the last one with 20 samples.
     """
-    write(tmp_path / "train", blobs(500, 0))
-    write(tmp_path / "test", blobs(101, 1), 2)
-    (tmp_path / "run.toml").write_text(CONFIG.format(folder=tmp_path))
+    write(folder / "train", blobs(500, 0))
+    write(folder / "test", blobs(101, 1), 2)
+    (folder / "run.toml").write_text(CONFIG.format(folder=folder))
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A folder for one test, see `write_run`."""
+    write_run(tmp_path)
     return tmp_path

@@ -2,10 +2,11 @@
 
 Starting Python, MPI and the libraries on each rank costs more than most of the runs under test. A
 pool is started for each number of ranks at its first command; each rank reads commands from a named
-pipe, so that ranks without work sleep, and ends when the tests do. A command that fails or is
-killed ends its ranks, and with them the pool, just as it would have ended a job of its own: exit
-status and messages are those of its mpirun. The next command gets a new pool. At the end all pools
-must finalize MPI, with everything that their commands left behind.
+pipe, so that ranks without work sleep, and ends when the tests do. A command that fails on all
+ranks together leaves them in order, and they take the next one; a rank that fails alone, aborts or
+is killed ends the pool, just as it would have ended a job of its own: exit status and messages are
+those of its mpirun. The next command gets a new pool. At the end all pools must finalize MPI, with
+everything that their commands left behind.
 
 As a program (python -m tests.jobs.pool FOLDER) it is one rank of a pool.
 """
@@ -19,12 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 100  # seconds for a command
+TOGETHER = 20  # seconds for the other ranks, where one has ended with an error
 LIFE = 3600  # and for a pool, should the tests themselves be killed
 
 
@@ -80,21 +83,32 @@ class Pool:
         request.write_text(json.dumps({"args": args, "cwd": str(Path.cwd())}))
         for pipe in self._pipes:
             os.write(pipe, f"{request}\n".encode())
-        ends = [request.with_suffix(f".{rank}.done") for rank in range(self.ranks)]
-        deadline = time.monotonic() + LIMIT
-        while self.alive and not all(end.exists() for end in ends):
-            if time.monotonic() > deadline:
-                self.kill()
-                raise AssertionError(f"the command hung: {args}\n{self._text(request, 'err')}")
-            time.sleep(0.005)
+        statuses = self._wait(request, args)
         out, err = self._text(request, "out"), self._text(request, "err")
-        if all(end.exists() for end in ends):
-            return 0, out, err
+        if len(statuses) == self.ranks:
+            return max(statuses), out, err
         return (
             self._mpirun.wait(),
             out + (self.folder / "out").read_text(),
             err + (self.folder / "err").read_text(),
         )
+
+    def _wait(self, request: Path, args: tuple[str, ...]) -> list[int]:
+        """The exit statuses of the ranks; fewer where the pool has ended."""
+        ends = [request.with_suffix(f".{rank}.done") for rank in range(self.ranks)]
+        deadline = time.monotonic() + LIMIT
+        while True:
+            alive = self.alive  # before the look: what ranks have written at their end counts
+            found = [int(end.read_text()) for end in ends if end.exists()]
+            if len(found) == self.ranks or not alive:
+                return found
+            if any(found):
+                deadline = min(deadline, time.monotonic() + TOGETHER)
+            if time.monotonic() > deadline:
+                self.kill()
+                what = f"the command hung ({found} of {self.ranks} ranks have ended): {args}"
+                raise AssertionError(f"{what}\n{self._text(request, 'err')}")
+            time.sleep(0.005)
 
     def _text(self, request: Path, kind: str) -> str:
         paths = [request.with_suffix(f".{rank}.{kind}") for rank in range(self.ranks)]
@@ -175,15 +189,24 @@ def serve(folder: Path) -> None:
         os.chdir(wanted["cwd"])
         for number, kind in (1, "out"), (2, "err"):
             redirect(number, request.with_suffix(f".{rank}.{kind}"))
-        if status := main(wanted["args"]):
-            sys.exit(status)
+        status = run(main, wanted["args"])
         gc.collect()  # closes shared files that a run has left open: collective
         if (known := context.current()) is not None:
             known.barrier()  # nobody needs this rank's help any more: it may sleep
         sys.stdout.flush()
         sys.stderr.flush()
-        request.with_suffix(f".{rank}.done").touch()
+        end = request.with_suffix(f".{rank}.done")
+        end.with_suffix(".writing").write_text(str(status))
+        end.with_suffix(".writing").rename(end)
     os.chdir("/")
+
+
+def run(main: Callable[[list[str]], int], args: list[str]) -> int:
+    """The exit status of a command."""
+    try:
+        return main(args)
+    except SystemExit as error:  # of the parser of the command line
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
 if __name__ == "__main__":

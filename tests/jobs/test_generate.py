@@ -67,6 +67,21 @@ def test_ranks_share_the_prompts(run: str, tmp_path: Path) -> None:
     assert len({each["text"] for each in found[0]}) == 6
 
 
+def test_a_quantized_model_writes_with_a_small_cache(run: str, tmp_path: Path) -> None:
+    small, data = str(tmp_path / "small.h5"), str(Path(run).parent / "data")
+    job = mpidl(2, "quantize", run, "--out", small, "--data", data, "--json")
+    assert job.status == 0, job.err
+    texts = job.result["texts"]
+    assert set(texts) == {"before", "after", "after, int8 cache"}
+    before = texts["before"][0]
+    assert all(perplexity < 1.02 * before and rate > 0 for perplexity, rate in texts.values())
+    assert before == pytest.approx(job.result["before"]["perplexity"], rel=0.05)  # of some windows
+    job = mpidl(1, "generate", small, "--prompt", "cde", "--cache", "int8", "--max-tokens", "15",
+                "--temperature", "0", "--json")  # fmt: skip
+    assert job.status == 0 and job.result["tokens_per_second"] > 0, job.err
+    assert job.result["texts"][0]["text"] == "fghabcdefghabcd"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

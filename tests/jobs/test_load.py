@@ -37,11 +37,14 @@ def answered(server: Serving, model: str) -> int:
     return sum(one["inference_stats"]["success"]["count"] for one in found)
 
 
-def test_both_loops(server: Serving, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_both_loops(server: Serving, tmp_path: Path, protocol: str) -> None:
     before = answered(server, "cnn")
+    address = server.grpc if protocol == "grpc" else server.http
     load = ("--clients", "1,4", "--rate", "60", "--batch", "2", "--seconds", "0.5")
     plot = ("--plot", str(tmp_path / "load.png"))
-    job = bench(server.http, "--model", "cnn", *load, "--warmup", "0", *plot, "--json")
+    chosen = (address, "--protocol", protocol, "--model", "cnn")
+    job = bench(*chosen, *load, "--warmup", "0", *plot, "--json")
     assert job.returncode == 0, job.stderr
     *closed, opened = json.loads(job.stdout)["results"]
     assert [row["clients"] for row in closed] == [1, 4] and opened["rate"] == 60
@@ -62,8 +65,9 @@ def test_table_and_refusals(server: Serving) -> None:
     (row,) = json.loads(job.stdout)["results"]
     assert row["errors"] == {"400": row["requests"]} and row["p50_ms"] is None
     assert "choose one with --model" in bench(server.http).stderr
-    job = bench(server.http, "--model", "nobody")
-    assert job.returncode == 1 and "404" in job.stderr
+    for address, protocol in ((server.http, "rest"), (server.grpc, "grpc")):
+        job = bench(address, "--protocol", protocol, "--model", "nobody")
+        assert job.returncode == 1 and "unknown model: 'nobody'" in job.stderr
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,10 @@ IMAGES = blobs(8, 5)["image"]
 class Serving:
     """A running server."""
 
-    def __init__(self, path: Path, *mpirun: str, ranks: int = 2) -> None:
-        ports = ("--http-port", "0", "--grpc-port", "0")
+    def __init__(
+        self, path: Path, *mpirun: str, ranks: int = 2, options: tuple[str, ...] = ()
+    ) -> None:
+        ports = ("--http-port", "0", "--grpc-port", "0", *options)
         self.process = start(ranks, *mpirun, "mpidl", "serve", str(path), *ports)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -253,7 +255,7 @@ def test_one_rank_serves_and_drains_under_load(folder: Path, expected: np.ndarra
 
 def test_it_does_not_listen_for_everybody(folder: Path) -> None:
     job = mpidl(2, "serve", str(folder / "models.toml"), "--host", "0.0.0.0")
-    assert job.status == 1 and "--insecure-any-host" in job.err
+    assert job.status == 1 and "--identity" in job.err
     job = mpidl(2, "serve", str(folder / "nothing"), "--http-port", "0", "--grpc-port", "0")
     assert job.status == 1 and "no checkpoint found" in job.err
 

@@ -1,45 +1,119 @@
-"""Set-up where nothing may be installed: it lists what is missing and what that costs."""
+"""Set-up: each stage once, in a virtual environment of the test; what it says where it cannot.
+
+The environment and its Python are real. In place of pip stands a recorder, so that nothing is
+installed or built: the environment that runs the tests was made by the same script.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
-STUBS = {
+BARE = {  # a machine on which nothing may be installed, without Debian's packages
     "dpkg-query": "exit 1",
     "sudo": "exit 1",
     "id": "echo 1000",
     "apt-get": "echo apt-get was called >&2; exit 1",
 }
+INSTALLED = {"dpkg-query": "echo installed"}
+PIP = """
+import os, sys
+with open(os.environ["PIP_CALLS"], "a") as file:
+    file.write(" ".join(sys.argv[1:]) + "\\n")
+if os.environ.get("PIP_FAILS", "none") in sys.argv:
+    sys.exit("pip fails")
+"""
 
 
-def setup(tmp_path: Path, stubs: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run scripts/setup.sh with some commands replaced."""
-    for name, body in stubs.items():
-        path = tmp_path / name
+class SetUp:
+    """A folder with an environment of its own, and stand-ins for commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.commands = folder / "commands"
+        self.venv = folder / "venv"
+        self.calls = folder / "calls"
+        pip = folder / "packages" / "pip"
+        for made in (self.commands, pip, folder / "hdf5"):
+            made.mkdir(parents=True)
+        (pip / "__init__.py").touch()
+        (pip / "__main__.py").write_text(PIP)
+        python = folder / "python-of-the-site"
+        bare = f'[ "$2" = venv ] && set -- "$@" --without-pip\nexec "{sys.executable}" "$@"'
+        self._write(python, bare)
+        self.env = os.environ | {
+            "PATH": f"{self.commands}:{os.environ['PATH']}",
+            "MPIDL_VENV": str(self.venv),
+            "PYTHON": str(python),
+            "PYTHONPATH": str(pip.parent),
+            "PIP_CALLS": str(self.calls),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "HDF5_DIR": str(folder / "hdf5"),
+        }
+
+    def _write(self, path: Path, body: str) -> None:
         path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(0o755)
-    env = os.environ | {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "MPIDL_VENV": str(Path(sys.executable).parent.parent),
-    }
-    return subprocess.run(
-        [str(ROOT / "scripts" / "setup.sh")],
-        env=env,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
+
+    def run(self, commands: dict[str, str], **env: str) -> subprocess.CompletedProcess[str]:
+        """Run scripts/setup.sh with some commands replaced."""
+        for name, body in commands.items():
+            self._write(self.commands / name, body)
+        self.calls.write_text("")
+        return subprocess.run(
+            [str(ROOT / "scripts" / "setup.sh")],
+            env=self.env | env,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    @property
+    def installed(self) -> list[str]:
+        """What pip was told in the last run: the verb and the last argument of each call."""
+        calls = [line.split() for line in self.calls.read_text().splitlines()]
+        return [f"{words[0]} {words[-1]}" for words in calls]
 
 
-def test_without_root_or_sudo_it_lists_what_is_missing_and_goes_on(tmp_path: Path) -> None:
-    done = setup(tmp_path, STUBS)
+@pytest.fixture
+def own(tmp_path: Path) -> SetUp:
+    return SetUp(tmp_path)
+
+
+def test_each_stage_is_done_once(own: SetUp) -> None:
+    done = own.run(INSTALLED)
+    assert done.returncode == 0, done.stderr
+    packages, wheel, h5py, mpidl = own.installed
+    assert packages == "install requirements/dev.txt" and mpidl == "install ."
+    assert wheel.startswith("wheel h5py==") and h5py.startswith("install ")
+    assert "--require-hashes --only-binary=:all:" in own.calls.read_text()
+    assert own.venv.joinpath("pyvenv.cfg").is_file()
+    again = own.run(INSTALLED)
+    assert again.returncode == 0 and again.stdout == "" and own.installed == [], again.stdout
+    (own.venv / ".stamp-mpidl").write_text("of other sources")
+    own.run(INSTALLED)
+    assert own.installed == ["install ."]
+
+
+def test_a_stage_that_failed_is_done_again(own: SetUp) -> None:
+    failed = own.run(BARE, PIP_FAILS="--require-hashes")
+    assert failed.returncode != 0 and own.installed == ["install requirements/dev.txt"]
+    failed = own.run(BARE, PIP_FAILS="-e")
+    assert failed.returncode != 0
+    packages, *_, mpidl = own.installed
+    assert packages == "install requirements/dev.txt" and mpidl == "install ."
+    done = own.run(BARE)
+    assert done.returncode == 0 and own.installed == ["install ."], done.stderr
+
+
+def test_without_root_or_sudo_it_lists_what_is_missing_and_goes_on(own: SetUp) -> None:
+    done = own.run(BARE)
     assert done.returncode == 0, done.stderr
     for words in (
         "Missing:",
@@ -51,33 +125,12 @@ def test_without_root_or_sudo_it_lists_what_is_missing_and_goes_on(tmp_path: Pat
     ):
         assert words in done.stdout
     assert "apt-get was called" not in done.stderr
+    assert own.installed[-1] == "install ."
 
 
-def test_a_second_run_does_nothing(tmp_path: Path) -> None:
-    begin = time.monotonic()
-    done = setup(tmp_path, {})
-    assert done.returncode == 0 and done.stdout == "", done.stdout
-    assert time.monotonic() - begin < 60  # a hang, not a measurement
-
-
-def test_no_python_is_said_clearly(tmp_path: Path) -> None:
-    stubs = dict.fromkeys(
-        ("python3", "python3.11", "python3.12", "python3.13", "apt-get"), "exit 1"
-    )
-    env = os.environ | {
-        "PATH": f"{tmp_path}:/usr/bin:/bin",
-        "MPIDL_VENV": str(tmp_path / "venv"),
-        "PYTHON": "",
-    }
-    for name, body in (stubs | {"dpkg-query": "echo installed"}).items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    done = subprocess.run(
-        [str(ROOT / "scripts" / "setup.sh")],
-        env=env,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+def test_no_python_is_said_clearly(own: SetUp) -> None:
+    none = dict.fromkeys(("python3", "python3.11", "python3.12", "python3.13", "apt-get"), "exit 1")
+    path = f"{own.commands}:/usr/bin:/bin"
+    done = own.run(INSTALLED | none, PYTHON="", PATH=path)
     assert done.returncode != 0 and "no Python >= 3.11" in done.stderr
+    assert own.installed == []

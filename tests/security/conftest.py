@@ -34,6 +34,8 @@ def site(shared_site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 @pytest.fixture
-def own_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """One of its own."""
-    return make_site(tmp_path, monkeypatch)
+def own_site(shared_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A copy of its own."""
+    site = shared_site.copy(tmp_path / "all")
+    site.use(monkeypatch)
+    return site

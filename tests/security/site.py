@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ import pytest
 
 FLIPS = int(os.environ.get("MPIDL_TEST_FLIPS", "100"))  # per object; make fuzz takes more
 PASSPHRASE = b"correct horse battery staple"
-NOW = datetime.now(UTC)
+
+
+def now() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)
 
 
 @dataclass
@@ -33,6 +38,16 @@ class Site:
         patch.setenv("MPIDL_KEYS", str(self.folder / "keys"))
         patch.setenv("MPIDL_SITE", str(self.folder / "site"))
         patch.setenv("MPIDL_PASSPHRASE_FILE", str(self.folder / "passphrase"))
+
+    def copy(self, folder: Path) -> Site:
+        """The same in another folder."""
+        shutil.copytree(self.folder, folder)
+        (folder / "keys" / ".seen.json").unlink(missing_ok=True)
+        places = {
+            "folder": folder / "keys" / ".authority",
+            "site": folder / "site",
+        }
+        return Site(folder, replace(self.authority, **places))
 
     def trust(self) -> Any:
         from mpidl.security.identity import Trust

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from mpidl.cli.keys import seconds
 from mpidl.cli.main import main
 from mpidl.cli.policy import DENIED
+from mpidl.security.identity import load_identity, retired_sealing_keys
 from mpidl.security.tokens import TokenVerifier
 from tests.security.site import PASSPHRASE, Site, write
 
@@ -74,21 +78,25 @@ def test_the_ceremony(empty: Path, tmp_path: Path, mpidl: Run) -> None:
     assert "was revoked" in shown["error"]
 
 
-def test_a_request_goes_to_an_authority_and_back(
-    own_site: Site, tmp_path: Path, mpidl: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two machines: eve's has the site's public folder only."""
-    here = tmp_path / "eve.d"
-    here.mkdir(mode=0o700)
+@pytest.fixture
+def go(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Goes to another machine."""
 
     def go(folder: Path) -> None:
         monkeypatch.setenv("MPIDL_KEYS", str(folder / "keys"))
         monkeypatch.setenv("MPIDL_SITE", str(folder / "site"))
 
+    return go
+
+
+@pytest.fixture
+def elsewhere(own_site: Site, tmp_path: Path, mpidl: Run, go: Any) -> Path:
+    """A machine with the site's public folder only, and the keys of eve, certified there."""
+    here, answer = tmp_path / "eve.d", tmp_path / "answer"
+    here.mkdir(mode=0o700)
     go(here)
     mpidl("keys", "request", "--person", "eve", "--submit", "--out", tmp_path / "eve.request")
     go(own_site.folder)
-    answer = tmp_path / "answer"
     mpidl("keys", "issue", "--request", tmp_path / "eve.request", "--out", answer)
     assert all(path.name.endswith("certificate.pem") for path in answer.iterdir())
     go(here)
@@ -97,11 +105,62 @@ def test_a_request_goes_to_an_authority_and_back(
     for name in ("root.pem", "revoked.crl"):
         (here / "site" / name).write_bytes((own_site.folder / "site" / name).read_bytes())
     mpidl("keys", "install", "eve", answer)
+    return here
+
+
+def test_a_request_goes_to_an_authority_and_back(
+    own_site: Site, elsewhere: Path, mpidl: Run
+) -> None:
     assert mpidl("keys", "show", "eve")["identities"][0]["problem"] == ""
     mpidl("keys", "issue", "--job", "run-1", "--by", "eve")
     error = mpidl("keys", "install", "eve", own_site.keys("bob"), status=1)["error"]
     assert "certificates of other keys" in error
     assert mpidl("keys", "show", "eve")["identities"][0]["problem"] == ""
+
+
+def test_so_do_new_keys_while_the_old_ones_are_in_use(
+    own_site: Site, elsewhere: Path, tmp_path: Path, mpidl: Run, go: Any
+) -> None:
+    eve = elsewhere / "keys" / "eve"
+    old, asked = load_identity(eve), tmp_path / "again.request"
+    for _ in range(2):  # the first request is lost
+        mpidl("keys", "rotate", "eve", "--out", asked)
+    assert load_identity(eve).chain == old.chain
+    go(own_site.folder)
+    again = ("keys", "issue", "--request", asked, "--out", tmp_path / "b")
+    assert "a person has the name 'eve'" in mpidl(*again, status=1)["error"]
+    mpidl(*again, "--replace")
+    go(elsewhere)
+    wrong = mpidl("keys", "install", "eve", tmp_path / "answer", status=1)
+    assert "certificates of other keys" in wrong["error"]
+    mpidl("keys", "install", "eve", tmp_path / "b")
+    new = load_identity(eve)
+    assert new.key.public_key() != old.key.public_key()
+    (kept,) = retired_sealing_keys(eve).values()
+    assert old.sealing_key is not None and kept.public_key() == old.sealing_key.public_key()
+    assert sorted(path.name for path in eve.parent.iterdir()) == [".seen.json", "eve"]
+
+
+def test_what_ends_soon_is_said(own_site: Site, mpidl: Run) -> None:
+    own_site.job("run-8")
+    assert "job:run-8 of ada ends in 23:" in mpidl("keys", "show", "run-8")["error"]
+    assert "ends in" not in mpidl("keys", "show", "ada")["error"]
+    own_site.authority.revoke(set(), days=3)
+    assert "list of revoked certificates ends in 2 days" in mpidl("keys", "show", "ada")["error"]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_the_umask_does_not_matter(empty: Path, tmp_path: Path, mpidl: Run, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        mpidl("keys", "init", "lab.example.org")
+        mpidl("keys", "issue", "--person", "ada", "--submit")
+        mpidl("keys", "issue", "--job", "x", "--by", "ada", "--out", tmp_path / "a" / "b")
+        assert mpidl("keys", "show", "ada")["identities"][0]["problem"] == ""
+    finally:
+        os.umask(before)
+    for path in [*(empty / "keys").rglob("*"), *(empty / "site").rglob("*"), tmp_path / "a"]:
+        assert path.stat().st_mode & 0o022 == 0, path
 
 
 def test_rotation(own_site: Site, mpidl: Run) -> None:
@@ -159,6 +218,7 @@ WRONG = [
     (("revoke", "--serial", "xyz"), "no number of a certificate"),
     (("revoke", "--list-days", "1000"), "cannot hold for"),
     (("rotate", "eve"), "no keys of 'eve'"),
+    (("rotate", "ada", "--revoke", "--out", "x"), "revoked where the authority is"),
     (("show", "eve"), "no keys of 'eve'"),
 ]
 
@@ -219,6 +279,31 @@ def test_policies_are_explained_and_signed(own_site: Site, tmp_path: Path, mpidl
     (tmp_path / "secret").mkdir()
     asked = ("policy", "check", "person:ada", "read", tmp_path / "link")
     assert mpidl(*asked, status=DENIED)["object"] == str(tmp_path / "secret")
+
+
+@pytest.mark.parametrize("words", [("keys", "show"), ("policy", "check", "person:ada", "train")])
+def test_they_are_for_one_process(
+    site: Site, mpidl: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert "is for one process, but 2 were started" in mpidl(*words, status=1)["error"]
+
+
+def test_without_the_library_it_says_what_to_install(own_site: Site) -> None:
+    """And a draft can be checked without it; nothing else of mpidl loads it."""
+    path = own_site.folder / "draft.toml"
+    path.write_text(POLICY)
+    text = """
+import sys
+sys.modules["cryptography"] = None
+from mpidl.cli.main import main
+print(main(["keys", "show"]), main(["policy", "check", "person:ada", "train"]))
+sys.exit(main(["policy", "check", "person:ada", "train", "--draft", sys.argv[1]]))
+"""
+    command = [sys.executable, "-c", text, str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == ["1 1", "person:ada may train: grant 1 (role researcher)"]
+    assert found.stderr.count("pip install 'mpidl[security]'") == 2
 
 
 def test_people_read_the_same(own_site: Site, capsys: pytest.CaptureFixture[str]) -> None:

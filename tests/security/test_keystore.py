@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +127,17 @@ def test_passphrases_come_from_files_of_their_owner(
         keystore.ask_passphrase("x")
 
 
+def test_passphrases_are_typed_twice_when_they_are_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MPIDL_PASSPHRASE_FILE", raising=False)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    typed = ["long enough, really", "long enough, really", "one", "another", "once"]
+    monkeypatch.setattr(keystore.getpass, "getpass", lambda prompt: typed.pop(0))
+    assert keystore.ask_passphrase("x", new=True) == b"long enough, really"
+    with pytest.raises(SecurityError, match="the two differ"):
+        keystore.ask_passphrase("x", new=True)
+    assert keystore.ask_passphrase("x") == b"once" and typed == []
+
+
 @pytest.mark.parametrize("generate", GENERATE.values(), ids=GENERATE)
 @settings(
     max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -194,6 +206,15 @@ def test_a_signing_key_in_place_of_a_sealing_key_is_refused(copy: Path) -> None:
 def test_published_certificates_are_found_by_names_only(site: Site, name: str) -> None:
     with pytest.raises(SecurityError, match="there is no sealing-certificate"):
         load_published(name)
+
+
+def test_published_certificates_of_somebody_else_are_refused(own_site: Site) -> None:
+    """Valid ones, in the place of another's: what is sealed for ada would be open to bob."""
+    folder = own_site.folder / "site" / "certificates"
+    name = "sealing-certificate.pem"
+    (folder / "ada" / name).write_bytes((folder / "bob" / name).read_bytes())
+    with pytest.raises(SecurityError, match="is of person:bob, not of ada"):
+        load_published("ada")
 
 
 def test_retired_keys_that_are_none_are_refused(copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -364,3 +365,15 @@ def test_any_other_signature_is_refused(own_site: Site, content: bytes) -> None:
     signature_file(path).write_bytes(content)
     with pytest.raises(SecurityError, match="is malformed"):
         load_policy(own_site.trust())
+
+
+def test_the_example_and_the_roles_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    (example,) = re.findall(r"^```text\n(version = .*?)^```$", page, re.DOTALL | re.MULTILINE)
+    rules = parse_policy(example.encode(), "docs/security.md")
+    assert rules.check(ADA, "read", "/project/ct/a").allowed
+    assert not rules.check(ADA, "read", "/project/mr/a").allowed
+    for role, rights in ROLES.items():
+        assert f"| `{role}` | {', '.join(rights)} |" in page
+    for right in RIGHTS:
+        assert f"`{right}" in page

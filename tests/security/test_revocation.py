@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from mpidl.security import revocation
 from mpidl.security.certificates import SKEW, make_root
 from mpidl.security.names import Name
 from mpidl.security.revocation import Seen, load_list, make_list
-from tests.security.site import NOW, Site, flips
+from tests.security.site import Site, flips, now
 
 DAY = timedelta(days=1)
 
@@ -54,18 +56,30 @@ def test_a_job_falls_with_its_submitter_or_alone(own_site: Site) -> None:
 def test_a_stale_list_is_refused(own_site: Site) -> None:
     own_site.authority.revoke(set(), days=2)
     trust, chain = own_site.trust(), own_site.identity("ada").chain
-    trust.verify(chain, "sign", NOW + 2 * DAY)
+    trust.verify(chain, "sign", now=now() + 2 * DAY)
     with pytest.raises(SecurityError, match="is stale"):
-        trust.verify(chain, "sign", NOW + 2 * DAY + SKEW + timedelta(minutes=1))
+        trust.verify(chain, "sign", now(), now=now() + 2 * DAY + SKEW + timedelta(minutes=1))
+
+
+def test_what_was_signed_before_is_judged_by_the_list_of_today(own_site: Site) -> None:
+    """A certificate that has expired was valid then; one that was revoked never was."""
+    own_site.job("short", lifetime=timedelta(hours=1))
+    trust, chain = own_site.trust(), own_site.identity("short").chain
+    later = now() + timedelta(hours=5)
+    with pytest.raises(SecurityError, match="expired"):
+        trust.verify(chain, "sign", now=later)
+    assert trust.verify(chain, "sign", now(), now=later).name == "short"
+    own_site.authority.revoke({chain[0].serial_number})
+    with pytest.raises(SecurityError, match="was revoked"):
+        own_site.trust().verify(chain, "sign", now(), now=later)
 
 
 def test_a_list_from_the_future_is_refused(own_site: Site) -> None:
     chain = own_site.identity("ada").chain
-    before = chain[0].not_valid_before_utc - SKEW
-    own_site.trust().verify(chain, "sign", before)
-    revocations = own_site.trust().revocations
+    trust = own_site.trust()
+    trust.verify(chain, "sign", now=trust.revocations.made - SKEW)
     with pytest.raises(SecurityError, match="from the future"):
-        revocations.check(chain, before - timedelta(hours=1))
+        trust.verify(chain, "sign", now(), now=now() - timedelta(hours=1))
 
 
 def test_an_old_list_put_back_is_refused(own_site: Site) -> None:
@@ -119,12 +133,12 @@ def test_a_list_of_part_of_what_was_revoked_is_refused(site: Site) -> None:
     """A "delta" list, or an entry that takes a certificate off the list: signed, but not ours."""
     root, key = site.authority.root, site.authority.key
     plain = x509.CertificateRevocationListBuilder().issuer_name(root.subject)
-    plain = plain.last_update(NOW).next_update(NOW + DAY)
+    plain = plain.last_update(now()).next_update(now() + DAY)
     number = plain.add_extension(x509.CRLNumber(5), False)
     identifier = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     above = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
     whole = number.add_extension(above, False)
-    entry = x509.RevokedCertificateBuilder().serial_number(7).revocation_date(NOW)
+    entry = x509.RevokedCertificateBuilder().serial_number(7).revocation_date(now())
     taken = entry.add_extension(x509.CRLReason(x509.ReasonFlags.remove_from_crl), False)
 
     def load(builder: x509.CertificateRevocationListBuilder) -> Any:
@@ -156,6 +170,27 @@ def test_anything_else_is_refused_with_our_error(site: Site, content: bytes) -> 
 def test_lists_hold_for_a_sensible_time(own_site: Site, days: float) -> None:
     with pytest.raises(ConfigError):
         own_site.authority.revoke(set(), days)
+
+
+def test_lists_that_are_signed_at_the_same_time_are_one_after_the_other(own_site: Site) -> None:
+    def revoke(serial: int) -> int:
+        return int(own_site.authority.revoke({serial}))
+
+    with ThreadPoolExecutor(4) as pool:
+        numbers = list(pool.map(revoke, range(100, 112)))
+    assert sorted(numbers) == list(range(2, 14))
+    assert set(range(100, 112)) <= own_site.trust().revocations.serials
+
+
+def test_numbers_that_are_seen_at_the_same_time_are_not_lost(tmp_path: Path) -> None:
+    def see(number: int) -> None:
+        with suppress(SecurityError):  # a higher one may have come first
+            Seen(tmp_path / "seen.json", "root").check("revoked", number, "file")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(see, range(1, 21)))
+    with pytest.raises(SecurityError, match="20 was seen"):
+        Seen(tmp_path / "seen.json", "root").check("revoked", 19, "file")
 
 
 def test_the_record_of_an_authority_is_no_list_of_others(own_site: Site) -> None:

@@ -18,7 +18,7 @@ from mpidl.errors import ConfigError, SecurityError
 from mpidl.security import jws, tokens
 from mpidl.security.certificates import SKEW
 from mpidl.security.tokens import LONGEST, TYPE, TokenVerifier, make_token
-from tests.security.site import NOW, Site, flips
+from tests.security.site import Site, flips, now
 
 HOUR = timedelta(hours=1)
 MANY = settings(
@@ -28,7 +28,7 @@ MANY = settings(
 
 def token(site: Site, **changes: Any) -> str:
     wanted = {"subject": "lab", "audience": "serve", "roles": ["client"], "lifetime": HOUR}
-    wanted |= {"signer": site.identity("portal"), "at": NOW} | changes
+    wanted |= {"signer": site.identity("portal"), "at": now()} | changes
     return make_token(**wanted)
 
 
@@ -36,20 +36,21 @@ def verifier(site: Site) -> TokenVerifier:
     return TokenVerifier(site.trust(), "serve")
 
 
-def refused(site: Site, text: str | bytes, at: datetime = NOW) -> str:
+def refused(site: Site, text: str | bytes, at: datetime | None = None) -> str:
     with pytest.raises(SecurityError) as caught:
-        verifier(site).verify(text, at)
+        verifier(site).verify(text, at or now())
     assert caught.value.where.startswith(("token", "certificate ", "chain of certificates"))
     return caught.value.what
 
 
 def test_a_token_says_whom_it_names(site: Site) -> None:
-    subject = verifier(site).verify(token(site), NOW)
+    start = now()
+    subject = verifier(site).verify(token(site, at=start), start)
     assert (subject.kind, subject.name, subject.site) == ("token", "lab", "cluster.example.org")
     assert (subject.issuer, subject.roles) == ("service:portal", ("client",))
-    assert subject.expires == datetime.fromtimestamp(int(NOW.timestamp()) + 3600, UTC)
+    assert subject.expires == datetime.fromtimestamp(int(start.timestamp()) + 3600, UTC)
     assert len(subject.serial) == 40
-    assert verifier(site).verify(token(site).encode(), NOW).name == "lab"
+    assert verifier(site).verify(token(site).encode(), now()).name == "lab"
 
 
 def test_it_is_for_one_audience(site: Site) -> None:
@@ -57,41 +58,41 @@ def test_it_is_for_one_audience(site: Site) -> None:
 
 
 def test_it_expires_and_begins(site: Site) -> None:
-    text, second = token(site), timedelta(seconds=1)
-    end = NOW + HOUR + SKEW
+    start, second = now(), timedelta(seconds=1)
+    text, end = token(site, at=start), start + HOUR + SKEW
     verifier(site).verify(text, end - second)
     assert refused(site, text, end + second) == "has expired"
-    assert "is not valid yet" in refused(site, text, NOW - SKEW - 2 * second)
-    assert refused(site, claims(site, iat=int(NOW.timestamp()) + 300)) == "is not valid yet"
+    assert "is not valid yet" in refused(site, text, start - SKEW - 2 * second)
+    assert refused(site, claims(site, iat=int(now().timestamp()) + 300)) == "is not valid yet"
 
 
 def test_a_token_that_was_accepted_is_not_forever(
     own_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, checked = token(own_site), verifier(own_site)
-    first = checked.verify(text, NOW)
+    first = checked.verify(text, now())
     with monkeypatch.context() as patch:  # nothing is verified again
         patch.setattr(jws, "parse", None)
-        assert checked.verify(text, NOW) is first
+        assert checked.verify(text, now()) is first
         with pytest.raises(SecurityError, match="has expired"):
-            checked.verify(text, NOW + 2 * HOUR)
+            checked.verify(text, now() + 2 * HOUR)
         with pytest.raises(SecurityError, match="is not valid yet"):
-            checked.verify(text, NOW - HOUR)
+            checked.verify(text, now() - HOUR)
     with pytest.raises(SecurityError, match="is stale"):
-        checked.verify(text, NOW + timedelta(days=40))
+        checked.verify(text, now() + timedelta(days=40))
     monkeypatch.setattr(tokens, "MOST_KNOWN", 3)
     for _ in range(5):
-        checked.verify(token(own_site), NOW)
+        checked.verify(token(own_site), now())
     assert len(checked.known) <= 3
     own_site.authority.revoke({int(first.serial, 16)})
-    assert refused(own_site, text, datetime.now(UTC)) == "was revoked"
+    assert refused(own_site, text) == "was revoked"
 
 
 @pytest.mark.parametrize("lifetime", [LONGEST + HOUR, -HOUR, timedelta(0)])
 def test_it_is_short_lived(site: Site, lifetime: timedelta) -> None:
     with pytest.raises(ConfigError, match="cannot be valid"):
         token(site, lifetime=lifetime)
-    forged = claims(site, exp=int((NOW + lifetime).timestamp()))
+    forged = claims(site, exp=int((now() + lifetime).timestamp()))
     assert refused(site, forged) == "is valid for longer than a token may be"
 
 
@@ -118,19 +119,18 @@ def test_only_who_may_sign_tokens_does(site: Site, name: str) -> None:
 
 def test_it_can_be_revoked_as_certificates_are(own_site: Site) -> None:
     text, other = token(own_site), token(own_site)
-    serial = verifier(own_site).verify(text, NOW).serial
+    serial = verifier(own_site).verify(text, now()).serial
     own_site.authority.revoke({int(serial, 16)})
-    now = datetime.now(UTC)
-    assert refused(own_site, text, now) == "was revoked"
-    verifier(own_site).verify(other, now)
+    assert refused(own_site, text) == "was revoked"
+    verifier(own_site).verify(other)
     own_site.authority.revoke({own_site.identity("portal").chain[0].serial_number})
-    assert refused(own_site, other, now) == "was revoked"
+    assert refused(own_site, other) == "was revoked"
 
 
 def claims(site: Site, drop: str = "", **changes: Any) -> str:
     """A token of these claims, well signed by who may sign tokens."""
     portal = site.identity("portal")
-    start = int(NOW.timestamp())
+    start = int(now().timestamp())
     said = {
         "iss": "service:portal",
         "sub": "lab",
@@ -146,7 +146,7 @@ def claims(site: Site, drop: str = "", **changes: Any) -> str:
 
 @pytest.mark.parametrize("name", ["iss", "sub", "aud", "roles", "iat", "exp", "jti"])
 def test_all_claims_are_needed(site: Site, name: str) -> None:
-    assert verifier(site).verify(claims(site), NOW).name == "lab"
+    assert verifier(site).verify(claims(site), now()).name == "lab"
     assert "is malformed" in refused(site, claims(site, drop=name))
 
 
@@ -247,14 +247,14 @@ def test_another_key_signs(site: Site) -> None:
 
 def test_no_bit_of_a_token_can_change(site: Site) -> None:
     text, checked = token(site).encode(), verifier(site)
-    assert checked.verify(text, NOW).name == "lab"
+    assert checked.verify(text, now()).name == "lab"
     for changed in flips(text):
         with pytest.raises(SecurityError):
-            checked.verify(changed, NOW)
+            checked.verify(changed, now())
     tail = jws.MOST_BYTES + 1
     for changed in (text[:-1], text + b"A", text * 2, b"", text.ljust(tail, b"A"), b"." * tail):
         with pytest.raises(SecurityError):
-            checked.verify(changed, NOW)
+            checked.verify(changed, now())
 
 
 @MANY

@@ -22,12 +22,16 @@ from mpidl.backend.headers import structs
 
 HEADER = Path(__file__).with_name("host_cuda.h")
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)\s*\{', re.S)
-COOPERATIVE = ("__sync", "__shfl", "warp_sum", "__shared__", "all_lanes", "column_pair")
+COOPERATIVE = (
+    *("__sync", "__shfl", "warp_sum", "__shared__", "all_lanes", "column_pair"),
+    *("attend(", "to_bytes("),
+)
 REALS = {"float": np.float32, "double": np.float64, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 SCALARS = {
     "i64": np.int64,
     "int": np.int32,
     "u8": np.uint8,
+    "i8": np.int8,
     "unsigned": np.uint32,
     "float": np.float32,
     "double": np.float64,

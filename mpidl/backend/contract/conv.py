@@ -54,6 +54,11 @@ class ConvGeometry:
         return self.kernel[0] * self.kernel[1] * self.kernel[2]
 
     @property
+    def runs(self) -> int:
+        """Pieces in memory of the inputs below an output: lines of the kernel, or its pixels."""
+        return self.taps // (self.kernel[2] if self.dilation[2] == 1 else 1)
+
+    @property
     def is_product(self) -> bool:
         """Whether it is one matrix product of the pixels as they are."""
         ones = (1, 1, 1)

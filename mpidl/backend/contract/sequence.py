@@ -22,11 +22,16 @@ class CacheView(NamedTuple):
         keys: (blocks, block, heads, dim).
         values: As keys.
         table: (sequences, columns) int64: the blocks of each sequence, in order.
+        key_steps: (blocks, block, heads) float32, where keys and values are int8: the value of one
+            step; None: they are numbers.
+        value_steps: As key_steps.
     """
 
     keys: Array
     values: Array
     table: Array
+    key_steps: Array | None = None
+    value_steps: Array | None = None
 
 
 class SequenceOps(Launcher):
@@ -91,12 +96,25 @@ class SequenceOps(Launcher):
             )
         slots, block = cache.keys.shape[0] * cache.keys.shape[1], cache.keys.shape[1]
         sizes = (tokens, slots, heads, dim, *cache.table.shape, block)
-        self.launch(
-            "cached_attention",
-            *(q, cache.keys, cache.values, out, cache.table, owner, visible),
-            *sizes,
-            scale,
-        )
+        places = (out, cache.table, owner, visible)
+        if cache.key_steps is None:
+            self.launch("cached_attention", q, cache.keys, cache.values, *places, *sizes, scale)
+        else:
+            held = (cache.keys, cache.key_steps, cache.values, cache.value_steps)
+            self.launch("cached_attention_int8", q, *held, *places, *sizes, scale)
+
+    def cache_int8(self, x: Array, at: Array, cache: CacheView) -> None:
+        """Round keys and values of tokens to int8, each head of a token by its own step.
+
+        Args:
+            x: (tokens, 3, heads, dim): queries, keys and values.
+            at: (tokens,) int64, where they go: block * tokens of a block + place in it.
+            cache: Of int8.
+        """
+        tokens, _, heads, dim = x.shape
+        slots = cache.keys.shape[0] * cache.keys.shape[1]
+        held = (cache.keys, cache.key_steps, cache.values, cache.value_steps)
+        self.launch("cache_int8", x, at, *held, tokens, slots, heads, dim)
 
     def attention_backward(
         self,

@@ -13,7 +13,7 @@ NDArr = NDArray[Any]
 SMALLEST = np.float32(1e-36)  # peak that is not taken for 0
 
 
-def _quantize(rows: NDArr) -> tuple[NDArr, NDArr]:
+def quantize_rows(rows: NDArr) -> tuple[NDArr, NDArr]:
     """Whole numbers of each row, and its scale: NaN where the row is not finite."""
     peak = np.abs(rows.astype(np.float32)).max(axis=1, initial=0)
     bad = ~np.isfinite(peak)
@@ -56,7 +56,7 @@ def int8_dense(
     relu: int,
 ) -> None:
     """Int8Ops.int8_dense."""
-    numbers, scale = _quantize(x)
+    numbers, scale = quantize_rows(x)
     _finish(numbers @ _matrix(w)[:k, :cols], scale, scales, bias, out, relu)
 
 
@@ -70,15 +70,23 @@ def int8_conv(
     g: NDArr,
     panels: int,
     groups: int,
+    pool: int,
+    outs: int,
     relu: int,
 ) -> None:
     """Int8Ops.int8_conv."""
     n, outputs = int(g["n"]), int(g["outputs"])
-    numbers, scale = _quantize(x.reshape(n, x[:1].size))
+    numbers, scale = quantize_rows(x.reshape(n, x[:1].size))
     k = int(g["kd"] * g["kh"] * g["kw"] * g["c"])
     pixels = int(g["od"] * g["oh"] * g["ow"])
     columns = np.empty((n * pixels, k), np.int64)
     im2col(numbers, columns, g)
-    sums = columns @ _matrix(w)[:k, :outputs]
-    scale = np.repeat(scale, pixels)
-    _finish(sums, scale, scales, bias, out.reshape(n * pixels, outputs), relu)
+    run = int(g["c"] * (g["kw"] if g["dw"] == 1 else 1))
+    padded = _matrix(w).reshape(k // run, -1, panels * 32)
+    sums = columns @ padded[:, :run, :outputs].reshape(k, outputs)
+    found = np.empty((n * pixels, outputs), out.dtype)
+    _finish(sums, np.repeat(scale, pixels), scales, bias, found, relu)
+    height, width = int(g["oh"]) // pool * pool, int(g["ow"]) // pool * pool
+    image = found.reshape(-1, int(g["oh"]), int(g["ow"]), outputs)[:, :height, :width]
+    windows = image.reshape(len(image), height // pool, pool, width // pool, pool, outputs)
+    out.reshape(n * outs, outputs)[...] = windows.max(axis=(2, 4)).reshape(n * outs, outputs)

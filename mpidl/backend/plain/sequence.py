@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpidl.backend.plain.int8 import quantize_rows
 from mpidl.backend.plain.pointwise import _sigmoid
 
 NDArr = NDArray[Any]
@@ -64,6 +65,40 @@ def cached_attention(
         part = np.exp(scores - scores.max(axis=-1, keepdims=True))
         part /= part.sum(axis=-1, keepdims=True)
         out[t] = np.einsum("hc,chd->hd", part, values[at])
+
+
+def cached_attention_int8(
+    q: NDArr,
+    keys: NDArr,
+    key_steps: NDArr,
+    values: NDArr,
+    value_steps: NDArr,
+    *rest: Any,
+) -> None:
+    """SequenceOps.cached_attention, of int8."""
+    wide = [
+        held.reshape(*steps.shape, -1) * steps.astype(q.dtype)[..., None]
+        for held, steps in ((keys, key_steps), (values, value_steps))
+    ]
+    cached_attention(q, *wide, *rest)
+
+
+def cache_int8(
+    x: NDArr,
+    at: NDArr,
+    keys: NDArr,
+    key_steps: NDArr,
+    values: NDArr,
+    value_steps: NDArr,
+    *rest: int,
+) -> None:
+    """SequenceOps.cache_int8."""
+    tokens, slots, heads, dim = rest
+    parts = x.reshape(tokens, 3, heads * dim)
+    for part, held, steps in ((1, keys, key_steps), (2, values, value_steps)):
+        numbers, scale = quantize_rows(parts[:, part].reshape(tokens * heads, dim))
+        held.reshape(slots, heads, dim)[at] = numbers.reshape(tokens, heads, dim)
+        steps.reshape(slots, heads)[at] = scale.reshape(tokens, heads)
 
 
 def attention_backward(

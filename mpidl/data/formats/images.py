@@ -64,7 +64,8 @@ class ImagesImporter(Importer):
             labels = np.array([number for _, number in files[start:stop]], np.int64)
             return {"image": images, "label": labels}
 
-        return Source(len(files), read, tuple(classes))
+        keys = [str(path.relative_to(folder)) for path, _ in files]
+        return Source(len(files), read, tuple(classes), keys=keys)
 
 
 def read_image(path: Path, file: BinaryIO | None = None) -> NDArray[np.uint8]:

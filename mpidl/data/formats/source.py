@@ -60,6 +60,7 @@ class Source:
         classes: Features that hold tokens -> the size of their vocabulary.
         units: Of fields that have them.
         numbers: The numbers of these samples in the files, where they are a part of them.
+        keys: Names of the samples in the files by their numbers, where the format has them.
     """
 
     samples: int
@@ -72,6 +73,7 @@ class Source:
     classes: Mapping[str, int] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     numbers: NDArray[np.int64] | None = None
+    keys: Sequence[str] = ()
 
     def number(self, index: int) -> int:
         """The number in the files of the sample `index`."""

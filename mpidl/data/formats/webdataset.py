@@ -55,7 +55,8 @@ class WebDatasetImporter(Importer):
                 data[row], labels[row] = array, _class(sample, key)
             return {"image" if first.ndim > 1 else "features": data, "label": labels}
 
-        return Source(len(samples), read, label="label")
+        keys = [sample.key for sample in samples]
+        return Source(len(samples), read, label="label", keys=keys)
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,17 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Sample:
-    """The two files of a sample."""
+    """The two files of a sample.
+
+    Attributes:
+        path: Of the archive.
+        key: Name of the files without their suffixes, with the folder.
+        data: Image or array.
+        label: Its class.
+    """
 
     path: Path
+    key: str
     data: _Member
     label: _Member
 
@@ -121,7 +130,7 @@ def _sample(path: Path, key: str, files: dict[str, _Member]) -> _Sample:
     if "data" not in files or not labels:
         missing = "class (.cls or .json)" if "data" in files else "image or array"
         raise DataError(f"sample {key!r} has no {missing}", where=str(path), remedy=_REMEDY)
-    return _Sample(path, files["data"], labels[0])
+    return _Sample(path, key.lstrip("/"), files["data"], labels[0])
 
 
 def _array(sample: _Sample) -> NDArray[Any]:

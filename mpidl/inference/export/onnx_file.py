@@ -35,6 +35,12 @@ class Onnx(Exporter):
         load_extra("onnx", ACTIVITY)
 
     def write(self, predictor: Predictor) -> str:
+        if predictor.meta.quantized is not None:
+            raise ConfigError(
+                "a quantized model is not exported to ONNX",
+                where=str(predictor.path),
+                remedy="export the run that it was made from, and quantize that program",
+            )
         fields = _stored_fields(predictor.config.data.folders)
         names = [field.name for field in predictor.spec.features]
         ids = predictor.model.takes_ids

@@ -125,10 +125,10 @@ class _Conv(Layer, base=True):
 
         return y, backward
 
-    def convolve(self, x: Array, y: Array, bias: Array | None) -> None:
-        """y = act(x convolved with the weight + bias)."""
+    def convolve(self, x: Array, y: Array, bias: Array | None, **more: Any) -> None:
+        """y = act(x convolved with the weight + bias); `more` is for `ops.conv_forward`."""
         g = self._geometry(x.shape[1:])
-        self.ops.conv_forward(x, self.value("weight"), bias, y, g, relu=self.has_relu)
+        self.ops.conv_forward(x, self.value("weight"), bias, y, g, relu=self.has_relu, **more)
 
     def _backward(self, x: Array, dy: Array, dbias: Array | None, dx: Array | None) -> None:
         g = self._geometry(x.shape[1:])

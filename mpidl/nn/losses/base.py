@@ -211,6 +211,10 @@ class WeightedLoss(RegressionLoss):
 
     options: Any
 
+    def __init__(self, ops: Ops, **options: Any) -> None:
+        super().__init__(ops, **options)
+        self._weights = ops.to_device(np.array(self.options.weights))
+
     def check_outputs(self, output_shape: Shape) -> None:
         channels, weights = (output_shape or (1,))[-1], self.options.weights
         if weights and len(weights) != channels:
@@ -235,7 +239,9 @@ class WeightedLoss(RegressionLoss):
         elements = max(points * channels, 1)
         x, y = (row.reshape(samples * channels, points) for row in rows)
         losses, gradient = self._compare(x, y, scale / elements)
-        weights = xp.asarray(self.options.weights, losses.dtype)
+        if self._weights.dtype != losses.dtype:
+            self._weights = self._weights.astype(losses.dtype)
+        weights = self._weights
         weighted = self.workspace.get("weighted", outputs.shape, outputs.dtype)
         weighted.reshape(samples, points, channels)[...] = (
             gradient.reshape(samples, channels, points) * weights[:, None]

@@ -94,7 +94,7 @@ class AuditLog:
         related: str = "",
         details: Mapping[str, Value] | None = None,
     ) -> str:
-        """Append a record; what is denied is on disk when this returns.
+        """Append a record, which outlives this process from now on.
 
         Args:
             action: KIND.WHAT.
@@ -130,9 +130,6 @@ class AuditLog:
             line, self._last = encode(record)
             self._append(self._file, line, self.path)
             self._count += 1
-            if decision == "denied":
-                with _writing(self.path):
-                    os.fsync(self._file)
             if self._count - self._signed >= self._every:
                 self._sign_head()
         return record.event

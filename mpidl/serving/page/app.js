@@ -69,7 +69,11 @@ function chart(id, series) {
 
 // --- asking ---
 async function ask(path, options = {}) {
-  const answer = await fetch(`../${path}`, { signal: AbortSignal.timeout(30000), ...options });
+  const token = sessionStorage.getItem("token");
+  const headers = { ...options.headers, ...(token ? { authorization: `Bearer ${token}` } : {}) };
+  const answer = await fetch(`../${path}`,
+    { signal: AbortSignal.timeout(30000), ...options, headers });
+  byId("login").hidden = answer.status !== 401;
   if (answer.ok) return answer;
   const text = await answer.text();
   let what = text.slice(0, 500) || `status ${answer.status}`;
@@ -382,6 +386,11 @@ async function send(event) {
   byId("send").disabled = false;
 }
 
+byId("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("token", byId("token").value.trim());
+  byId("login").hidden = true;
+});
 byId("try").addEventListener("submit", send);
 byId("chosen").addEventListener("change", () => { showForm(); if (latest) showBatches(latest); });
 poll();

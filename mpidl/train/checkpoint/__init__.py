@@ -18,6 +18,7 @@ from mpidl.train.checkpoint.format import (
 )
 from mpidl.train.checkpoint.reader import load_for, read, read_own
 from mpidl.train.checkpoint.retention import (
+    find,
     list_checkpoints,
     load_latest,
     set_aside_later,
@@ -35,6 +36,7 @@ __all__ = [
     "OwnArrays",
     "Part",
     "Quantized",
+    "find",
     "list_checkpoints",
     "load_for",
     "load_latest",

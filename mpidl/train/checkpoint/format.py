@@ -102,6 +102,7 @@ class Meta(msgspec.Struct, frozen=True):
         quantized: How its parameters are stored, where it is a model for inference only.
         origins: What the jobs that have trained it were made of (mpidl.train.origin); an entry
             for each change.
+        teacher: Digest of the model that the run learns from; None: it has none.
     """
 
     version: int
@@ -119,6 +120,7 @@ class Meta(msgspec.Struct, frozen=True):
     own: dict[str, OwnArrays] = {}
     quantized: Quantized | None = None
     origins: tuple[Origin, ...] = ()
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,29 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(found, key=step_in_name, reverse=True)]
 
 
+def find(path: Path) -> Path:
+    """The checkpoint file that `path` means.
+
+    Args:
+        path: A checkpoint, or the output folder of a run: its best, else its latest checkpoint.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if path.is_file():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    candidates = [folder / BEST, *list_checkpoints(folder)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(
+        "no checkpoint found",
+        where=str(path),
+        remedy="name a .h5 checkpoint or the output folder of a run",
+    )
+
+
 def drop_old(folder: Path, keep: int) -> None:
     """Delete all checkpoints but the `keep` newest; best.h5 stays."""
     for old in list_checkpoints(folder)[keep:]:
