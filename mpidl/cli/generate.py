@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mpidl.comm.context import Context
     from mpidl.generation import Engine, Request
     from mpidl.generation.text import Coder
+    from mpidl.inference.predict import Predictor
     from mpidl.security.journal import Task
 
 NAME = "generate"
@@ -63,7 +64,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _generate(args: argparse.Namespace, context: Context, task: Task) -> dict[str, Any]:
-    from mpidl.errors import ConfigError
     from mpidl.generation import Engine
     from mpidl.generation.text import Coder
     from mpidl.inference.predict import Predictor
@@ -71,12 +71,7 @@ def _generate(args: argparse.Namespace, context: Context, task: Task) -> dict[st
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
     task.add_file("model.loaded", predictor.path)
     with context.fail_together("reading the prompts"):
-        if not predictor.task.gives_tokens:
-            raise ConfigError(
-                f"the task {predictor.spec.task!r} writes no texts",
-                where=str(args.checkpoint),
-                remedy="name a run of a language model, or use 'mpidl predict'",
-            )
+        _check_task(predictor, args.checkpoint)
         coder = Coder(predictor.spec.target.classes or 0, args.tokenizer)
         prompts = _prompts(args)
         requests = _requests(args, coder, prompts)
@@ -105,6 +100,18 @@ def _generate(args: argparse.Namespace, context: Context, task: Task) -> dict[st
     if context.is_root:
         print(f"{rate:,.0f} tokens/s", file=sys.stderr)
     return {"texts": results, "tokens_per_second": rate}
+
+
+def _check_task(predictor: Predictor, checkpoint: Path) -> None:
+    """Refuse a model that writes no texts."""
+    from mpidl.errors import ConfigError
+
+    if not predictor.task.gives_tokens:
+        raise ConfigError(
+            f"the task {predictor.spec.task!r} writes no texts",
+            where=str(checkpoint),
+            remedy="name a run of a language model, or use 'mpidl predict'",
+        )
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:

@@ -66,9 +66,9 @@ def test_signed_and_audited(secured: Path, capsys: pytest.CaptureFixture[str]) -
     for path in (middle, folder / "best.h5"):
         assert main(["verify", str(path), "--trusted", str(secured / "ada.pub")]) == 0
     # a newest one that nobody has signed is passed over, and an old one under a newer name
-    shutil.copy(middle, folder / "step-00000099.h5")
-    shutil.copy(middle, folder / "step-00000098.h5")
-    shutil.copy(f"{middle}.sig", folder / "step-00000098.h5.sig")
+    for number, suffixes in [(99, ("",)), (98, ("", ".sig"))]:
+        for suffix in suffixes:
+            shutil.copy(f"{middle}{suffix}", folder / f"step-000000{number}.h5{suffix}")
     capsys.readouterr()
     assert main(["train", str(secured / "run.toml"), "--resume"]) == 0
     said = capsys.readouterr().err
@@ -91,6 +91,11 @@ def test_signed_and_audited(secured: Path, capsys: pytest.CaptureFixture[str]) -
         str(secured / "train"),
         str(secured / "test"),
     }
+    check_records(secured, capsys)
+
+
+def check_records(secured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was denied, and who has read what."""
     assert main(audit(secured, "show", "--only", "decision=denied")) == 0
     (denied,) = json.loads(capsys.readouterr().out)["records"]
     assert denied["action"] == "train.failed" and "is not signed" in denied["details"]["error"]

@@ -142,6 +142,9 @@ def test_keys_that_others_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(variable, name)
         assert load_signer("").name == name
         monkeypatch.delenv(variable)
+
+
+def test_keys_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_private(tmp_path / "bad.pem", b"-----BEGIN PRIVATE KEY-----\nSECRET\n")
     with pytest.raises(SecurityError) as caught:
         load_signer(str(tmp_path / "bad.pem"))
