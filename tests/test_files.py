@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mpidl.files import publish, write_atomically, write_file
+from mpidl.files import publish, publish_new, write_atomically, write_file
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -68,3 +68,24 @@ def test_an_interrupted_publication_leaves_the_old_file(
         write_file(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_takes_no_place_of_another(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on file systems without hard links."""
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    partial, final = tmp_path / "a.partial", tmp_path / "a"
+    partial.write_text("ours")
+    final.write_text("theirs")
+    assert not publish_new(partial, final)
+    assert (partial.read_text(), final.read_text()) == ("ours", "theirs")
+    final.unlink()
+    assert publish_new(partial, final)
+    assert final.read_text() == "ours" and list(tmp_path.iterdir()) == [final]

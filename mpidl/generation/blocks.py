@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 
-Key = tuple[int, tuple[int, ...]]  # the block before, and the tokens of this one
+Key = tuple[int, tuple[int, ...]]  # the contents before, and the tokens of this block
 ROOT = -1
 
 
 class BlockPool:
     """Hands out numbers of blocks of `block` tokens, and finds those that hold known tokens.
 
-    A full block is known by its tokens and the block before it, so by all tokens up to its end. It
-    is shared by the sequences that begin with them, and stays known when nobody uses it, until its
-    memory is needed.
+    A full block is known by its tokens and the contents before it, so by all tokens up to its end.
+    Contents have numbers that are never used again, as those of blocks are: what stood behind a
+    block that holds something else by now is not found any more. A block is shared by the sequences
+    that begin with its tokens, and stays known when nobody uses it, until its memory is needed.
 
     Args:
         count: Of blocks.
@@ -29,6 +31,8 @@ class BlockPool:
         self._unused: OrderedDict[int, None] = OrderedDict()  # known, without users; oldest first
         self._known: dict[Key, int] = {}
         self._keys: dict[int, Key] = {}
+        self._contents: dict[int, int] = {}  # block -> number of what it holds
+        self._numbers = itertools.count()
 
     @property
     def free(self) -> int:
@@ -41,13 +45,14 @@ class BlockPool:
             number = self._empty.pop()
         elif self._unused:
             number, _ = self._unused.popitem(last=False)
-            self._forget(number)
         else:
             return None
+        self._forget(number)
         self._users[number] = 1
         return number
 
     def _forget(self, number: int) -> None:
+        self._contents.pop(number, None)
         key = self._keys.pop(number, None)
         if key is not None and self._known.get(key) == number:
             del self._known[key]
@@ -70,8 +75,12 @@ class BlockPool:
             before: The block before it; ROOT: it is the first.
             tokens: Its tokens.
         """
-        key = before, tuple(tokens)
-        if key not in self._known and number not in self._keys:
+        key = (ROOT if before == ROOT else self._contents[before]), tuple(tokens)
+        known = self._known.get(key)
+        if known is not None:
+            self._contents[number] = self._contents[known]
+        elif number not in self._keys:
+            self._contents[number] = next(self._numbers)
             self._known[key] = number
             self._keys[number] = key
 
@@ -92,5 +101,5 @@ class BlockPool:
             self._users[number] += 1
             self._unused.pop(number, None)
             found.append(number)
-            before = number
+            before = self._contents[number]
         return found

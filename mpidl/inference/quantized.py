@@ -77,25 +77,25 @@ def store(model: Model, about: ckpt.Quantized) -> ckpt.Buffers:
         CheckpointError: A parameter is not finite, or too large for the storage.
     """
     dtype = STORAGE[about.storage]
-    rest, numbers, scales = [], [], []
+    rest, numbers, scales = [np.zeros(0, dtype)], [], []
     for name in model.parameters.slots:
         host = np.asarray(model.ops.to_host(model.parameters.value(name)), np.float32)
+        kind = np.dtype(np.float32) if name in about.names else dtype
+        with np.errstate(over="ignore"):
+            rounded = host.astype(kind)
+        if not np.isfinite(rounded.astype(np.float32)).all():
+            raise CheckpointError(
+                f"{name} is not finite as {kind}",
+                where="--storage",
+                remedy="choose float32 or bfloat16, or another checkpoint",
+            )
         if name in about.names:
             whole, steps = quantize_columns(host.reshape(-1, host.shape[-1]))
             numbers.append(whole.reshape(-1))
             scales.append(steps)
-            continue
-        with np.errstate(over="ignore"):
-            rest.append(host.reshape(-1).astype(dtype))
-        host = rest[-1].astype(np.float32)
-        if not np.isfinite(host).all():
-            raise CheckpointError(
-                f"{name} is not finite as {about.storage}",
-                where="--storage",
-                remedy="choose float32 or bfloat16, or another checkpoint",
-            )
-    empty = [np.zeros(0, np.float32)]
-    found: ckpt.Buffers = {"parameters": np.concatenate([*empty[:0], *rest] or empty)}
+        else:
+            rest.append(rounded.reshape(-1))
+    found: ckpt.Buffers = {"parameters": np.concatenate(rest)}
     if about.storage == "bfloat16":
         found["parameters"] = found["parameters"].view(np.uint16)  # HDF5 has no such number
     if numbers:
@@ -136,9 +136,8 @@ def _check(saved: ckpt.Checkpoint, model: Model) -> None:
     else:
         possible = {name for _, name in matrices(model)}
         shapes = {name: slot.spec.shape for name, slot in parameters.slots.items()}
-        fits = set(about.names) <= possible and len(set(about.names)) == len(about.names)
-        named = [name for name in shapes if name in about.names]
-        if not fits or tuple(named) != about.names:
+        named = tuple(name for name in shapes if name in about.names)
+        if named != about.names or not possible.issuperset(named):
             raise _misfit(saved)
         rest = sum(math.prod(shape) for name, shape in shapes.items() if name not in named)
         kind = np.dtype(np.uint16) if about.storage == "bfloat16" else STORAGE[about.storage]

@@ -8,6 +8,8 @@ and after an interruption.
 from __future__ import annotations
 
 import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mpidl
-from mpidl.collectives.window import Window
 from mpidl.comm.context import Context
 from mpidl.data.manifest import Arrays
 from mpidl.errors import ConfigError
 from mpidl.inference.outputs import Columns, Output, Passed, compute
 from mpidl.inference.predict import Predictor
 from mpidl.inference.samples import Samples
+from mpidl.inference.shares import Shares, runs
 from mpidl.inference.store import Layout, Notes, Store
 from mpidl.models.summary import summarize
 from mpidl.nn import Loss
@@ -36,7 +38,8 @@ CHUNK_BYTES = 16 << 20  # of inputs and outputs, at most, if a chunk is more tha
 BATCHES = (4, 16)  # of a chunk, the more ...
 CHUNKS = 64  # ... where there are more chunks than this, so that uneven ranks end together
 SUM_BYTES = 1 << 30  # of the sums of all chunks, at most
-OVER = 1 << 40  # no number of a chunk
+AT_ONCE = 4  # chunks that a rank takes, at most ...
+TAKEN_SECONDS = 0.1  # ... for so long: a signal is looked for between them
 Progress = Callable[[int], None]  # told how many samples are done, by all ranks
 # Given the layout, and the samples that an interrupted run has done
 Begin = Callable[[Layout, int], Progress]
@@ -64,40 +67,6 @@ class Result:
         return self.done == self.chunks
 
 
-class Shares:
-    """Hands out numbers, each to one rank; can be opened again. Collective."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._count = self._next = 0
-        single = context.size == 1
-        self._window = None if single else Window(context.comm, int(context.is_root), np.int64)
-
-    def open(self, count: int) -> None:
-        """Hand out the numbers below `count`. Collective."""
-        self._count, self._next = count, 0
-        if self._window is not None:
-            self._context.barrier()
-            if self._context.is_root:
-                self._window.reset(0)
-            self._context.barrier()
-
-    def take(self) -> int | None:
-        """The next number; None: there are no more."""
-        if self._window is None:
-            number, self._next = self._next, self._next + 1
-        else:
-            number = self._window.fetch_and_add(0)
-        return number if number < self._count else None
-
-    def stop(self) -> None:
-        """Hand out no more, to any rank."""
-        if self._window is None:
-            self._next = OVER
-        else:
-            self._window.fetch_and_add(0, increment=OVER)
-
-
 def batch_size(predictor: Predictor) -> int:
     """Samples of a pass: a power of two that depends on the model alone."""
     numbers = 4 * (math.prod(predictor.model.input_shape) + math.prod(predictor.shape))
@@ -115,6 +84,12 @@ def chunk_size(predictor: Predictor, samples: int) -> int:
     room = CHUNK_BYTES // (4 * numbers * batch)
     wanted = min(max(samples // (CHUNKS * batch), few), many)
     return batch * max(1, min(wanted, room))
+
+
+def chunks_at_once(predictor: Predictor, chunk: int) -> int:
+    """Chunks that a rank may hold together: no more than one large one takes."""
+    numbers = math.prod(predictor.model.input_shape) + math.prod(predictor.shape)
+    return max(1, min(AT_ONCE, CHUNK_BYTES // (4 * numbers * chunk)))
 
 
 def layout_of(prediction: Prediction, samples: Samples, data: str) -> Layout:
@@ -203,22 +178,30 @@ class Prediction:
         """
         shares = self._shares = self._shares or Shares(self.context)
         shares.open(len(store.pending))
-        done = 0
+        done, most = 0, 1
+        limit = chunks_at_once(self.predictor, store.layout.chunk)
+
+        def take() -> range:
+            return shares.take(most)
+
         with (
             ThreadPoolExecutor(1, thread_name_prefix="mpidl-read") as pool,
             self.context.fail_together("predicting"),
         ):
             try:
-                for number, arrays in _read_ahead(shares, samples, store, pool):
+                for numbers, arrays in _read_ahead(take, samples, store, pool):
                     if stop.stop_requested:
                         shares.stop()
                         break
-                    chunk = int(store.pending[number])
-                    columns, sums = self._chunk(arrays)
-                    ids = samples.ids(store.layout.rows(chunk)[0], arrays)
-                    store.write(chunk, ids | columns, sums)
-                    done += 1
-                    progress(store.done + store.layout.count(store.pending[: number + 1]))
+                    begin = time.monotonic()
+                    chunks = store.pending[numbers.start : numbers.stop]
+                    columns, sums = self._chunks(arrays, len(chunks), store.layout.chunk)
+                    ids = samples.ids(store.layout.rows(int(chunks[0]))[0], arrays)
+                    store.write(chunks, ids | columns, sums)
+                    done += len(chunks)
+                    progress(store.done + store.layout.count(store.pending[: numbers.stop]))
+                    seconds = (time.monotonic() - begin) / len(chunks)
+                    most = min(limit, int(TAKEN_SECONDS / max(seconds, 1e-9)))
             except BaseException:
                 shares.stop()  # the other ranks need not go on to the end
                 raise
@@ -226,44 +209,52 @@ class Prediction:
                 store.close()
         return sum(self.context.allgather_object(done))
 
-    def _chunk(self, arrays: Arrays) -> tuple[Columns, NDArray[np.float64] | None]:
-        """Predictions of samples, and what they add to the metrics."""
+    def _chunks(
+        self, arrays: Arrays, count: int, chunk: int
+    ) -> tuple[Columns, NDArray[np.float64] | None]:
+        """Predictions of chunks, and what each adds to the metrics."""
         passed = Passed(self.predictor, arrays, self._batch)
         columns = compute(self.outputs, passed)
-        return columns, None if self.loss is None else self._score(passed, self.loss)
+        if self.loss is None:
+            return columns, None
+        return columns, self._score(passed, self.loss, count, chunk)
 
-    def _score(self, passed: Passed, loss: Loss) -> NDArray[np.float64]:
-        """What the samples add to the metrics."""
+    def _score(self, passed: Passed, loss: Loss, count: int, chunk: int) -> NDArray[np.float64]:
+        """What each of `count` chunks adds to the metrics, (count, sums)."""
         task, inputs, ops = self.predictor.task, self.predictor.inputs, self.predictor.ops
-        sums = np.zeros(task.sums)
+        sums = np.zeros((count, task.sums))
         for rows, arrays in passed.batches():
             outputs = passed.outputs[rows]
             result = loss(ops.to_device(outputs), inputs.targets(arrays), 1)
-            task.add(sums, task.scored(outputs, result, arrays))
+            task.add(sums[rows.start // chunk], task.scored(outputs, result, arrays))
         return sums
 
 
 def _read_ahead(
-    shares: Shares, samples: Samples, store: Store, pool: ThreadPoolExecutor
-) -> Iterator[tuple[int, Arrays]]:
-    """Chunks that this rank takes, by their numbers among the pending ones.
+    take: Callable[[], range], samples: Samples, store: Store, pool: ThreadPoolExecutor
+) -> Iterator[tuple[range, Arrays]]:
+    """Runs of chunks that this rank takes, by their numbers among the pending ones.
 
     While one is computed, the next is read.
     """
+    waiting: deque[range] = deque()
 
-    def take() -> tuple[int, Future[Arrays]] | None:
-        number = shares.take()
-        if number is None:
+    def read_next() -> tuple[range, Future[Arrays]] | None:
+        if not waiting:
+            waiting.extend(runs(take(), store.pending))
+        if not waiting:
             return None
-        rows = store.layout.rows(int(store.pending[number]))
-        return number, pool.submit(samples.read, *rows)
+        numbers = waiting.popleft()
+        first, last = (int(store.pending[number]) for number in (numbers[0], numbers[-1]))
+        low, high = store.layout.rows(first)[0], store.layout.rows(last)[1]
+        return numbers, pool.submit(samples.read, low, high)
 
-    ahead = take()
+    ahead = read_next()
     while ahead is not None:
-        number, future = ahead
+        numbers, future = ahead
         arrays = future.result()
-        ahead = take()
-        yield number, arrays
+        ahead = read_next()
+        yield numbers, arrays
 
 
 def predict(

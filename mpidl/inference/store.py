@@ -234,23 +234,25 @@ class Store:
                 remedy="give the same command as before, or begin anew with --restart",
             )
 
-    def write(self, chunk: int, columns: Columns, sums: NDArray[np.float64] | None) -> None:
-        """Write the predictions of a chunk.
+    def write(
+        self, chunks: NDArray[np.int64], columns: Columns, sums: NDArray[np.float64] | None
+    ) -> None:
+        """Write the predictions of chunks.
 
         Args:
-            chunk: Its number.
-            columns: Arrays (samples of the chunk, ...).
-            sums: What it adds to the metrics.
+            chunks: Their numbers, which follow each other.
+            columns: Arrays (samples of the chunks, ...).
+            sums: What each adds to the metrics, (chunks, sums).
         """
-        low, high = self.layout.rows(chunk)
+        low, high = self.layout.rows(int(chunks[0]))[0], self.layout.rows(int(chunks[-1]))[1]
         with writing(self.path):
             for name, (shape, dtype) in self.layout.columns.items():
                 array = np.ascontiguousarray(columns[name], dtype).reshape(high - low, *shape)
                 row = array.nbytes // max(high - low, 1)
                 self._write(array, self._offsets[name] + low * row)
             if sums is not None:
-                self._write(sums, self._offsets[SUMS] + chunk * sums.nbytes)
-            self._unsynced.append(chunk)
+                self._write(sums, self._offsets[SUMS] + int(chunks[0]) * sums[0].nbytes)
+            self._unsynced.extend(map(int, chunks))
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self._mark()
 

@@ -10,7 +10,7 @@ from mpidl.generation.blocks import ROOT, BlockPool
 BLOCK = 3
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data(), st.integers(1, 12))
 def test_sequences_share_what_is_the_same_and_nothing_else(data: st.DataObject, count: int) -> None:
     """A model of the pool: what every block holds, as sequences that come and go see it."""
@@ -57,6 +57,19 @@ def test_a_block_is_known_until_its_memory_is_needed() -> None:
     pool.give_back(first)
     assert {pool.take(), pool.take()} == {0, 1} and pool.take() is None
     assert pool.find([1, 2, 3, 4]) == []
+
+
+def test_what_stood_behind_a_block_that_holds_something_else_is_not_found() -> None:
+    pool = BlockPool(2, BLOCK)
+    a, b = pool.take(), pool.take()
+    assert a is not None and b is not None
+    pool.learn(a, ROOT, (1, 1, 1))
+    pool.learn(b, a, (2, 2, 2))
+    pool.give_back(a)
+    pool.give_back(b)
+    assert pool.take() == a
+    pool.learn(a, ROOT, (3, 3, 3))
+    assert pool.find([3, 3, 3, 2, 2, 2, 0]) == [a]
 
 
 def test_what_stands_behind_another_beginning_is_not_the_same() -> None:

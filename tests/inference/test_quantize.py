@@ -222,6 +222,9 @@ def test_what_does_not_fit_is_refused() -> None:
     )[...] = 1e6
     with pytest.raises(CheckpointError, match="not finite as float16"):
         store(model, about_for(model, "none", "float16"))
+    model.parameters.value(about.names[0])[1, 2] = np.nan
+    with pytest.raises(CheckpointError, match=f"{about.names[0]} is not finite"):
+        store(model, about)
 
 
 def test_a_file_for_inference_only(tmp_path: Path) -> None:

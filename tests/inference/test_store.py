@@ -34,7 +34,7 @@ def fill(store: Store, chunks: list[int]) -> None:
         shares = np.stack([rows, rows + 0.5, -rows], axis=1).astype(np.float32)
         keys = np.array([f"ü{row % 7}".encode() for row in rows])
         columns = {"key": keys, "label": rows, "probability": shares}
-        store.write(chunk, columns, np.array([1.0, chunk]))
+        store.write(np.array([chunk]), columns, np.array([[1.0, chunk]]))
 
 
 def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:

@@ -16,13 +16,23 @@ from hypothesis import strategies as st
 
 from mpidl.backend import create_ops
 from mpidl.generation import Request, Sampling
+from mpidl.generation.decoder import CacheKind
 from mpidl.generation.engine import generate
 from mpidl.generation.text import Coder, Stream
 from mpidl.models import build_layers
 from mpidl.nn import Model
 from mpidl.serving import texts
 from mpidl.serving.errors import InvalidRequest, ServingError
-from mpidl.serving.messages import Buffer, Head, Kind, Step, pack_object, unpack, unpack_object
+from mpidl.serving.messages import (
+    Buffer,
+    Head,
+    Kind,
+    Start,
+    Step,
+    pack_object,
+    unpack,
+    unpack_object,
+)
 from mpidl.serving.server import InferRequest
 from mpidl.serving.text_body import parse_text
 from mpidl.serving.texts import Texts
@@ -181,6 +191,23 @@ def test_texts_beside_each_other_and_beside_batches(tmp_path: Path) -> None:
         assert {rank for rank, _ in made.link.steps} == {1, 2, 3}
 
     with_writers(tmp_path, test, ranks=3)
+
+
+def test_texts_with_a_cache_of_int8() -> None:
+    model, prompt = tiny(), tuple(b"abcdef")
+    model.parameters.initialize(5)
+    found: dict[str, list[int]] = {}
+    kinds: tuple[CacheKind, ...] = ("float", "int8")
+    for kind in kinds:
+        writer = Texts(SimpleNamespace(model=model), 64, kind)
+        step, found[kind] = Step((Start(1, prompt, (), 20, 0.9, 0, 1.0, 3),)), []
+        ended: tuple[Any, ...] = ()
+        while not ended:
+            done = writer.step(step)
+            found[kind] += [token for _, tokens in done.written for token in tokens]
+            step, ended = Step(), done.ended
+        (alone,) = generate(model, [Request(prompt, 20, Sampling(0.9, seed=3))], cache=kind)
+        assert tuple(found[kind]) == alone.tokens and ended == ((1, "length"),)
 
 
 def test_stop_texts(tmp_path: Path) -> None:
