@@ -55,6 +55,11 @@ CPU_LEVEL = Variable(
     "",
     "`v2`, `v3`, `v4`: use this level of the C kernels only; `none`: pure NumPy",
 )
+JOB_CERTIFICATE = Variable(
+    "MPIDL_JOB_CERTIFICATE",
+    "",
+    "the job's certificate and key: a folder, or the name of one in `MPIDL_KEYS`",
+)
 KEYS = Variable("MPIDL_KEYS", "~/.config/mpidl/keys", "the folder of identities")
 SITE = Variable(
     "MPIDL_SITE",
@@ -75,6 +80,11 @@ PASSPHRASE_FILE = Variable(
     "",
     "a file of mode 0600 with the passphrase of private keys, where nobody can be asked",
 )
+SECURITY = Variable(
+    "MPIDL_SECURITY",
+    "",
+    "a TOML file with a section `[security]` that holds for every command; runs cannot weaken it",
+)
 
 VARIABLES = (
     BACKEND,
@@ -90,4 +100,5 @@ VARIABLES = (
     KEYS,
     SITE,
     PASSPHRASE_FILE,
+    SECURITY,
 )

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mpidl.cli.arguments import add_backend, add_checkpoint
 
 if TYPE_CHECKING:
+    from mpidl.comm.context import Context
     from mpidl.inference.predict import Predictor
+    from mpidl.security.journal import Task
     from mpidl.task import Evaluation
 
 NAME = "evaluate"
@@ -32,17 +34,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate. Collective."""
     from mpidl.comm.context import init
-    from mpidl.data import Reader
+    from mpidl.security.journal import audited
+
+    context = init()
+    with audited(NAME, context, args.checkpoint) as task:
+        return _evaluate(args, context, task)
+
+
+def _evaluate(args: argparse.Namespace, context: Context, task: Task) -> dict[str, Any]:
     from mpidl.errors import ConfigError
     from mpidl.inference.predict import Predictor
     from mpidl.observe.plot import check_plot
+    from mpidl.train.admission import open_signed
     from mpidl.train.build import build_loss
     from mpidl.train.evaluate import evaluate
 
-    context = init()
     if args.plot:
         context.on_root(lambda: check_plot(args.plot), "checking --plot")
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
+    task.add_file("model.loaded", predictor.path)
     folder = args.data or predictor.config.data.test
     with context.fail_together("choosing the data"):
         if folder is None:
@@ -51,13 +61,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 where=str(args.checkpoint),
                 remedy="name a data set with --data",
             )
-    reader = Reader(folder, context=context, driver="posix")
+    reader = open_signed(folder, context, driver="posix")
+    task.add_data(folder)
     with context.fail_together("checking the data"):
         predictor.task.check(reader.manifest, folder)
         reader.select([*predictor.spec.field_names, *predictor.task.extra_fields])
     loss = build_loss(predictor.config.loss, predictor.task, predictor.ops)
     result = evaluate(predictor.model, loss, predictor.inputs, reader, context, 256)
     reader.close()
+    task.add("evaluate.result", **result.record())
     if args.plot:
         context.on_root(lambda: _draw(result, predictor, folder, args.plot), "drawing")
     if context.is_root and not args.json:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpidl.cli.arguments import add_checkpoint
+
+if TYPE_CHECKING:
+    from mpidl.comm.context import Context
+    from mpidl.security.journal import Task
 
 NAME = "export"
 HELP = "a trained model for other programs: ONNX, or its parameters as safetensors"
@@ -31,15 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Export. Collective; rank 0 writes."""
     from mpidl.comm.context import init
-    from mpidl.inference.export import choose_exporter
-    from mpidl.inference.predict import Predictor
+    from mpidl.security.journal import audited
 
     context = init()
+    with audited(NAME, context, args.checkpoint) as task:
+        return _export(args, context, task)
+
+
+def _export(args: argparse.Namespace, context: Context, task: Task) -> dict[str, Any]:
+    from mpidl.inference.export import choose_exporter
+    from mpidl.inference.predict import Predictor
+    from mpidl.train.audited import sign_written
+
     with context.fail_together("checking the output"):
         exporter = choose_exporter(args.output, args.input_dtype)
     context.on_root(exporter.check, "checking the output")
     predictor = Predictor(args.checkpoint, context, backend="numpy")
+    task.add_file("model.loaded", predictor.path)
     written = context.on_root(lambda: exporter.write(predictor), f"writing {args.output}", str)
+    context.on_root(lambda: sign_written(args.output), f"signing {args.output}")
+    task.add_file("export.written", args.output)
     parameters = predictor.model.parameters.count
     if context.is_root and not args.json:
         print(f"{written}, {parameters:,} parameters: {args.output}")

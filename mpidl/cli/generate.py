@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 from mpidl.cli.arguments import add_backend, add_checkpoint
 
 if TYPE_CHECKING:
+    from mpidl.comm.context import Context
     from mpidl.generation import Engine, Request
     from mpidl.generation.text import Coder
+    from mpidl.inference.predict import Predictor
+    from mpidl.security.journal import Task
 
 NAME = "generate"
 HELP = "texts from a language model"
@@ -53,20 +56,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Generate. Collective."""
     from mpidl.comm.context import init
-    from mpidl.errors import ConfigError
+    from mpidl.security.journal import audited
+
+    context = init()
+    with audited(NAME, context, args.checkpoint) as task:
+        return _generate(args, context, task)
+
+
+def _generate(args: argparse.Namespace, context: Context, task: Task) -> dict[str, Any]:
     from mpidl.generation import Engine
     from mpidl.generation.text import Coder
     from mpidl.inference.predict import Predictor
 
-    context = init()
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
+    task.add_file("model.loaded", predictor.path)
     with context.fail_together("reading the prompts"):
-        if not predictor.task.gives_tokens:
-            raise ConfigError(
-                f"the task {predictor.spec.task!r} writes no texts",
-                where=str(args.checkpoint),
-                remedy="name a run of a language model, or use 'mpidl predict'",
-            )
+        _check_task(predictor, args.checkpoint)
         coder = Coder(predictor.spec.target.classes or 0, args.tokenizer)
         prompts = _prompts(args)
         requests = _requests(args, coder, prompts)
@@ -84,6 +89,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     parts = context.allgather_object(own_part, tuple[dict[int, tuple[int, ...]], float])
     found = {n: tokens for part, _ in parts for n, tokens in part.items()}
     rate = sum(map(len, found.values())) / max(seconds for _, seconds in parts)
+    task.add("generate.result", texts=len(found))
     results = [
         {"prompt": prompts[n // args.texts], "text": coder.decode(found[n]), "seed": args.seed + n}
         for n in sorted(found)
@@ -93,6 +99,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(f"--- seed {each['seed']}\n{each['prompt']}{each['text']}")
         print(f"{rate:,.0f} tokens/s", file=sys.stderr)
     return {"texts": results, "tokens_per_second": rate}
+
+
+def _check_task(predictor: Predictor, checkpoint: Path) -> None:
+    """Refuse a model that writes no texts."""
+    from mpidl.errors import ConfigError
+
+    if not predictor.task.gives_tokens:
+        raise ConfigError(
+            f"the task {predictor.spec.task!r} writes no texts",
+            where=str(checkpoint),
+            remedy="name a run of a language model, or use 'mpidl predict'",
+        )
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:

@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 
 import mpidl
 from mpidl.cli import (
+    audit,
     bench,
+    bundle,
     compare,
     doctor,
     evaluate,
@@ -32,14 +34,17 @@ from mpidl.cli import (
     predict,
     quantize,
     query,
+    reproduce,
     rewrap,
     seal,
     serve,
     shard,
+    sign,
     summary,
     train,
     tune,
     unseal,
+    verify,
 )
 from mpidl.comm import context as ranks
 from mpidl.comm import launcher
@@ -64,6 +69,11 @@ COMMANDS = (
     seal,
     unseal,
     rewrap,
+    sign,
+    verify,
+    audit,
+    bundle,
+    reproduce,
     summary,
     plan,
     tune,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mpidl.inference.job import Job, Outcome
     from mpidl.inference.store import Layout
     from mpidl.observe.progress import Progress
+    from mpidl.security.journal import Task
 
 NAME = "predict"
 HELP = "predictions for new data"
@@ -98,14 +99,22 @@ def _add_watch(parser: argparse.ArgumentParser, suffixes: tuple[str, ...]) -> No
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Predict. Collective."""
     from mpidl.comm.context import init
+    from mpidl.security.journal import audited
+
+    context = init()
+    with audited(NAME, context, args.checkpoint) as task:
+        return _predict(args, context, task)
+
+
+def _predict(args: argparse.Namespace, context: Context, task: Task) -> dict[str, Any]:
     from mpidl.inference.job import Job, Settings
     from mpidl.inference.predict import Predictor
     from mpidl.train.signals import StopRequest
 
-    context = init()
     with context.fail_together("reading the command line"):
         _check(args)
     predictor = Predictor(args.checkpoint, context, backend=args.backend)
+    task.add_file("model.loaded", predictor.path)
     settings = Settings(
         tuple(word for text in args.output for word in text.split(",")),
         args.metrics,
@@ -114,12 +123,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.seal_for,
     )
     job = Job(predictor, settings, context)
+    for path in args.data:
+        task.add_data(path)
     if args.watch is not None:
-        return _watch(args, job)
+        return _watch(args, job, task)
     progress = _Shown(context)
     with StopRequest.installed() as stop:
         outcome = job.run(args.data, args.out, stop, restart=args.restart, begin=progress.begin)
     progress.close()
+    if outcome.result.complete:
+        task.add_file("predict.written", args.out, samples=outcome.result.samples)
     return _report(args, outcome, context)
 
 
@@ -174,7 +187,7 @@ class _Shown:
             self._progress.close()
 
 
-def _watch(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+def _watch(args: argparse.Namespace, job: Job, task: Task) -> dict[str, Any]:
     """Score files as they arrive. Collective."""
     import signal
     import sys
@@ -196,6 +209,7 @@ def _watch(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     with StopRequest.installed(signal.SIGINT) as stop:
         say(f"watching {args.watch}; end with SIGTERM or a file {args.watch / 'STOP'}")
         unfinished = watch.run(stop)
+    task.add("predict.watched", object=args.watch, files=watch.done, failed=watch.failed)
     if context.is_root and not args.json:
         print(f"{watch.done:,} file(s) scored, {watch.failed:,} could not be")
     return {

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from mpidl.cli.arguments import add_backend, add_checkpoint
 
 if TYPE_CHECKING:
+    from mpidl.comm.context import Context
     from mpidl.generation.measure import Contender
     from mpidl.inference.predict import Predictor
+    from mpidl.security.journal import Task
     from mpidl.task import Evaluation
 
 NAME = "quantize"
@@ -62,17 +64,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Quantize. Collective."""
     from mpidl.comm.context import init
-    from mpidl.inference.predict import Predictor
-    from mpidl.inference.quantize import Recipe, measure, quantize, score
+    from mpidl.security.journal import audited
 
     context = init()
+    with audited(NAME, context, args.checkpoint) as task:
+        return _quantize(args, context, task)
+
+
+def _quantize(args: argparse.Namespace, context: Context, task: Task) -> dict[str, Any]:
+    from mpidl.inference.predict import Predictor
+    from mpidl.inference.quantize import Recipe, measure, quantize, score
+    from mpidl.train.audited import sign_written
+
     context.on_root(lambda: _check(args), "checking the options")
     before = Predictor(args.checkpoint, context, backend=args.backend)
     source = Predictor(args.checkpoint, context, backend="numpy")
+    task.add_file("model.loaded", before.path)
     with context.fail_together("choosing the data"):
         folder = _choose_data(args, source)
     recipe = Recipe(args.mode, args.storage, args.fold, args.prune)
     about = quantize(source, recipe, args.out, context)
+    context.on_root(lambda: sign_written(args.out), f"signing {args.out}")
+    task.add_file("quantize.written", args.out)
     after = Predictor(args.out, context, backend=args.backend)
     found = [score(predictor, folder, context) for predictor in (before, after)]
     speeds = measure((before, after), folder, args.batch, context)

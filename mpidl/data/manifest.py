@@ -218,6 +218,19 @@ def load_manifest(folder: Path | str) -> Manifest:
         ) from error
     except OSError as error:
         raise read_error(error, path) from error
+    return parse_manifest(raw, path)
+
+
+def parse_manifest(raw: bytes, path: Path) -> Manifest:
+    """The manifest in the bytes of a file.
+
+    Args:
+        raw: Its content.
+        path: Its name, for messages.
+
+    Raises:
+        DataError: It is wrong; the message says what.
+    """
     try:
         head = msgspec.json.decode(raw)
         if not isinstance(head, dict) or head.get("format") != FORMAT:

@@ -121,6 +121,12 @@ class Reader:
         """Whether reading calls MPI, so that a prefetch thread needs MPI_THREAD_MULTIPLE."""
         return self.driver != "posix"
 
+    @property
+    def files_read(self) -> list[str]:
+        """The files that this rank has opened so far, in the order of their first use."""
+        held = {**self._stamps, **self._files}  # a file that all ranks share has no stamp
+        return [self.manifest.shards[index].file for index in held]
+
     def locate(self, sample: int) -> tuple[str, int]:
         """The file of a sample and its row there, for messages."""
         index = min(bisect_right(self.starts, sample) - 1, len(self.manifest.shards) - 1)

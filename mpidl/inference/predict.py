@@ -19,6 +19,7 @@ from mpidl.inference import quantized
 from mpidl.nn import Model
 from mpidl.task import InputSpec, Task
 from mpidl.train import checkpoint as ckpt
+from mpidl.train.admission import Gate
 from mpidl.train.build import build_for_data
 from mpidl.train.checkpoint.format import compute_digest
 from mpidl.train.inputs import Inputs
@@ -35,12 +36,17 @@ class Predictor:
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
+        SecurityError: It has to be signed by somebody trusted, and is not.
     """
 
     def __init__(self, path: Path, context: Context, *, backend: str = "auto") -> None:
-        saved = ckpt.load_for(
-            context, lambda: ckpt.read(ckpt.find(path), inference=True), f"loading {path}"
-        )
+
+        def find() -> ckpt.Checkpoint:
+            file = ckpt.find(path)
+            with Gate.of_site().file(file):
+                return ckpt.read(file, inference=True)
+
+        saved = ckpt.load_for(context, find, f"loading {path}")
         with context.fail_together(f"building the model of {saved.path}"):
             self.config = build_config(saved.meta.config, str(saved.path))
             self.spec = msgspec.convert(saved.meta.inputs, InputSpec)

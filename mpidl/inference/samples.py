@@ -13,7 +13,6 @@ from mpidl.comm.context import Context
 from mpidl.data.formats import open_source
 from mpidl.data.manifest import NAME as MANIFEST
 from mpidl.data.manifest import Arrays, load_manifest
-from mpidl.data.reader import Reader
 from mpidl.data.validate import check_values
 from mpidl.errors import DataError
 from mpidl.files import reading
@@ -21,6 +20,7 @@ from mpidl.inference.ids import Columns, find_key, make_ids
 from mpidl.inference.raw import RawSamples
 from mpidl.security.sealed_file import content_sha256
 from mpidl.task import Task
+from mpidl.train.admission import open_signed
 
 
 class Samples(Protocol):
@@ -57,7 +57,7 @@ class _StoredSamples:
     """
 
     def __init__(self, folder: Path, names: Sequence[str], context: Context) -> None:
-        self._reader = Reader(folder, context=context, driver="posix")
+        self._reader = open_signed(folder, context, driver="posix")
         fields = self._reader.manifest.fields
         self.units: Mapping[str, str] = {
             name: field.units for name, field in fields.items() if field.units

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mpidl.errors import MpidlError, notice, wrap
 from mpidl.generation.text import BYTES, Coder
+from mpidl.security.journal import Task
 from mpidl.serving.batcher import Batcher, Worker
 from mpidl.serving.dispatch import Dispatcher, ModelLane
 from mpidl.serving.errors import NotFound, ServingError, Unavailable
@@ -19,6 +21,7 @@ from mpidl.serving.messages import Head, Kind, Load, Loaded, pack, pack_object, 
 from mpidl.serving.settings import VERSION, ModelSettings, Settings
 from mpidl.serving.stats import Statistics
 from mpidl.train import checkpoint as ckpt
+from mpidl.train.admission import Gate
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 
@@ -95,11 +98,18 @@ class Repository:
         settings: Read anew whenever a model is loaded.
         dispatcher: To the ranks.
         backend: Where ranks compute.
+        audit: Told what is loaded, refused and answered.
     """
 
     def __init__(
-        self, settings: Callable[[], Settings], dispatcher: Dispatcher, backend: str
+        self,
+        settings: Callable[[], Settings],
+        dispatcher: Dispatcher,
+        backend: str,
+        audit: Task | None = None,
     ) -> None:
+        self._audit = audit or Task()
+        self._told: dict[Version, tuple[int, int]] = {}  # answered and failed, as was told last
         self._read = settings
         self.settings = settings()
         self._dispatcher = dispatcher
@@ -179,6 +189,9 @@ class Repository:
                 await self._load(name, self.settings.models[name])
             except (MpidlError, OSError) as error:
                 known = wrap(error, f"loading {name!r}")
+                self._audit.add(
+                    "model.refused", object=name[:128], decision="denied", error=known.what[:500]
+                )
                 if name in self.settings.models:
                     self._reasons[name] = (UNAVAILABLE, known.what[:500])
                 if isinstance(error, ServingError):
@@ -214,10 +227,16 @@ class Repository:
         cache = settings.cache_tokens, settings.cache
         load = Load(identity[0], outputs, size, self._backend, *cache)
         workers = self._choose(settings.instances)
-        about = await self._open_on(workers[0], handle, load)
-        for worker in workers[1:]:
-            if await self._open_on(worker, handle, load) != about:
-                raise Unavailable(f"the files of {name!r} changed while they were loaded")
+        with ExitStack() as stack:  # other nodes may not have the site's settings
+            signed = Gate.of_site().file(Path(load.path))
+            await asyncio.to_thread(stack.enter_context, signed)
+            about = await self._open_on(workers[0], handle, load)
+            for worker in workers[1:]:
+                if await self._open_on(worker, handle, load) != about:
+                    raise Unavailable(f"the files of {name!r} changed while they were loaded")
+        await asyncio.to_thread(
+            self._audit.add_file, "model.loaded", load.path, model=name, version=number
+        )
         stats, dispatcher = Statistics(), self._dispatcher
         coder = await asyncio.to_thread(self._open_coder, name, settings, about)
         lane = ModelLane(handle, Batcher(settings), workers, outputs=about.outputs, stats=stats)
@@ -245,6 +264,26 @@ class Repository:
         if tokenizer is None and about.vocabulary != BYTES:
             return None  # tokens go in and out, texts cannot
         return Coder(about.vocabulary, tokenizer, setting=f"models.{name}.tokenizer")
+
+    def tell_counts(self) -> None:
+        """Tell the audit log how much was answered since it was told last."""
+        for version in self.versions():
+            self._tell(version)
+        self._audit.journal.sign_head()
+
+    def _tell(self, version: Version) -> None:
+        stats = version.stats
+        now = stats.success.count, stats.fail.count
+        before = self._told.get(version, (0, 0))
+        if now != before:
+            self._told[version] = now
+            self._audit.add(
+                "serve.answered",
+                object=version.model,
+                version=version.number,
+                answers=now[0] - before[0],
+                refused=now[1] - before[1],
+            )
 
     def _choose(self, instances: int) -> list[Worker]:
         """The ranks for a new version: those with fewest models."""
@@ -310,6 +349,9 @@ class Repository:
     async def _drop(self, version: Version) -> None:
         await self.wait_idle([version])
         lane = version.lane
+        self._tell(version)
+        self._told.pop(version, None)
+        self._audit.add("model.unloaded", object=version.model, version=version.number)
         self._dispatcher.scheduler.remove(lane)
         if version.generation is not None:
             version.generation.close()

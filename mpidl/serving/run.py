@@ -18,6 +18,7 @@ import msgspec
 from mpidl.comm.context import Context
 from mpidl.errors import STOPPED, ConfigError, PlatformError, notice
 from mpidl.extras import load_extra
+from mpidl.security.journal import Task, audited
 from mpidl.serving import endpoint
 from mpidl.serving.access import Door, open_door
 from mpidl.serving.channel import opened
@@ -33,6 +34,7 @@ from mpidl.serving.tls import refuse_old_tls
 from mpidl.train.signals import SIGNALS
 
 CONNECTIONS = 4096
+COUNTING = 60.0  # seconds between counts of answers in the audit log
 SWITCH = 2e-4  # seconds: the thread of the link must not wait long for the event loop
 
 
@@ -97,6 +99,11 @@ def serve(context: Context, options: Options) -> int:
     Raises:
         MpidlError: The settings are wrong, or a model cannot be loaded.
     """
+    with audited("serve", context, options.path) as task:
+        return _serve(context, options, task)
+
+
+def _serve(context: Context, options: Options, task: Task) -> int:
     with context.fail_together("reading the settings"):
         settings = options.load() if context.is_root else None
         if settings is not None:
@@ -111,8 +118,9 @@ def serve(context: Context, options: Options) -> int:
         whole = work(context)
     else:
         sys.setswitchinterval(SWITCH)
-        whole, error = _run_root(context, options, settings)
+        whole, error = _run_root(context, options, settings, task)
     if not whole:
+        task.journal.close()
         # MPI cannot be left in order where ranks are lost
         sys.stdout.flush()
         os._exit(STOPPED)
@@ -121,7 +129,7 @@ def serve(context: Context, options: Options) -> int:
 
 
 def _run_root(
-    context: Context, options: Options, settings: Settings
+    context: Context, options: Options, settings: Settings, task: Task
 ) -> tuple[bool, Exception | None]:
     """Rank 0.
 
@@ -133,24 +141,25 @@ def _run_root(
     error = None
     try:
         with asyncio.Runner(loop_factory=loop) as runner:
-            runner.run(_run(link, options, settings))
+            runner.run(_run(link, options, settings, task))
     except Exception as caught:
         error = caught
     return link.whole, error
 
 
-async def _run(link: Link, options: Options, settings: Settings) -> None:
+async def _run(link: Link, options: Options, settings: Settings, task: Task) -> None:
     """Load the models, and serve."""
     stop = asyncio.Event()
     for number in (*SIGNALS, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     dispatcher = Dispatcher(settings.server, link)
     try:
-        door = open_door(settings.security, lambda event, **fields: None)
-        repository = Repository(options.load, dispatcher, options.backend)
+        door = open_door(settings.security, task.tell)
+        repository = Repository(options.load, dispatcher, options.backend, task)
         for name in settings.models:
             await repository.load(name)
         await _listen(Server(repository, dispatcher, door.access), options, door, stop)
+        repository.tell_counts()
     finally:
         dispatcher.close()
 
@@ -174,16 +183,25 @@ async def _listen(server: Server, options: Options, door: Door, stop: asyncio.Ev
         flush=True,
     )
     waiting = asyncio.create_task(stop.wait())
+    counting = asyncio.create_task(_tell_counts(server))
     found = endpoint.describe(options.host, http_port, grpc_port, models, door.fingerprint)
     with endpoint.announced(found, options.path, options.endpoint):
         async with opened(server, options.channel):
             await asyncio.wait((waiting, serving), return_when=asyncio.FIRST_COMPLETED)
+    counting.cancel()
     notice("stopping: no new requests are taken, those that wait are answered")
     if not await server.drain():
         notice("some requests were not answered within server.drain_timeout", "error")
     await rpc.stop(1.0)
     http.should_exit = True
     await serving
+
+
+async def _tell_counts(server: Server) -> None:
+    """Tell the audit log now and then how much was answered."""
+    while True:
+        await asyncio.sleep(COUNTING)
+        server.repository.tell_counts()
 
 
 def _http_server(

@@ -16,6 +16,7 @@ from mpidl.nn import Forward, Loss, Model
 from mpidl.optim import LearningRate
 from mpidl.task import InputSpec, Task
 from mpidl.task.distill import DistilledLoss
+from mpidl.train.admission import Gate, admit_data, check_opened, open_signed, readers_of
 from mpidl.train.augmented import augment
 from mpidl.train.build import build_for_data, build_loss, build_optimizer, build_strategy
 from mpidl.train.engine import AnyStrategy, StepOptions, TrainingStep
@@ -40,6 +41,7 @@ class Parts:
         loss: Compares outputs with targets.
         teacher: What the model learns from too, if there is anything.
         rate: The learning rate.
+        gate: What checkpoints and weights have to pass.
     """
 
     reader: Reader | Mixture
@@ -50,11 +52,17 @@ class Parts:
     loss: Loss
     teacher: Teacher | None
     rate: LearningRate
+    gate: Gate
 
     @property
     def model(self) -> Model:
         """The model."""
         return self.step.model
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """The single data sets: those of the training, then that of the tests."""
+        return (*readers_of(self.reader), *([self.test] if self.test else []))
 
     @property
     def strategy(self) -> AnyStrategy:
@@ -84,10 +92,9 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
     Raises:
         MpidlError: Something is missing or does not fit; on all ranks together.
     """
-    data = config.data
     with context.fail_together("preparing the keys"):
         config.security.apply()
-    reader = open_training(data.folders, context=context, driver=data.driver, verify=data.verify)
+    reader, gate = _open_training(config, context)
     with context.fail_together("setting up the model"):
         task = choose_task(reader.manifest, config, lambda text: say(f"note: {text}"))
         reader.select(task.spec.field_names)
@@ -113,7 +120,7 @@ def assemble(config: Config, context: Context, observers: Observers, say: Say) -
     options = _step_options(config, feed, through)
     step = TrainingStep(model, trained, strategy, optimizer, context, options, observers)
     rate = _build_rate(config, feed.loader.steps)
-    return Parts(reader, test, task, feed, step, loss, teacher, rate)
+    return Parts(reader, test, task, feed, step, loss, teacher, rate, gate)
 
 
 def _build_feed(
@@ -146,6 +153,17 @@ def _taught(
     distill = config.task.distill
     both = DistilledLoss(loss, task.soft(loss.ops, distill.temperature), distill.weight)
     return Taught(through, teacher, both), both
+
+
+def _open_training(config: Config, context: Context) -> tuple[Reader | Mixture, Gate]:
+    """The training data, signed where they have to be, and what else has to be. Collective."""
+    data = config.data
+    with context.fail_together("reading security.trusted"):
+        gate = Gate.of(config.security)
+    signed = admit_data(gate, data.folders, context, verify=data.verify)
+    reader = open_training(data.folders, context=context, driver=data.driver, verify=data.verify)
+    check_opened(reader, signed, context)
+    return reader, gate
 
 
 def _step_options(config: Config, feed: Feed, through: Forward) -> StepOptions:
@@ -182,7 +200,9 @@ def _open_test(config: Config, task: Task, context: Context) -> Reader | None:
     if config.data.test is None:
         return None
     # evaluation reads at each rank's own pace: never collectively
-    test = Reader(config.data.test, context=context, driver="posix", verify=config.data.verify)
+    test = open_signed(
+        config.data.test, context, config.security, driver="posix", verify=config.data.verify
+    )
     with context.fail_together("checking the test data"):
         task.check(test.manifest, config.data.test)
         test.select([*task.spec.field_names, *task.extra_fields])

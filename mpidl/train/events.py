@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from mpidl.data import Reader
 from mpidl.sync import StepScalars
 from mpidl.task import Evaluation
 
@@ -38,12 +40,16 @@ class RunStart:
         ranks: Number of ranks.
         total_samples: Samples over all ranks at the end of the run.
         seen: Samples over all ranks in the finished steps.
+        readers: The data sets: those of the training, then that of the tests, if there is one.
+        resumed: The checkpoint that it resumes from.
     """
 
     step: int
     ranks: int
     total_samples: int
     seen: int
+    readers: Sequence[Reader] = ()
+    resumed: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,21 @@ class EvaluationRecord:
     epochs: int
     result: Evaluation
     totals: Totals
+
+
+@dataclass(frozen=True)
+class SavedRecord:
+    """A checkpoint that was written.
+
+    Attributes:
+        step: Number of finished steps.
+        path: Of the file.
+        best: Whether it is the best so far, and best.h5 too.
+    """
+
+    step: int
+    path: Path
+    best: bool
 
 
 @dataclass(frozen=True)
@@ -156,6 +177,9 @@ class Observer:
 
     def evaluated(self, record: EvaluationRecord) -> None:
         """After an evaluation on the test data."""
+
+    def saved(self, record: SavedRecord) -> None:
+        """After a checkpoint was written; on all ranks together."""
 
     def stopping(self, step: int) -> None:
         """All ranks have agreed to stop after `step` steps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,9 @@ from mpidl.security.sealed_file import check_sealed
 from mpidl.task import Evaluation, InputSpec
 from mpidl.train import checkpoint as ckpt
 from mpidl.train.assemble import Parts
+from mpidl.train.events import SavedRecord
 from mpidl.train.observers import METRICS
+from mpidl.train.origin import Origin
 
 
 @dataclass
@@ -67,6 +70,7 @@ class Saver:
         self.model = parts.model
         self.optimizer = parts.step.optimizer
         self.strategy = parts.strategy
+        self.gate = parts.gate
         self.say = say
         self.stateful: dict[str, Stateful] = {
             "strategy": parts.strategy,
@@ -77,6 +81,8 @@ class Saver:
         self.output = Path(config.train.output)
         self.folder = self.output / "checkpoints"
         self.saved: Path | None = None
+        self._readers = parts.readers
+        self._origins: tuple[Origin, ...] = ()  # of the jobs before
         self.teacher = None if parts.teacher is None else parts.teacher.digest
         self._current = (-1, -1)  # step, and step of the evaluation, of `saved`
 
@@ -112,7 +118,9 @@ class Saver:
                 "train.output",
             )
         superseded = self.folder.glob("*.superseded*")
-        for path in (*existing, *superseded, self.folder / ckpt.BEST, self.output / METRICS):
+        signatures = self.folder.glob("*.h5.sig")
+        own = (self.folder / ckpt.BEST, self.output / METRICS)
+        for path in (*existing, *superseded, *signatures, *own):
             path.unlink(missing_ok=True)
         for path in (self.output / "tensorboard").glob("events.*"):
             path.unlink()
@@ -132,7 +140,11 @@ class Saver:
         """
 
         def find() -> ckpt.Checkpoint:
-            found = ckpt.read(file) if file else ckpt.load_latest(self.folder, self.say)
+            if file is None:
+                found = ckpt.load_latest(self.folder, self.say, self.gate.file)
+            else:
+                with self.gate.file(file):
+                    found = ckpt.read(file)
             if self.config.security.seal_for:
                 check_sealed(found.path)
             return found
@@ -144,6 +156,7 @@ class Saver:
             lambda: ckpt.set_aside_later(self.folder, saved.path, meta.step, self.say),
             f"looking into {self.folder}",
         )
+        self._origins = meta.origins
         self._fill(saved.buffers)
         self.say(f"resuming at step {meta.step} (epoch {meta.epoch + 1}) from {saved.path}")
         self._say_reordered(meta)
@@ -258,7 +271,7 @@ class Saver:
             part.load_state(section)
             self._say_dropped(section.names(), "the run has other buckets or settings now")
 
-    def save(self, position: Position, steps: int, state: RunState) -> None:
+    def save(self, position: Position, steps: int, state: RunState) -> SavedRecord:
         """Write a checkpoint.
 
         Args:
@@ -286,6 +299,7 @@ class Saver:
             seal_for=self.config.security.seal_for,
         )
         self._current = (step, position.evaluated)
+        return SavedRecord(step, self.saved, best)
 
     def _refuse_nonfinite(self, values: Array, step: int) -> None:
         broken = self.model.parameters.first_nonfinite(values)
@@ -310,8 +324,19 @@ class Saver:
             parameters=self._layout(),
             metrics=metrics,
             best_score=position.best_score,
+            origins=self._all_origins() if self.context.is_root else (),
             teacher=self.teacher,
         )
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What this job is made of."""
+        return Origin.of(self._readers, self.model.ops, self.context)
+
+    def _all_origins(self) -> tuple[Origin, ...]:
+        """What the jobs before were made of, and this one unless it is of the same."""
+        before = self._origins
+        return before if before and before[-1] == self.origin else (*before, self.origin)
 
     def _buffers(self) -> dict[str, Array]:
         own = {

@@ -19,6 +19,7 @@ from mpidl.task import FieldSpec, InputSpec, Task
 from mpidl.task.distill import DistilledLoss
 from mpidl.task.spec import channel_shape
 from mpidl.train import checkpoint as ckpt
+from mpidl.train.admission import Gate
 from mpidl.train.build import build_for_data
 from mpidl.train.checkpoint.format import compute_digest
 from mpidl.train.inputs import Scale
@@ -152,9 +153,13 @@ def open_teacher(
                 where=SETTING,
                 remedy="choose another train.output",
             )
-    saved = ckpt.load_for(
-        context, lambda: ckpt.read(ckpt.find(Path(run))), f"loading the teacher {run}"
-    )
+
+    def read() -> ckpt.Checkpoint:
+        file = ckpt.find(Path(run))
+        with Gate.of(config.security).file(file):
+            return ckpt.read(file)
+
+    saved = ckpt.load_for(context, read, f"loading the teacher {run}")
     with context.fail_together("building the teacher"):
         teacher = Teacher(saved, config, task, model)
     say(

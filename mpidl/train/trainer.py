@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from mpidl.comm.context import Context
 from mpidl.config import Config
 from mpidl.models.weights import load_weights
 from mpidl.optim import RunState
 from mpidl.security.channel import check_open
+from mpidl.security.section import shared_security
 from mpidl.sync import AsynchronousStrategy, StepScalars, SynchronousStrategy
 from mpidl.train.assemble import assemble
+from mpidl.train.audited import security_observers
 from mpidl.train.evaluate import EpochAverage, evaluate, step_metrics
 from mpidl.train.events import (
     EvaluationRecord,
@@ -70,11 +75,15 @@ class Trainer:
         observers: list[Observer] | None = None,
     ) -> None:
         check_open(context, config.security.channel)
+        site = shared_security(context)
+        config = replace(config, security=config.security.within(site))
         self.config = config
         self.context = context
         self.output = Path(config.train.output)
-        self.observers = usual_observers(config, context, say) if observers is None else observers
-        self.parts = assemble(config, context, self.observers, say)
+        usual = usual_observers(config, context, say) if observers is None else observers
+        self.observers = [*usual, *security_observers(config, context)]
+        with self._closing_if_failed():
+            self.parts = assemble(config, context, self.observers, say)
         self.at = Position()
         self._average = EpochAverage(self.parts.task)
         self.saver = Saver(config, context, self.parts, self._average, say)
@@ -111,18 +120,34 @@ class Trainer:
         """
         strategy, optimizer = self.parts.strategy, self.parts.step.optimizer
         state: RunState | None = None
-        if resume or resume_from is not None or (auto_resume and self.saver.exists()):
-            self.at, state = self.saver.restore(resume_from)
-        else:
-            self.saver.prepare_folder(overwrite)
-            strategy.initialize(self.config.train.seed)
-            if self.config.model.weights:
-                with self.context.fail_together("loading weights"):
-                    load_weights(self.parts.model, self.config.model.weights)
+        with self._closing_if_failed():
+            if resume or resume_from is not None or (auto_resume and self.saver.exists()):
+                self.at, state = self.saver.restore(resume_from)
+            else:
+                self.saver.prepare_folder(overwrite)
+                strategy.initialize(self.config.train.seed)
+                self._load_weights()
         optimizer.count = self.at.step
         strategy.start()
         if state is not None:
             self.saver.load_state(state)
+
+    def _load_weights(self) -> None:
+        """Fill the model from a file, if there is one to start from."""
+        weights = self.config.model.weights
+        if weights:
+            with self.context.fail_together("loading weights"), self.parts.gate.file(Path(weights)):
+                load_weights(self.parts.model, weights)
+
+    @contextmanager
+    def _closing_if_failed(self) -> Iterator[None]:
+        """Tell observers of an error before the loop, which tells them of later ones."""
+        try:
+            yield
+        except BaseException:
+            for observer in self.observers:
+                observer.close()
+            raise
 
     def close(self) -> None:
         """Close the data sets. Collective: all ranks close files that are open through mpio."""
@@ -138,7 +163,14 @@ class Trainer:
             The same on every rank.
         """
         sampler, first = self.parts.sampler, self.at.step
-        start = RunStart(first, self.context.size, sampler.seen(self._total), sampler.seen(first))
+        start = RunStart(
+            first,
+            self.context.size,
+            sampler.seen(self._total),
+            sampler.seen(first),
+            self.parts.readers,
+            self.saver.saved,
+        )
         try:
             for observer in self.observers:
                 observer.run_started(start)
@@ -308,7 +340,9 @@ class Trainer:
         """Write a checkpoint; `state`: from before the strategy synchronized, if it has."""
         state = state or self.saver.state()
         self._synchronize()
-        self.saver.save(self.at, self._steps, state)
+        record = self.saver.save(self.at, self._steps, state)
+        for observer in self.observers:
+            observer.saved(record)
 
     def _save_within(self) -> None:
         """Write a checkpoint within an epoch, and leave the replicas as they are.

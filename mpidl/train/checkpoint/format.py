@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mpidl.errors import CheckpointError
 from mpidl.optim import RunState
+from mpidl.train.origin import Origin
 
 # 3: inputs do not name the task; 2: parameters have other names; 1: no run state, metadata in an
 # attribute
@@ -99,6 +100,8 @@ class Meta(msgspec.Struct, frozen=True):
         shared: Shapes of the shared arrays in the run state.
         own: The arrays of single ranks in the run state.
         quantized: How its parameters are stored, where it is a model for inference only.
+        origins: What the jobs that have trained it were made of (mpidl.train.origin); an entry
+            for each change.
         teacher: Digest of the model that the run learns from; None: it has none.
     """
 
@@ -116,6 +119,7 @@ class Meta(msgspec.Struct, frozen=True):
     shared: dict[str, tuple[int, ...]] = {}
     own: dict[str, OwnArrays] = {}
     quantized: Quantized | None = None
+    origins: tuple[Origin, ...] = ()
     teacher: str | None = None
 
 

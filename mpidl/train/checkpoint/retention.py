@@ -6,10 +6,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
-from mpidl.errors import CheckpointError
+from mpidl.errors import CheckpointError, SecurityError
 from mpidl.files import partial_path
+from mpidl.security.statement import signature_path
 from mpidl.train.checkpoint.format import BEST, Checkpoint, DamagedCheckpoint
 from mpidl.train.checkpoint.reader import read, read_step
 
@@ -68,6 +71,7 @@ def drop_old(folder: Path, keep: int) -> None:
     """Delete all checkpoints but the `keep` newest; best.h5 stays."""
     for old in list_checkpoints(folder)[keep:]:
         old.unlink(missing_ok=True)
+        signature_path(old).unlink(missing_ok=True)
 
 
 def link_best(path: Path) -> None:
@@ -82,12 +86,22 @@ def link_best(path: Path) -> None:
     partial.replace(name)
 
 
-def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint:
-    """The newest checkpoint that is intact.
+def load_latest(
+    folder: Path,
+    warn: Callable[[str], None],
+    admit: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
+) -> Checkpoint:
+    """The newest checkpoint that is intact, and that is let in.
 
-    A damaged one is passed over, with a warning that says how many steps are lost. One that cannot
-    be read now (locked, no permission, an I/O error, a newer format) is not: an earlier one would
-    silently throw work away.
+    A damaged one is passed over, with a warning that says how many steps are lost; so is one that
+    is not signed where it has to be, as a job leaves it that was killed before it could. One that
+    cannot be read now (locked, no permission, an I/O error, a newer format) is not: an earlier one
+    would silently throw work away.
+
+    Args:
+        folder: Of the checkpoints.
+        warn: Told what is passed over.
+        admit: A block in which a file may be read.
 
     Raises:
         CheckpointError: There is none, or one cannot be read now.
@@ -95,8 +109,12 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint:
     newest_damaged: Path | None = None
     for path in list_checkpoints(folder):
         try:
-            found = read(path)
-        except DamagedCheckpoint as error:
+            with admit(path):
+                found = read(path)
+            if found.meta.step != step_in_name(path):  # a former state under a newer name
+                what = f"is of step {found.meta.step}: it was renamed"
+                raise DamagedCheckpoint(what, where=str(path), remedy="name it as it was")
+        except (DamagedCheckpoint, SecurityError) as error:
             warn(f"WARNING: passing over {error.where}: {error.what}")
             newest_damaged = newest_damaged or path
             continue
@@ -137,4 +155,6 @@ def set_aside_later(folder: Path, loaded: Path, step: int, warn: Callable[[str],
             number += 1
             aside = path.with_name(f"{path.name}.superseded-{number}")
         path.replace(aside)
+        if (signature := signature_path(path)).is_file():
+            signature.replace(signature_path(aside))
         warn(f"keeping {path.name} as {aside.name}: the run resumes at step {step}")
