@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mpidl.inference.predict import Predictor
     from mpidl.security.journal import Task
 
+Written = dict[int, tuple[int, ...]]  # number of a text -> its tokens
 NAME = "generate"
 HELP = "texts from a language model"
 
@@ -79,14 +80,13 @@ def _generate(args: argparse.Namespace, context: Context, task: Task) -> dict[st
         own = range(context.rank, len(requests), context.size)
         for number in own:
             engine.submit(requests[number])
-    written: dict[int, tuple[int, ...]] = {}
+    written: Written = {}
     start = time.perf_counter()
     with context.fail_together("generating"):
         shown = context.is_root and len(requests) == 1 and not args.json
         for number, tokens in _work(engine, coder, prompts[0] if shown else None):
             written[own[number]] = tokens
-    own_part = written, time.perf_counter() - start
-    parts = context.allgather_object(own_part, tuple[dict[int, tuple[int, ...]], float])
+    parts = context.allgather_object((written, time.perf_counter() - start), tuple[Written, float])
     found = {n: tokens for part, _ in parts for n, tokens in part.items()}
     rate = sum(map(len, found.values())) / max(seconds for _, seconds in parts)
     task.add("generate.result", texts=len(found))
