@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 NAME = "generate"
 HELP = "texts from a language model"
 
-Part = tuple[dict[int, str], int, float]  # texts by number, tokens, seconds of a rank
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
@@ -83,7 +81,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for number, tokens in _work(engine, coder, prompts[0] if shown else None):
             texts[own[number]] = coder.decode(tokens)
             count += len(tokens)
-    parts = context.allgather_object((texts, count, time.perf_counter() - start), Part)
+    own_part = texts, count, time.perf_counter() - start
+    parts = context.allgather_object(own_part, tuple[dict[int, str], int, float])
     found = {n: text for part, *_ in parts for n, text in part.items()}
     rate = sum(part[1] for part in parts) / max(part[2] for part in parts)
     results = [
