@@ -15,6 +15,7 @@ from mpidl.data.mixture import Mixture
 from mpidl.errors import ConfigError, SecurityError
 from mpidl.extras import load_extra
 from mpidl.files import reading
+from mpidl.security.sealed_file import read_bytes
 from mpidl.security.section import SecurityConfig, site_security
 
 if TYPE_CHECKING:
@@ -177,10 +178,13 @@ def manifest_digest(folder: Path | str) -> str:
 
 
 def _read(folder: Path | str) -> tuple[Manifest, str]:
-    """A manifest, and the SHA-256 of the bytes that it was parsed from."""
+    """A manifest, and the SHA-256 of the bytes that it was parsed from.
+
+    Of a sealed one that of its content: a signature stays valid when a data set is sealed later.
+    """
     path = Path(folder) / NAME
     with reading(path):
-        raw = path.read_bytes()
+        raw = read_bytes(path)
     return parse_manifest(raw, path), hashlib.sha256(raw).hexdigest()
 
 

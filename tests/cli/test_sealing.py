@@ -69,7 +69,8 @@ def test_a_run_on_sealed_data_is_the_run_on_plain_data(
         assert mpidl(*given)[0] == 0
         text = CONFIG.format(folder=folder, model="mlp", options="", epochs=2) + seal
         (folder / "run.toml").write_text(text)
-        assert mpidl("train", folder / "run.toml")[0] == 0
+        status, _, err = mpidl("train", folder / "run.toml")
+        assert status == 0, err
         status, found, _ = mpidl("predict", folder / "run", data, "--out", folder / "p.h5")
         assert status == 0 and found["samples"] == 80
         written = [folder / "p.h5", *(folder / "run" / "checkpoints").iterdir(), *data.iterdir()]
