@@ -45,11 +45,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _export(args: argparse.Namespace, context: Context, task: Task) -> dict[str, Any]:
     from mpidl.inference.export import choose_exporter
     from mpidl.inference.predict import Predictor
+    from mpidl.train.admission import Gate
     from mpidl.train.audited import sign_written
 
     with context.fail_together("checking the output"):
         exporter = choose_exporter(args.output, args.input_dtype)
     context.on_root(exporter.check, "checking the output")
+    context.on_root(lambda: Gate.of_site().require("export"), "asking the policy")
     predictor = Predictor(args.checkpoint, context, backend="numpy")
     task.add_file("model.loaded", predictor.path)
     written = context.on_root(lambda: exporter.write(predictor), f"writing {args.output}", str)

@@ -53,6 +53,8 @@ class SecurityConfig(Section, frozen=True):
         identity: Who signs: a folder in `MPIDL_KEYS`, or the PEM file of a private key; by default
             the job (`MPIDL_JOB_CERTIFICATE`), else the identity with the user's name.
         sign_checkpoints: Sign each checkpoint as it is written.
+        enforce_policy: Ask the site's policy whether `identity` may train, resume, export, and
+            read each data set; best in the file of `MPIDL_SECURITY`, which holds for every command.
         audit: The audit log.
     """
 
@@ -64,6 +66,7 @@ class SecurityConfig(Section, frozen=True):
     trusted: tuple[str, ...] = ()
     identity: str = ""
     sign_checkpoints: bool = False
+    enforce_policy: bool = False
     audit: AuditConfig = AuditConfig()
 
     def check(self, place: Place) -> None:
@@ -115,6 +118,8 @@ class SecurityConfig(Section, frozen=True):
             changes["require_sealed"] = True
         if site.seal_for:
             changes |= {"seal_for": site.seal_for, "key_folder": self.key_folder or site.key_folder}
+        if site.enforce_policy:
+            changes["enforce_policy"] = True
         if site.sign_checkpoints:
             changes["sign_checkpoints"] = True
         if site.audit.folder:

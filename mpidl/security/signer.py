@@ -91,6 +91,17 @@ def is_signature(key: PublicKey, signature: bytes, message: bytes) -> bool:
     return True
 
 
+def find_folder(identity: str) -> Path:
+    """The folder of who acts in this process.
+
+    Args:
+        identity: A folder or the name of an identity; empty: the job's, else that with the user's
+            name.
+    """
+    named = identity or JOB_CERTIFICATE.value or user()
+    return Path(named) if Path(named).is_dir() else key_folder(named)
+
+
 def load_signer(identity: str) -> Signer:
     """The signer that a setting or an argument names.
 
@@ -103,17 +114,16 @@ def load_signer(identity: str) -> Signer:
         SecurityError: Others can read the key, it cannot be opened, or is of no kind that signs.
         DataError: A file cannot be read.
     """
-    identity = identity or JOB_CERTIFICATE.value or user()
-    path = Path(identity)
+    path = Path(identity or JOB_CERTIFICATE.value or user())
     if path.is_file():
         return _load(path, path.with_name(f"{path.stem}-certificate.pem"), path.stem)
-    folder = path if path.is_dir() else key_folder(identity)
+    folder = find_folder(identity)
     for key, certificates in PAIRS:
         if (folder / key).is_file():
             return _load(folder / key, folder / certificates, folder.name)
     raise ConfigError(
         "there is no identity of that name, and no such key file",
-        where=identity,
+        where=str(path),
         remedy=f"set security.identity to a PEM file, or to a folder in {KEYS.value} with "
         f"{PAIRS[0][0]}",
     )

@@ -88,12 +88,14 @@ class Door:
         context: Of TLS over REST; None: there is none.
         credentials: Of TLS over gRPC; None: there is none.
         fingerprint: SHA-256 of the server's certificate, or "".
+        token_file: Of a token that clients may show, or "".
     """
 
     access: Access
     context: ssl.SSLContext | None = None
     credentials: Any = None
     fingerprint: str = ""
+    token_file: str = ""
 
 
 def open_door(settings: SecuritySettings, record: Record) -> Door:

@@ -41,6 +41,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         models: Names.
         started: UTC, as in ISO 8601.
         fingerprint: SHA-256 of the server's certificate; "": it has none, and TLS is not spoken.
+        token_file: Of a token that clients may show; "": they know of one, or have a certificate.
     """
 
     host: Host
@@ -52,6 +53,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     models: Annotated[list[str], msgspec.Meta(max_length=1 << 16)]
     started: Annotated[str, msgspec.Meta(max_length=64)]
     fingerprint: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    token_file: Annotated[str, msgspec.Meta(max_length=4096)] = ""
 
     @property
     def is_here(self) -> bool:
@@ -83,7 +85,12 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 def describe(
-    address: str, http_port: int, grpc_port: int, models: list[str], fingerprint: str = ""
+    address: str,
+    http_port: int,
+    grpc_port: int,
+    models: list[str],
+    fingerprint: str = "",
+    token_file: str = "",
 ) -> Endpoint:
     """The endpoint of this process.
 
@@ -93,6 +100,7 @@ def describe(
         grpc_port: Of gRPC.
         models: Names.
         fingerprint: Of the certificate, or "".
+        token_file: For clients, or "".
     """
     return Endpoint(
         socket.gethostname(),
@@ -104,6 +112,7 @@ def describe(
         models,
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         fingerprint,
+        token_file,
     )
 
 

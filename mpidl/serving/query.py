@@ -198,6 +198,8 @@ def _connect(place: Path, address: tuple[str, int] | None, login: Login | None) 
     if address is not None and not place.is_file():
         return Client(*address)
     found = read(place)
+    if found.token_file and login == Login():
+        login = Login(token_file=Path(found.token_file))
     return Client(*(address or reach(found)), login=login, fingerprint=found.fingerprint)
 
 

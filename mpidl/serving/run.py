@@ -184,7 +184,9 @@ async def _listen(server: Server, options: Options, door: Door, stop: asyncio.Ev
     )
     waiting = asyncio.create_task(stop.wait())
     counting = asyncio.create_task(_tell_counts(server))
-    found = endpoint.describe(options.host, http_port, grpc_port, models, door.fingerprint)
+    found = endpoint.describe(
+        options.host, http_port, grpc_port, models, door.fingerprint, door.token_file
+    )
     with endpoint.announced(found, options.path, options.endpoint):
         async with opened(server, options.channel):
             await asyncio.wait((waiting, serving), return_when=asyncio.FIRST_COMPLETED)

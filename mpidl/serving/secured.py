@@ -187,4 +187,5 @@ def open_secured(settings: SecuritySettings, record: Record) -> Door:
     access, trust = SecuredAccess(identity, site, settings, record), site.load()[0]
     context = server_context(trust, settings.clients, folder, passphrase)
     credentials = server_credentials(identity, trust, settings.clients)
-    return Door(access, context, credentials, fingerprint(identity.tls_chain[0]))
+    token_file = str(Path(settings.token_file).absolute()) if settings.token_file else ""
+    return Door(access, context, credentials, fingerprint(identity.tls_chain[0]), token_file)

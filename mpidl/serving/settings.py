@@ -128,6 +128,7 @@ class SecuritySettings(Section, frozen=True):
         burst: Requests of a client at once after a pause.
         failures: To say who they are, after which an address is locked; 0: never.
         lock_seconds: For which failures are counted, and an address is locked.
+        token_file: Of a token, which `mpidl query` shows unless it is told another one.
     """
 
     identity: str = ""
@@ -136,6 +137,7 @@ class SecuritySettings(Section, frozen=True):
     burst: Count = 100
     failures: Number = 10
     lock_seconds: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 60.0
+    token_file: str = ""
 
 
 class Settings(msgspec.Struct, frozen=True):

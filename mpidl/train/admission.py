@@ -1,4 +1,7 @@
-"""Lets data sets, checkpoints and weights in: only signed ones where the settings ask for that."""
+"""Lets data sets, checkpoints and weights in: only signed ones, and only what the policy grants.
+
+Both where the settings ask for it.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,22 @@ from mpidl.security.sealed_file import read_bytes
 from mpidl.security.section import SecurityConfig, site_security
 
 if TYPE_CHECKING:
+    from mpidl.security.access import Access
     from mpidl.security.trusted import Trusted
 
 
 class Gate:
-    """Whom signatures are accepted from.
+    """Whom signatures are accepted from, and what the policy grants.
 
     Args:
         trusted: None: nothing needs to be signed.
+        who: Asks the policy: the name or folder of an identity; None: no policy is asked.
     """
 
-    def __init__(self, trusted: Trusted | None = None) -> None:
+    def __init__(self, trusted: Trusted | None = None, who: str | None = None) -> None:
         self._trusted = trusted
+        self._who = who
+        self._access: Access | None = None
 
     @staticmethod
     def of(security: SecurityConfig) -> Gate:
@@ -39,17 +46,50 @@ class Gate:
         Raises:
             SecurityError: A file in security.trusted cannot be used.
         """
+        who = security.identity if security.enforce_policy else None
         if not security.require_signatures:
-            return Gate()
+            return Gate(who=who)
         load_extra("cryptography", "verifying signatures")
         from mpidl.security.trusted import Trusted
 
-        return Gate(Trusted.load(security.trusted))
+        return Gate(Trusted.load(security.trusted), who)
 
     @staticmethod
     def of_site() -> Gate:
         """As the site's settings say, for commands without a configuration."""
         return Gate.of(site_security())
+
+    def require(self, right: str, object: str = "") -> None:
+        """Refuse what the site's policy does not grant to this process. For rank 0.
+
+        Args:
+            right: One of `mpidl.security.policy.RIGHTS`.
+            object: The data set, for "read".
+
+        Raises:
+            SecurityError: It does not; the message says what lacks.
+        """
+        if self._who is None:
+            return
+        if self._access is None:
+            load_extra("cryptography", "asking the policy")
+            from mpidl.security.access import open_access
+            from mpidl.security.signer import find_folder
+
+            self._access = open_access(find_folder(self._who))
+        self._access.require(right, object)
+
+    def require_data(self, folder: Path | str) -> None:
+        """Refuse a data set that this process may not read. For rank 0.
+
+        Raises:
+            SecurityError: It may not.
+            DataError: There is no such folder.
+        """
+        if self._who is not None:
+            from mpidl.security.objects import data_object
+
+            self.require("read", data_object(Path(folder)))
 
     @contextmanager
     def file(self, path: Path) -> Iterator[None]:
@@ -124,6 +164,8 @@ def admit_data(gate: Gate, folders: Sequence[str], context: Context, *, verify: 
 
     def check() -> list[str]:
         gate.check_verifies(verify)
+        for folder in folders:
+            gate.require_data(folder)
         return [gate.data_set(folder) for folder in folders]
 
     return context.on_root(check, "verifying signatures", list[str])

@@ -160,6 +160,7 @@ def _open_training(config: Config, context: Context) -> tuple[Reader | Mixture, 
     data = config.data
     with context.fail_together("reading security.trusted"):
         gate = Gate.of(config.security)
+    context.on_root(lambda: gate.require("train"), "asking the policy")
     signed = admit_data(gate, data.folders, context, verify=data.verify)
     reader = open_training(data.folders, context=context, driver=data.driver, verify=data.verify)
     check_opened(reader, signed, context)

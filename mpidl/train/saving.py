@@ -140,6 +140,7 @@ class Saver:
         """
 
         def find() -> ckpt.Checkpoint:
+            self.gate.require("resume")
             if file is None:
                 found = ckpt.load_latest(self.folder, self.say, self.gate.file)
             else:

@@ -147,10 +147,15 @@ def test_query(
     job = mpidl(1, *ask, "--token", str(site.folder / "lab.token"))
     (site.folder / "lab.token").chmod(0o600)
     assert job.status == 1 and "others can read it" in job.err
-    # another server at the same place is told nothing
+    # endpoint.json may name a token
     place = folder / "run" / "endpoint.json"
     before = place.read_bytes()
     tree = json.loads(before)
+    place.write_text(json.dumps(tree | {"token_file": str(site.folder / "lab.token")}))
+    job = mpidl(1, *ask)
+    place.write_bytes(before)
+    assert job.status == 0 and job.result["outputs"] == results[0], job.err
+    # another server at the same place is told nothing
     tree["fingerprint"] = "0" * 64
     place.write_text(json.dumps(tree))
     job = mpidl(1, *ask, "--token", str(site.folder / "lab.token"))
