@@ -53,7 +53,7 @@ def test_runs_are_of_chunks_that_follow_each_other(chosen: set[int], data: st.Da
 
 
 def test_nothing_is_taken_after_a_stop() -> None:
-    alone: Any = SimpleNamespace(size=1, rank=0, is_root=True)
+    alone: Any = SimpleNamespace(size=1, rank=0, is_root=True, comm=None)
     shares = Shares(alone)
     shares.open(20)
     assert shares.take(4) == range(4) and shares.take() == range(4, 5)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.mpi
 @pytest.fixture
 def folder(context: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that all ranks see, with keys of alice."""
-    made = Path(context.on_root(tempfile.mkdtemp, "making a folder"))
+    made = Path(context.on_root(tempfile.mkdtemp, "making a folder", str))
     context.on_root(lambda: bool(make_identity(made / "keys", "alice")), "making keys")
     sealing_keys.use(made / "keys")
     monkeypatch.setenv("MPIDL_SITE", str(made / "no site"))

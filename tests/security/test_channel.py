@@ -59,7 +59,10 @@ def test_a_run_without_a_channel_loads_nothing() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_certificate_of_a_job_and_no_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_certificate_of_a_job_and_no_other(
+    own_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = own_site
     with pytest.raises(SecurityError, match="none is named"):
         load_credentials()
     site.job("c1")

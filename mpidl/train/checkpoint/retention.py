@@ -107,14 +107,21 @@ def load_latest(
         CheckpointError: There is none, or one cannot be read now.
     """
     newest_damaged: Path | None = None
+    foreign: SecurityError | None = None  # sealed for others: no reason to use an older one
     for path in list_checkpoints(folder):
         try:
             with admit(path):
-                found = read(path)
+                try:
+                    found = read(path)
+                except SecurityError as error:
+                    foreign = error
+                    raise
             if found.meta.step != step_in_name(path):  # a former state under a newer name
                 what = f"is of step {found.meta.step}: it was renamed"
                 raise DamagedCheckpoint(what, where=str(path), remedy="name it as it was")
         except (DamagedCheckpoint, SecurityError) as error:
+            if error is foreign:
+                raise
             warn(f"WARNING: passing over {error.where}: {error.what}")
             newest_damaged = newest_damaged or path
             continue
