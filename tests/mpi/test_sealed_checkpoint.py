@@ -67,6 +67,6 @@ def test_an_error_on_the_first_rank_reaches_all(
             patch.setattr("mpidl.train.checkpoint.sealed.compute_digest", lambda array: 1 / 0)
         with pytest.raises(CheckpointError, match="could not be written"):
             save(folder / "run", context, "alice" if where == "digest" else "nobody")
-    left = context.on_root(lambda: len([*(folder / "run").glob("*.h5*")]), "looking")
+    left = context.on_root(lambda: len([*(folder / "run").glob("*.h5*")]), "looking", int)
     assert left == 0
     assert is_sealed(save(folder / "run", context, "alice"))
