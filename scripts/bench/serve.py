@@ -9,6 +9,7 @@ each round, one after the other, --seconds each:
             batching (scripts/bench/peers/onnx_server.py)
   json      the clients of `batched` over REST, tensors in JSON
   p99       requests that arrive at random times, at 70 % of the throughput of `batched`
+  floor     the same arrivals at a gRPC server that answers with a constant (peers/echo_server.py)
 Printed: medians of the rounds, and ratios.
 """
 
@@ -174,22 +175,25 @@ def measure(args: argparse.Namespace, run: Path, folder: Path) -> None:
     http, grpc = re.findall(r"//([\d.:]+)", line)
     peer, line = start([sys.executable, str(ROOT / "scripts/bench/peers/onnx_server.py"), str(run)])
     onnx = re.findall(r"//([\d.:]+)", line)[0]
+    echo, line = start([sys.executable, str(ROOT / "scripts/bench/peers/echo_server.py")])
+    constant = re.findall(r"//([\d.:]+)", line)[0]
     plan = {
         "batched": ("grpc", grpc, "batched"),
         "single": ("grpc", grpc, "single"),
         "onnx": ("grpc", onnx, "cnn"),
         "json": ("rest", http, "batched"),
     }
-    found: dict[str, list[Any]] = {name: [] for name in (*plan, "p99")}
+    found: dict[str, list[Any]] = {name: [] for name in (*plan, "p99", "floor")}
     try:
         for _ in range(args.rounds):
             for name, (kind, target, model) in plan.items():
                 found[name].append(run_load(kind, target, model, args))
             rate = 0.7 * found["batched"][-1]["rate"]
             found["p99"].append(run_load("grpc", grpc, "batched", args, rate))
+            found["floor"].append(run_load("grpc", constant, "echo", args, rate))
         spent = batch_time(http)
     finally:
-        for process in (ours, peer):
+        for process in (ours, peer, echo):
             os.killpg(process.pid, signal.SIGTERM)
     report(found, spent)
 
@@ -210,6 +214,7 @@ def report(found: dict[str, list[Any]], batch: float) -> None:
         ratio = statistics.median(a["rate"] / b["rate"] for a, b in pairs)
         print(f"batched / {other}: {ratio:.2f}")
     print(f"p99 at 70 % load / batch time: {middle['p99']['p99'] / batch:.1f}")
+    print(f"p99 at 70 % load / floor: {middle['p99']['p99'] / middle['floor']['p99']:.1f}")
 
 
 def main() -> None:
