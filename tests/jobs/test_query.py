@@ -99,8 +99,10 @@ def check_endpoint(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     about = json.loads(path.read_text())
     assert set(about) == {
-        "host", "address", "http_port", "grpc_port", "job", "pid", "models", "started"
+        "host", "address", "http_port", "grpc_port", "job", "pid", "models", "started",
+        "fingerprint", "token_file",
     }  # fmt: skip
+    assert about["fingerprint"] == about["token_file"] == ""  # it has no identity
     assert about["host"] == os.uname().nodename and about["models"] == ["run"]
     os.kill(about["pid"], 0)  # it is there
 

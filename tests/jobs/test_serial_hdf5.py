@@ -14,7 +14,7 @@ from tests.jobs.helpers import Job, finish, mpidl, start
 SERIAL = """
 import sys, mpidl.cli.main
 from mpidl.data import hdf5, reader
-hdf5.is_parallel = reader.is_parallel = lambda: False
+hdf5.is_parallel = reader.is_parallel = lambda comm=None: False
 sys.exit(mpidl.cli.main.main(sys.argv[1:]))
 """
 
