@@ -109,7 +109,7 @@ def test_what_is_suggested_loads_and_its_model_is_built(
     wish = Wish(task=task, ranks=ranks)
     facts = read_manifest(found, [Path(folder)], None, wish, cores)
     if ranks is not None and power_below(2 * ranks - 1) > found.samples:
-        with pytest.raises(ConfigError, match="some would have none|no model goes"):
+        with pytest.raises(ConfigError, match=r"some would have none|no model goes"):
             suggest(facts, "name")  # whichever it sees first
         return
     if task == "rollout" and (facts.kind == "other" or min(facts.shape[:-1], default=9) < 4):
