@@ -213,8 +213,9 @@ def _walk(top: Any, file: Path) -> Iterator[tuple[str, Variable | str]]:
         if address in seen:
             continue
         seen.add(address)
-        for name in group:
-            path, count = prefix + name, count + 1
+        for given in group:
+            name = given if isinstance(given, str) else ""  # h5py gives bytes that are no UTF-8
+            path, count = prefix + (name or repr(given)), count + 1
             if count > MOST_OBJECTS:
                 raise DataError(
                     f"holds more than {MOST_OBJECTS:,} datasets and groups",

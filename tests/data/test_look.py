@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -125,6 +125,7 @@ def test_files_of_any_kind(tmp_path: Path, make_dataset: Any) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(0, 255)), max_size=12))
+@example([(3100728, 128)])  # a name that is no UTF-8
 def test_a_damaged_file_is_refused_or_shown(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
 ) -> None:
