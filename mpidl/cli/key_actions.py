@@ -176,9 +176,8 @@ def rotate(args: argparse.Namespace) -> Result:
     folder = _own(args.name)
     old = load_certificates(folder / "certificate.pem")[0]
     kind, name = holder(old).kind, holder(old).name
-    passphrase = None
-    if keystore.is_encrypted(folder / "key.pem"):
-        passphrase = keystore.ask_passphrase(name)
+    passphrase = keystore.passphrase_of(folder / "key.pem", name)
+    if passphrase is not None:
         keystore.load_key(folder / "key.pem", passphrase)
     if kind == "job":
         raise ConfigError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpidl.errors import SecurityError
@@ -34,10 +33,10 @@ def load_credentials(named: str = "") -> Credentials:
             "folder",
         )
     load_extra("cryptography", "encrypted ranks")
-    from mpidl.security.identity import Trust, key_folder, load_identity
+    from mpidl.security.identity import Trust, load_identity
+    from mpidl.security.signer import find_folder
 
-    folder = Path(named)
-    own = load_identity(folder if folder.is_dir() else key_folder(named))
+    own = load_identity(find_folder(named))
     trust = Trust.load()
 
     def verify(chain: Sequence[x509.Certificate]) -> str:

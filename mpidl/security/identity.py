@@ -160,6 +160,16 @@ def key_folder(name: str) -> Path:
     return keystore.keys_folder() / name
 
 
+def named_folder(named: str) -> Path:
+    """The folder of an identity that a server or a client is told of.
+
+    Args:
+        named: A path of several parts, or a name in the folder of keys.
+    """
+    folder = Path(named).expanduser()
+    return folder if len(folder.parts) > 1 else key_folder(named)
+
+
 def load_identity(folder: Path, passphrase: bytes | None = None) -> Identity:
     """Read an identity from its folder; its certificates are not validated here (`Trust.verify`).
 
@@ -174,8 +184,8 @@ def load_identity(folder: Path, passphrase: bytes | None = None) -> Identity:
     """
     chain = load_certificates(folder / "certificate.pem")
     name = holder(chain[0])
-    if passphrase is None and keystore.is_encrypted(folder / "key.pem"):
-        passphrase = keystore.ask_passphrase(str(name))
+    if passphrase is None:
+        passphrase = keystore.passphrase_of(folder / "key.pem", str(name))
     key = _load_pair(folder, "key.pem", chain, passphrase)
     found: dict[str, tuple[keystore.PrivateKey | None, tuple[x509.Certificate, ...]]] = {}
     for use in ("sealing", "tls"):
@@ -225,8 +235,8 @@ def retired_sealing_keys(
     """
     found = {}
     for path in sorted((folder / "retired").glob("*.pem")):
-        if passphrase is None and keystore.is_encrypted(path):
-            passphrase = keystore.ask_passphrase(str(folder))
+        if passphrase is None:
+            passphrase = keystore.passphrase_of(path, str(folder))
         key = keystore.load_key(path, passphrase)
         if not isinstance(key, X25519PrivateKey):
             raise SecurityError("is no sealing key", where=str(path), remedy="remove it")

@@ -231,6 +231,20 @@ def is_encrypted(path: Path) -> bool:
     return read_private(path).startswith(ENCRYPTED)
 
 
+def passphrase_of(path: Path, what: str) -> bytes | None:
+    """The passphrase of a private key, asked for; None where the key is not encrypted.
+
+    Args:
+        path: Its file.
+        what: Whose key it is, for the prompt.
+
+    Raises:
+        SecurityError: Others could read the key, or there is nobody to ask.
+        DataError: It cannot be read.
+    """
+    return ask_passphrase(what) if is_encrypted(path) else None
+
+
 def dump_key(key: PrivateKey, passphrase: bytes | None) -> bytes:
     """A private key as PKCS #8 in PEM; encrypted where there is a passphrase."""
     plain = key.private_bytes(

@@ -218,16 +218,12 @@ class Service:
 
     async def _unary(self, name: str, method: Method, data: bytes, context: Any) -> bytes:
         """Answer one call, with the status of its error."""
-        held, subject = 0, None
+        held = 0
         try:
             self.server.check_size(len(data))
             self.server.reserve(len(data))
             held = len(data)
-            if not self.server.access.is_open:
-                subject = self._admit(name, context)
-            request = read_message(getattr(self.messages, f"{name}Request"), data)
-            if subject is not None:
-                check_right(self.server.access, subject, name, request)
+            request, subject = self._read(name, data, context)
             message = await method(request)
             if subject is not None and name == "RepositoryIndex":
                 keep = [m for m in message.models if sees(self.server.access, subject, m.name)]
@@ -241,9 +237,17 @@ class Service:
         finally:
             self.server.release(held)
 
+    def _read(self, name: str, data: bytes, context: Any) -> tuple[Any, Subject | None]:
+        """A request that its sender may make, and who that is; None where everybody may ask."""
+        subject = self._admit(name, context)
+        request = read_message(getattr(self.messages, f"{name}Request"), data)
+        if subject is not None:
+            check_right(self.server.access, subject, name, request)
+        return request, subject
+
     def _admit(self, name: str, context: Any) -> Subject | None:
         """Whom a call is from; None where everybody may ask."""
-        if name in OPEN:
+        if self.server.access.is_open or name in OPEN:
             return None
         shown = context.auth_context().get("x509_pem_cert")
         metadata = context.invocation_metadata() or ()
@@ -288,10 +292,7 @@ class Service:
             self.server.check_size(len(data))
             self.server.reserve(len(data))
             held = len(data)
-            request = read_message(self.messages.ModelInferRequest, data)
-            if not self.server.access.is_open:
-                subject = self._admit("ModelInfer", context)
-                check_right(self.server.access, subject, "ModelInfer", request)
+            request, _ = self._read("ModelInfer", data, context)
             answer.infer_response.id = request.id
             answer.infer_response.CopyFrom(await self.model_infer(request))
         except ServingError as error:

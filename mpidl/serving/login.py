@@ -51,15 +51,13 @@ class Login:
         """
         load_extra("cryptography", "asking a server with a certificate")
         from mpidl.security import keystore
-        from mpidl.security.identity import Trust, key_folder
+        from mpidl.security.identity import Trust, named_folder
         from mpidl.serving.tls import client_context
 
         if not self.identity:
             return client_context(Trust.load(), None, None)
-        folder = Path(self.identity).expanduser()
-        folder = folder if len(folder.parts) > 1 else key_folder(self.identity)
-        encrypted = keystore.is_encrypted(folder / "tls.pem")
-        passphrase = keystore.ask_passphrase(str(folder)) if encrypted else None
+        folder = named_folder(self.identity)
+        passphrase = keystore.passphrase_of(folder / "tls.pem", str(folder))
         return client_context(Trust.load(), folder, passphrase)
 
 

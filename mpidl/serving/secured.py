@@ -18,7 +18,7 @@ from mpidl.errors import MpidlError, SecurityError
 from mpidl.security import keystore
 from mpidl.security.access import SiteFiles
 from mpidl.security.certificates import MALFORMED, fingerprint
-from mpidl.security.identity import Identity, Trust, key_folder, load_identity
+from mpidl.security.identity import Identity, Trust, load_identity, named_folder
 from mpidl.security.policy import Policy
 from mpidl.security.subject import Subject
 from mpidl.security.tokens import TokenVerifier
@@ -176,10 +176,8 @@ def open_secured(settings: SecuritySettings, record: Record) -> Door:
     Raises:
         MpidlError: The identity, the site's files or its policy are not right.
     """
-    folder = Path(settings.identity).expanduser()
-    folder = folder if len(folder.parts) > 1 else key_folder(settings.identity)
-    encrypted = keystore.is_encrypted(folder / "key.pem")
-    passphrase = keystore.ask_passphrase(str(folder)) if encrypted else None
+    folder = named_folder(settings.identity)
+    passphrase = keystore.passphrase_of(folder / "key.pem", str(folder))
     identity, site = load_identity(folder, passphrase), SiteFiles()
     if identity.tls_key is None:
         remedy = "have it issued anew: 'mpidl keys'"

@@ -84,13 +84,13 @@ class StepScalars:
     stop: float = 0.0
     count: float = 0.0
 
-    def _row(self, dtype: DTypeLike) -> NDArray[Any]:
+    def row(self, dtype: DTypeLike) -> NDArray[Any]:
         """The fields in their order; `dataclasses.astuple` copies deeply and takes 5 us more."""
         return np.array(list(vars(self).values()), dtype)
 
     def write(self, parameters: FlatParameters) -> None:
         """Into the spare elements behind the gradients, to travel in the same message."""
-        own = self._row(parameters.spare.dtype)
+        own = self.row(parameters.spare.dtype)
         parameters.spare[: own.size] = parameters.ops.to_device(own)
 
     @classmethod
@@ -116,7 +116,7 @@ class StepScalars:
         """
         if len(leaves) == 1:
             return leaves[0]
-        rows = [leaf._row(dtype) for leaf in leaves]
+        rows = [leaf.row(dtype) for leaf in leaves]
         while len(rows) > 1:
             pairs = [a + b for a, b in zip(rows[::2], rows[1::2], strict=False)]
             rows = pairs + rows[2 * len(pairs) :]

@@ -103,7 +103,7 @@ class Robust(SynchronousStrategy):
 
     def _gather(self, scalars: StepScalars) -> NDArray[np.float64]:
         """(ranks, scalars) of all ranks."""
-        own = np.array(list(vars(scalars).values()), np.float64)
+        own = scalars.row(np.float64)
         found = np.zeros((self.group.size, own.size))
         found[self.group.rank] = own
         all_gather(found.reshape(-1), comm=self.group, name="scalars")
